@@ -1,0 +1,222 @@
+"""params.yaml as typed models: every knob, its range and its unit; unknown keys are refused.
+
+The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in params.yaml states only what it changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ddpm.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A block of params.yaml: frozen, and strict about keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where the raw bytes come from and what `ddpm prepare` makes of them."""
+
+    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder"] = "digits"
+    path: str | None = Field(None, description="for `folder`: a directory of images, class subfolders optional")
+    name: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="the data set's name, and the model's: ddpm-<name>. Default: the source's, or the folder's",
+    )
+    image_size: Positive | None = Field(
+        None, description="pixels a side: resize the shorter side to it, crop the centre. null: sizes must agree"
+    )
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
+    validation_fraction: Fraction = Field(0.2, description="share of each class kept for validation")
+    skip_bad: bool = Field(False, description="leave unreadable files out and list them in the manifest")
+    max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
+
+    @model_validator(mode="after")
+    def _folder_needs_a_path(self) -> DataConfig:
+        if (self.source == "folder") != (self.path is not None):
+            raise ValueError("`path` goes with `source: folder`, and only with it")
+        return self
+
+    @property
+    def dataset_name(self) -> str:
+        """The name that the registered model carries."""
+        if self.name:
+            return self.name
+        if self.path is None:
+            return self.source
+        words = "".join(c if c.isalnum() else " " for c in Path(self.path).resolve().name.lower()).split()
+        return "-".join(words) or "folder"
+
+
+class NetworkConfig(Section):
+    """The U-Net of Ho et al. 2020 (§4, appendix B)."""
+
+    kind: Literal["unet"] = "unet"
+    width: Positive = Field(128, description="channels of the first level")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 2, 2), min_length=1, description="channels / width, a level each")
+    blocks: Positive = Field(2, description="residual blocks a level")
+    attention_resolutions: tuple[Positive, ...] = Field((16,), description="sides, in pixels, that get attention")
+    heads: Positive = 1
+    groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class ProcessConfig(Section):
+    """The forward process and what the network is asked to predict of it."""
+
+    timesteps: Positive = 1000
+    schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
+    prediction: Literal["epsilon", "x0", "v"] = "epsilon"
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+
+
+class TrainingConfig(Section):
+    """Algorithm 1 of Ho et al. 2020 and its optimiser."""
+
+    steps: Positive = Field(800_000, description="optimiser steps")
+    batch_size: Positive = 128
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(5000, ge=0, description="linear rise of the learning rate")
+    decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay at step k: min(ema_decay, (1+k)/(10+k))")
+    horizontal_flip: bool = Field(False, description="mirror each image with probability 1/2")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
+    )
+    checkpoint_every: Positive = Field(1000, description="steps between resumable states")
+    log_every: Positive = Field(100, description="steps a point of the loss curve averages over")
+
+
+class SamplingConfig(Section):
+    """The sampling plan that evaluation and deployment use unless told otherwise."""
+
+    sampler: Literal["ancestral", "ddim"] = "ddim"
+    steps: Positive = 50
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
+    spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "trailing"
+    clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
+
+
+class VariantConfig(Section):
+    """One model: a composition of parts."""
+
+    network: NetworkConfig = NetworkConfig()
+    process: ProcessConfig = ProcessConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> VariantConfig:
+        if self.sampling.steps > self.process.timesteps:
+            raise ValueError(
+                f"sampling.steps is {self.sampling.steps}, but the process has only {self.process.timesteps} timesteps"
+            )
+        return self
+
+
+class ExtractorConfig(Section):
+    """The network whose features FID and IS are computed in."""
+
+    kind: Literal["auto", "classifier", "rotation", "inception"] = Field(
+        "auto",
+        description="classifier: a small CNN fitted to the labels; rotation: the same fitted to tell rotations apart, "
+        "for data without labels; inception: InceptionV3 as the papers use it; auto: inception for colour images when "
+        "its weights are at hand, else classifier when there are labels, else rotation",
+    )
+    weights: str | None = Field(None, description="InceptionV3 weights file, in torch-fidelity's format")
+    steps: Positive = Field(600, description="optimiser steps of the small CNN")
+
+
+class EvaluationConfig(Section):
+    """How a model is measured. All of it enters the protocol that each figure carries."""
+
+    samples: Positive = 2000
+    batch_size: Positive = Field(500, description="images a batch; does not change the samples")
+    splits: Positive = Field(10, description="splits of the Inception Score")
+
+
+class ExportConfig(Section):
+    """The ONNX files and the check that they are the trained model."""
+
+    parity_samples: Positive = 16
+    parity_steps: Positive = Field(50, description="steps of the DDIM run both sides make on the same noise")
+    parity_tolerance: float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="of the split, the initial weights, the batches and the samples")
+    data: DataConfig = DataConfig()
+    extractor: ExtractorConfig = ExtractorConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+    variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
+    models: dict[str, VariantConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _variants_are_models(self) -> Params:
+        for name in self.variants:
+            if name not in self.models:
+                raise ValueError(f"`variants` names {name!r}, but `models` has only: {', '.join(self.models)}")
+        return self
+
+    def variant(self, name: str) -> VariantConfig:
+        """The named model's configuration, or a UserError that lists those there are."""
+        if name not in self.models:
+            raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {', '.join(self.models)}")
+        return self.models[name]
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate params.yaml.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key is unknown, missing or out of its range.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file here ({Path.cwd()}); run ddpm in the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected keys such as `data:` and `models:`, found {type(raw).__name__}")
+    return validate(Params, raw, str(path))
+
+
+def validate(model: type[Model], raw: Any, where: str) -> Model:
+    """Validate `raw`, turning pydantic's report into one line about the first wrong key."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """The first complaint of a validation, in one line: the key, what is expected, what was found."""
+    first, *others = error.errors(include_url=False)
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key `{key}`"
+    elif first["type"] == "missing":
+        text = f"the key `{key}` is missing"
+    elif first["type"] == "value_error":
+        text = f"{key + ': ' if key else ''}{first['ctx']['error']}"
+    else:
+        text = f"`{key}`: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+    return text + (f" (and {len(others)} more)" if others else "")
