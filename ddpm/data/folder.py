@@ -1,0 +1,124 @@
+"""A folder of files: its listing, its version, a copy of it, and the images in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from pydantic import BaseModel, ConfigDict
+
+from ddpm.data.images import RawImages, Sample, decode
+from ddpm.errors import UserError
+
+
+class Fingerprint(BaseModel):
+    """The version of a directory's content, as DVC 3 computes and writes it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    md5: str
+    size: int
+    nfiles: int
+
+
+def files_in(folder: Path, *, hidden: bool = False) -> list[str]:
+    """The files below a folder: paths relative to it, separated by `/`, sorted. Links are followed.
+
+    Args:
+        hidden: also what starts with a dot, and what lies in a folder that does.
+
+    Raises:
+        UserError: something there is neither file nor folder, cannot be listed, or is a link to its own parent.
+    """
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
+        here = Path(where)
+        folders[:] = [name for name in folders if hidden or not name.startswith(".")]
+        for name in folders:
+            if here.resolve().is_relative_to((here / name).resolve()):
+                raise UserError(f"{here / name}: a link to a folder that it lies in")
+        for name in files:
+            if not hidden and name.startswith("."):
+                continue
+            if not (here / name).is_file():
+                raise UserError(f"{here / name}: neither a file nor a folder (a broken link?)")
+            found.append((here / name).relative_to(folder).as_posix())
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename}: {error.strerror}")
+
+
+def fingerprint(folder: Path, *, hidden: bool = True) -> Fingerprint:
+    """The version that `dvc add` would record for a folder.
+
+    That is the MD5 of a JSON list of every file's MD5 and relative path, in the order of the paths, with `.dir` behind.
+    """
+    digest, size = hashlib.md5(b"[", usedforsecurity=False), 0
+    files = files_in(folder, hidden=hidden)
+    for number, name in enumerate(files):
+        entry = json.dumps({"md5": _md5_of(folder / name), "relpath": name})
+        digest.update(f"{', ' if number else ''}{entry}".encode())
+        size += (folder / name).stat().st_size
+    digest.update(b"]")
+    return Fingerprint(md5=f"{digest.hexdigest()}.dir", size=size, nfiles=len(files))
+
+
+def _md5_of(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        _unreadable(error)
+
+
+def copy(folder: Path, into: Path) -> None:
+    """Copy the visible files of a folder, structure kept, links resolved.
+
+    Raises:
+        UserError: there is no such folder, or nothing in it to copy.
+    """
+    if not folder.is_dir():
+        raise UserError(f"data.path: {folder}: no such folder")
+    files = files_in(folder)
+    if not files:
+        raise UserError(f"data.path: {folder}: an empty folder; expected images, directly or in class folders")
+    for name in files:
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, into / name)
+
+
+def read(folder: Path) -> RawImages:
+    """The images of a folder, in the order of their paths.
+
+    Every visible file must be an image, whatever its suffix. Either all lie directly in the folder (no labels), or all
+    in class folders one level down (the labels, numbered in the order of the folders' names). A single class folder
+    tells nothing apart, so its images have no labels.
+
+    Raises:
+        UserError: images both with and without a class folder, or in deeper folders.
+    """
+    files = files_in(folder)
+    for name in files:
+        if name.count("/") > 1:
+            raise UserError(f"{folder / name}: too deep; class folders are one level, as in {folder}/CLASS/IMAGE")
+    classes = sorted({name.split("/")[0] for name in files if "/" in name})
+    if classes and (unlabelled := [name for name in files if "/" not in name]):
+        raise UserError(
+            f"labels missing: {folder / unlabelled[0]} lies beside the class folders {', '.join(classes[:3])}"
+            f"{', ...' if len(classes) > 3 else ''}; put every image into a class folder, or none"
+        )
+    labels = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else None
+
+    def samples() -> Iterator[Sample]:
+        for name in files:
+            yield Sample(name, partial(decode, folder / name), labels[name.split("/")[0]] if labels else None)
+
+    return RawImages(len(files), tuple(labels) if labels else None, samples())

@@ -1,0 +1,198 @@
+"""`ddpm fetch`: the upstream's published bytes → data/, in the version that data.dvc records."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ddpm.config import DataConfig, Params
+from ddpm.data.folder import Fingerprint, fingerprint
+from ddpm.data.sources import source_of
+from ddpm.errors import UserError
+from ddpm.files import atomic_directory, read_json, write_bytes, write_json
+
+DATA, RECORD, RECEIPT = "data", "data.dvc", "fetched.json"
+REPLACED = Path(".ddpm", "replaced")
+
+
+class Receipt(BaseModel):
+    """fetched.json: what data/ holds. The pipeline's first output, from which `prepare` knows what it reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    name: str
+    md5: str
+    nfiles: int
+    size: int
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        try:
+            return cls.model_validate(read_json(path))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; run `ddpm fetch`") from None
+        except ValueError:  # pydantic's, json's and the decoder's
+            raise UserError(f"{path}: damaged; run `ddpm fetch`") from None
+
+
+class Record(BaseModel):
+    """data.dvc: the version of data/, and in `meta` the source that it is of. Any other key is DVC's."""
+
+    outs: tuple[Fingerprint]
+    meta: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """The record, or None if there is none."""
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (ValidationError, yaml.YAMLError, UnicodeDecodeError):
+            raise UserError(f"{path}: not a record of one directory; remove it, then run `ddpm fetch`") from None
+
+    def is_of(self, origin: dict[str, str]) -> bool:
+        return self.meta is None or self.meta == origin
+
+    @property
+    def md5(self) -> str:
+        return self.outs[0].md5
+
+
+def fetch(params: Params, *, root: Path = Path(), accept: bool = False) -> None:
+    """Bring data/ to the version that data.dvc records, and write the receipt fetched.json.
+
+    What is there already is used; else the DVC cache and remote are asked, else the upstream, whose bytes must be those
+    recorded. When params.yaml names another source than data.dvc, that is a new data set, which is fetched and
+    recorded. Whatever fails, data/ is left as it was.
+
+    Args:
+        root: the project's folder.
+        accept: fetch from the upstream and record whatever it has now as the new version.
+
+    Raises:
+        UserError: the upstream's bytes are not those recorded, or params.yaml names a folder without files.
+        UpstreamError: a download failed.
+    """
+    config, data = params.data, root / DATA
+    origin = _origin(config)
+    record = Record.read(root / RECORD)
+    if record and not record.is_of(origin):
+        record = None
+    if config.path is not None:
+        _check_apart(root / Path(config.path).expanduser(), data)
+    found = None
+    if record and not accept:
+        _check_folder_unchanged(config, root, record)
+        found = _already_there(data, record) or _from_dvc(root, record)
+    if found:
+        said = f"as {RECORD} records"
+    else:
+        found = _from_upstream(config, root, None if accept else record)
+        said = f"fetched, as {RECORD} records"
+        if record is None or record.md5 != found.md5:
+            _write_record(root / RECORD, found, origin)
+            said = f"a new version, recorded in {RECORD}"
+        _cache(root)
+    receipt = Receipt(source=config.source, name=config.dataset_name, **found.model_dump())
+    write_json(root / RECEIPT, receipt.model_dump())
+    print(f"{DATA}/: {receipt.name}, {found.nfiles} file{'s' * (found.nfiles != 1)}, {found.size} bytes; {said}")
+
+
+def _origin(config: DataConfig) -> dict[str, str]:
+    """What data.dvc notes about where the data are from."""
+    return {"source": config.source} | ({"path": config.path} if config.path is not None else {})
+
+
+def _check_apart(folder: Path, data: Path) -> None:
+    """data/ is a copy, so it cannot be of itself."""
+    here, there = folder.resolve(), data.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise UserError(f"data.path: {folder} and {data} lie in one another; keep your images in a folder of their own")
+
+
+def _check_folder_unchanged(config: DataConfig, root: Path, record: Record) -> None:
+    """A folder can be asked at once whether it is still what was recorded. One that is gone may yet be in the cache."""
+    if config.path is None:
+        return
+    folder = root / Path(config.path).expanduser()
+    if folder.is_dir():
+        _check_recorded(fingerprint(folder, hidden=False), record, f"data.path: {folder}")
+
+
+def _check_recorded(found: Fingerprint, record: Record, where: str) -> None:
+    if found.md5 != record.md5:
+        raise UserError(
+            f"{where} has changed: it is {found.md5}, but {RECORD} records {record.md5}; "
+            "`ddpm fetch --accept` records the new version"
+        )
+
+
+def _already_there(data: Path, record: Record) -> Fingerprint | None:
+    """The version in data/, if it is the one recorded."""
+    found = fingerprint(data) if data.is_dir() else None
+    return found if found and found.md5 == record.md5 else None
+
+
+def _from_dvc(root: Path, record: Record) -> Fingerprint | None:
+    """Have DVC restore data/ from its cache, else from the remote. It refuses to overwrite what it does not know."""
+    if not _dvc(root, "pull", RECORD):
+        return None
+    return _already_there(root / DATA, record)
+
+
+def _cache(root: Path) -> None:
+    """Put data/ into DVC's cache, so that `dvc push` has it. The record is the same that DVC would write."""
+    if _dvc(root, "add", DATA) is False:
+        print(f"warning: `dvc add {DATA}` failed; `dvc push` will not have the data", file=sys.stderr)
+
+
+def _dvc(root: Path, *arguments: str) -> bool | None:
+    """Run a dvc command in the project: whether it succeeded, or None where there is no DVC."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    executable = shutil.which("dvc", path=path)
+    if executable is None or not (root / ".dvc").is_dir():
+        return None
+    # Waiting matters: other stages of the same pipeline hold the lock for an instant each.
+    command = [executable, "--wait-for-lock", *arguments, "--quiet"]
+    return subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+
+
+def _from_upstream(config: DataConfig, root: Path, record: Record | None) -> Fingerprint:
+    """Fetch into a directory beside data/, check it, and put it in data/'s place."""
+    data = root / DATA
+    with atomic_directory(data) as fresh:
+        source_of(config, root).fetch(fresh)
+        found = fingerprint(fresh)
+        if record:
+            _check_recorded(found, record, f"the upstream of data.source: {config.source}")
+        _set_aside_unrecorded(root, found)
+    return found
+
+
+def _set_aside_unrecorded(root: Path, found: Fingerprint) -> None:
+    """Keep a data/ that is about to be replaced and is of no recorded version: nobody else may have those bytes."""
+    data, record = root / DATA, Record.read(root / RECORD)
+    if not data.is_dir():
+        return
+    replaced = fingerprint(data)
+    if replaced.nfiles == 0 or replaced.md5 == found.md5 or (record and replaced.md5 == record.md5):
+        return
+    aside = root / REPLACED / replaced.md5
+    if not aside.exists():
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        data.replace(aside)
+        print(f"{DATA}/ was of no recorded version; it was moved to {REPLACED / replaced.md5}")
+
+
+def _write_record(path: Path, found: Fingerprint, origin: dict[str, str]) -> None:
+    record = {"outs": [{**found.model_dump(), "hash": "md5", "path": DATA}], "meta": origin}
+    write_bytes(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())

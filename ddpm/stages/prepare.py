@@ -1,0 +1,200 @@
+"""`ddpm prepare`: data/ → prepared/."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ddpm.config import DataConfig, Params
+from ddpm.data import folder
+from ddpm.data.images import RESIZE_RULE, BadImageError, RawImages, Sample, pixel_limit, to_array
+from ddpm.data.sources import source_of
+from ddpm.data.split import stratified_split
+from ddpm.data.store import (
+    IMAGES,
+    LABELS,
+    MANIFEST,
+    Counts,
+    LeftOut,
+    Manifest,
+    RowWriter,
+    Rules,
+    SplitName,
+    SplitRecord,
+    read_chunks,
+)
+from ddpm.errors import UserError
+from ddpm.files import atomic_directory, sha256_of, write_json
+from ddpm.stages.fetch import DATA, RECEIPT, Receipt
+
+PREPARED = "prepared"
+_CHUNK_BYTES = 1 << 20
+
+
+def prepare(params: Params, *, root: Path = Path()) -> Manifest:
+    """Turn the raw bytes in data/ into prepared/: uint8 images, labels, a stratified split and a manifest.
+
+    Images are streamed: the memory needed does not depend on how many there are. Equal data and equal params give
+    equal bytes. An older prepared/ stays until the new one is whole.
+
+    Raises:
+        UserError: data/ is not what `ddpm fetch` left; a file is no image (unless `data.skip_bad`); images differ in
+            size or channels and params.yaml does not say what they should get; there are too few to split.
+    """
+    config, data = params.data, root / DATA
+    _check_fetched(config, root)
+    raw = source_of(config, root).read(data)
+    with atomic_directory(root / PREPARED) as out:
+        numbers, left_out = _write_images(raw, config, data, out / IMAGES)
+        labels = np.array(numbers, np.int64) if raw.classes else None
+        counts = _count(labels, raw.classes, data)
+        train, validation = stratified_split(labels, len(numbers), config.validation_fraction, params.seed)
+        np.save(out / "train.npy", train)
+        np.save(out / "validation.npy", validation)
+        if labels is not None:
+            np.save(out / LABELS, labels)
+        shape, splits, mean, std = _summarise(out / IMAGES, {"train": train, "validation": validation})
+        manifest = Manifest(
+            name=config.dataset_name,
+            source=config.source,
+            shape=shape,
+            counts=Counts(train=len(train), validation=len(validation), classes=counts),
+            classes=raw.classes,
+            mean=mean,
+            std=std,
+            images_sha256=sha256_of(out / IMAGES),
+            labels_sha256=None if labels is None else sha256_of(out / LABELS),
+            splits=splits,
+            seed=params.seed,
+            rules=Rules(
+                image_size=config.image_size,
+                channels=config.channels,
+                resize=RESIZE_RULE,
+                validation_fraction=config.validation_fraction,
+            ),
+            left_out=tuple(left_out),
+        )
+        write_json(out / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _check_fetched(config: DataConfig, root: Path) -> None:
+    receipt = Receipt.read(root / RECEIPT)
+    if (receipt.source, receipt.name) != (config.source, config.dataset_name):
+        raise UserError(
+            f"data/ holds {receipt.name} ({receipt.source}), but params.yaml asks for {config.dataset_name} "
+            f"({config.source}); run `ddpm fetch`"
+        )
+    found = folder.fingerprint(root / DATA).md5 if (root / DATA).is_dir() else "nothing"
+    if found != receipt.md5:
+        raise UserError(f"data/: found {found}, but {RECEIPT} says {receipt.md5}; run `ddpm fetch`")
+
+
+def _write_images(raw: RawImages, config: DataConfig, data: Path, path: Path) -> tuple[list[int | None], list[LeftOut]]:
+    """Decode every image into a row of images.npy; the labels of the rows, and what was left out."""
+    labels: list[int | None] = []
+    left_out: list[LeftOut] = []
+    with pixel_limit(config.max_pixels):
+        rows = _rows(raw, config, data, left_out)
+        first = next(rows, None)
+        if first is None:
+            raise UserError(f"{data}: no images{_in_words(left_out)}")
+        sample, row = first
+        _check_square(data / sample.name, row)
+        labels.append(sample.label)
+        with RowWriter(path, row.shape, np.uint8) as writer:
+            writer.append(row)
+            for other, other_row in rows:
+                if other_row.shape != row.shape:
+                    raise _unlike(data / sample.name, row, data / other.name, other_row)
+                writer.append(other_row)
+                labels.append(other.label)
+    if len(labels) == 1:
+        raise UserError(f"{data}: only one image, {sample.name}; a training and a validation split need two")
+    return labels, left_out
+
+
+def _rows(
+    raw: RawImages, config: DataConfig, data: Path, left_out: list[LeftOut]
+) -> Iterator[tuple[Sample, np.ndarray]]:
+    """The images by the rules, uint8 [H, W, C]; what does not decode goes to `left_out`, if that is wanted."""
+    for sample in tqdm(raw.samples, "prepare", raw.count, unit="image", disable=None):
+        try:
+            yield sample, to_array(sample.load(), config.channels, config.image_size)
+        except BadImageError as error:
+            if not config.skip_bad:
+                raise UserError(f"{data / sample.name}: {error}; `data.skip_bad: true` leaves such files out") from None
+            left_out.append(LeftOut(file=sample.name, reason=str(error)))
+
+
+def _check_square(file: Path, row: np.ndarray) -> None:
+    height, width, _ = row.shape
+    if height != width:
+        raise UserError(f"{file} is {width}×{height}, not square; set `data.image_size` to the side images should get")
+
+
+def _unlike(file: Path, row: np.ndarray, other: Path, other_row: np.ndarray) -> UserError:
+    """Two images that do not fit into one array, and the key that makes them."""
+    (height, width, channels), (other_height, other_width, _) = row.shape, other_row.shape
+    if (height, width) != (other_height, other_width):
+        return UserError(
+            f"mixed sizes: {file} is {width}×{height}, {other} is {other_width}×{other_height}; "
+            "set `data.image_size` to the side all images should get"
+        )
+    kind, other_kind = ("grey", "in colour") if channels == 1 else ("in colour", "grey")
+    return UserError(f"mixed modes: {file} is {kind}, {other} is {other_kind}; set `data.channels` to 1 or 3")
+
+
+def _in_words(left_out: list[LeftOut]) -> str:
+    if not left_out:
+        return ""
+    return f" but {len(left_out)} unreadable files, such as {left_out[0].file}: {left_out[0].reason}"
+
+
+def _count(labels: np.ndarray | None, classes: tuple[str, ...] | None, data: Path) -> dict[str, int] | None:
+    """Images a class. One that cannot be on both sides of the split is a UserError."""
+    if labels is None or classes is None:
+        return None
+    counts = dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True))
+    for name, count in counts.items():
+        if count < 2:
+            raise UserError(
+                f"{data}: class {name!r} has {count} readable image{'' if count == 1 else 's'}; "
+                "a training and a validation split need two of each class"
+            )
+    return counts
+
+
+def _summarise(
+    images: Path, splits: dict[SplitName, np.ndarray]
+) -> tuple[tuple[int, int, int], dict[SplitName, SplitRecord], tuple[float, ...], tuple[float, ...]]:
+    """The images' shape, what identifies each split, and the training split's mean and std a channel."""
+    rows, height, width, channels = np.load(images, mmap_mode="r").shape
+    records, levels = {}, {}
+    for name, index in splits.items():
+        member = np.zeros(rows, bool)
+        member[index] = True
+        digest, levels[name] = hashlib.sha256(), np.zeros((channels, 256), np.int64)
+        start = 0
+        for chunk in read_chunks(images, max(1, _CHUNK_BYTES // (height * width * channels))):
+            chosen = chunk[member[start : start + len(chunk)]]
+            start += len(chunk)
+            digest.update(chosen.tobytes())
+            for channel, counts in enumerate(levels[name]):
+                counts += np.bincount(chosen[..., channel].ravel(), minlength=256)
+        records[name] = SplitRecord(count=len(index), sha256=digest.hexdigest())
+    mean, std = zip(*(_mean_and_std(counts.tolist()) for counts in levels["train"]), strict=True)
+    return (height, width, channels), records, mean, std
+
+
+def _mean_and_std(counts: list[int]) -> tuple[float, float]:
+    """Of levels 0..255 scaled to [0, 1], from how often each occurs. In whole numbers, so the same on any machine."""
+    n = sum(counts)
+    total = sum(level * count for level, count in enumerate(counts))
+    squares = sum(level * level * count for level, count in enumerate(counts))
+    return total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)
