@@ -1,0 +1,191 @@
+"""The command line: one command a pipeline stage, thin. `ddpm --help` is the manual."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm import __version__
+from ddpm.errors import Interrupted, UpstreamError, UserError
+
+if TYPE_CHECKING:
+    from ddpm.config import Params
+
+Arguments = argparse.Namespace
+
+MANUAL = """\
+Turn a folder of images into a measured, registered and deployed diffusion model.
+
+The stages, in the order in which they run (V is a model named in params.yaml):
+
+  ddpm fetch              the raw bytes, checked against data.dvc          → data/
+  ddpm prepare            one array, a split, a manifest                   → prepared/
+  ddpm fit-extractor      the features that FID and IS are computed in     → extractor/
+  ddpm train V            continues by itself if it was interrupted        → models/V/
+  ddpm evaluate V         figures with their protocol, and pictures        → reports/V/
+  ddpm export V           ONNX, held against the trained model             → deploy/V/
+  ddpm register V         a version in the MLflow registry                 → models:/ddpm-<data>
+  ddpm promote V          champion, if it beats the one there is
+
+`dvc repro` runs what has to run up to export; `python -m flows.retrain` runs all of it under Prefect.
+
+Beside the stages:
+
+  ddpm sample MODEL --n 64 --out samples.png
+  ddpm config             params.yaml with every default filled in, and what each key means
+
+Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed, try again; 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (UserError, UpstreamError, Interrupted) as error:
+        print(f"ddpm {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"ddpm {arguments.command}: interrupted", file=sys.stderr)
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`); keep Python from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("ddpm"):
+            raise
+        print(f"ddpm {arguments.command}: needs the package {error.name!r}: {_install_hint()}", file=sys.stderr)
+        return UserError.exit_code
+    return 0
+
+
+def _install_hint() -> str:
+    return "install ddpm[train] for the stages, ddpm[pipeline] for DVC, MLflow and Prefect"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ddpm", description=MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"ddpm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, run: Callable[[Arguments], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    def for_variant(name: str, run: Callable[[Arguments], None], text: str) -> argparse.ArgumentParser:
+        sub = command(name, run, text)
+        sub.add_argument("variant", metavar="V", help="a model named in params.yaml")
+        return sub
+
+    fetch = command("fetch", _fetch, "bring the raw bytes into data/ and check them against data.dvc")
+    fetch.add_argument("--accept", action="store_true", help="record what was found as the data's new version")
+    command("prepare", _prepare, "make one array, a split and a manifest of data/")
+    command("fit-extractor", _fit_extractor, "make the features that FID and IS are computed in")
+    for_variant("train", _train, "train a model, or continue where an interrupted run stopped")
+    for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
+    for_variant("export", _export, "export a model to ONNX and hold it against the trained one")
+    for_variant("register", _register, "register a model's export, with its figures, in MLflow")
+    for_variant("promote", _promote, "make the newest version of a model champion, if it beats the one there is")
+    command("config", _config, "print params.yaml with the defaults filled in, and what each key means")
+
+    sample = command("sample", _sample, "draw images from a model")
+    sample.add_argument(
+        "model", metavar="MODEL", help="models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
+    )
+    sample.add_argument("--n", type=int, default=64, help="how many images (default: %(default)s)")
+    sample.add_argument("--out", type=Path, required=True, help="FILE.npz (uint8 [N, H, W, C]), FILE.png or a new directory")
+    sample.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)")
+    sample.add_argument("--sampler", help="ancestral or ddim (default: the model's own)")
+    sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
+    sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
+    sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    return parser
+
+
+def _params() -> Params:
+    from ddpm.config import load_params
+
+    return load_params()
+
+
+def _fetch(arguments: Arguments) -> None:
+    from ddpm.stages.fetch import fetch
+
+    fetch(_params(), accept=arguments.accept)
+
+
+def _prepare(arguments: Arguments) -> None:
+    from ddpm.stages.prepare import prepare
+
+    prepare(_params())
+
+
+def _fit_extractor(arguments: Arguments) -> None:
+    from ddpm.stages.extractor import fit_extractor
+
+    fit_extractor(_params())
+
+
+def _train(arguments: Arguments) -> None:
+    from ddpm.stages.train import train_variant
+
+    train_variant(_params(), arguments.variant)
+
+
+def _evaluate(arguments: Arguments) -> None:
+    from ddpm.stages.evaluate import evaluate_variant
+
+    evaluate_variant(_params(), arguments.variant)
+
+
+def _export(arguments: Arguments) -> None:
+    from ddpm.stages.export import export_variant
+
+    export_variant(_params(), arguments.variant)
+
+
+def _register(arguments: Arguments) -> None:
+    from ddpm import tracking
+
+    _params().variant(arguments.variant)
+    print(tracking.register(arguments.variant))
+
+
+def _promote(arguments: Arguments) -> None:
+    from ddpm import tracking
+
+    _params().variant(arguments.variant)
+    print(tracking.promote(arguments.variant))
+
+
+def _sample(arguments: Arguments) -> None:
+    from ddpm.stages.sample import sample_to
+
+    images = sample_to(
+        arguments.model,
+        arguments.out,
+        count=arguments.n,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        eta=arguments.eta,
+    )
+    print(f"{len(images)} images of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _config(arguments: Arguments) -> None:
+    from ddpm.config import explain
+
+    print(explain(_params()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The order of training batches: a function of the seed and the step alone, so that a resumed run needs no state for it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Images(Protocol):
+    """What a training loop reads: `ddpm.data.store.Split`, or anything like it."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images at these positions, [n, H, W, C]."""
+        ...
+
+
+class InMemoryImages:
+    """An array of images [N, H, W, C] uint8 as `Images`."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images at these positions, [n, H, W, C]."""
+        return self._images[indices]
+
+
+def batch_indices(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Positions of the images of a step's batch, [batch_size].
+
+    The steps cut an endless row of shuffled epochs into batches: every image is seen once an epoch, and a batch may span two epochs,
+    or several where the data is smaller than the batch.
+    """
+    first, last = step * batch_size, (step + 1) * batch_size
+    parts = []
+    for epoch in range(first // count, (last - 1) // count + 1):
+        start = epoch * count
+        parts.append(_epoch_order(count, seed, epoch)[max(first - start, 0) : last - start])
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> NDArray[Any]:
+    return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,0 +1,1 @@
+"""Deployment: ONNX export, and the runtime that needs only numpy and onnxruntime."""

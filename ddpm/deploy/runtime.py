@@ -1,0 +1,129 @@
+"""The sampler that ships: numpy and onnxruntime, and the same plan tables that torch runs.
+
+A deploy directory holds `denoiser.onnx` (one evaluation of the network) and `sampler.json` (the process, the default plan, the image's shape).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import COLUMNS, SamplingPlan, plan_for
+from ddpm.errors import UserError
+
+Float32 = NDArray[np.float32]
+
+
+class Sampler:
+    """An exported model, ready to draw images."""
+
+    def __init__(self, directory: Path | str, *, providers: list[str] | None = None, threads: int = 0) -> None:
+        """
+        Args:
+            directory: what `ddpm export` wrote.
+            providers: onnxruntime's execution providers, best first; None: CUDA where there is a device, else the CPU.
+            threads: of the CPU provider; 0: one a core.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        import onnxruntime
+
+        directory = Path(directory)
+        try:
+            self.facts: dict[str, Any] = json.loads((directory / "sampler.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{directory} is not a deploy directory: sampler.json is missing") from None
+        except ValueError as error:
+            raise UserError(f"{directory / 'sampler.json'} is damaged: {error}") from None
+        self.shape: tuple[int, int, int] = tuple(self.facts["shape"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                directory / "denoiser.onnx", options, providers=_described(providers or available_providers())
+            )
+        except Exception as error:  # onnxruntime's own exception types are not public
+            raise UserError(f"{directory / 'denoiser.onnx'} does not load: {error}") from None
+        self.providers: list[str] = self._session.get_providers()
+
+    def plan(self, **overrides: Any) -> SamplingPlan:
+        """The model's own sampling plan, or one with some of `sampler`, `steps`, `eta`, `spacing`, `clip` replaced."""
+        return plan_for(self.facts["process"], self.facts["sampling"], **overrides)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        on_batch: Callable[[int], None] = lambda done: None,
+        **overrides: Any,
+    ) -> NDArray[np.uint8]:
+        """Draw `count` images, [count, H, W, C] uint8; the same ones whatever the batch size.
+
+        Args:
+            seed: of the noise; image i of a seed is always the same.
+            on_batch: called with the number of images done after every batch.
+            overrides: as for `plan`.
+
+        Raises:
+            ValueError: a name or a number that no plan can be made of.
+        """
+        plan = self.plan(**overrides)
+        height, width, channels = self.shape
+        images = np.empty((count, *self.shape), dtype=np.uint8)
+        for first in range(0, count, batch_size):
+            noise = ImageNoise(seed, min(batch_size, count - first), (channels, height, width), first=first)
+            x = self.run(plan, noise.draw(), noise.draw)
+            images[first : first + len(x)] = to_uint8(x)
+            on_batch(first + len(x))
+        return images
+
+    def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
+        """Run a plan from x_T [N, C, H, W] to x_0 in about [−1, 1]; `draw` gives the z of each row that adds noise."""
+        previous_x0 = np.zeros_like(x)
+        for t, values in zip(plan.timesteps, plan.table.astype(np.float32), strict=True):
+            row = dict(zip(COLUMNS, values, strict=True))
+            out = self.denoise(x, np.full(len(x), t, dtype=np.int64))
+            x0 = np.clip(row["x0_from_x"] * x + row["x0_from_out"] * out, -row["clip"], row["clip"])
+            x = row["to_x0"] * x0 + row["to_x"] * x
+            if row["to_prev"]:
+                x += row["to_prev"] * previous_x0
+            if row["to_noise"]:
+                x += row["to_noise"] * draw()
+            previous_x0 = x0
+        return x
+
+    def denoise(self, x: Float32, t: NDArray[np.int64]) -> Float32:
+        """One evaluation of the network: x [N, C, H, W], t [N]."""
+        return self._session.run(None, {"x": x, "t": t})[0]
+
+
+def available_providers() -> list[str]:
+    """CUDA where onnxruntime has it and the machine has a device, then the CPU."""
+    import onnxruntime
+
+    has_device = Path("/proc/driver/nvidia/version").exists()
+    if has_device and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        # The CUDA libraries come as Python packages; onnxruntime finds them only when told to look.
+        onnxruntime.preload_dlls()
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+def _described(providers: list[str]) -> list[Any]:
+    """Providers with their options: full float32 on CUDA, since TF32's ten bits would break parity."""
+    return [(name, {"use_tf32": "0"}) if name == "CUDAExecutionProvider" else name for name in providers]
+
+
+def to_uint8(x: Float32) -> NDArray[np.uint8]:
+    """Network images [N, C, H, W] in [−1, 1] → pixels [N, H, W, C] uint8, rounded, values outside clipped."""
+    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

@@ -1,0 +1,156 @@
+"""Noise schedules: β_t for t in 0..T-1, computed in float64 (numpy only).
+
+The papers count t from 1 to T; the code counts from 0, so `betas[0]` is the papers' β_1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+
+def linear_betas(timesteps: int) -> Float64:
+    """β from 1e-4 to 0.02 in equal steps (Ho et al. 2020, §4); for T ≠ 1000 both ends scale by 1000/T.
+
+    Shape [T]. Below about T = 20 the scaled end would pass 1 and is held at 0.999.
+    """
+    scale = 1000 / timesteps
+    return np.minimum(np.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=np.float64), 0.999)
+
+
+def cosine_betas(timesteps: int) -> Float64:
+    """β of the cosine ᾱ (Nichol & Dhariwal 2021, eq. 17), offset s = 0.008, clipped at 0.999. Shape [T]."""
+    grid = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    alpha_bar = np.cos((grid + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+def scaled_linear_betas(timesteps: int) -> Float64:
+    """β linear in its square root from 0.00085 to 0.012 (Rombach et al. 2022, latent diffusion). Shape [T]."""
+    return np.linspace(0.00085**0.5, 0.012**0.5, timesteps, dtype=np.float64) ** 2
+
+
+SCHEDULES: dict[str, Callable[[int], Float64]] = {
+    "linear": linear_betas,
+    "cosine": cosine_betas,
+    "scaled_linear": scaled_linear_betas,
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The betas of a forward process and every table that follows from them (Ho et al. 2020, §2).
+
+    Attributes:
+        betas: [T] float64 in (0, 1).
+        timesteps: [T] int64, what the network is told at each row; after respacing, the original t.
+    """
+
+    betas: Float64
+    timesteps: NDArray[np.int64]
+
+    @staticmethod
+    def named(name: str, timesteps: int) -> Schedule:
+        """One of `SCHEDULES` with T = `timesteps`."""
+        if timesteps < 1:
+            raise ValueError(f"timesteps must be at least 1, found {timesteps}")
+        if name not in SCHEDULES:
+            raise ValueError(f"no schedule {name!r}; there are: {', '.join(SCHEDULES)}")
+        return Schedule(SCHEDULES[name](timesteps), np.arange(timesteps, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        if self.betas.ndim != 1 or not np.all((self.betas > 0) & (self.betas < 1)):
+            raise ValueError("betas must be one-dimensional and inside (0, 1)")
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> Float64:
+        """ᾱ_t = ∏_{s≤t} (1 − β_s), [T]."""
+        return np.cumprod(1 - self.betas)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Float64:
+        """ᾱ_{t−1}, with ᾱ before the first step 1, [T]."""
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @cached_property
+    def posterior_variance(self) -> Float64:
+        """β̃_t = (1−ᾱ_{t−1})/(1−ᾱ_t) β_t, [T]; 0 at t = 0 (eq. 7)."""
+        return (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod) * self.betas
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Float64:
+        """log β̃_t with the value at t = 1 standing in at t = 0, where β̃ is 0, [T]."""
+        if len(self) == 1:
+            return np.log(self.betas)
+        return np.log(np.append(self.posterior_variance[1], self.posterior_variance[1:]))
+
+    @cached_property
+    def posterior_mean_coef_x0(self) -> Float64:
+        """Coefficient of x_0 in μ̃_t, [T] (eq. 7)."""
+        return np.sqrt(self.alphas_cumprod_prev) * self.betas / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef_xt(self) -> Float64:
+        """Coefficient of x_t in μ̃_t, [T] (eq. 7)."""
+        return np.sqrt(1 - self.betas) * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    def respaced(self, kept: NDArray[np.int64]) -> Schedule:
+        """The process that visits only the rows `kept` (ascending) of this one (Nichol & Dhariwal 2021, §4).
+
+        β_{S_i} = 1 − ᾱ_{S_i}/ᾱ_{S_{i−1}}; the network goes on seeing the original t.
+        """
+        if len(kept) == 0 or np.any(np.diff(kept) <= 0) or kept[0] < 0 or kept[-1] >= len(self):
+            raise ValueError(f"kept steps must ascend within 0..{len(self) - 1}")
+        alpha_bar = self.alphas_cumprod[kept]
+        return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), self.timesteps[kept])
+
+
+def _leading(total: int, steps: int) -> Float64:
+    return np.arange(steps) * (total // steps)
+
+
+def _trailing(total: int, steps: int) -> Float64:
+    return np.round(np.arange(1, steps + 1) * (total / steps)) - 1
+
+
+def _linspace(total: int, steps: int) -> Float64:
+    return np.round(np.linspace(0, total - 1, steps)) if steps > 1 else np.array([total - 1.0])
+
+
+def _quadratic(total: int, steps: int) -> Float64:
+    return np.floor(np.linspace(0, np.sqrt(total * 0.8), steps) ** 2)
+
+
+SPACINGS: dict[str, Callable[[int, int], Float64]] = {
+    "leading": _leading,  # DDIM's integer stride from 0
+    "trailing": _trailing,  # equal strides that end on T-1 (Lin et al. 2024, table 2)
+    "linspace": _linspace,  # both ends included: improved DDPM's
+    "quadratic": _quadratic,  # DDIM's for CIFAR-10 (Song et al. 2021, appendix D.2), from 0 to 0.8 T
+}
+
+
+def spaced_timesteps(total: int, steps: int, spacing: str) -> NDArray[np.int64]:
+    """The S of T rows that a sampler visits, ascending, [S] int64.
+
+    Raises:
+        ValueError: the spacing is unknown, or S is not in 1..T. Quadratic strides that would visit a row twice
+            move on to the next free one.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(f"no spacing {spacing!r}; there are: {', '.join(SPACINGS)}")
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps must be in 1..{total}, the process's timesteps; found {steps}")
+    kept = SPACINGS[spacing](total, steps).astype(np.int64)
+    # Strictly ascending from below, then pushed back under T from above: both keep S distinct rows.
+    offsets = np.arange(steps)
+    kept = np.maximum.accumulate(kept - offsets) + offsets
+    return np.minimum(kept, total - steps + offsets)

@@ -1,0 +1,1 @@
+"""Evaluation: features, metrics with their protocol, pictures."""

@@ -1,0 +1,30 @@
+"""Pictures people look at: grids of samples and the strip from noise to image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SHOWN_SIDE = 32  # images smaller than this are enlarged by a whole factor
+
+
+def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Image:
+    """Images [N, H, W, C] row by row on white, small ones enlarged without smoothing."""
+    zoom = max(1, SHOWN_SIDE // images.shape[1])
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG whose bytes depend on the pixels alone."""
+    image.save(path, format="PNG", optimize=False)

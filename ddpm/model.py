@@ -1,0 +1,195 @@
+"""A model is a directory: `model.safetensors` (the weights) and `model.json` (everything else needed to use them)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ddpm.config import Section, VariantConfig, validate
+from ddpm.diffusion import sampling
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import SamplingPlan, plan_for
+from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.schedules import Schedule
+from ddpm.errors import UserError
+from ddpm.files import read_json, write_json
+from ddpm.nets import build
+
+
+class DataFacts(Section):
+    """What a model knows of the data it was trained on."""
+
+    name: str
+    shape: tuple[int, int, int]  # height, width, channels of an image
+    classes: tuple[str, ...] | None
+    mean: tuple[float, ...]  # of each channel of the training split, in [0, 1]
+    std: tuple[float, ...]
+    train_sha256: str  # of the training split's pixels
+    train_count: int
+
+
+class TrainingFacts(Section):
+    """What a training run has to say of itself beyond its configuration."""
+
+    seed: int
+    images_seen: int
+    final_loss: float
+    precision: str
+    device: str
+    torch: str  # version
+    fingerprint: str  # of everything that decides the weights
+    weights: Literal["ema"] = "ema"
+
+
+class ModelCard(Section):
+    """model.json."""
+
+    format: Literal[1] = 1
+    variant: str
+    config: VariantConfig
+    data: DataFacts
+    training: TrainingFacts
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with what is needed to sample from it."""
+
+    network: nn.Module
+    card: ModelCard
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def schedule(self) -> Schedule:
+        process = self.card.config.process
+        return Schedule.named(process.schedule, process.timesteps)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (height, width, channels)."""
+        return self.card.data.shape
+
+    def process(self) -> GaussianProcess:
+        """The process the model was trained on, on the model's device."""
+        return build_process(self.card.config, self.device)
+
+    def plan(self, **overrides: Any) -> SamplingPlan:
+        """The model's own sampling plan, or one with some of `sampler`, `steps`, `eta`, `spacing`, `clip` replaced."""
+        config = self.card.config
+        return plan_for(config.process.model_dump(), config.sampling.model_dump(), **overrides)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        on_batch: Callable[[int], None] = lambda done: None,
+        **overrides: Any,
+    ) -> NDArray[np.uint8]:
+        """Draw `count` images, [count, H, W, C] uint8; the same ones whatever the batch size.
+
+        Args:
+            seed: of the noise; image i of a seed is always the same.
+            on_batch: called with the number of images done after every batch.
+            overrides: as for `plan`.
+
+        Raises:
+            ValueError: a name or a number that no plan can be made of.
+        """
+        plan = self.plan(**overrides)
+        images = np.empty((count, *self.shape), dtype=np.uint8)
+        for first in range(0, count, batch_size):
+            noise = self.noise(min(batch_size, count - first), seed, first=first)
+            x = sampling.sample(self.network, plan, noise(), noise)
+            images[first : first + len(x)] = sampling.to_uint8(x).cpu().numpy()
+            on_batch(first + len(x))
+        return images
+
+    def noise(self, count: int, seed: int, *, first: int = 0) -> Callable[[], Tensor]:
+        """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, H, W] on the model's device."""
+        height, width, channels = self.shape
+        stream = ImageNoise(seed, count, (channels, height, width), first=first)
+        return lambda: torch.from_numpy(stream.draw()).to(self.device)
+
+
+def build_network(config: VariantConfig, shape: tuple[int, int, int]) -> nn.Module:
+    """The variant's network for images of (height, width, channels), freshly initialised.
+
+    Raises:
+        UserError: the configuration does not fit the images.
+    """
+    height, width, channels = shape
+    if height != width:
+        raise UserError(f"the prepared images are {height}×{width}; the U-Net needs square ones: set data.image_size")
+    try:
+        return build(config.network.model_dump(), image_size=height, channels=channels)
+    except ValueError as error:
+        raise UserError(f"params.yaml: network: {error}") from None
+
+
+def build_process(config: VariantConfig, device: torch.device | str = "cpu") -> GaussianProcess:
+    """The variant's process with its tables on a device."""
+    process = config.process
+    return GaussianProcess(
+        Schedule.named(process.schedule, process.timesteps),
+        prediction=process.prediction,
+        variance=process.variance,
+        device=device,
+    )
+
+
+def save(model: Model, directory: Path) -> None:
+    """Write the model's two files into an existing directory."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    save_file(weights, directory / "model.safetensors")
+    write_json(directory / "model.json", model.card.model_dump(mode="json"))
+
+
+def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
+    """Read a model directory; nothing else is needed, and no pickle is loaded.
+
+    Raises:
+        UserError: a file is missing, damaged, or the weights are of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    try:
+        card = validate(ModelCard, read_json(directory / "model.json"), str(directory / "model.json"))
+        weights = load_file(directory / "model.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} is not a model directory: {error.filename or 'model.safetensors'} is missing") from None
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{directory}: damaged: {error}") from None
+    network = build_network(card.config, card.data.shape)
+    _load_weights(network, weights, directory / "model.safetensors")
+    return Model(network.to(device).eval().requires_grad_(False), card)
+
+
+def _load_weights(network: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
+    """Fill the network, naming what does not fit."""
+    expected = network.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
+        raise UserError(f"{where}: another network: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            found, wanted = list(tensor.shape), list(expected[name].shape)
+            raise UserError(f"{where}: another network: {name} is {found}, expected {wanted}")
+    network.load_state_dict(weights)

@@ -1,0 +1,87 @@
+"""`ddpm fit-extractor`: the features that FID and IS are computed in, for this data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddpm.config import Params
+from ddpm.data.store import PreparedData
+from ddpm.device import pick_device
+from ddpm.errors import UserError
+from ddpm.evaluation.extractor import (
+    CNNExtractor,
+    Rotations,
+    accuracy,
+    find_inception,
+    fit_cnn,
+    missing_inception,
+    save_cnn,
+    save_inception,
+)
+from ddpm.files import atomic_directory
+from ddpm.stages.layout import EXTRACTOR, PREPARED
+from ddpm.stages.progress import bar
+
+
+def fit_extractor(params: Params, *, root: Path = Path(".")) -> None:
+    """Write `extractor/`: a small CNN fitted to the data, or the record of which InceptionV3 is used.
+
+    Raises:
+        UserError: the kind asked for does not fit the data, or its weights are not at hand.
+    """
+    data = PreparedData.open(root / PREPARED)
+    kind = resolve_kind(params, labelled=data.manifest.classes is not None, channels=data.manifest.shape[2])
+    with atomic_directory(root / EXTRACTOR) as out:
+        if kind == "inception":
+            weights = find_inception(params.extractor.weights)
+            if weights is None:
+                raise missing_inception()
+            save_inception(weights, out)
+        else:
+            _fit_small(params, data, kind, out)
+
+
+def resolve_kind(params: Params, *, labelled: bool, channels: int) -> str:
+    """The extractor's kind for this data, as `ExtractorConfig.kind` tells."""
+    kind = params.extractor.kind
+    if kind == "inception" and channels != 3:
+        raise UserError("extractor.kind is `inception`, which needs colour images; the data is grey: use `classifier`")
+    if kind == "classifier" and not labelled:
+        raise UserError(
+            "extractor.kind is `classifier`, but labels are missing: sort the images into class folders, "
+            "or use `rotation`"
+        )
+    if kind != "auto":
+        return kind
+    if channels == 3 and find_inception(params.extractor.weights) is not None:
+        return "inception"
+    return "classifier" if labelled else "rotation"
+
+
+def _fit_small(params: Params, data: PreparedData, kind: str, out: Path) -> None:
+    device = pick_device()
+    train, validation = data.split("train"), data.split("validation")
+    if kind == "classifier":
+        assert data.manifest.classes is not None and train.labels is not None and validation.labels is not None
+        images, labels, classes = train, train.labels, len(data.manifest.classes)
+        held_out, held_out_labels = validation, validation.labels
+    else:
+        images, held_out = Rotations(train), Rotations(validation)
+        labels, held_out_labels, classes = images.labels, held_out.labels, 4
+    with bar(params.extractor.steps, "step", f"{kind} extractor") as progress:
+        network = fit_cnn(
+            images,
+            labels,
+            classes,
+            steps=params.extractor.steps,
+            seed=params.seed,
+            device=device,
+            on_step=lambda step: progress.update(),
+        )
+    right = accuracy(CNNExtractor(network, {}), held_out, held_out_labels)
+    print(f"{kind} extractor: {right:.1%} of the validation images right")
+    save_cnn(
+        network,
+        out,
+        {"kind": kind, "shape": list(data.manifest.shape), "classes": classes, "validation_accuracy": right},
+    )

@@ -1,0 +1,13 @@
+"""Where the stages read and write, below the project's root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PREPARED = Path("prepared")
+EXTRACTOR = Path("extractor")
+MODELS = Path("models")
+REPORTS = Path("reports")
+DEPLOY = Path("deploy")
+# Unfinished training: outside every DVC output, since DVC removes those before it runs a stage again.
+TRAINING_STATES = Path(".ddpm/training")

@@ -1,0 +1,101 @@
+"""`ddpm sample MODEL`: images from a model directory, a deploy directory or a registered model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.errors import UserError
+from ddpm.files import atomic_directory, atomic_file
+
+
+class Samples(Protocol):
+    """What a trained and an exported model have in common."""
+
+    shape: Any
+
+    def sample(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> NDArray[np.uint8]:
+        """Draw images, [count, H, W, C] uint8."""
+        ...
+
+
+def sample_to(
+    model: str, out: Path, *, count: int, seed: int = 0, batch_size: int = 64, **overrides: Any
+) -> NDArray[np.uint8]:
+    """Draw images and write them where `out` says: FILE.npz (key `images`), FILE.png (a grid) or a directory of PNGs.
+
+    Raises:
+        UserError: no such model, numbers that no plan can be made of, or an `out` that cannot be written.
+    """
+    if count < 1:
+        raise UserError(f"--n must be at least 1, found {count}")
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, found {batch_size}")
+    write = _writer(out)
+    try:
+        images = open_model(model).sample(count, seed=seed, batch_size=batch_size, **overrides)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write(images, out)
+    return images
+
+
+def open_model(model: str) -> Samples:
+    """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime)."""
+    from ddpm.deploy.runtime import Sampler
+
+    if model.startswith(("models:/", "runs:/")):
+        from ddpm import tracking
+
+        return Sampler(tracking.resolve(model))
+    directory = Path(model)
+    if (directory / "sampler.json").is_file():
+        return Sampler(directory)
+    if (directory / "model.json").is_file():
+        from ddpm.device import pick_device
+        from ddpm.model import load
+
+        return load(directory, pick_device())
+    raise UserError(
+        f"{model}: expected a model directory (model.json), a deploy directory (sampler.json) or a URI such as "
+        f"models:/ddpm-digits@champion; {'it has neither file' if directory.is_dir() else 'no such directory'}"
+    )
+
+
+def _writer(out: Path) -> Any:
+    """The function that writes images to `out`, chosen before any work is done."""
+    if out.suffix == ".npz":
+        return _write_npz
+    if out.suffix == ".png":
+        return _write_grid
+    if out.suffix:
+        raise UserError(f"--out {out}: expected FILE.npz, FILE.png or a directory")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is not an empty directory")
+    return _write_directory
+
+
+def _write_npz(images: NDArray[np.uint8], out: Path) -> None:
+    with atomic_file(out) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, images=images)
+
+
+def _write_grid(images: NDArray[np.uint8], out: Path) -> None:
+    from ddpm.evaluation.pictures import grid, save_png
+
+    with atomic_file(out) as temporary:
+        save_png(grid(images, max(1, round(len(images) ** 0.5))), temporary)
+
+
+def _write_directory(images: NDArray[np.uint8], out: Path) -> None:
+    from PIL import Image
+
+    digits = len(str(len(images) - 1))
+    with atomic_directory(out) as temporary:
+        for index, image in enumerate(images):
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                temporary / f"{index:0{digits}d}.png"
+            )

@@ -1,0 +1,142 @@
+"""`ddpm train V`: a prepared data set in, a model directory out; a killed run continues with the same command."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ddpm import tracking
+from ddpm.config import Params, VariantConfig
+from ddpm.data.store import PreparedData
+from ddpm.device import pick_device, resolve_precision
+from ddpm.files import atomic_directory, sha256_of
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
+from ddpm.stages.layout import MODELS, PREPARED, TRAINING_STATES
+from ddpm.stages.progress import bar, stop_requests
+from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.loop import DivergedError, LossPoint, train
+
+# The code that decides the weights, as far as it is ours.
+_DECISIVE_CODE = ("data/loader.py", "diffusion", "nets", "training", "model.py", "stages/train.py")
+
+
+def train_variant(params: Params, variant: str, *, root: Path = Path(".")) -> None:
+    """Write `models/V/`: model.safetensors, model.json and loss.csv.
+
+    Raises:
+        UserError: the configuration does not fit the data, the loss diverged, or another process trains this model.
+        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    config = params.variant(variant)
+    data = PreparedData.open(root / PREPARED)
+    device = pick_device()
+    precision = resolve_precision(config.training.precision, device)
+    torch.manual_seed(params.seed)
+    network = build_network(config, data.manifest.shape).to(device, memory_format=torch.channels_last)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
+    checkpoints = Checkpoints(root / TRAINING_STATES / f"{variant}-{mark[:16]}")
+    print(f"{variant}: {parameters / 1e6:.2f} M parameters on {device.type}, {precision}", flush=True)
+
+    with checkpoints.locked():
+        curve = _run(params, config, network, data, precision, checkpoints, variant)
+        facts = TrainingFacts(
+            seed=params.seed,
+            images_seen=config.training.steps * config.training.batch_size,
+            final_loss=curve[-1].loss,
+            precision=precision,
+            device=device.type,
+            torch=torch.__version__,
+            fingerprint=mark,
+        )
+        card = ModelCard(
+            variant=variant, config=config, data=data_facts(data), training=facts, parameters=parameters
+        )
+        with atomic_directory(root / MODELS / variant) as out:
+            save(Model(network, card), out)
+            write_curve(curve, out / "loss.csv")
+        checkpoints.clear()
+
+
+def _run(
+    params: Params,
+    config: VariantConfig,
+    network: torch.nn.Module,
+    data: PreparedData,
+    precision: str,
+    checkpoints: Checkpoints,
+    variant: str,
+) -> list[LossPoint]:
+    """The loop with its bar, its live curve and its way out."""
+    options = config.training
+    with (
+        bar(options.steps * options.batch_size, "img", variant) as progress,
+        stop_requests() as should_stop,
+        tracking.live_curve() as log,
+    ):
+
+        def on_resume(step: int) -> None:
+            print(f"continuing {variant} from step {step} of {options.steps}", flush=True)
+            # Images of an earlier run count as done, not towards this run's rate.
+            progress.initial = progress.n = step * options.batch_size
+
+        def on_point(point: LossPoint) -> None:
+            progress.set_postfix(loss=f"{point.loss:.4f}", refresh=False)
+            log(point.step, {"loss": point.loss, "grad_norm": point.grad_norm, "learning_rate": point.learning_rate})
+
+        return train(
+            network,
+            build_process(config, next(network.parameters()).device),
+            data.split("train"),
+            seed=params.seed,
+            precision=precision,
+            checkpoints=checkpoints,
+            on_resume=on_resume,
+            on_step=lambda step: progress.update(options.batch_size),
+            on_point=on_point,
+            should_stop=should_stop,
+            **options.model_dump(exclude={"precision"}),
+        )
+
+
+def fingerprint(config: VariantConfig, seed: int, data_sha256: str, precision: str, device: torch.device) -> str:
+    """A hash of everything that decides the weights: two runs that share it may share their states."""
+    package = Path(__file__).resolve().parents[1]
+    sources = [path for part in _DECISIVE_CODE for path in sorted([package / part, *(package / part).glob("*.py")])]
+    decisive = {
+        "config": config.model_dump(mode="json", include={"network", "process", "training"}),
+        "seed": seed,
+        "data": data_sha256,
+        "precision": precision,
+        "device": device.type,
+        "torch": torch.__version__,
+        "code": [sha256_of(path) for path in sources if path.is_file()],
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def data_facts(data: PreparedData) -> DataFacts:
+    """What the model shall remember of its data."""
+    manifest, split = data.manifest, data.split("train")
+    return DataFacts(
+        name=manifest.name,
+        shape=manifest.shape,
+        classes=manifest.classes,
+        mean=manifest.mean,
+        std=manifest.std,
+        train_sha256=split.sha256,
+        train_count=len(split),
+    )
+
+
+def write_curve(curve: list[LossPoint], path: Path) -> None:
+    """The loss curve as CSV, for `dvc plots`."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=["step", "loss", "grad_norm", "learning_rate"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in curve)

@@ -1,0 +1,1 @@
+"""Training: the loop, the moving average of the weights, and states that a killed run continues from."""

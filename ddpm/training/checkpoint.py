@@ -1,0 +1,82 @@
+"""States of a training run: whole or absent, checked by hash, and no pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.files import atomic_directory, read_json, sha256_of, write_json
+
+KEPT = 2  # the newest may turn out damaged; the one before it then serves
+
+
+class Checkpoints:
+    """A directory of states, one directory a step: `state.safetensors` and `state.json` with its SHA-256."""
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = print) -> None:
+        self.directory = directory
+        self._say = say
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write the state after `step` steps, then drop all but the newest ones."""
+        from safetensors.torch import save_file
+
+        with atomic_directory(self.directory / f"step-{step:09d}") as temporary:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
+            write_json(
+                temporary / "state.json",
+                {"step": step, "sha256": sha256_of(temporary / "state.safetensors"), "facts": dict(facts)},
+            )
+        for old in self._newest_first()[KEPT:]:
+            shutil.rmtree(old)
+
+    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole state, or None. A damaged one is said and passed over."""
+        from safetensors.torch import load_file
+
+        for path in self._newest_first():
+            try:
+                described = read_json(path / "state.json")
+                if sha256_of(path / "state.safetensors") != described["sha256"]:
+                    raise ValueError("its bytes do not have the recorded SHA-256")
+                return load_file(path / "state.safetensors"), {**described["facts"], "step": described["step"]}
+            except (OSError, ValueError, KeyError) as error:
+                self._say(f"checkpoint {path} is damaged ({error}); trying the one before it")
+        return None
+
+    def clear(self) -> None:
+        """Remove every state: the run is over."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against a second run.
+
+        Raises:
+            UserError: another process holds it; the message names it.
+        """
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        with self.directory.with_suffix(".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise UserError(
+                    f"{self.directory}: process {lock.read().strip() or 'unknown'} is training this model; "
+                    "wait for it or stop it"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.directory.glob("step-*"), reverse=True)

@@ -1,0 +1,31 @@
+"""The exponential moving average of the weights, which is the model that is evaluated and shipped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Averages of a network's parameters: a ← d a + (1 − d) p after every step."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """decay: d in [0, 1), approached from (1 + k)/(10 + k) at step k so that early weights are soon forgotten."""
+        self.decay = decay
+        self._parameters = list(network.parameters())
+        self.averages = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimiser step `step`, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averages, self._parameters, 1 - decay)
+
+    def state(self) -> list[Tensor]:
+        """The averages, in the order of `network.parameters()`."""
+        return self.averages
+
+    @torch.no_grad()
+    def copy_to(self, network: nn.Module) -> None:
+        """Make the averages the network's weights."""
+        torch._foreach_copy_(list(network.parameters()), self.averages)

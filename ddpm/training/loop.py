@@ -1,0 +1,231 @@
+"""The training loop: Algorithm 1 of Ho et al. 2020, from any step to the last."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.loader import Images, batch_indices
+from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.sampling import from_uint8
+from ddpm.errors import Interrupted
+from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.ema import EMA
+
+
+class DivergedError(Exception):
+    """The loss stopped being a number."""
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """A point of the loss curve: the means over `log_every` steps up to and including `step` (counted from 1)."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass
+class TrainingState:
+    """All that a run carries from one step to the next. Randomness is not in it: step k's is a function of (seed, k)."""
+
+    network: nn.Module
+    optimizer: torch.optim.Adam
+    ema: EMA
+    scaler: torch.amp.GradScaler
+    window: Tensor  # [log_every, 2] loss and gradient norm of the steps since the last point, on the device
+    step: int = 0  # steps done
+    curve: list[LossPoint] = field(default_factory=list)
+
+
+def train(
+    network: nn.Module,
+    process: GaussianProcess,
+    images: Images,
+    *,
+    seed: int,  # of the batches, timesteps, noise and dropout
+    steps: int = 800_000,  # optimiser steps
+    batch_size: int = 128,
+    learning_rate: float = 2e-4,
+    warmup_steps: int = 5000,  # linear rise of the learning rate
+    decay: str = "constant",  # of the learning rate after the rise: "constant" or "cosine", to 0 at the last step
+    grad_clip: float = 1.0,  # largest gradient norm
+    ema_decay: float = 0.9999,
+    horizontal_flip: bool = False,
+    precision: str = "fp32",  # autocast of the forward pass: "fp32", "bf16" or "fp16"
+    log_every: int = 100,  # steps a point of the loss curve averages over
+    checkpoint_every: int = 1000,
+    checkpoints: Checkpoints | None = None,  # None: nothing is saved, nothing is resumed
+    on_resume: Callable[[int], None] = lambda step: None,  # once, with the steps that a checkpoint had done
+    on_step: Callable[[int], None] = lambda step: None,  # after every step, with the steps done
+    on_point: Callable[[LossPoint], None] = lambda point: None,  # after every point of the loss curve
+    should_stop: Callable[[], bool] = lambda: False,  # asked after every step
+) -> list[LossPoint]:
+    """Train the network in place, continuing from the newest checkpoint; at the end it holds the averaged weights.
+
+    On the CPU, with the same number of threads, an interrupted and continued run ends in the same bits as an uninterrupted one.
+
+    Returns:
+        The loss curve from the first step.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite; the checkpoint before it stays.
+        Interrupted: `should_stop` said so; the state is saved.
+    """
+    device = next(network.parameters()).device
+    network.train()
+    state = _initial_state(network, learning_rate, ema_decay, log_every, fp16=precision == "fp16")
+    if checkpoints is not None and (saved := checkpoints.latest()) is not None:
+        _restore(state, *saved)
+        on_resume(state.step)
+
+    while state.step < steps:
+        step = state.step
+        rate = rate_at(step, steps, learning_rate, warmup_steps, decay)
+
+        # Everything random in a step, dropout too, follows from this one seed.
+        torch.manual_seed(step_seed(seed, step))
+        x0 = _load(images, batch_indices(len(images), batch_size, step, seed), device)
+        if horizontal_flip:
+            mirrored = torch.rand(len(x0), 1, 1, 1, device=device) < 0.5
+            x0 = torch.where(mirrored, x0.flip(-1), x0)
+        t = torch.randint(process.timesteps, (len(x0),), device=device)
+        noise = torch.randn_like(x0)
+
+        with _autocast(device, precision):
+            loss = process.training_losses(network, x0, t, noise).mean()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.scaler.scale(loss).backward()
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.ema.update(step)
+
+        # The two numbers stay on the device until a point is due, so that the GPU is not waited for.
+        state.window[step % log_every] = torch.stack([loss.detach(), norm])
+        state.step += 1
+        stopping = should_stop()
+        due = checkpoints is not None and (stopping or state.step % checkpoint_every == 0)
+        if state.step % log_every == 0 or state.step == steps:
+            state.curve.append(_point(state, log_every, rate))
+            on_point(state.curve[-1])
+        elif due:
+            _check_finite(state, log_every)
+        on_step(state.step)
+        if due and checkpoints is not None:
+            checkpoints.save(state.step, *_saved(state))
+        if stopping:
+            raise Interrupted(f"stopped at step {state.step} of {steps}; the same command continues from there")
+
+    state.ema.copy_to(network)
+    network.eval()
+    return state.curve
+
+
+def rate_at(step: int, steps: int, peak: float, warmup_steps: int, decay: str) -> float:
+    """The learning rate of a step: a linear rise over the first `warmup_steps`, then constant or a half cosine to 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if decay == "constant":
+        return peak
+    done = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step; no two steps of a run share one (below 2³² steps)."""
+    base = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return (base + step) % 2**32
+
+
+def _load(images: Images, indices: Any, device: torch.device) -> Tensor:
+    """Images [n, H, W, C] of the store → [n, C, H, W] in [−1, 1] on the device, channels last in memory."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images.rows(indices)))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return from_uint8(pixels)
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def _initial_state(
+    network: nn.Module, learning_rate: float, ema_decay: float, log_every: int, *, fp16: bool
+) -> TrainingState:
+    device = next(network.parameters()).device
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
+    # The moments exist from the start, so that saving and restoring need not know whether a step was taken.
+    for parameter in network.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return TrainingState(
+        network,
+        optimizer,
+        EMA(network, ema_decay),
+        # bf16 has float32's range and needs no loss scaling.
+        torch.amp.GradScaler(device.type, enabled=fp16),
+        torch.zeros(log_every, 2, device=device),
+    )
+
+
+def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Every tensor of a state by name; the live ones, not copies."""
+    named = {"window": state.window}
+    for (name, parameter), average in zip(state.network.named_parameters(), state.ema.averages, strict=True):
+        named[f"network.{name}"] = parameter.detach()
+        named[f"ema.{name}"] = average
+        named |= {f"adam.{key}.{name}": value for key, value in state.optimizer.state[parameter].items()}
+    return named
+
+
+def _saved(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    facts = {"curve": [list(vars(point).values()) for point in state.curve], "scaler": state.scaler.state_dict()}
+    return _tensors(state), facts
+
+
+@torch.no_grad()
+def _restore(state: TrainingState, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    for name, tensor in _tensors(state).items():
+        tensor.copy_(tensors[name])
+    state.step = facts["step"]
+    state.curve = [LossPoint(*values) for values in facts["curve"]]
+    if facts["scaler"]:
+        state.scaler.load_state_dict(facts["scaler"])
+
+
+def _check_finite(state: TrainingState, log_every: int) -> Tensor:
+    """The losses and norms since the last point, [k, 2] on the CPU.
+
+    Raises:
+        DivergedError: one of the losses is not finite.
+    """
+    pending = (state.step - 1) % log_every + 1
+    window = state.window[:pending].cpu()
+    bad = (~torch.isfinite(window[:, 0])).nonzero()
+    if len(bad):
+        step = state.step - pending + int(bad[0]) + 1
+        raise DivergedError(f"the loss is {window[bad[0], 0].item()} at step {step}")
+    return window
+
+
+def _point(state: TrainingState, log_every: int, rate: float) -> LossPoint:
+    loss, norm = _check_finite(state, log_every).double().mean(0).tolist()
+    return LossPoint(state.step, loss, norm, rate)
