@@ -34,7 +34,8 @@ def files_in(folder: Path, *, hidden: bool = False) -> list[str]:
         hidden: also what starts with a dot, and what lies in a folder that does.
 
     Raises:
-        UserError: something there is neither file nor folder, cannot be listed, or is a link to its own parent.
+        UserError: something there is neither file nor folder, cannot be listed, is a link to its own parent, or has a
+            name that no list of files can hold.
     """
     found = []
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
@@ -46,10 +47,17 @@ def files_in(folder: Path, *, hidden: bool = False) -> list[str]:
         for name in files:
             if not hidden and name.startswith("."):
                 continue
+            if "\n" in name or not _is_utf_8(name):
+                raise UserError(f"{where}: the file name {ascii(name)} is not one line of UTF-8; rename it")
             if not (here / name).is_file():
                 raise UserError(f"{here / name}: neither a file nor a folder (a broken link?)")
             found.append((here / name).relative_to(folder).as_posix())
     return sorted(found)
+
+
+def _is_utf_8(name: str) -> bool:
+    """Python marks other bytes of a file name with lone surrogates. DVC cannot record those."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _unreadable(error: OSError) -> NoReturn:

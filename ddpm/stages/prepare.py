@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ddpm.config import DataConfig, Params
 from ddpm.data import folder
@@ -31,8 +30,9 @@ from ddpm.data.store import (
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of, write_json
 from ddpm.stages.fetch import DATA, RECEIPT, Receipt
+from ddpm.stages.layout import PREPARED
+from ddpm.stages.progress import bar
 
-PREPARED = "prepared"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -123,13 +123,15 @@ def _rows(
     raw: RawImages, config: DataConfig, data: Path, left_out: list[LeftOut]
 ) -> Iterator[tuple[Sample, np.ndarray]]:
     """The images by the rules, uint8 [H, W, C]; what does not decode goes to `left_out`, if that is wanted."""
-    for sample in tqdm(raw.samples, "prepare", raw.count, unit="image", disable=None):
-        try:
-            yield sample, to_array(sample.load(), config.channels, config.image_size)
-        except BadImageError as error:
-            if not config.skip_bad:
-                raise UserError(f"{data / sample.name}: {error}; `data.skip_bad: true` leaves such files out") from None
-            left_out.append(LeftOut(file=sample.name, reason=str(error)))
+    with bar(raw.count, "image", "prepare") as progress:
+        for sample in raw.samples:
+            try:
+                yield sample, to_array(sample.load(), config.channels, config.image_size)
+            except BadImageError as error:
+                if not config.skip_bad:
+                    raise UserError(f"{data / sample.name}: {error}; `data.skip_bad: true` leaves such out") from None
+                left_out.append(LeftOut(file=sample.name, reason=str(error)))
+            progress.update()
 
 
 def _check_square(file: Path, row: np.ndarray) -> None:

@@ -1,0 +1,222 @@
+"""Every upstream's own format, in small, through the code that reads the real one.
+
+What stands in for the network is a web server on this machine; torchvision's download, its verification and its
+parsers are the real ones, told of other addresses and other checksums.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import pickle
+import struct
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torchvision.datasets
+from PIL import Image
+
+from ddpm.data.sources import source_of
+from ddpm.errors import UpstreamError, UserError
+from ddpm.stages.fetch import fetch
+from ddpm.stages.prepare import prepare
+
+Upstream = tuple[str, dict[str, bytes]]
+RANDOM = np.random.RandomState(0)
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The format of MNIST's files: two zero bytes, the type, the number of dimensions, each dimension, the values."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0)
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.fixture(params=["mnist", "fashion-mnist"])
+def mnist(request: pytest.FixtureRequest, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    address, served = upstream
+    images, labels = RANDOM.randint(0, 256, (40, 28, 28)), np.arange(40) % 10
+    files = {
+        "train-images-idx3-ubyte.gz": idx(images),
+        "train-labels-idx1-ubyte.gz": idx(labels),
+        "t10k-images-idx3-ubyte.gz": idx(images[:10] // 2),
+        "t10k-labels-idx1-ubyte.gz": idx(labels[:10]),
+    }
+    served.update(files)
+    dataset = {"mnist": torchvision.datasets.MNIST, "fashion-mnist": torchvision.datasets.FashionMNIST}[request.param]
+    monkeypatch.setattr(dataset, "mirrors", [address])
+    monkeypatch.setattr(dataset, "resources", [(name, md5(content)) for name, content in files.items()])
+    return {"source": request.param, "files": files, "images": images[..., None], "labels": labels, "served": served}
+
+
+@pytest.fixture
+def cifar10(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    address, served = upstream
+    images, labels = RANDOM.randint(0, 256, (50, 32, 32, 3)).astype(np.uint8), np.arange(50) % 10
+    planes = images.transpose(0, 3, 1, 2).reshape(50, -1)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    batches = {
+        f"data_batch_{number + 1}": {"data": planes[number::5], "labels": labels[number::5].tolist()}
+        for number in range(5)
+    }
+    batches["test_batch"] = {"data": planes[:10], "labels": labels[:10].tolist()}
+    batches["batches.meta"] = {"label_names": names}
+    pickles = {name: pickle.dumps(batch, protocol=2) for name, batch in batches.items()}
+    archive = tar_of({f"cifar-10-batches-py/{name}": content for name, content in pickles.items()})
+    dataset = torchvision.datasets.CIFAR10
+    served[dataset.filename] = archive
+    monkeypatch.setattr(dataset, "url", address + dataset.filename)
+    monkeypatch.setattr(dataset, "tgz_md5", md5(archive))
+    monkeypatch.setattr(dataset, "train_list", [[name, md5(pickles[name])] for name, _ in dataset.train_list])
+    monkeypatch.setattr(dataset, "test_list", [[name, md5(pickles[name])] for name, _ in dataset.test_list])
+    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": md5(pickles["batches.meta"])})
+    order = np.concatenate([np.arange(number, 50, 5) for number in range(5)])
+    return {
+        "source": "cifar10",
+        "files": {dataset.filename: archive},
+        "images": images[order],
+        "labels": labels[order],
+        "classes": tuple(names),
+        "served": served,
+        "folder": tmp_path,
+    }
+
+
+@pytest.fixture
+def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """CelebA, and in the place of the drive's client a module that copies files."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("img_align_celeba/", b"")
+        for number in (3, 1, 2):
+            face = io.BytesIO()
+            Image.new("RGB", (178, 218), (number * 40, 0, 0)).save(face, "JPEG", quality=100)
+            archive.writestr(f"img_align_celeba/{number:06}.jpg", face.getvalue())
+    rows = "".join(f"{number:06}.jpg {{}}\n" for number in (1, 2, 3))
+    files = {
+        "img_align_celeba.zip": stream.getvalue(),
+        "list_attr_celeba.txt": ("3\nSmiling Young\n" + rows.format(*["-1 1"] * 3)).encode(),
+        "identity_CelebA.txt": rows.format(1, 2, 3).encode(),
+        "list_bbox_celeba.txt": ("3\nx_1 y_1 width height\n" + rows.format(*["1 2 3 4"] * 3)).encode(),
+        "list_landmarks_align_celeba.txt": ("3\nlefteye_x\n" + rows.format(1, 2, 3)).encode(),
+        "list_eval_partition.txt": rows.format(0, 0, 1).encode(),
+    }
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    for name, content in files.items():
+        (drive / name).write_bytes(content)
+    (drive / "gdown.py").write_text(
+        "import pathlib, shutil\n"
+        "def download(id, output, quiet, user_agent):\n"
+        f"    shutil.copyfile(pathlib.Path({str(drive)!r}, id), output)\n"
+    )
+    listed = [(name, md5(content), name) for name, content in files.items()]
+    monkeypatch.setattr(torchvision.datasets.CelebA, "file_list", listed)
+    monkeypatch.syspath_prepend(str(drive))
+    monkeypatch.delitem(sys.modules, "gdown", raising=False)
+    return {"source": "celeba", "files": files, "drive": drive}
+
+
+def test_digits_are_scikit_learns(root: Path, prepared: Callable) -> None:
+    manifest = prepared()
+    pixels, labels = sklearn.datasets.load_digits(return_X_y=True)
+    stored = np.load(root / "prepared/images.npy")
+    assert stored.shape == (1797, 8, 8, 1)
+    assert (stored.reshape(1797, 64) == np.round(pixels * 255 / 16)).all()
+    assert (np.load(root / "prepared/labels.npy") == labels).all()
+    assert manifest.classes == tuple("0123456789")
+    assert manifest.shape == (8, 8, 1)
+
+
+def test_mnist(mnist: dict[str, Any], root: Path, prepared: Callable) -> None:
+    check_against_upstream(mnist, root, prepared)
+
+
+def test_cifar10(cifar10: dict[str, Any], root: Path, prepared: Callable) -> None:
+    check_against_upstream(cifar10, root, prepared)
+
+
+def check_against_upstream(known: dict[str, Any], root: Path, prepared: Callable) -> None:
+    """data/ is the upstream's bytes and nothing else; prepared/ is its training part, in its order."""
+    manifest = prepared(source=known["source"])
+    assert {file.name: file.read_bytes() for file in (root / "data").rglob("*")} == known["files"]
+    assert (np.load(root / "prepared/images.npy") == known["images"]).all()
+    assert (np.load(root / "prepared/labels.npy") == known["labels"]).all()
+    assert len(manifest.classes) == 10
+    assert manifest.classes == known.get("classes", manifest.classes)
+
+
+def test_prepare_needs_no_network(cifar10: dict[str, Any], root: Path, params: Callable) -> None:
+    fetch(params(source="cifar10"), root=root)
+    cifar10["served"].clear()
+    prepare(params(source="cifar10"), root=root)
+
+
+def test_celeba(celeba: dict[str, Any], root: Path, prepared: Callable) -> None:
+    manifest = prepared(source="celeba", image_size=64)
+    assert {file.name: file.read_bytes() for file in (root / "data").rglob("*")} == celeba["files"]
+    images = np.load(root / "prepared/images.npy")
+    assert images.shape == (3, 64, 64, 3)
+    assert np.abs(images[:, 32, 32, 0].astype(int) - [40, 80, 120]).max() <= 2  # in the order of the names
+    assert manifest.classes is None
+
+
+def test_celeba_is_not_square(celeba: dict[str, Any], prepared: Callable) -> None:
+    with pytest.raises(UserError, match=r"is 178×218, not square; set `data.image_size`"):
+        prepared(source="celeba")
+
+
+def test_celeba_needs_gdown(celeba: dict[str, Any], root: Path, params: Callable) -> None:
+    (celeba["drive"] / "gdown.py").unlink()
+    with pytest.raises(UserError, match="pip install gdown"):
+        fetch(params(source="celeba"), root=root)
+
+
+@pytest.mark.parametrize("fault", ["gone", "altered"])
+def test_a_failed_download_can_be_retried_and_changes_nothing(
+    fault: str, cifar10: dict[str, Any], root: Path, params: Callable
+) -> None:
+    fetch(params(), root=root)
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    archive = cifar10["served"].pop("cifar-10-python.tar.gz")
+    if fault == "altered":
+        cifar10["served"]["cifar-10-python.tar.gz"] = archive[:-1] + b"x"
+    with pytest.raises(UpstreamError, match="CIFAR10: the download failed"):
+        fetch(params(source="cifar10"), root=root)
+    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
+
+
+def test_nobody_answers(root: Path, params: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(UpstreamError, match="MNIST: the download failed"):
+        fetch(params(source="mnist"), root=root)
+    assert list(root.iterdir()) == []
+
+
+def test_pickles_that_torchvision_does_not_know_are_not_opened(cifar10: dict[str, Any], params: Callable) -> None:
+    evil = b"cos\nsystem\n(S'exit 1'\ntR."
+    archive = tar_of({f"cifar-10-batches-py/data_batch_{number}": evil for number in range(1, 6)})
+    (cifar10["folder"] / "cifar-10-python.tar.gz").write_bytes(archive)
+    with pytest.raises(UserError, match="not CIFAR10 as published"):
+        source_of(params(source="cifar10").data, cifar10["folder"]).read(cifar10["folder"])
