@@ -1,0 +1,291 @@
+"""MLflow's side of the project, against a real SQLite store, with a small real ONNX model."""
+
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from onnx import TensorProto, helper
+
+from ddpm import tracking
+from ddpm.errors import UserError
+
+SHAPE = (4, 4, 1)
+VARIANT = "tiny"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A project with nothing but MLflow's tables, which take seconds to make."""
+    root = tmp_path_factory.mktemp("store")
+    tracking.load_mlflow(root).MlflowClient().search_experiments()
+    return root
+
+
+@pytest.fixture
+def project(tmp_path, empty_store, monkeypatch) -> Path:
+    """A project whose stages have all run, with a store of its own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv(tracking.RUN_ID, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(empty_store / "mlflow", tmp_path / "mlflow")
+    write_outputs(tmp_path)
+    return tmp_path
+
+
+def write_outputs(root: Path, *, fid: float = 20.0, samples: int = 2000, passed: bool = True, lock: str = "1") -> None:
+    """What prepare, train, evaluate and export leave behind: images of 4×4, and a network that predicts nothing."""
+    sampling = {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True}
+    process = {"timesteps": 10, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"}
+    split = {"count": 8, "sha256": "d" * 64}
+    data = {"name": "dots", "shape": SHAPE, "classes": None, "mean": [0.5], "std": [0.5], "train_count": 8}
+    trained = {"seed": 0, "precision": "fp32", "device": "cpu", "torch": "2", "images_seen": 40, "final_loss": 1.0}
+    config = {"network": {"width": 8, "multipliers": [1, 2]}, "training": {"steps": 10}, "sampling": sampling}
+    protocol = {"id": f"protocol-{samples}", "samples": samples, "steps": 5}
+    files = {
+        "prepared/manifest.json": {"name": "dots", "source": "folder", "shape": SHAPE, "splits": {"train": split}},
+        f"models/{VARIANT}/model.json": {"config": config, "data": data, "training": trained, "parameters": 1},
+        f"reports/{VARIANT}/metrics.json": {"protocol": protocol["id"], "fid": fid, "inception_score": 1.5},
+        f"reports/{VARIANT}/protocol.json": protocol,
+        f"deploy/{VARIANT}/sampler.json": {"shape": SHAPE, "process": process, "sampling": sampling},
+        f"deploy/{VARIANT}/parity.json": {"max_abs_difference": 1e-6, "tolerance": 1e-3, "passed": passed},
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(content))
+    (root / f"models/{VARIANT}/loss.csv").write_text(
+        "step,loss,grad_norm,learning_rate\n5,1.5,2.0,1e-3\n10,0.5,1.0,1e-3\n"
+    )
+    for picture in ("samples.png", "denoising.png"):
+        (root / f"reports/{VARIANT}/{picture}").write_bytes(b"\x89PNG")
+    onnx.save(silent_network(), root / f"deploy/{VARIANT}/denoiser.onnx")
+    stages = "".join(f"  {s}:\n    outs: [{{path: x, md5: '{lock}'}}]\n" for s in
+                     ("prepare", f"train@{VARIANT}", f"evaluate@{VARIANT}", f"export@{VARIANT}"))  # fmt: skip
+    (root / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{stages}")
+
+
+def silent_network() -> onnx.ModelProto:
+    """A denoiser that answers x with x · 0."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 4, 4])
+    t = helper.make_tensor_value_info("t", TensorProto.INT64, ["batch"])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 1, 4, 4])
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "zero"], ["out"])], "silent", [x, t], [out], [zero])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def client(root: Path):
+    return tracking.load_mlflow(root).MlflowClient()
+
+
+def holder(root: Path, alias: str) -> int:
+    """The version that has an alias."""
+    return int(client(root).get_model_version_by_alias("ddpm-dots", alias).version)
+
+
+def test_a_registered_version_holds_all_that_is_known_of_it(project):
+    made = tracking.register(VARIANT)
+    assert (made.model, made.version, made.created, made.aliases) == ("ddpm-dots", 1, True, ("challenger",))
+    run = client(project).get_run(made.run_id)
+    assert run.data.metrics["fid"] == 20.0
+    assert run.data.params["network.multipliers"] == "[1, 2]"
+    assert run.data.params["protocol.samples"] == "2000"
+    assert run.data.params["trained.device"] == "cpu"
+    assert run.data.tags["protocol"] == "protocol-2000"
+    assert run.data.tags["lineage"] == tracking.lineage_of(VARIANT)
+    assert len(run.data.tags["dvc.lock"]) == 64
+    assert [m.step for m in client(project).get_metric_history(made.run_id, "loss")] == [5, 10]
+    assert {f.path for f in client(project).list_artifacts(made.run_id)} >= {"samples.png", "protocol.json", "dvc.lock"}
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("dots", "d" * 16)
+    assert run.info.status == "FINISHED"
+
+
+def test_the_registered_model_samples_what_the_exported_one_does(project):
+    from ddpm.deploy.runtime import Sampler
+
+    tracking.register(VARIANT)
+    model = tracking.load_mlflow(project).pyfunc.load_model("models:/ddpm-dots@challenger")
+    images = model.predict(pd.DataFrame({"n": [3, 2], "seed": [1, 2]}))
+    assert images.shape == (5, *SHAPE)
+    assert images.dtype == np.uint8
+    exported = Sampler(project / "deploy" / VARIANT)
+    np.testing.assert_array_equal(images, np.concatenate([exported.sample(3, seed=1), exported.sample(2, seed=2)]))
+    chosen = model.predict(pd.DataFrame({"n": [3], "seed": [1], "sampler": ["ancestral"], "steps": [2]}))
+    np.testing.assert_array_equal(chosen, exported.sample(3, seed=1, sampler="ancestral", steps=2))
+
+
+def test_the_registered_model_answers_as_a_server_would_be_asked(project):
+    from mlflow.pyfunc.scoring_server import invocations
+
+    tracking.register(VARIANT)
+    model = tracking.load_mlflow(project).pyfunc.load_model("models:/ddpm-dots@challenger")
+    request = json.dumps({"dataframe_records": [{"n": 2, "seed": 7}]})
+    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
+    assert answer.status == 200
+    images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
+    np.testing.assert_array_equal(images, model.predict(pd.DataFrame({"n": [2], "seed": [7]})))
+
+
+def test_the_logged_model_is_code_and_carries_no_pickle(project):
+    tracking.register(VARIANT)
+    directory = Path(tracking.load_mlflow(project).artifacts.download_artifacts("models:/ddpm-dots/1"))
+    names = [path.name for path in directory.rglob("*") if path.is_file()]
+    assert "pyfunc.py" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pyc"))]
+
+
+def test_it_loads_where_neither_this_checkout_nor_torch_is_in_reach(project):
+    tracking.register(VARIANT)
+    code = textwrap.dedent("""
+        import sys, mlflow
+        sys.modules["torch"] = None
+        model = mlflow.pyfunc.load_model(sys.argv[1])
+        import ddpm
+        print(ddpm.__file__, model.predict([{"n": 2, "seed": 0}]).shape)
+    """)
+    # -P and a foreign directory keep the checkout off the path; a finder that pip made for it is switched off.
+    blocked = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", blocked + code, "models:/ddpm-dots/1"],
+        cwd=project / "mlflow",
+        env={**os.environ, "MLFLOW_TRACKING_URI": tracking.store_uri(project)},
+        capture_output=True,
+        text=True,
+    )
+    assert "(2, 4, 4, 1)" in done.stdout, done.stderr
+    assert str(project) in done.stdout
+
+
+def test_the_same_lineage_is_registered_once_and_another_one_again(project):
+    first = tracking.register(VARIANT)
+    again = tracking.register(VARIANT)
+    assert (again.version, again.run_id, again.created) == (first.version, first.run_id, False)
+    assert len(client(project).search_runs([client(project).get_run(first.run_id).info.experiment_id])) == 1
+    write_outputs(project, lock="2")
+    assert tracking.find(VARIANT) is None
+    assert tracking.register(VARIANT).version == 2
+    assert holder(project, "challenger") == 2
+
+
+def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(project):
+    expected = [(20.0, 2000, 1, "first"), (25.0, 2000, 1, "no lower"), (10.0, 500, 1, "samples: 2000 → 500"),
+                (15.0, 2000, 4, "15.0000 against 20.0000 of version 1")]  # fmt: skip
+    for version, (fid, samples, champion, reason) in enumerate(expected, 1):
+        write_outputs(project, fid=fid, samples=samples, lock=str(version))
+        tracking.register(VARIANT)
+        decision = tracking.promote(VARIANT)
+        assert reason in decision.reason
+        assert holder(project, "champion") == champion
+        tags = client(project).get_model_version("ddpm-dots", str(version)).tags
+        assert tags["promotion_reason"] == decision.reason
+        assert tracking.find(VARIANT).reason == decision.reason
+
+
+def test_promoting_the_champion_again_changes_nothing(project):
+    tracking.register(VARIANT)
+    first = tracking.promote(VARIANT)
+    assert tracking.promote(VARIANT) == first
+
+
+def test_what_was_not_registered_is_not_promoted(project):
+    with pytest.raises(UserError, match="ddpm register tiny"):
+        tracking.promote(VARIANT)
+
+
+def test_a_model_that_failed_parity_is_not_registered(project):
+    write_outputs(project, passed=False)
+    with pytest.raises(UserError, match=r"parity.json: .* not registered"):
+        tracking.register(VARIANT)
+    assert not client(project).search_registered_models()
+
+
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        ("dvc.lock", "dvc repro prepare"),
+        (f"reports/{VARIANT}/metrics.json", f"dvc repro evaluate@{VARIANT}"),
+        (f"deploy/{VARIANT}/parity.json", f"dvc repro export@{VARIANT}"),
+        ("prepared/manifest.json", "dvc repro prepare"),
+    ],
+)
+def test_a_stage_that_has_not_run_is_named_with_the_command_that_runs_it(project, missing, advice):
+    (project / missing).unlink()
+    with pytest.raises(UserError, match=advice):
+        tracking.register(VARIANT)
+
+
+def test_a_damaged_file_is_named(project):
+    (project / f"reports/{VARIANT}/metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics.json: damaged"):
+        tracking.register(VARIANT)
+
+
+def test_a_uri_resolves_to_the_deploy_directory(project):
+    tracking.register(VARIANT)
+    directory = tracking.resolve("models:/ddpm-dots@challenger")
+    assert (directory / "denoiser.onnx").read_bytes() == (project / f"deploy/{VARIANT}/denoiser.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("uri", ["models:/ddpm-dots@champion", "models:/none/1", "models:/none@champion", "models:/"])
+def test_a_uri_of_nothing_is_answered_in_one_line(project, uri):
+    tracking.register(VARIANT)
+    with pytest.raises(UserError, match=uri) as caught:
+        tracking.resolve(uri)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_curve_of_a_training_under_way_is_sent_and_not_sent_twice(project, monkeypatch):
+    run_id = tracking.start_run(VARIANT)
+    monkeypatch.setenv(tracking.RUN_ID, run_id)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with tracking.live_curve() as log:
+        log(5, {"loss": 9.0, "grad_norm": float("inf")})
+        time.sleep(0.5)
+        log(7, {"loss": 8.0})
+    assert client(project).get_metric_history(run_id, "steps_per_second")[0].value > 0
+    made = tracking.register(VARIANT, run_id=run_id)
+    assert made.run_id == run_id
+    curve = client(project).get_metric_history(run_id, "loss")
+    assert [(m.step, m.value) for m in curve] == [(5, 9.0), (7, 8.0), (10, 0.5)]
+    assert any(key.startswith("system/") for key in client(project).get_run(run_id).data.metrics)
+
+
+def test_without_a_run_the_live_curve_is_nobodys(project):
+    with tracking.live_curve() as log:
+        log(1, {"loss": 1.0})
+    with sqlite3.connect(project / "mlflow" / "mlflow.db") as store:
+        assert store.execute("select count(*) from metrics").fetchone() == (0,)
+
+
+def test_a_tracking_server_that_is_down_neither_stops_nor_delays_training(project, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv(tracking.RUN_ID, "0" * 32)
+    with caplog.at_level(logging.WARNING), tracking.live_curve() as log:
+        started = time.monotonic()
+        log(1, {"loss": 1.0})
+        assert time.monotonic() - started < 0.5
+    assert "training goes on" in caplog.text
+
+
+def test_without_mlflow_the_answer_says_what_to_install(tmp_path):
+    code = "import sys; sys.modules['mlflow'] = None\nfrom ddpm import tracking\ntracking.load_mlflow()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "UserError: mlflow is not installed" in done.stderr
+
+
+def test_nothing_is_written_beside_the_projects_own_store(project):
+    tracking.register(VARIANT)
+    tracking.promote(VARIANT)
+    assert not (project / "mlruns").exists()
+    assert {path.name for path in (project / "mlflow").iterdir()} == {"mlflow.db", "artifacts"}
