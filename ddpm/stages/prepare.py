@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,7 @@ def _write_images(raw: RawImages, config: DataConfig, data: Path, path: Path) ->
     """Decode every image into a row of images.npy; the labels of the rows, and what was left out."""
     labels: list[int | None] = []
     left_out: list[LeftOut] = []
-    with pixel_limit(config.max_pixels):
-        rows = _rows(raw, config, data, left_out)
+    with pixel_limit(config.max_pixels), contextlib.closing(_rows(raw, config, data, left_out)) as rows:
         first = next(rows, None)
         if first is None:
             raise UserError(f"{data}: no images{_in_words(left_out)}")
@@ -121,7 +121,7 @@ def _write_images(raw: RawImages, config: DataConfig, data: Path, path: Path) ->
 
 def _rows(
     raw: RawImages, config: DataConfig, data: Path, left_out: list[LeftOut]
-) -> Iterator[tuple[Sample, np.ndarray]]:
+) -> Generator[tuple[Sample, np.ndarray]]:
     """The images by the rules, uint8 [H, W, C]; what does not decode goes to `left_out`, if that is wanted."""
     with bar(raw.count, "image", "prepare") as progress:
         for sample in raw.samples:
