@@ -47,11 +47,12 @@ def files_in(folder: Path, *, hidden: bool = False) -> list[str]:
         for name in files:
             if not hidden and name.startswith("."):
                 continue
-            if "\n" in name or not _is_utf_8(name):
-                raise UserError(f"{where}: the file name {ascii(name)} is not one line of UTF-8; rename it")
+            path = (here / name).relative_to(folder).as_posix()
+            if "\n" in path or not _is_utf_8(path):
+                raise UserError(f"{folder}: the file name {path!a} is not one line of UTF-8; rename it")
             if not (here / name).is_file():
                 raise UserError(f"{here / name}: neither a file nor a folder (a broken link?)")
-            found.append((here / name).relative_to(folder).as_posix())
+            found.append(path)
     return sorted(found)
 
 

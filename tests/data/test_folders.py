@@ -55,7 +55,7 @@ def test_a_broken_link_and_a_pipe_are_named(tmp_path: Path) -> None:
         files_in(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["latin-1-\udcff.png", "two\nlines.png"])
+@pytest.mark.parametrize("name", ["latin-1-\udcff.png", "two\nlines.png", "caf\udce9/1.png"])
 def test_a_name_that_cannot_be_recorded(tmp_path: Path, name: str) -> None:
     fill(tmp_path, name)
     with pytest.raises(UserError, match="rename it") as error:
