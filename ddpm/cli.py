@@ -70,7 +70,9 @@ def _install_hint() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ddpm", description=MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ddpm", description=MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"ddpm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
@@ -100,8 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", help="models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
     )
     sample.add_argument("--n", type=int, default=64, help="how many images (default: %(default)s)")
-    sample.add_argument("--out", type=Path, required=True, help="FILE.npz (uint8 [N, H, W, C]), FILE.png or a new directory")
-    sample.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)")
+    sample.add_argument(
+        "--out", type=Path, required=True, help="FILE.npz (uint8 [N, H, W, C]), FILE.png or a new directory"
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
+    )
     sample.add_argument("--sampler", help="ancestral or ddim (default: the model's own)")
     sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")

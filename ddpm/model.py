@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.config import Section, VariantConfig, validate
+from ddpm.config import SamplingConfig, Section, VariantConfig, validate
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for
@@ -80,6 +80,11 @@ class Model:
         """Of one image: (height, width, channels)."""
         return self.card.data.shape
 
+    def sampled_by(self, sampling_config: SamplingConfig) -> Model:
+        """The same weights with another plan of their own: how a model is sampled is no matter of its training."""
+        config = self.card.config.model_copy(update={"sampling": sampling_config})
+        return Model(self.network, self.card.model_copy(update={"config": config}))
+
     def process(self) -> GaussianProcess:
         """The process the model was trained on, on the model's device."""
         return build_process(self.card.config, self.device)
@@ -95,7 +100,7 @@ class Model:
         *,
         seed: int = 0,
         batch_size: int = 64,
-        on_batch: Callable[[int], None] = lambda done: None,
+        on_batch: Callable[[int], object] = lambda done: None,
         **overrides: Any,
     ) -> NDArray[np.uint8]:
         """Draw `count` images, [count, H, W, C] uint8; the same ones whatever the batch size.
@@ -173,7 +178,9 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
         card = validate(ModelCard, read_json(directory / "model.json"), str(directory / "model.json"))
         weights = load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"{directory} is not a model directory: {error.filename or 'model.safetensors'} is missing") from None
+        raise UserError(
+            f"{directory} is not a model directory: {error.filename or 'model.safetensors'} is missing"
+        ) from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     network = build_network(card.config, card.data.shape)

@@ -1,4 +1,4 @@
-"""The order of training batches: a function of the seed and the step alone, so that a resumed run needs no state for it."""
+"""The order of training batches: a function of the seed and the step, so that a resumed run needs no state for it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class InMemoryImages:
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
     """Positions of the images of a step's batch, [batch_size].
 
-    The steps cut an endless row of shuffled epochs into batches: every image is seen once an epoch, and a batch may span two epochs,
-    or several where the data is smaller than the batch.
+    The steps cut an endless row of shuffled epochs into batches: every image is seen once an epoch, and a batch may
+    span two epochs, or several where the data is smaller than the batch.
     """
     first, last = step * batch_size, (step + 1) * batch_size
     parts = []

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import torch
 
+from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.deploy.runtime import Sampler
 from ddpm.files import sha256_of, write_json
 from ddpm.model import Model
 

@@ -1,6 +1,7 @@
 """The sampler that ships: numpy and onnxruntime, and the same plan tables that torch runs.
 
-A deploy directory holds `denoiser.onnx` (one evaluation of the network) and `sampler.json` (the process, the default plan, the image's shape).
+A deploy directory holds `denoiser.onnx` (one evaluation of the network) and `sampler.json` (the process, the default
+plan, the image's shape).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Sampler:
         *,
         seed: int = 0,
         batch_size: int = 64,
-        on_batch: Callable[[int], None] = lambda done: None,
+        on_batch: Callable[[int], object] = lambda done: None,
         **overrides: Any,
     ) -> NDArray[np.uint8]:
         """Draw `count` images, [count, H, W, C] uint8; the same ones whatever the batch size.

@@ -1,7 +1,7 @@
 """Noise that belongs to an image, not to a batch (numpy only).
 
-Image i of seed s draws from its own counter-based stream, so it comes out the same in a batch of 1 or of 64, in the trained model and in
-the exported one.
+Image i of seed s draws from its own counter-based stream, so it comes out the same in a batch of 1 or of 64, in the
+trained model and in the exported one.
 """
 
 from __future__ import annotations

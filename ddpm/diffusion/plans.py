@@ -1,14 +1,14 @@
 """Sampling plans: a sampler is a table (numpy only).
 
-Every sampler here is linear in what the network says, the current x and a fresh Gaussian z, so it is fully described by one row of
-numbers a step. Three executors run the same rows: torch (`diffusion.sampling`), numpy around onnxruntime (`deploy.runtime`), and whatever
-else can multiply. A row says, with `out` the network's output at `timestep`:
+Every sampler here is linear in what the network says, the current x and a fresh Gaussian z, so it is fully described
+by one row of numbers a step. The executors run the same rows: torch (`diffusion.sampling`), numpy around onnxruntime
+(`deploy.runtime`), and whatever else can multiply. A row says, with `out` the network's output at `timestep`:
 
     x0 = clamp(x0_from_x · x + x0_from_out · out, −clip, clip)
     x  = to_x0 · x0 + to_x · x + to_prev · x0_before + to_noise · z
 
-where `x0_before` is the x0 of the row above (multistep samplers). ε̂ needs no column: it is the combination of x and x0 that the
-two satisfy together, already folded into `to_x` and `to_x0`, and so it follows a clipped x0 as it should.
+where `x0_before` is the x0 of the row above (multistep samplers). ε̂ needs no column: it is the combination of x and x0
+that the two satisfy together, already folded into `to_x` and `to_x0`, and so it follows a clipped x0 as it should.
 """
 
 from __future__ import annotations

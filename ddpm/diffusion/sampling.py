@@ -25,9 +25,9 @@ def sample(denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], 
     Returns:
         x_0 in about [−1, 1], shaped like x.
     """
-    for x, _ in trajectory(denoise, plan, x, draw):  # noqa: B007 - the last one is the result
-        pass
-    return x
+    for state, _ in trajectory(denoise, plan, x, draw):
+        result = state
+    return result
 
 
 @torch.inference_mode()

@@ -74,7 +74,7 @@ class Schedule:
     @cached_property
     def alphas_cumprod(self) -> Float64:
         """ᾱ_t = ∏_{s≤t} (1 − β_s), [T]."""
-        return np.cumprod(1 - self.betas)
+        return np.cumprod(1 - self.betas, dtype=np.float64)
 
     @cached_property
     def alphas_cumprod_prev(self) -> Float64:
@@ -91,7 +91,9 @@ class Schedule:
         """log β̃_t with the value at t = 1 standing in at t = 0, where β̃ is 0, [T]."""
         if len(self) == 1:
             return np.log(self.betas)
-        return np.log(np.append(self.posterior_variance[1], self.posterior_variance[1:]))
+        clipped = self.posterior_variance.copy()
+        clipped[0] = clipped[1]
+        return np.log(clipped)
 
     @cached_property
     def posterior_mean_coef_x0(self) -> Float64:
@@ -115,7 +117,7 @@ class Schedule:
 
 
 def _leading(total: int, steps: int) -> Float64:
-    return np.arange(steps) * (total // steps)
+    return np.arange(steps, dtype=np.float64) * (total // steps)
 
 
 def _trailing(total: int, steps: int) -> Float64:

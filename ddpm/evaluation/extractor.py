@@ -1,6 +1,7 @@
 """The networks whose features FID and IS are computed in.
 
-An extractor is a directory: `extractor.json` says which kind it is and what identifies it; a small CNN has its weights beside it.
+An extractor is a directory: `extractor.json` says which kind it is and what identifies it; a small CNN has its weights
+beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.data.loader import batch_indices
+from ddpm.data.loader import Images, batch_indices
 from ddpm.diffusion.sampling import from_uint8
 from ddpm.errors import UserError
 from ddpm.files import read_json, sha256_of, write_json
@@ -127,7 +128,7 @@ def missing_inception() -> UserError:
 
 
 def fit_cnn(
-    images: NDArray[np.uint8] | Any,
+    images: Images,
     labels: NDArray[np.int64],
     classes: int,
     *,
@@ -135,12 +136,11 @@ def fit_cnn(
     seed: int,
     device: torch.device,
     batch_size: int = 128,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], object] = lambda step: None,
 ) -> SmallCNN:
     """Fit a small CNN to labelled images.
 
     Args:
-        images: anything with `len` and `rows(indices)` → [n, H, W, C] uint8.
         labels: [N] in 0..classes−1.
     """
     torch.manual_seed(seed)
@@ -161,9 +161,9 @@ def fit_cnn(
 
 
 class Rotations:
-    """Every image of a data set in its four rotations, labelled by them: a task for data without labels (Gidaris et al. 2018)."""
+    """Every image in its four rotations, labelled by them: a task for data without labels (Gidaris et al. 2018)."""
 
-    def __init__(self, images: Any) -> None:
+    def __init__(self, images: Images) -> None:
         self._images = images
         self.labels = np.arange(len(self)) % 4
 
@@ -221,7 +221,7 @@ def load_extractor(directory: Path, *, weights: str | None, device: torch.device
     return CNNExtractor(network.to(device), {"kind": facts["kind"], "sha256": facts["sha256"]})
 
 
-def accuracy(extractor: Extractor, images: Any, labels: NDArray[np.int64], batch_size: int = 500) -> float:
+def accuracy(extractor: Extractor, images: Images, labels: NDArray[np.int64], batch_size: int = 500) -> float:
     """Share of images given their label."""
     right = 0
     for first in range(0, len(images), batch_size):

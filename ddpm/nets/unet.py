@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +108,7 @@ class UNet(nn.Module):
         time = F.silu(self.time_mlp(timestep_embedding(t, self.width)))
         h = self.stem(x)
         skips = [h]
-        for level in self.down:
+        for level in cast("Iterable[Level]", self.down):
             for residual, attention in zip(level.residuals, level.attentions, strict=True):
                 h = attention(residual(h, time))
                 skips.append(h)
@@ -115,7 +116,7 @@ class UNet(nn.Module):
                 h = level.resample(h)
                 skips.append(h)
         h = self.middle_out(self.middle_attention(self.middle_in(h, time)), time)
-        for level in self.up:
+        for level in cast("Iterable[Level]", self.up):
             for residual, attention in zip(level.residuals, level.attentions, strict=True):
                 h = attention(residual(torch.cat([h, skips.pop()], dim=1), time))
             if level.resample is not None:
@@ -145,7 +146,8 @@ def _check(
         raise ValueError(f"width must be even, found {widths[0]}")
     if missing := set(attention_resolutions) - set(sides):
         raise ValueError(
-            f"attention_resolutions names {sorted(missing)}, but the levels are {', '.join(map(str, sides))} pixels a side"
+            f"attention_resolutions names {sorted(missing)}, "
+            f"but the levels are {', '.join(map(str, sides))} pixels a side"
         )
     for c in widths:
         if c % groups:

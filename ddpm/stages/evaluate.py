@@ -26,14 +26,15 @@ GRID_COLUMNS, GRID_IMAGES = 8, 64
 STRIP_IMAGES, STRIP_MOMENTS = 8, 11
 
 
-def evaluate_variant(params: Params, variant: str, *, root: Path = Path(".")) -> None:
+def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """Write `reports/V/`: metrics.json, protocol.json, samples.png and denoising.png.
 
     Raises:
         UserError: the model, the extractor or the prepared data is missing or damaged.
     """
     device = pick_device()
-    model = load(root / MODELS / variant, device)
+    config = params.variant(variant)
+    model = load(root / MODELS / variant, device).sampled_by(config.sampling)
     data = PreparedData.open(root / PREPARED)
     extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
     protocol = _protocol(params, model, data, extractor)
@@ -58,8 +59,8 @@ def measure(
 ) -> dict[str, float | int]:
     """FID, IS, and what real images score under the same measures.
 
-    `fid_floor` is the FID of the real validation images; since FID falls with the number of images, `fid_same_count` is that of as many
-    generated ones, and only these two compare.
+    `fid_floor` is the FID of the real validation images, `inception_score_real` their IS. Both measures depend on the
+    number of images, so `…_same_count` are those of as many generated ones, and only these compare with the real ones.
     """
     size, splits = params.evaluation.batch_size, params.evaluation.splits
     validation_split = data.split("validation")
@@ -68,15 +69,17 @@ def measure(
     generated = extract(extractor, _batches(images, size))
     same_count = min(len(validation), len(generated))
     score, deviation = inception_score(generated, splits)
+    first = generated.first(same_count)
     return {
         "fid": frechet_distance(generated, reference),
-        "fid_same_count": frechet_distance(generated.first(same_count), reference),
+        "fid_same_count": frechet_distance(first, reference),
         "fid_floor": frechet_distance(validation.first(same_count), reference),
-        "floor_count": same_count,
         "inception_score": score,
         "inception_score_std": deviation,
-        "inception_score_real": inception_score(validation, splits)[0],
+        "inception_score_same_count": inception_score(first, splits)[0],
+        "inception_score_real": inception_score(validation.first(same_count), splits)[0],
         "samples": len(generated),
+        "same_count": same_count,
     }
 
 

@@ -6,20 +6,21 @@ from pathlib import Path
 
 from ddpm.config import Params
 from ddpm.deploy.export import describe_sampler, export_denoiser, measure_parity
-from ddpm.files import atomic_directory, write_json
 from ddpm.errors import UserError
+from ddpm.files import atomic_directory, write_json
 from ddpm.model import load
 from ddpm.stages.layout import DEPLOY, MODELS
 
 
-def export_variant(params: Params, variant: str, *, root: Path = Path(".")) -> None:
+def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """Write `deploy/V/`: denoiser.onnx, sampler.json and parity.json.
 
     Raises:
         UserError: there is no model, or the exported one differs from it by more than export.parity_tolerance;
             then nothing is written.
     """
-    model = load(root / MODELS / variant)
+    config = params.variant(variant)
+    model = load(root / MODELS / variant).sampled_by(config.sampling)
     options = params.export
     with atomic_directory(root / DEPLOY / variant) as out:
         export_denoiser(model, out / "denoiser.onnx")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ddpm.config import Params
+from ddpm.data.loader import Images
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
 from ddpm.errors import UserError
@@ -23,7 +28,7 @@ from ddpm.stages.layout import EXTRACTOR, PREPARED
 from ddpm.stages.progress import bar
 
 
-def fit_extractor(params: Params, *, root: Path = Path(".")) -> None:
+def fit_extractor(params: Params, *, root: Path = Path()) -> None:
     """Write `extractor/`: a small CNN fitted to the data, or the record of which InceptionV3 is used.
 
     Raises:
@@ -58,16 +63,23 @@ def resolve_kind(params: Params, *, labelled: bool, channels: int) -> str:
     return "classifier" if labelled else "rotation"
 
 
+def _task(
+    kind: str, data: PreparedData, split: Literal["train", "validation"]
+) -> tuple[Images, NDArray[np.int64], int]:
+    """What the small CNN is to tell apart: images, labels, number of classes."""
+    images = data.split(split)
+    if kind == "rotation":
+        rotations = Rotations(images)
+        return rotations, rotations.labels, 4
+    assert images.labels is not None
+    assert data.manifest.classes is not None
+    return images, images.labels, len(data.manifest.classes)
+
+
 def _fit_small(params: Params, data: PreparedData, kind: str, out: Path) -> None:
     device = pick_device()
-    train, validation = data.split("train"), data.split("validation")
-    if kind == "classifier":
-        assert data.manifest.classes is not None and train.labels is not None and validation.labels is not None
-        images, labels, classes = train, train.labels, len(data.manifest.classes)
-        held_out, held_out_labels = validation, validation.labels
-    else:
-        images, held_out = Rotations(train), Rotations(validation)
-        labels, held_out_labels, classes = images.labels, held_out.labels, 4
+    images, labels, classes = _task(kind, data, "train")
+    held_out, held_out_labels, _ = _task(kind, data, "validation")
     with bar(params.extractor.steps, "step", f"{kind} extractor") as progress:
         network = fit_cnn(
             images,

@@ -29,7 +29,7 @@ def bar(total: int, unit: str, describe: str) -> tqdm:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM and Ctrl-C only raise a flag; the function yielded reads it. A second one acts at once."""
+    """Within the block SIGTERM and Ctrl-C raise a flag that the function yielded reads; a second one acts at once."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -15,8 +15,6 @@ from ddpm.files import atomic_directory, atomic_file
 class Samples(Protocol):
     """What a trained and an exported model have in common."""
 
-    shape: Any
-
     def sample(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> NDArray[np.uint8]:
         """Draw images, [count, H, W, C] uint8."""
         ...

@@ -14,6 +14,7 @@ from ddpm import tracking
 from ddpm.config import Params, VariantConfig
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
+from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
 from ddpm.stages.layout import MODELS, PREPARED, TRAINING_STATES
@@ -25,7 +26,7 @@ from ddpm.training.loop import DivergedError, LossPoint, train
 _DECISIVE_CODE = ("data/loader.py", "diffusion", "nets", "training", "model.py", "stages/train.py")
 
 
-def train_variant(params: Params, variant: str, *, root: Path = Path(".")) -> None:
+def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """Write `models/V/`: model.safetensors, model.json and loss.csv.
 
     Raises:
@@ -37,14 +38,21 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(".")) -> No
     device = pick_device()
     precision = resolve_precision(config.training.precision, device)
     torch.manual_seed(params.seed)
-    network = build_network(config, data.manifest.shape).to(device, memory_format=torch.channels_last)
+    network = build_network(config, data.manifest.shape).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a keyword that torch's stub left out
     parameters = sum(parameter.numel() for parameter in network.parameters())
     mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
     checkpoints = Checkpoints(root / TRAINING_STATES / f"{variant}-{mark[:16]}")
     print(f"{variant}: {parameters / 1e6:.2f} M parameters on {device.type}, {precision}", flush=True)
 
     with checkpoints.locked():
-        curve = _run(params, config, network, data, precision, checkpoints, variant)
+        try:
+            curve = _run(params, config, network, data, precision, checkpoints, variant)
+        except DivergedError as error:
+            raise UserError(
+                f"{variant}: {error}; the last good checkpoint is kept in {checkpoints.directory}. "
+                f"Lower models.{variant}.training.learning_rate or grad_clip"
+            ) from None
         facts = TrainingFacts(
             seed=params.seed,
             images_seen=config.training.steps * config.training.batch_size,
@@ -54,9 +62,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(".")) -> No
             torch=torch.__version__,
             fingerprint=mark,
         )
-        card = ModelCard(
-            variant=variant, config=config, data=data_facts(data), training=facts, parameters=parameters
-        )
+        card = ModelCard(variant=variant, config=config, data=data_facts(data), training=facts, parameters=parameters)
         with atomic_directory(root / MODELS / variant) as out:
             save(Model(network, card), out)
             write_curve(curve, out / "loss.csv")

@@ -30,7 +30,10 @@ class Checkpoints:
         from safetensors.torch import save_file
 
         with atomic_directory(self.directory / f"step-{step:09d}") as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary / "state.safetensors",
+            )
             write_json(
                 temporary / "state.json",
                 {"step": step, "sha256": sha256_of(temporary / "state.safetensors"), "facts": dict(facts)},

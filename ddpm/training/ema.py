@@ -12,7 +12,7 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         """decay: d in [0, 1), approached from (1 + k)/(10 + k) at step k so that early weights are soon forgotten."""
         self.decay = decay
-        self._parameters = list(network.parameters())
+        self._parameters: list[Tensor] = list(network.parameters())
         self.averages = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
@@ -20,10 +20,6 @@ class EMA:
         """Take in the weights after optimiser step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, self._parameters, 1 - decay)
-
-    def state(self) -> list[Tensor]:
-        """The averages, in the order of `network.parameters()`."""
-        return self.averages
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:

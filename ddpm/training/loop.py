@@ -36,7 +36,7 @@ class LossPoint:
 
 @dataclass
 class TrainingState:
-    """All that a run carries from one step to the next. Randomness is not in it: step k's is a function of (seed, k)."""
+    """All that a run carries from one step to the next. Randomness is not: step k's is a function of (seed, k)."""
 
     network: nn.Module
     optimizer: torch.optim.Adam
@@ -65,14 +65,15 @@ def train(
     log_every: int = 100,  # steps a point of the loss curve averages over
     checkpoint_every: int = 1000,
     checkpoints: Checkpoints | None = None,  # None: nothing is saved, nothing is resumed
-    on_resume: Callable[[int], None] = lambda step: None,  # once, with the steps that a checkpoint had done
-    on_step: Callable[[int], None] = lambda step: None,  # after every step, with the steps done
-    on_point: Callable[[LossPoint], None] = lambda point: None,  # after every point of the loss curve
+    on_resume: Callable[[int], object] = lambda step: None,  # once, with the steps that a checkpoint had done
+    on_step: Callable[[int], object] = lambda step: None,  # after every step, with the steps done
+    on_point: Callable[[LossPoint], object] = lambda point: None,  # after every point of the loss curve
     should_stop: Callable[[], bool] = lambda: False,  # asked after every step
 ) -> list[LossPoint]:
     """Train the network in place, continuing from the newest checkpoint; at the end it holds the averaged weights.
 
-    On the CPU, with the same number of threads, an interrupted and continued run ends in the same bits as an uninterrupted one.
+    On the CPU, with the same number of threads, an interrupted and continued run ends in the same bits as an
+    uninterrupted one.
 
     Returns:
         The loss curve from the first step.

@@ -1,0 +1,56 @@
+# Everyday commands. Each sets up what it needs; `make` alone lists them.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3.11)
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The stages, and DVC and Prefect that call them, find each other on the path. Nothing reports home.
+export PATH := $(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-all test-gpu lint format lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## a virtual environment with everything in it, in the versions of requirements.lock
+
+$(STAMP): requirements.lock requirements-uv.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not there: install Python 3.11, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up $(VENV) (about a minute, 6 GB)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## raw images to a registered, deployed model, on the data that params.yaml names
+	@python -m flows.retrain
+
+serve: setup  ## MLflow's and Prefect's pages and the weekly schedule, on this machine; Ctrl-C stops all of it
+	@python -m flows.serve
+
+test: setup  ## the fast tests
+	@python -m pytest -m "not slow and not gpu"
+
+test-all: setup  ## every test but the GPU's
+	@python -m pytest -m "not gpu"
+
+test-gpu: setup  ## the tests that need a GPU
+	@python -m pytest -m gpu
+
+lint: setup  ## style and types
+	@ruff check . && ruff format --check . && mypy
+
+format: setup  ## mend the style
+	@ruff check --fix . && ruff format .
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock
+	@uv pip compile pyproject.toml --extra train --extra pipeline --extra dev --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
+
+clean:  ## remove what the stages made (not data/, not the MLflow store, not the environment)
+	@rm -rf prepared extractor models reports deploy .ddpm dvc_plots

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ddpm.config import Params, explain, load_params
+from ddpm.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_parameters_are_valid_and_explained():
+    params = load_params(ROOT / "params.yaml")
+    assert params.variants == ("ddpm",)
+    again = Params.model_validate(yaml.safe_load(explain(params)))
+    assert again == params
+
+
+def test_the_cifar10_preset_is_the_papers():
+    cifar = load_params(ROOT / "params.yaml").models["ddpm-cifar10"]
+    assert (cifar.network.width, cifar.network.multipliers, cifar.network.blocks) == (128, (1, 2, 2, 2), 2)
+    assert cifar.network.attention_resolutions == (16,)
+    training = cifar.training
+    assert (training.steps, training.batch_size, training.learning_rate) == (800_000, 128, 2e-4)
+    assert (training.ema_decay, training.grad_clip, training.horizontal_flip) == (0.9999, 1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models: {a: {}}\nvariants: [a]\nsed: 1", "unknown key `sed`"),
+        ("models: {a: {trainng: {}}}\nvariants: [a]", "unknown key `models.a.trainng`"),
+        (
+            "models: {a: {training: {steps: 0}}}\nvariants: [a]",
+            "`models.a.training.steps`: input should be greater than 0, found 0",
+        ),
+        ("models: {a: {network: {dropout: 1.5}}}\nvariants: [a]", "`models.a.network.dropout`.*found 1.5"),
+        (
+            "models: {a: {process: {schedule: quadratic}}}\nvariants: [a]",
+            "`models.a.process.schedule`.*'linear'.*found 'quadratic'",
+        ),
+        ("models: {a: {process: {timesteps: 10}}}\nvariants: [a]", "sampling.steps is 50, but the process has only 10"),
+        ("models: {a: {}}\nvariants: [b]", "`variants` names 'b', but `models` has only: a"),
+        ("variants: [a]", "the key `models` is missing"),
+        ("data: {source: folder}\nmodels: {a: {}}\nvariants: [a]", "data: `path` goes with `source: folder`"),
+        ("data: {path: x}\nmodels: {a: {}}\nvariants: [a]", "data: `path` goes with `source: folder`"),
+        ("models: [", "not valid YAML"),
+        ("42", "expected keys such as"),
+    ],
+)
+def test_wrong_parameters_are_answered_in_one_line(tmp_path: Path, text: str, words: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_no_parameters_here(tmp_path: Path):
+    with pytest.raises(UserError, match="run ddpm in the project's folder"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({}, "digits"),
+        ({"source": "cifar10"}, "cifar10"),
+        ({"source": "folder", "path": "my/Cat Photos!"}, "cat-photos"),
+        ({"source": "folder", "path": "my/x", "name": "cats"}, "cats"),
+    ],
+)
+def test_the_data_sets_name(data: dict, name: str):
+    assert Params.model_validate({"data": data, "models": {"ddpm": {}}}).data.dataset_name == name

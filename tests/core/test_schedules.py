@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, Schedule, spaced_timesteps
+
+names = st.sampled_from(sorted(SCHEDULES))
+spacings = st.sampled_from(sorted(SPACINGS))
+
+
+def test_linear_is_the_papers():
+    betas = Schedule.named("linear", 1000).betas
+    assert betas[0] == pytest.approx(1e-4, abs=1e-15)
+    assert betas[-1] == pytest.approx(0.02, abs=1e-15)
+    assert np.ptp(np.diff(betas)) < 1e-15
+
+
+def test_scaled_linear_is_linear_in_its_root():
+    root = np.sqrt(Schedule.named("scaled_linear", 1000).betas)
+    assert root[0] ** 2 == pytest.approx(0.00085)
+    assert root[-1] ** 2 == pytest.approx(0.012)
+    assert np.ptp(np.diff(root)) < 1e-15
+
+
+def test_cosine_follows_its_closed_form_until_the_clip():
+    schedule = Schedule.named("cosine", 1000)
+    t = np.arange(1, 1001) / 1000
+    closed = (np.cos((t + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2
+    unclipped = schedule.betas < 0.999
+    np.testing.assert_allclose(schedule.alphas_cumprod[unclipped], closed[unclipped], rtol=1e-10)
+
+
+@given(names, st.integers(1, 2000))
+def test_signal_only_falls(name, timesteps):
+    schedule = Schedule.named(name, timesteps)
+    assert len(schedule) == timesteps
+    assert np.all(np.diff(schedule.alphas_cumprod) < 0)
+    assert np.all((schedule.alphas_cumprod > 0) & (schedule.alphas_cumprod < 1))
+    assert schedule.posterior_variance[0] == 0
+    assert np.all(schedule.posterior_variance <= schedule.betas)
+    assert np.all(np.isfinite(schedule.posterior_log_variance_clipped))
+
+
+@given(names, st.integers(2, 300), st.data())
+def test_posterior_agrees_with_bayes(name, timesteps, data):
+    """The Gaussian product q(x_t | x_{t-1}) q(x_{t-1} | x_0), worked out by precisions."""
+    schedule = Schedule.named(name, timesteps)
+    t = data.draw(st.integers(1, timesteps - 1))
+    beta, before = schedule.betas[t], schedule.alphas_cumprod[t - 1]
+    precision = (1 - beta) / beta + 1 / (1 - before)
+    assert schedule.posterior_variance[t] == pytest.approx(1 / precision, rel=1e-8)
+    assert schedule.posterior_mean_coef_xt[t] == pytest.approx(np.sqrt(1 - beta) / beta / precision, rel=1e-8)
+    assert schedule.posterior_mean_coef_x0[t] == pytest.approx(np.sqrt(before) / (1 - before) / precision, rel=1e-8)
+
+
+@given(names, spacings, st.integers(1, 1000), st.data())
+def test_respacing_keeps_the_marginals(name, spacing, timesteps, data):
+    schedule = Schedule.named(name, timesteps)
+    kept = spaced_timesteps(timesteps, data.draw(st.integers(1, timesteps)), spacing)
+    respaced = schedule.respaced(kept)
+    np.testing.assert_allclose(respaced.alphas_cumprod, schedule.alphas_cumprod[kept], rtol=1e-8)
+    np.testing.assert_array_equal(respaced.timesteps, kept)
+
+
+@given(spacings, st.integers(1, 4000), st.data())
+def test_spacings_give_distinct_rows_in_order(spacing, total, data):
+    steps = data.draw(st.integers(1, total))
+    kept = spaced_timesteps(total, steps, spacing)
+    assert len(kept) == steps
+    assert np.all(np.diff(kept) > 0)
+    assert kept[0] >= 0
+    assert kept[-1] < total
+
+
+@given(spacings, st.integers(1, 1000))
+def test_all_steps_are_all_steps(spacing, total):
+    np.testing.assert_array_equal(spaced_timesteps(total, total, spacing), np.arange(total))
+
+
+def test_the_strides_by_name():
+    assert spaced_timesteps(1000, 4, "leading").tolist() == [0, 250, 500, 750]
+    assert spaced_timesteps(1000, 4, "trailing").tolist() == [249, 499, 749, 999]
+    assert spaced_timesteps(1000, 4, "linspace").tolist() == [0, 333, 666, 999]
+    assert spaced_timesteps(1000, 3, "quadratic").tolist() == [0, 200, 800]
+
+
+@pytest.mark.parametrize(
+    ("total", "steps", "spacing", "words"),
+    [
+        (10, 11, "leading", r"1\.\.10.*found 11"),
+        (10, 0, "leading", "found 0"),
+        (10, 5, "random", "no spacing 'random'"),
+    ],
+)
+def test_impossible_spacings(total, steps, spacing, words):
+    with pytest.raises(ValueError, match=words):
+        spaced_timesteps(total, steps, spacing)
+
+
+def test_impossible_schedules():
+    with pytest.raises(ValueError, match="no schedule 'quadratic'"):
+        Schedule.named("quadratic", 10)
+    with pytest.raises(ValueError, match="found 0"):
+        Schedule.named("linear", 0)
+    with pytest.raises(ValueError, match="inside"):
+        Schedule(np.array([0.5, 1.0]), np.arange(2))

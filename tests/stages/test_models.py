@@ -1,0 +1,193 @@
+"""A model directory, its evaluation, its export and its samples."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_cli
+from PIL import Image
+
+import ddpm
+from ddpm.deploy.runtime import Sampler
+from ddpm.errors import UserError
+from ddpm.files import sha256_of
+from ddpm.stages.sample import sample_to
+
+
+def test_a_model_directory_needs_nothing_else(trained: Path, tmp_path: Path):
+    shutil.move(trained / "models/tiny", tmp_path / "elsewhere")
+    model = ddpm.load(tmp_path / "elsewhere")
+    images = model.sample(3, seed=1, steps=2)
+    assert images.shape == (3, 8, 8, 1)
+    assert images.dtype == np.uint8
+
+
+def test_saved_and_loaded_is_the_same_model(trained: Path, tmp_path: Path):
+    ddpm.save(ddpm.load(trained / "models/tiny"), tmp_path)
+    for name in ("model.safetensors", "model.json"):
+        assert sha256_of(tmp_path / name) == sha256_of(trained / "models/tiny" / name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: (d / "model.json").unlink(), "model.json is missing"),
+        (lambda d: (d / "model.safetensors").unlink(), "is missing"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"x" * 100), "damaged"),
+        (lambda d: (d / "model.json").write_text("{"), "damaged"),
+        (
+            lambda d: (d / "model.json").write_text(
+                (d / "model.json").read_text().replace('"width": 8', '"width": 16')
+            ),
+            "another network: down.0.resample.conv.bias is",
+        ),
+        (
+            lambda d: (d / "model.json").write_text(
+                (d / "model.json").read_text().replace('"blocks": 1', '"blocks": 2')
+            ),
+            "another network: missing",
+        ),
+        (
+            lambda d: (d / "model.json").write_text(
+                (d / "model.json").read_text().replace('"format": 1', '"format": 7')
+            ),
+            "`format`.*found 7",
+        ),
+    ],
+)
+def test_a_damaged_model_is_named(trained: Path, damage, words):
+    damage(trained / "models/tiny")
+    with pytest.raises(UserError, match=words):
+        ddpm.load(trained / "models/tiny")
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"sampler": "ancestral", "steps": 50}, {"eta": 1.0}, {"steps": 1}, {"spacing": "quadratic"}]
+)
+def test_the_exported_model_draws_what_the_trained_one_draws(trained: Path, overrides):
+    """Torch and numpy + onnxruntime: one plan, one noise, the same images, for every kind of plan."""
+    model, sampler = ddpm.load(trained / "models/tiny"), Sampler(trained / "deploy/tiny")
+    ours = model.sample(6, seed=9, **overrides).astype(int)
+    theirs = sampler.sample(6, seed=9, **overrides).astype(int)
+    assert np.abs(ours - theirs).max() <= 1  # a level: where rounding falls on the other side
+    assert np.mean(ours != theirs) < 0.01
+
+
+@pytest.mark.parametrize("open_", [lambda p: ddpm.load(p / "models/tiny"), lambda p: Sampler(p / "deploy/tiny")])
+def test_an_image_does_not_depend_on_its_batch(trained: Path, open_):
+    model = open_(trained)
+    options = {"seed": 4, "sampler": "ancestral", "steps": 10}
+    together = model.sample(7, batch_size=7, **options).astype(int)
+    apart = model.sample(7, batch_size=2, **options).astype(int)
+    assert np.abs(together - apart).max() <= 1
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_parity_is_recorded(trained: Path):
+    parity = json.loads((trained / "deploy/tiny/parity.json").read_text())
+    assert parity["passed"] is True
+    assert 0 < parity["max_abs_difference"] <= parity["tolerance"]
+    assert parity["denoiser_sha256"] == sha256_of(trained / "deploy/tiny/denoiser.onnx")
+
+
+def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    """The fault: an exporter that loses a part of the network."""
+    from ddpm.config import load_params
+    from ddpm.deploy import export
+    from ddpm.stages import export as stage
+
+    def lossy(model, path):
+        with torch.no_grad():
+            model.network.out_conv.bias += 0.05
+            export.export_denoiser(model, path)
+            model.network.out_conv.bias -= 0.05
+
+    before = sha256_of(trained / "deploy/tiny/denoiser.onnx")
+    monkeypatch.setattr(stage, "export_denoiser", lossy)
+    with pytest.raises(UserError, match=r"differs from the trained one by .*nothing was exported"):
+        stage.export_variant(load_params(), "tiny")
+    assert sha256_of(trained / "deploy/tiny/denoiser.onnx") == before
+
+
+def test_the_onnx_file_tells_no_paths_and_is_the_same_again(trained: Path):
+    content = (trained / "deploy/tiny/denoiser.onnx").read_bytes()
+    assert b".py" not in content
+    before = sha256_of(trained / "deploy/tiny/denoiser.onnx")
+    assert run_cli(trained, "export", "tiny").returncode == 0
+    assert sha256_of(trained / "deploy/tiny/denoiser.onnx") == before
+
+
+def test_figures_and_pictures(trained: Path):
+    metrics = json.loads((trained / "reports/tiny/metrics.json").read_text())
+    protocol = json.loads((trained / "reports/tiny/protocol.json").read_text())
+    assert metrics["protocol"] == protocol["id"]
+    assert metrics["fid"] > metrics["fid_floor"] > 0
+    assert 1 <= metrics["inception_score"] <= 10
+    assert metrics["samples"] == 64
+    assert protocol["sampler"] == "ddim"
+    assert Image.open(trained / "reports/tiny/samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+    assert Image.open(trained / "reports/tiny/denoising.png").size == (6 * 34 + 2, 8 * 34 + 2)
+
+
+def test_the_same_figures_again(trained: Path):
+    before = {p.name: sha256_of(p) for p in (trained / "reports/tiny").iterdir()}
+    assert run_cli(trained, "evaluate", "tiny").returncode == 0
+    assert {p.name: sha256_of(p) for p in (trained / "reports/tiny").iterdir()} == before
+
+
+@pytest.mark.parametrize("model", ["models/tiny", "deploy/tiny"])
+def test_samples_go_where_out_says(trained: Path, model: str):
+    images = sample_to(model, Path("s.npz"), count=3, seed=1)
+    np.testing.assert_array_equal(np.load("s.npz")["images"], images)
+    sample_to(model, Path("grid.png"), count=3, seed=1)
+    assert Image.open("grid.png").size == (2 * 34 + 2, 2 * 34 + 2)
+    sample_to(model, Path("pictures"), count=3, seed=1)
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["0.png", "1.png", "2.png"]
+    np.testing.assert_array_equal(np.array(Image.open("pictures/1.png")), images[1, :, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere", "--out", "a.npz"], "no such directory"),
+        (["prepared", "--out", "a.npz"], "it has neither file"),
+        (["models/tiny", "--out", "a.jpg"], "expected FILE.npz, FILE.png or a directory"),
+        (["models/tiny", "--out", "models"], "not an empty directory"),
+        (["models/tiny", "--out", "a.npz", "--n", "0"], "--n must be at least 1"),
+        (["models/tiny", "--out", "a.npz", "--steps", "51"], "found 51"),
+        (["models/tiny", "--out", "a.npz", "--sampler", "euler"], "no sampler 'euler'"),
+        (["models/tiny", "--out", "a.npz", "--eta", "-1"], "eta must be in 0..1"),
+        (["models/tiny", "--out", "a.npz", "--seed", "-1"], "seed must be"),
+        (["models/tiny", "--out", "a.npz", "--batch-size", "0"], "--batch-size must be"),
+        (["deploy/tiny", "--out", "a.npz", "--steps", "51"], "found 51"),
+    ],
+)
+def test_wrong_requests_get_one_line_and_exit_code_2(
+    trained: Path, capsys: pytest.CaptureFixture[str], arguments, words
+):
+    from ddpm.cli import main
+
+    assert main(["sample", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert not Path("a.npz").exists()
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "export"])
+def test_a_stage_without_its_input_says_which_stage_makes_it(
+    tmp_path: Path, stage: str, prepared_template: Path, monkeypatch, capsys
+):
+    from ddpm.cli import main
+
+    shutil.copy(prepared_template / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main([stage, "tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "missing" in error or "ddpm prepare" in error
+    assert error.count("\n") == 1
+    assert main([stage, "huge"]) == 2
+    assert "there is no model 'huge' in params.yaml; it has: tiny" in capsys.readouterr().err
