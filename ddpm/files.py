@@ -33,6 +33,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_tree(directory: Path) -> None:
+    """Sync a directory and all below it; with many files one sync of the whole file system is far cheaper."""
+    files = list(directory.rglob("*"))
+    if len(files) > 100:
+        os.sync()
+        return
+    for file in [*files, directory]:
+        sync(file)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed."""
@@ -62,9 +72,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            sync(file)
-        sync(temporary)
+        _sync_tree(temporary)
         if path.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             path.replace(replaced / path.name)

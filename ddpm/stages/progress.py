@@ -24,6 +24,7 @@ def bar(total: int, unit: str, describe: str) -> tqdm:
         dynamic_ncols=interactive,
         ncols=None if interactive else 100,
         smoothing=0.1,
+        delay=1.0,
     )
 
 
