@@ -1,0 +1,105 @@
+"""DVC as the flow sees it: which stages have changed, and running one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.processes import Children
+
+_DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
+
+# Exit codes after which the same command may succeed: the outside failed (75), or the process was killed from outside,
+# by a scheduler or for want of memory; a training then goes on from its last checkpoint.
+_TRANSIENT = {75} | {code for number in (signal.SIGKILL, signal.SIGTERM) for code in (-number, 128 + number)}
+
+# What DVC adds after each stage for those who type its commands themselves.
+_ADVICE = ("To track the changes", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`")
+
+_FAILED = re.compile(r"^ERROR: failed to reproduce .*?: (?P<why>.*)$")
+_EXITED = re.compile(r"exited with (?P<code>-?\d+)$")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage failed, in its command's own words."""
+
+    stage: str
+    message: str
+    code: int
+
+    @property
+    def transient(self) -> bool:
+        """Whether running it again can help."""
+        return self.code in _TRANSIENT
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.message}"
+
+
+def changed_stages() -> set[str]:
+    """The stages whose command, code, parameters or files are not those of dvc.lock; those that always run left out.
+
+    Raises:
+        RuntimeError: DVC cannot tell, and why.
+    """
+    done = subprocess.run([*_DVC, "status", "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+    return {stage for stage, changes in json.loads(done.stdout).items() if changes != ["always changed"]}
+
+
+def reproduce(
+    stage: str, children: Children, on_line: Callable[[str], None], env: Mapping[str, str] | None = None
+) -> Failure | None:
+    """Run one stage, if it has changed; its output goes to `on_line`. Returns why it failed, or None.
+
+    Raises:
+        StoppedError: the flow is being stopped.
+    """
+    # The stages' commands lie beside the interpreter, whether or not its environment is active.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    command = [*_DVC, "repro", "--single-item", stage]
+    code, lines = _run(command, children, on_line, {"PATH": path, **(env or {})})
+    return explain(stage, lines, code) if code else None
+
+
+def accept_new_data(children: Children, on_line: Callable[[str], None]) -> Failure | None:
+    """Have the upstream's data, whatever they are, recorded in data.dvc. Returns why that failed, or None."""
+    code, lines = _run([sys.executable, "-m", "ddpm", "fetch", "--accept"], children, on_line)
+    return Failure("fetch", lines[-1] if lines else f"ended with {code}", code) if code else None
+
+
+def _run(
+    command: list[str], children: Children, on_line: Callable[[str], None], env: Mapping[str, str] | None = None
+) -> tuple[int, list[str]]:
+    """Run a command; its exit code and its last lines."""
+    recent: deque[str] = deque(maxlen=20)
+
+    def pass_on(line: str) -> None:
+        if not line.startswith(_ADVICE):
+            recent.append(line)
+            on_line(line)
+
+    return children.run(command, pass_on, env), list(recent)
+
+
+def explain(stage: str, lines: list[str], code: int) -> Failure:
+    """What the last lines of a failed `dvc repro` say: the command's own last words, or else DVC's."""
+    for words, line in zip(["", *lines], lines, strict=False):
+        if not (failed := _FAILED.match(line)):
+            continue
+        if not (exited := _EXITED.search(failed["why"])):
+            return Failure(stage, failed["why"], code)
+        code = int(exited["code"])
+        killed = code < 0 or code > 128
+        return Failure(stage, failed["why"] if killed or words.startswith("> ") else words, code)
+    return Failure(stage, lines[-1] if lines else f"dvc ended with {code} and no word", code)
