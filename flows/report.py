@@ -45,7 +45,7 @@ class Result:
         rows = {
             "model": self.variant,
             "FID": f"{found['fid']:.2f} with {found['samples']} samples (lower is better)",
-            "FID, same count": f"{found['fid_same_count']:.2f} with {found['floor_count']} samples",
+            "FID, same count": f"{found['fid_same_count']:.2f} with {found['same_count']} samples",
             "  floor": f"{found['fid_floor']:.2f}, what as many real images get",
             "Inception Score": f"{found['inception_score']:.2f} ± {found['inception_score_std']:.2f}",
             "  real images": f"{found['inception_score_real']:.2f}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,8 +83,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         for name in names:
             trained = train.submit(name, wait_for=[prepared])
             evaluated = evaluate.submit(name, wait_for=[trained, extractor])
-            exported = export.submit(name, wait_for=[trained])
-            version = register.submit(name, wait_for=[evaluated, exported])
+            exported = export.submit(name, wait_for=[evaluated])
+            version = register.submit(name, wait_for=[exported])
             promoted[name] = promote.submit(name, wait_for=[version])
             steps += [trained, evaluated, exported, version, promoted[name]]
         wait([*steps, *known])
@@ -150,6 +151,8 @@ def _create_gpu_limit() -> None:
 
 def _retry_can_help(task: Task[..., Any], run: TaskRun, state: State) -> bool:
     """A stage says by its exit code whether it can. An exception comes from a server that did not answer."""
+    if _pipeline.get().children.stopping.is_set():
+        return False
     return state.data.transient if isinstance(state.data, dvc.Failure) else isinstance(state.data, Exception)
 
 
@@ -254,7 +257,7 @@ def _live_curve(variant: str) -> dict[str, str]:
     """The environment that sends a training's curve to MLflow; empty if it will not run, or MLflow does not answer."""
     runs = _pipeline.get().open_runs
     try:
-        if variant not in runs and f"train@{variant}" in dvc.changed_stages():
+        if variant not in runs and dvc.changed_stages(f"train@{variant}"):
             runs[variant] = tracking.start_run(variant)
     except Exception as error:  # training does not wait for its observer
         get_run_logger().warning("MLflow will not see this training live: %s", error)
@@ -282,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--accept-new-data", action="store_true", help="record the upstream's data as a new version")
     options = parser.parse_args(arguments)
     try:
+        _start_own_server()
         state = retrain(options.variants, options.accept_new_data, return_state=True)
     except KeyboardInterrupt:
         print("\nStopped; the same command continues where it was.", file=sys.stderr)
@@ -292,6 +296,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = state.result()
     print(f"\n{report.text(results)}\n\n{report.pages(results)}")
     return 0
+
+
+def _start_own_server() -> None:
+    """Start the server that Prefect starts where none is named, out of reach of the terminal's Ctrl-C.
+
+    A terminal interrupts all its processes at once. Without its server the flow could not record how it ended, and
+    would try for minutes.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child inherits
+    try:
+        get_client(sync_client=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 if __name__ == "__main__":
