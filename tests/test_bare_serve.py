@@ -1,0 +1,134 @@
+"""The serve image without Docker: what docker/serve.lock lists, and this package, draw what torch draws."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dockerfile import parse, sources
+from PIL import Image
+from uv import find_uv_bin
+
+import ddpm
+from ddpm.evaluation.pictures import grid
+
+ROOT = Path(__file__).parents[1]
+IMAGE = parse(ROOT / "docker/serve.Dockerfile")
+MOST_BYTES = 400e6
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def uv(*arguments: str | Path) -> None:
+    done = subprocess.run([find_uv_bin(), *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment, filled as the Dockerfile fills its image: the lock, and a wheel made of what it copies."""
+    directory = tmp_path_factory.mktemp("bare")
+    source, environment = directory / "source", directory / "environment"
+    for name in sources(IMAGE):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
+    # The tests' own environment holds the build backend, in the version that docker/build.lock names too.
+    uv("build", "-q", "--wheel", "--no-build-isolation", "--python", sys.executable, "-o", directory / "wheels", source)
+    uv("venv", "-q", "--python", sys.executable, environment)
+    install = ("pip", "install", "-q", "--python", environment, "--no-deps")
+    uv(*install, "--require-hashes", "-r", ROOT / "docker/serve.lock")
+    uv(*install, "--no-index", next((directory / "wheels").glob("*.whl")))
+    return environment
+
+
+@pytest.fixture
+def run(bare: Path, tmp_path: Path) -> Run:
+    """Run a program of the bare environment in an empty directory: the image's variables, and none of the tests'."""
+    home = tmp_path / "home"
+    home.mkdir()
+    variables = dict(step.rest.split("=", 1) for step in IMAGE if step.keyword == "ENV")
+    path = f"{bare / 'bin'}{os.pathsep}/usr/bin:/bin"
+
+    def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [bare / "bin" / program, *arguments],
+            cwd=tmp_path,
+            env={"PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1", **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def of_image(keyword: str) -> list[str]:
+    """The arguments of the image's one instruction of that name."""
+    (step,) = (step for step in IMAGE if step.keyword == keyword)
+    return step.words
+
+
+def test_it_draws_what_torch_draws(run: Run, trained_template: Path, tmp_path: Path):
+    deploy = trained_template / "deploy/tiny"
+    for out in ("x.npz", "x.png"):
+        done = run("ddpm", "sample", deploy, "--n", "4", "--seed", "5", "--out", out)
+        assert done.returncode == 0, done.stderr
+    images = np.load(tmp_path / "x.npz")["images"]
+    expected = ddpm.load(trained_template / "models/tiny").sample(4, seed=5)
+    assert images.shape == expected.shape == (4, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert np.abs(images.astype(int) - expected).max() <= 1
+    assert images.std() > 0
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "x.png")), np.array(grid(images, 2)))
+
+
+def test_nothing_else_is_in_it(run: Run, bare: Path):
+    program = "import importlib.util as u, sys; print([m for m in sys.argv[1:] if u.find_spec(m)])"
+    heavy = ["torch", "torchvision", "onnx", "mlflow", "prefect", "dvc", "pydantic", "yaml", "sklearn"]
+    assert run("python", "-c", program, *heavy, "onnxruntime").stdout.strip() == "['onnxruntime']"
+    size = sum(path.stat().st_size for path in bare.rglob("*") if path.is_file() and not path.is_symlink())
+    assert size < MOST_BYTES
+
+
+def test_what_would_need_more_is_said_in_a_line(run: Run, trained_template: Path):
+    done = run("ddpm", "sample", trained_template / "models/tiny", "--n", "1", "--out", "x.npz")
+    assert done.returncode == 2
+    assert "ddpm[train]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_images_own_command_draws(run: Run, trained_template: Path, tmp_path: Path):
+    places = {"/model": str(trained_template / "deploy/tiny"), "/samples/samples.png": "samples.png"}
+    done = run(*(places.get(word, word) for word in [*of_image("ENTRYPOINT"), *of_image("CMD")]))
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+    # Telemetry would leave an identifier there.
+    assert list((tmp_path / "home").rglob("*")) == []
+
+
+@pytest.mark.parametrize("fault", ["none", "no model", "half a model", "another shape"])
+def test_the_health_check_knows_a_model_that_draws(run: Run, trained_template: Path, tmp_path: Path, fault: str):
+    model = tmp_path / "model"
+    shutil.copytree(trained_template / "deploy/tiny", model)
+    denoiser, facts = model / "denoiser.onnx", model / "sampler.json"
+    if fault == "no model":
+        shutil.rmtree(model)
+    elif fault == "half a model":
+        denoiser.write_bytes(denoiser.read_bytes()[: denoiser.stat().st_size // 2])
+    elif fault == "another shape":
+        facts.write_text(facts.read_text().replace('"shape": [\n    8,', '"shape": [\n    9,'))
+    out = tmp_path / "health.npz"
+    places = {"/model": str(model), "/tmp/health.npz": str(out)}
+    done = run(*(places.get(word, word) for word in of_image("HEALTHCHECK")))
+    assert (done.returncode == 0) == out.exists() == (fault == "none")
