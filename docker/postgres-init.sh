@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # PostgreSQL's image runs this once, while its volume is still empty: each server gets a role and a database of its own,
 # closed to the other's.
-set -eu
+set -e
 
 for name in mlflow prefect; do
     psql --no-psqlrc --set=ON_ERROR_STOP=1 --set=name="$name" --username="$POSTGRES_USER" --dbname="$POSTGRES_DB" <<SQL
