@@ -9,6 +9,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-all test-gpu lint format lock clean
@@ -48,9 +49,12 @@ lint: setup  ## style and types
 format: setup  ## mend the style
 	@ruff check --fix . && ruff format .
 
-lock: setup  ## resolve pyproject.toml anew into requirements.lock
-	@uv pip compile pyproject.toml --extra train --extra pipeline --extra dev --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
+COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock, and the images' locks with it
+	@$(COMPILE) --upgrade pyproject.toml --extra train --extra pipeline --extra dev -o requirements.lock
+	@$(COMPILE) --universal pyproject.toml --extra serve -c requirements.lock -o docker/serve.lock
+	@for name in build servers; do $(COMPILE) docker/$$name.in -o docker/$$name.lock; done
 
 clean:  ## remove what the stages made (not data/, not the MLflow store, not the environment)
 	@rm -rf prepared extractor models reports deploy .ddpm dvc_plots

@@ -57,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output is gone (`| head`); keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"ddpm {arguments.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ddpm"):
             raise

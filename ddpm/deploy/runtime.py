@@ -7,8 +7,10 @@ plan, the image's shape).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,8 +36,7 @@ class Sampler:
         Raises:
             UserError: a file is missing or damaged.
         """
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         directory = Path(directory)
         try:
             self.facts: dict[str, Any] = json.loads((directory / "sampler.json").read_text(encoding="utf-8"))
@@ -108,10 +109,17 @@ class Sampler:
         return self._session.run(None, {"x": x, "t": t})[0]
 
 
-def available_providers() -> list[str]:
-    """CUDA where onnxruntime has it and the machine has a device, then the CPU."""
+def import_onnxruntime() -> ModuleType:
+    """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them unless told not to."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    return onnxruntime
+
+
+def available_providers() -> list[str]:
+    """CUDA where onnxruntime has it and the machine has a device, then the CPU."""
+    onnxruntime = import_onnxruntime()
     has_device = Path("/proc/driver/nvidia/version").exists()
     if has_device and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         # The CUDA libraries come as Python packages; onnxruntime finds them only when told to look.

@@ -177,6 +177,16 @@ def test_wrong_requests_get_one_line_and_exit_code_2(
     assert not Path("a.npz").exists()
 
 
+def test_an_out_that_cannot_be_written_is_named(trained: Path, capsys: pytest.CaptureFixture[str]):
+    from ddpm.cli import main
+
+    Path("file").write_text("")
+    assert main(["sample", "deploy/tiny", "--n", "1", "--steps", "1", "--out", "file/a.npz"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ddpm sample: file")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("stage", ["train", "evaluate", "export"])
 def test_a_stage_without_its_input_says_which_stage_makes_it(
     tmp_path: Path, stage: str, prepared_template: Path, monkeypatch, capsys

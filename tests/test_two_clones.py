@@ -1,0 +1,84 @@
+"""Two fresh clones, one machine, one command: the same bytes. And DVC's own commands on what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY_PARAMS, write_params
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def run(cwd: Path, *command: str) -> str:
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(cwd)}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def clone(source: Path, directory: Path) -> Path:
+    """A git clone of the working tree as it stands, with parameters that take seconds."""
+    run(source.parent, "git", "clone", "--quiet", str(source), str(directory))
+    write_params(directory, TINY_PARAMS)
+    run(directory, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-am", "tiny")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files git knows or would take, committed: what a clone of this work would hold."""
+    directory = tmp_path_factory.mktemp("source") / "repository"
+    names = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, directory / name)
+    run(directory, "git", "init", "--quiet")
+    run(directory, "git", "add", "--all")
+    run(directory, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "as it stands")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def first(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = clone(source, tmp_path_factory.mktemp("first") / "here")
+    run(directory, "dvc", "repro", "--quiet")
+    return directory
+
+
+def test_two_clones_end_with_the_same_lock_file(source: Path, first: Path, tmp_path: Path):
+    second = clone(source, tmp_path / "another place, with a longer path")
+    run(second, "dvc", "repro", "--quiet")
+    assert (first / "dvc.lock").read_bytes() == (second / "dvc.lock").read_bytes()
+    assert "train@tiny" in (first / "dvc.lock").read_text()
+
+
+def test_a_second_repro_has_nothing_to_do(first: Path):
+    before = (first / "dvc.lock").read_bytes()
+    said = run(first, "dvc", "repro")
+    assert "Stage 'train@tiny' didn't change, skipping" in said
+    assert (first / "dvc.lock").read_bytes() == before
+
+
+def test_an_experiment_is_compared_and_drawn(first: Path):
+    """README's `dvc exp run -S`, `metrics diff`, `exp show`, `plots show`; only what depends on the change runs."""
+    run(first, "git", "add", "--all")
+    run(first, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "first")
+    said = run(first, "dvc", "exp", "run", "--name", "fewer", "-S", "models.tiny.sampling.steps=3")
+    assert "Stage 'train@tiny' didn't change, skipping" in said
+    difference = json.loads(run(first, "dvc", "metrics", "diff", "--json"))["diff"]
+    change = difference["reports/tiny/metrics.json"]
+    assert change["fid"]["old"] != change["fid"]["new"]
+    assert change["protocol"]["old"] != change["protocol"]["new"]
+    assert "fewer" in run(first, "dvc", "exp", "show", "--csv")
+    run(first, "dvc", "plots", "show")
+    page = (first / "dvc_plots/index.html").read_text()
+    assert "Training loss" in page
+    assert "samples.png" in page
