@@ -73,8 +73,7 @@ def test_an_experiment_is_compared_and_drawn(first: Path):
     run(first, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "first")
     said = run(first, "dvc", "exp", "run", "--name", "fewer", "-S", "models.tiny.sampling.steps=3")
     assert "Stage 'train@tiny' didn't change, skipping" in said
-    difference = json.loads(run(first, "dvc", "metrics", "diff", "--json"))["diff"]
-    change = difference["reports/tiny/metrics.json"]
+    change = json.loads(run(first, "dvc", "metrics", "diff", "--json"))["reports/tiny/metrics.json"]
     assert change["fid"]["old"] != change["fid"]["new"]
     assert change["protocol"]["old"] != change["protocol"]["new"]
     assert "fewer" in run(first, "dvc", "exp", "show", "--csv")
