@@ -1,0 +1,67 @@
+"""What holds on a CUDA device."""
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.data.loader import InMemoryImages
+from ddpm.device import pick_device, resolve_precision
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import sampling_plan
+from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.sampling import sample
+from ddpm.diffusion.schedules import Schedule
+from ddpm.nets import build
+from ddpm.training.loop import train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+OPTIONS = {"kind": "unet", "width": 32, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (8,)}
+SCHEDULE = Schedule.named("linear", 100)
+IMAGES = InMemoryImages(np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_on_the_device(precision):
+    device = pick_device()
+    assert device.type == "cuda"
+    network = build(OPTIONS, image_size=16, channels=3).to(device)
+    process = GaussianProcess(SCHEDULE, device=device)
+    curve = train(
+        network,
+        process,
+        IMAGES,
+        seed=0,
+        steps=40,
+        batch_size=32,
+        learning_rate=1e-3,
+        warmup_steps=5,
+        log_every=10,
+        precision=precision,
+    )
+    assert curve[-1].loss < curve[0].loss
+
+
+def test_auto_is_bf16_where_there_is_bf16():
+    expected = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    assert resolve_precision("auto", pick_device()) == expected
+
+
+def test_the_device_draws_what_the_cpu_draws():
+    torch.manual_seed(0)
+    network = build(OPTIONS, image_size=16, channels=3).eval()
+    torch.nn.init.normal_(network.out_conv.weight, std=0.05)
+    plan = sampling_plan(SCHEDULE, sampler="ddim", steps=10, prediction="epsilon", variance="fixed_small", eta=1.0)
+    images = []
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for device in ("cpu", "cuda"):
+        noise = ImageNoise(0, 4, (3, 16, 16))
+        images.append(
+            sample(
+                network.to(device),
+                plan,
+                torch.from_numpy(noise.draw()).to(device),
+                lambda noise=noise, device=device: torch.from_numpy(noise.draw()).to(device),
+            ).cpu()
+        )
+    torch.testing.assert_close(*images, rtol=0, atol=1e-3)
