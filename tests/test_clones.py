@@ -1,4 +1,4 @@
-"""Two fresh clones, one machine, one command: the same bytes. And DVC's own commands on what came of it."""
+"""Fresh clones: the same bytes from two of them, DVC's own commands on what came of it, and a user's own pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TINY_PARAMS, write_params
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -23,10 +26,10 @@ def run(cwd: Path, *command: str) -> str:
     return done.stdout
 
 
-def clone(source: Path, directory: Path) -> Path:
-    """A git clone of the working tree as it stands, with parameters that take seconds."""
+def clone(source: Path, directory: Path, **params: Any) -> Path:
+    """A git clone of the working tree as it stands, with parameters that take seconds, and some replaced."""
     run(source.parent, "git", "clone", "--quiet", str(source), str(directory))
-    write_params(directory, TINY_PARAMS)
+    write_params(directory, {**TINY_PARAMS, **params})
     run(directory, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-am", "tiny")
     return directory
 
@@ -81,3 +84,31 @@ def test_an_experiment_is_compared_and_drawn(first: Path):
     page = (first / "dvc_plots/index.html").read_text()
     assert "Training loss" in page
     assert "samples.png" in page
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """Discs and squares of random colours, at sizes that differ."""
+    chance = np.random.default_rng(0)
+    for index in range(count):
+        kind = ("discs", "squares")[index % 2]
+        height, width = chance.integers(20, 40, 2)
+        y, x = np.mgrid[:height, :width] / min(height, width) * 2 - 1
+        inside = (x**2 + y**2 < 0.5) if kind == "discs" else (np.maximum(abs(x), abs(y)) < 0.5)
+        picture = np.where(inside[..., None], chance.integers(128, 256, 3), chance.integers(0, 128, 3)).astype(np.uint8)
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / kind / f"{index:03d}.png")
+
+
+def test_500_pictures_in_folders_become_a_registered_model(source: Path, tmp_path: Path, monkeypatch):
+    """By editing params.yaml alone."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    draw_pictures(tmp_path / "my pictures", 500)
+    data = {"source": "folder", "path": "../my pictures", "image_size": 8, "channels": 3}
+    project = clone(source, tmp_path / "project", data=data)
+    run(project, "dvc", "repro", "--quiet")
+    run(project, "ddpm", "register", "tiny")
+    run(project, "ddpm", "sample", "models:/ddpm-my-pictures@challenger", "--n", "5", "--out", "s.npz")
+    assert np.load(project / "s.npz")["images"].shape == (5, 8, 8, 3)
+    manifest = json.loads((project / "prepared/manifest.json").read_text())
+    assert manifest["classes"] == ["discs", "squares"]
+    assert manifest["counts"]["train"] == 400
