@@ -34,11 +34,14 @@ demo: setup  ## raw images to a registered, deployed model, on the data that par
 serve: setup  ## MLflow's and Prefect's pages and the weekly schedule, on this machine; Ctrl-C stops all of it
 	@python -m flows.serve
 
+# Files go to two workers; the tests of a file share what they set up.
+PYTEST := python -m pytest -n 2 --dist loadfile
+
 test: setup  ## the fast tests
-	@python -m pytest -m "not slow and not gpu"
+	@$(PYTEST) -m "not slow and not gpu"
 
 test-all: setup  ## every test but the GPU's
-	@python -m pytest -m "not gpu"
+	@$(PYTEST) -m "not gpu"
 
 test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu
