@@ -65,10 +65,13 @@ def load_mlflow(root: Path = Path()) -> Any:
     try:
         import mlflow
 
-        uri = store_uri(root)
+        given, uri = os.environ.get("MLFLOW_TRACKING_URI"), store_uri(root)
         if uri.startswith("sqlite:"):
             (root / "mlflow").mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
+        if not given:
+            # MLflow has set it by now; but the user named no server.
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
     except (ModuleNotFoundError, AttributeError):
         # Without the library, `import mlflow` may find the project's folder of that name, which has no such function.
         raise UserError("mlflow is not installed: pip install 'ddpm[pipeline]'") from None

@@ -45,15 +45,17 @@ class Failure:
         return f"{self.stage}: {self.message}"
 
 
-def changed_stages() -> set[str]:
-    """The stages whose command, code, parameters or files are not those of dvc.lock; those that always run left out.
+def changed_stages(*stages: str) -> set[str]:
+    """Which stages, of these or of all, would run: their command, code, parameters or files are not dvc.lock's.
+
+    Those that always run are left out. While another process runs a stage, only others can be asked for.
 
     Raises:
         RuntimeError: DVC cannot tell, and why.
     """
-    done = subprocess.run([*_DVC, "status", "--json"], capture_output=True, text=True)
+    done = subprocess.run([*_DVC, "status", "--json", *stages], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+        raise RuntimeError(" ".join(done.stderr.split()).removeprefix("ERROR: "))
     return {stage for stage, changes in json.loads(done.stdout).items() if changes != ["always changed"]}
 
 

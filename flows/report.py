@@ -40,23 +40,25 @@ class Result:
 
     def rows(self) -> dict[str, str]:
         """Label and value of each line of the table."""
-        found, version = self.metrics, self.registration
-        aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
+        version, count, all_samples = self.registration, self.metrics["same_count"], self.metrics["samples"]
+        figure = {key: f"{value:.2f}" for key, value in self.metrics.items() if isinstance(value, float)}
         rows = {
             "model": self.variant,
-            "FID": f"{found['fid']:.2f} with {found['samples']} samples (lower is better)",
-            "FID, same count": f"{found['fid_same_count']:.2f} with {found['same_count']} samples",
-            "  floor": f"{found['fid_floor']:.2f}, what as many real images get",
-            "Inception Score": f"{found['inception_score']:.2f} ± {found['inception_score_std']:.2f}",
-            "  real images": f"{found['inception_score_real']:.2f}",
+            "FID": f"{figure['fid']} over {all_samples} samples; lower is better",
+            f"FID over {count}": f"{figure['fid_same_count']}; the floor, as many real images: {figure['fid_floor']}",
+            "IS": f"{figure['inception_score']} ± {figure['inception_score_std']} over {all_samples} samples",
+            f"IS over {count}": f"{figure['inception_score_same_count']}; as many real images: "
+            f"{figure['inception_score_real']}",
+        }
+        if "nll" in figure:
+            rows["NLL"] = f"{figure['nll']} bits/dim"
+        aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
+        return rows | {
             "version": f"{version.uri}{aliases}",
             "promotion": version.reason or "not decided",
             "ONNX": str(self.onnx),
             "sample picture": str(self.picture),
         }
-        if "nll" in found:
-            rows["NLL"] = f"{found['nll']:.3f} bits/dim"
-        return rows
 
     def __str__(self) -> str:
         found, version = self.metrics, self.registration

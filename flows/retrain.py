@@ -24,6 +24,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import task_run
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed, State
 
 from ddpm import tracking
@@ -50,6 +51,8 @@ class Pipeline:
     """The MLflow run of each variant that is in training and not registered yet."""
     registry: threading.Lock = field(default_factory=threading.Lock)
     """Held while registering or promoting: which version is the champion is decided for one after the other."""
+    gpu: threading.Lock = field(default_factory=threading.Lock)
+    """Held to train or evaluate, where no server limits that."""
 
 
 # Prefect runs each task in a copy of the flow's context.
@@ -81,8 +84,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         extractor = fit_extractor.submit(wait_for=[prepared])
         steps, promoted = [fetched, prepared, extractor], {}
         for name in names:
-            trained = train.submit(name, wait_for=[prepared])
-            evaluated = evaluate.submit(name, wait_for=[trained, extractor])
+            trained = train.submit(name, wait_for=[extractor])
+            evaluated = evaluate.submit(name, wait_for=[trained])
             exported = export.submit(name, wait_for=[evaluated])
             version = register.submit(name, wait_for=[exported])
             promoted[name] = promote.submit(name, wait_for=[version])
@@ -264,16 +267,12 @@ def _live_curve(variant: str) -> dict[str, str]:
     return {tracking.RUN_ID: runs[variant]} if variant in runs else {}
 
 
-@contextlib.contextmanager
-def _gpu() -> Iterator[None]:
-    """Hold the GPU, or give up waiting for it when the flow is stopped."""
-    stopping = _pipeline.get().children.stopping
-    with contextlib.ExitStack() as stack:
-        while not stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                stack.enter_context(concurrency(GPU, timeout_seconds=5, lease_duration=60))
-                break
-        yield
+def _gpu() -> contextlib.AbstractContextManager[Any]:
+    """The right to use the GPU: a limit over all flow runs of a server.
+
+    A run with a server of its own shares it among its own tasks; that server would not free what a killed run held.
+    """
+    return concurrency(GPU, lease_duration=60) if PREFECT_API_URL.value() else _pipeline.get().gpu
 
 
 # --- The command line -----------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""What the stages leave behind when all have run: small, made by hand, and with a network that onnxruntime runs."""
+
+import json
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from ddpm import tracking
+
+SHAPE = (4, 4, 1)
+VARIANT = "tiny"
+
+
+def empty_store(base: Path) -> Path:
+    """A folder with MLflow's tables and nothing in them; they take seconds to make, and so are made once in `base`."""
+    root = base / "empty-store"
+    if not root.exists():
+        tracking.load_mlflow(root).MlflowClient().search_experiments()
+    return root
+
+
+def write_outputs(root: Path, *, fid: float = 20.0, samples: int = 2000, passed: bool = True, lock: str = "1") -> None:
+    """What prepare, train, evaluate and export leave behind: images of 4×4, and a network that predicts nothing."""
+    sampling = {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True}
+    process = {"timesteps": 10, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"}
+    split = {"count": 8, "sha256": "d" * 64}
+    data = {"name": "dots", "shape": SHAPE, "classes": None, "mean": [0.5], "std": [0.5], "train_count": 8}
+    trained = {"seed": 0, "precision": "fp32", "device": "cpu", "torch": "2", "images_seen": 40, "final_loss": 1.0}
+    config = {"network": {"width": 8, "multipliers": [1, 2]}, "training": {"steps": 10}, "sampling": sampling}
+    protocol = {"id": f"protocol-{samples}", "samples": samples, "steps": 5}
+    metrics = {"protocol": protocol["id"], "fid": fid, "fid_same_count": fid, "fid_floor": 1.0, "same_count": 8}
+    metrics |= {"inception_score": 1.5, "inception_score_std": 0.1, "inception_score_real": 2.0}
+    metrics |= {"inception_score_same_count": 1.4, "samples": samples}
+    files = {
+        "prepared/manifest.json": {"name": "dots", "source": "folder", "shape": SHAPE, "splits": {"train": split}},
+        f"models/{VARIANT}/model.json": {"config": config, "data": data, "training": trained, "parameters": 1},
+        f"reports/{VARIANT}/metrics.json": metrics,
+        f"reports/{VARIANT}/protocol.json": protocol,
+        f"deploy/{VARIANT}/sampler.json": {"shape": SHAPE, "process": process, "sampling": sampling},
+        f"deploy/{VARIANT}/parity.json": {"max_abs_difference": 1e-6, "tolerance": 1e-3, "passed": passed},
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(content))
+    (root / f"models/{VARIANT}/loss.csv").write_text(
+        "step,loss,grad_norm,learning_rate\n5,1.5,2.0,1e-3\n10,0.5,1.0,1e-3\n"
+    )
+    for picture in ("samples.png", "denoising.png"):
+        (root / f"reports/{VARIANT}/{picture}").write_bytes(b"\x89PNG")
+    onnx.save(silent_network(), root / f"deploy/{VARIANT}/denoiser.onnx")
+    stages = "".join(f"  {s}:\n    outs: [{{path: x, md5: '{lock}'}}]\n" for s in
+                     ("prepare", f"train@{VARIANT}", f"evaluate@{VARIANT}", f"export@{VARIANT}"))  # fmt: skip
+    (root / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{stages}")
+
+
+def silent_network() -> onnx.ModelProto:
+    """A denoiser that answers x with x · 0."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 4, 4])
+    t = helper.make_tensor_value_info("t", TensorProto.INT64, ["batch"])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 1, 4, 4])
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "zero"], ["out"])], "silent", [x, t], [out], [zero])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
