@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.plans import COLUMNS, SamplingPlan, plan_for
+from ddpm.diffusion.plans import Row, SamplingPlan, plan_for
 from ddpm.errors import UserError
 
 Float32 = NDArray[np.float32]
@@ -57,7 +57,7 @@ class Sampler:
         self.providers: list[str] = self._session.get_providers()
 
     def plan(self, **overrides: Any) -> SamplingPlan:
-        """The model's own sampling plan, or one with some of `sampler`, `steps`, `eta`, `spacing`, `clip` replaced."""
+        """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
         return plan_for(self.facts["process"], self.facts["sampling"], **overrides)
 
     def sample(
@@ -91,22 +91,46 @@ class Sampler:
 
     def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
         """Run a plan from x_T [N, C, H, W] to x_0 in about [−1, 1]; `draw` gives the z of each row that adds noise."""
-        previous_x0 = np.zeros_like(x)
-        for t, values in zip(plan.timesteps, plan.table.astype(np.float32), strict=True):
-            row = dict(zip(COLUMNS, values, strict=True))
-            out = self.denoise(x, np.full(len(x), t, dtype=np.int64))
-            x0 = np.clip(row["x0_from_x"] * x + row["x0_from_out"] * out, -row["clip"], row["clip"])
-            x = row["to_x0"] * x0 + row["to_x"] * x
-            if row["to_prev"]:
-                x += row["to_prev"] * previous_x0
-            if row["to_noise"]:
-                x += row["to_noise"] * draw()
-            previous_x0 = x0
-        return x
+        return run(self.denoise, plan, x, draw)
 
     def denoise(self, x: Float32, t: NDArray[np.int64]) -> Float32:
         """One evaluation of the network: x [N, C, H, W], t [N]."""
         return self._session.run(None, {"x": x, "t": t})[0]
+
+
+def run(
+    denoise: Callable[[Float32, NDArray[np.int64]], Float32],
+    plan: SamplingPlan,
+    x: Float32,
+    draw: Callable[[], Float32],
+) -> Float32:
+    """The numpy executor of a sampling plan; `diffusion.sampling.sample` is torch's, with the same arguments."""
+    previous = earlier = np.zeros_like(x)
+    channels = x.shape[1]
+    for t, row in plan.rows():
+        out = denoise(x, np.full(len(x), t, dtype=np.int64))
+        x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
+        x = row.to_x0 * x0 + row.to_x * x
+        if row.to_prev:
+            x += row.to_prev * previous
+        if row.to_prev2:
+            x += row.to_prev2 * earlier
+        if row.log_noise_from_out and row.to_noise:
+            x += row.to_noise * np.exp(row.log_noise_from_out * out[:, channels:]) * draw()
+        elif row.to_noise:
+            x += row.to_noise * draw()
+        previous, earlier = x0, previous
+    return x
+
+
+def _hold(x0: Float32, row: Row) -> Float32:
+    """x̂_0 within the row's bounds."""
+    if not row.quantile:
+        return np.clip(x0, -row.clip, row.clip)
+    magnitudes = np.abs(x0).reshape(len(x0), -1)
+    bound = np.quantile(magnitudes, row.quantile, axis=1).clip(1, row.clip).astype(x0.dtype)
+    bound = bound.reshape(-1, *[1] * (x0.ndim - 1))
+    return np.clip(x0, -bound, bound) / bound
 
 
 def import_onnxruntime() -> ModuleType:

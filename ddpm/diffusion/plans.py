@@ -4,27 +4,53 @@ Every sampler here is linear in what the network says, the current x and a fresh
 by one row of numbers a step. The executors run the same rows: torch (`diffusion.sampling`), numpy around onnxruntime
 (`deploy.runtime`), and whatever else can multiply. A row says, with `out` the network's output at `timestep`:
 
-    x0 = clamp(x0_from_x · x + x0_from_out · out, −clip, clip)
-    x  = to_x0 · x0 + to_x · x + to_prev · x0_before + to_noise · z
+    x0 = hold(x0_from_x · x + x0_from_out · out)
+    x  = to_x0 · x0 + to_x · x + to_prev · x0' + to_prev2 · x0'' + to_noise · exp(log_noise_from_out · v) · z
 
-where `x0_before` is the x0 of the row above (multistep samplers). ε̂ needs no column: it is the combination of x and x0
-that the two satisfy together, already folded into `to_x` and `to_x0`, and so it follows a clipped x0 as it should.
+- x0' and x0'' are the x0 of the row above and of the one above that (multistep samplers).
+- v is the second half of the channels of a network that learns its variance; the first half is `out`. Everywhere else
+  `log_noise_from_out` is 0, and the exponential is not computed.
+- hold clamps to ±clip. Where `quantile` is not 0 it thresholds dynamically (Saharia et al. 2022, §2.3): s, that
+  quantile of the image's |x0| held in 1..clip, clamps to ±s, then divides.
+
+ε̂ needs no column: it is the combination of x and x0 that the two satisfy together, already folded into `to_x` and
+`to_x0`, and so it follows a clipped x0 as it should. Nor does a solver that goes back to an earlier x, or corrects the
+present one: without noise an earlier x is itself a combination of the present one and the x0 between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.diffusion.schedules import Float64, Schedule, spaced_timesteps
 
-COLUMNS = ("x0_from_x", "x0_from_out", "clip", "to_x0", "to_x", "to_prev", "to_noise")
+VARIANCES = ("fixed_large", "fixed_small", "learned_range")
 # What JSON and onnxruntime can both say; every image lies far inside it.
 NO_CLIP = 1e30
+
+
+class Row(NamedTuple):
+    """One step; the module's docstring says what each number does. A sampler leaves out what it has no use for."""
+
+    x0_from_x: float
+    x0_from_out: float
+    clip: float
+    quantile: float
+    to_x0: float
+    to_x: float
+    to_prev: float
+    to_prev2: float
+    to_noise: float
+    log_noise_from_out: float
+
+
+COLUMNS = Row._fields
+Columns = dict[str, Float64]
 
 
 @dataclass(frozen=True)
@@ -32,7 +58,7 @@ class SamplingPlan:
     """A sampler as a table.
 
     Attributes:
-        timesteps: [S] int64, what the network is told, first row first (descending noise).
+        timesteps: [S] int64, what the network is told, first row first: descending, except to invert.
         table: [S, len(COLUMNS)] float64.
     """
 
@@ -50,6 +76,11 @@ class SamplingPlan:
         """One named column, [S]."""
         return self.table[:, COLUMNS.index(name)]
 
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """(timestep, row) of every step; plain numbers, which leave the images' own precision alone."""
+        for timestep, values in zip(self.timesteps.tolist(), self.table.tolist(), strict=True):
+            yield timestep, Row(*values)
+
 
 def x0_coefficients(prediction: str, alpha_bar: Float64) -> tuple[Float64, Float64]:
     """Coefficients (of x_t, of the network's output) that give x̂_0, for each ᾱ.
@@ -66,16 +97,37 @@ def x0_coefficients(prediction: str, alpha_bar: Float64) -> tuple[Float64, Float
     raise ValueError(f"no prediction {prediction!r}; there are: epsilon, x0, v")
 
 
-def ancestral(visited: Schedule, variance: str, eta: float) -> dict[str, Float64]:
-    """Algorithm 2 of Ho et al. 2020: the posterior's mean, and σ² = β_t (`fixed_large`) or β̃_t (`fixed_small`)."""
-    if variance not in ("fixed_large", "fixed_small"):
-        raise ValueError(f"no variance {variance!r}; there are: fixed_large, fixed_small")
-    sigma = np.sqrt(visited.betas if variance == "fixed_large" else visited.posterior_variance)
+# --- samplers: (the visited steps as a schedule, variance, eta) → their columns in ascending t
+
+
+def ancestral(visited: Schedule, variance: str, eta: float) -> Columns:
+    """Algorithm 2 of Ho et al. 2020: the posterior's mean, and noise of one of three variances.
+
+    - `fixed_large`: β_t of the visited steps. With fewer than T it is DDIM's over-dispersed σ̂ (Song et al. 2021, §5).
+    - `fixed_small`: β̃_t.
+    - `learned_range`: exp(f log β_t + (1−f) log β̃_t) with f = (v+1)/2 of each pixel (Nichol & Dhariwal 2021, eq. 15),
+      that is σ = (β_t β̃_t)^¼ exp(v/4 · log(β_t/β̃_t)).
+    """
+    slope = np.zeros(len(visited))
+    if variance == "fixed_large":
+        sigma = np.sqrt(visited.betas)
+    elif variance == "fixed_small":
+        sigma = np.sqrt(visited.posterior_variance)
+    elif variance == "learned_range":
+        large, small = np.log(visited.betas), visited.posterior_log_variance_clipped
+        sigma, slope = np.exp((large + small) / 4), (large - small) / 4
+    else:
+        raise ValueError(f"no variance {variance!r}; there are: {', '.join(VARIANCES)}")
     sigma[0] = 0.0  # z = 0 at the last step
-    return {"to_x0": visited.posterior_mean_coef_x0, "to_x": visited.posterior_mean_coef_xt, "to_noise": sigma}
+    return {
+        "to_x0": visited.posterior_mean_coef_x0,
+        "to_x": visited.posterior_mean_coef_xt,
+        "to_noise": sigma,
+        "log_noise_from_out": slope,
+    }
 
 
-def ddim(visited: Schedule, variance: str, eta: float) -> dict[str, Float64]:
+def ddim(visited: Schedule, variance: str, eta: float) -> Columns:
     """DDIM (Song et al. 2021, eq. 12 and 16): x' = √ᾱ' x̂_0 + √(1−ᾱ'−σ²) ε̂ + σ z.
 
     σ = η √((1−ᾱ')/(1−ᾱ)) √(1−ᾱ/ᾱ') is η √β̃ of the respaced process: 0 is deterministic, 1 the DDPM posterior.
@@ -90,9 +142,92 @@ def ddim(visited: Schedule, variance: str, eta: float) -> dict[str, Float64]:
     return {"to_x0": to_x0, "to_x": to_x, "to_noise": sigma}
 
 
-# A sampler: (the visited steps as a schedule, variance, eta) → its columns in ascending t; those it leaves out are 0.
-Sampler = Callable[[Schedule, str, float], dict[str, Float64]]
-SAMPLERS: dict[str, Sampler] = {"ancestral": ancestral, "ddim": ddim}
+def dpmpp_2m(visited: Schedule, variance: str, eta: float) -> Columns:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): DDIM on an x̂_0 extrapolated, in λ, to the middle of the step.
+
+    The first row has nothing to extrapolate from, the last ends at λ = ∞: both are DDIM itself.
+    """
+    first_order = ddim(visited, variance, 0.0)
+    ahead = _step_ratios(visited) / 2
+    to_x0 = first_order["to_x0"]
+    return {**first_order, "to_x0": to_x0 * (1 + ahead), "to_prev": -to_x0 * ahead}
+
+
+def dpmpp_2s(visited: Schedule, variance: str, eta: float) -> Columns:
+    """DPM-Solver++(2S) (Lu et al. 2022, algorithm 1): rows in pairs, a DDIM step to a point between, then the whole.
+
+    The second row of a pair sets out again from the x of the first, x = (x_between − a x̂_0)/b when the first row was
+    x_between = a x̂_0 + b x. The last row is DDIM; so is the one before it when an even count leaves it without a pair.
+    """
+    first_order = ddim(visited, variance, 0.0)
+    to_x0, to_x = first_order["to_x0"], first_order["to_x"]
+    row = np.arange(len(visited))
+    second = ((len(visited) - 1 - row) % 2 == 1) & (row > 0)
+    between = _of_row_above(to_x0)
+    whole = to_x0 + to_x * between  # DDIM's coefficient of x̂_0 over both rows
+    share = (1 + _step_ratios(visited)) / 2  # of the x̂_0 between, 1 when it lies halfway in λ
+    return {
+        **first_order,
+        "to_x0": np.where(second, whole * share, to_x0),
+        "to_prev": np.where(second, whole * (1 - share) - to_x * between, 0.0),
+    }
+
+
+def unipc(visited: Schedule, variance: str, eta: float) -> Columns:
+    """UniPC of order 2 with B(h) = e^h − 1 (Zhao et al. 2023): DPM-Solver++(2M) as the predictor, and each x corrected
+    with the x̂_0 found there before the next step is taken.
+
+    The corrector changes no more than the weights of the three latest x̂_0 in x, so it costs one more column.
+    """
+    predictor = dpmpp_2m(visited, variance, eta)
+    # Of the step that led to a row: its DDIM coefficient, its length in λ, and that over the length of the one before.
+    arrived = _of_row_above(ddim(visited, variance, 0.0)["to_x0"])
+    ratio = _of_row_above(_step_ratios(visited))
+    h = np.append(-np.diff(_half_log_snr(visited)), 1.0)
+    # φ-functions over B(h), eq. 9 of the paper for the data prediction.
+    b1 = -1 / h - 1 / np.expm1(-h)
+    b2 = 2 / h**2 + (2 / h - 1) / np.expm1(-h)
+    older = ratio * (b1 - b2) / (1 + ratio)
+    newest = np.where(ratio > 0, b1 - older, 0.5)
+    older = np.where(ratio > 0, ratio * (older - 0.5), 0.0)
+    carried = predictor["to_x"] * arrived
+    return {
+        **predictor,
+        "to_x0": predictor["to_x0"] + carried * newest,
+        "to_prev": predictor["to_prev"] + carried * (older - newest),
+        "to_prev2": -carried * older,
+    }
+
+
+def _half_log_snr(visited: Schedule) -> Float64:
+    """λ = log(√ᾱ/√(1−ᾱ)), in which the solvers' polynomials live, [S]."""
+    return np.log(visited.alphas_cumprod / (1 - visited.alphas_cumprod)) / 2
+
+
+def _step_ratios(visited: Schedule) -> Float64:
+    """Each row's step in λ over that of the row above it, [S]; 0 in the first row and the last, which have no two."""
+    steps = -np.diff(_half_log_snr(visited))
+    ratios = np.zeros(len(visited))
+    ratios[1:-1] = steps[:-1] / steps[1:]
+    return ratios
+
+
+def _of_row_above(column: Float64) -> Float64:
+    """The column with every value moved one row down, 0 in the first row. (The columns ascend in t.)"""
+    return np.append(column[1:], 0.0)
+
+
+Sampler = Callable[[Schedule, str, float], Columns]
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2s": dpmpp_2s,
+    "unipc": unipc,
+}
+
+
+# --- plans
 
 
 def sampling_plan(
@@ -105,31 +240,67 @@ def sampling_plan(
     spacing: str = "trailing",
     eta: float = 0.0,
     clip: bool = True,
+    dynamic_threshold: float | None = None,
 ) -> SamplingPlan:
     """The table of a named sampler on `steps` of the schedule's T timesteps.
 
     Args:
+        sampler: one of `SAMPLERS`.
         prediction: what the network outputs: `epsilon`, `x0` or `v`.
-        variance: of the ancestral sampler: `fixed_large` or `fixed_small`.
+        variance: of the ancestral sampler, one of `VARIANCES`; `learned_range` needs a network that learned it.
         spacing: which timesteps are visited, see `schedules.SPACINGS`.
         eta: DDIM's share of noise, 0..1.
         clip: hold x̂_0 in [−1, 1].
+        dynamic_threshold: in place of `clip`, dynamic thresholding at this quantile of |x̂_0|, in (0, 1]; Imagen's is
+            0.995.
 
     Raises:
         ValueError: a name is unknown, or a number out of its range.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; there are: {', '.join(SAMPLERS)}")
+    if dynamic_threshold is not None and not 0 < dynamic_threshold <= 1:
+        raise ValueError(f"dynamic_threshold must be in (0, 1], found {dynamic_threshold}")
     visited = schedule.respaced(spaced_timesteps(len(schedule), steps, spacing))
-    x0_from_x, x0_from_out = x0_coefficients(prediction, visited.alphas_cumprod)
+    columns = SAMPLERS[sampler](visited, variance, eta)
+    columns["clip"] = np.full(steps, 1.0 if clip and dynamic_threshold is None else NO_CLIP)
+    columns["quantile"] = np.full(steps, dynamic_threshold or 0.0)
+    ascending = _plan(visited, prediction, columns)
+    return SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
+
+
+def inversion_plan(schedule: Schedule, *, steps: int, prediction: str, spacing: str = "trailing") -> SamplingPlan:
+    """The deterministic DDIM table run upwards: from an image to the x_T that it comes of (Song et al. 2021, §4.3).
+
+    A row leads back from ᾱ' to ᾱ: x = √(ᾱ/ᾱ') x' + (√(1−ᾱ) − √(ᾱ(1−ᾱ')/ᾱ')) ε̂. It takes the network's word at the x'
+    it comes from for that at the x it goes to, which is all that keeps it from being the exact inverse; nothing is
+    clipped, because that could not be undone.
+
+    Args:
+        steps, prediction, spacing: of the DDIM plan that is inverted.
+
+    Raises:
+        ValueError: a name is unknown, or a number out of its range.
+    """
+    visited = schedule.respaced(spaced_timesteps(len(schedule), steps, spacing))
+    alpha_bar, alpha_bar_prev = visited.alphas_cumprod, visited.alphas_cumprod_prev
+    scale = np.sqrt(alpha_bar / alpha_bar_prev)
+    to_epsilon = np.sqrt(1 - alpha_bar) - scale * np.sqrt(1 - alpha_bar_prev)
+    # ε̂ = (x' − √ᾱ x̂_0)/√(1−ᾱ), folded into the coefficients of x' and x̂_0.
     columns = {
-        "x0_from_x": x0_from_x,
-        "x0_from_out": x0_from_out,
-        "clip": np.full(steps, 1.0 if clip else NO_CLIP),
-        **SAMPLERS[sampler](visited, variance, eta),
+        "to_x0": -to_epsilon * np.sqrt(alpha_bar / (1 - alpha_bar)),
+        "to_x": scale + to_epsilon / np.sqrt(1 - alpha_bar),
+        "clip": np.full(steps, NO_CLIP),
     }
-    ascending = np.stack([columns.get(name, np.zeros(steps)) for name in COLUMNS], axis=1)
-    return SamplingPlan(visited.timesteps[::-1].copy(), ascending[::-1].copy())
+    return _plan(visited, prediction, columns)
+
+
+def _plan(visited: Schedule, prediction: str, columns: Columns) -> SamplingPlan:
+    """Columns, in ascending t, as a plan that runs upwards."""
+    x0_from_x, x0_from_out = x0_coefficients(prediction, visited.alphas_cumprod)
+    columns = {"x0_from_x": x0_from_x, "x0_from_out": x0_from_out, **columns}
+    table = np.stack([columns.get(name, np.zeros(len(visited))) for name in COLUMNS], axis=1)
+    return SamplingPlan(visited.timesteps, table)
 
 
 def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **overrides: Any) -> SamplingPlan:
@@ -137,8 +308,14 @@ def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **override
 
     Args:
         process: `schedule`, `timesteps`, `prediction` and `variance`, as in params.yaml.
-        sampling: the other arguments of `sampling_plan`, as in params.yaml.
+        sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own.
+
+    Raises:
+        ValueError: a name is unknown, a number out of its range, or a learned variance asked of a network without one.
     """
-    chosen = {**sampling, **{key: value for key, value in overrides.items() if value is not None}}
+    given = {**sampling, **{key: value for key, value in overrides.items() if value is not None}}
+    chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
+    if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
+        raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
     schedule = Schedule.named(process["schedule"], process["timesteps"])
-    return sampling_plan(schedule, prediction=process["prediction"], variance=process["variance"], **chosen)
+    return sampling_plan(schedule, prediction=process["prediction"], **chosen)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.plans import COLUMNS, SamplingPlan
+from ddpm.diffusion.plans import Row, SamplingPlan
 
-# (x [N, C, H, W], t [N] int64) → the network's output, [N, C, H, W].
+# (x [N, C, ...], t [N] int64) → the network's output, [N, C, ...], or [N, 2C, ...] from one that learns its variance.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -19,7 +20,7 @@ def sample(denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], 
     Args:
         denoise: the network.
         plan: the sampler.
-        x: x_T, [N, ...] standard normal, on the device to work on.
+        x: x_T, [N, C, ...] standard normal, on the device to work on.
         draw: gives the z of each row that adds noise, shaped like x.
 
     Returns:
@@ -35,18 +36,34 @@ def trajectory(
     denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """As `sample`, yielding (x after the row, the row's x̂_0) for every row."""
-    previous_x0 = torch.zeros_like(x)
-    for t, values in zip(plan.timesteps, plan.table, strict=True):
-        row = dict(zip(COLUMNS, values.tolist(), strict=True))
-        out = denoise(x, torch.full((len(x),), int(t), dtype=torch.int64, device=x.device))
-        x0 = (row["x0_from_x"] * x + row["x0_from_out"] * out).clamp_(-row["clip"], row["clip"])
-        x = row["to_x0"] * x0 + row["to_x"] * x
-        if row["to_prev"]:
-            x += row["to_prev"] * previous_x0
-        if row["to_noise"]:
-            x += row["to_noise"] * draw()
-        previous_x0 = x0
+    previous = earlier = torch.zeros_like(x)
+    channels = x.shape[1]
+    for t, row in plan.rows():
+        out = denoise(x, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
+        x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
+        x = row.to_x0 * x0 + row.to_x * x
+        if row.to_prev:
+            x += row.to_prev * previous
+        if row.to_prev2:
+            x += row.to_prev2 * earlier
+        if row.log_noise_from_out and row.to_noise:
+            x += row.to_noise * torch.exp(row.log_noise_from_out * out[:, channels:]) * draw()
+        elif row.to_noise:
+            x += row.to_noise * draw()
+        previous, earlier = x0, previous
         yield x, x0
+
+
+def _hold(x0: Tensor, row: Row) -> Tensor:
+    """x̂_0 within the row's bounds."""
+    if not row.quantile:
+        return x0.clamp_(-row.clip, row.clip)
+    # By sorting: before torch 2.13, torch.quantile refuses batches of more than 2²⁴ numbers.
+    magnitudes = x0.abs().flatten(1).sort(dim=1).values
+    place = row.quantile * (magnitudes.shape[1] - 1)
+    below, above = magnitudes[:, math.floor(place)], magnitudes[:, math.ceil(place)]
+    bound = below.lerp(above, place % 1).clamp_(1, row.clip).view(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp_(-bound, bound).div_(bound)
 
 
 def to_uint8(x: Tensor) -> Tensor:
