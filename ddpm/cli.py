@@ -113,8 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
     )
-    sample.add_argument("--sampler", help="ancestral or ddim (default: the model's own)")
+    sample.add_argument("--sampler", help="ancestral, ddim, dpmpp_2m, dpmpp_2s or unipc (default: the model's own)")
     sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
+    sample.add_argument(
+        "--variance", help="of ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
+    )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
     return parser
@@ -187,6 +190,7 @@ def _sample(arguments: Arguments) -> None:
         batch_size=arguments.batch_size,
         sampler=arguments.sampler,
         steps=arguments.steps,
+        variance=arguments.variance,
         eta=arguments.eta,
     )
     print(f"{len(images)} images of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")

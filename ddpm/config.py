@@ -17,6 +17,7 @@ PARAMS_FILE = Path("params.yaml")
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Variance = Literal["fixed_large", "fixed_small", "learned_range"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -80,7 +81,30 @@ class ProcessConfig(Section):
     timesteps: Positive = 1000
     schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
     prediction: Literal["epsilon", "x0", "v"] = "epsilon"
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    variance: Variance = Field(
+        "fixed_large",
+        description="of a reverse step: beta, beta-tilde, or learned_range: the network outputs where between the two",
+    )
+
+
+class ObjectiveConfig(Section):
+    """What training minimises, and which timesteps it looks at."""
+
+    loss: Literal["simple", "vlb", "hybrid"] = Field(
+        "simple",
+        description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance",
+    )
+    weighting: Literal["none", "min_snr"] = Field("none", description="of the squared error over the timesteps")
+    gamma: float = Field(5.0, gt=0, description="the SNR above which min_snr weighs all alike")
+    timestep_sampler: Literal["uniform", "importance"] = Field(
+        "uniform", description="importance: by the size of each timestep's latest losses, as the vlb needs it"
+    )
+
+    @model_validator(mode="after")
+    def _weighting_has_an_error_to_weigh(self) -> ObjectiveConfig:
+        if self.loss == "vlb" and self.weighting != "none":
+            raise ValueError(f"`weighting: {self.weighting}` is of the squared error, which `loss: vlb` has none of")
+        return self
 
 
 class TrainingConfig(Section):
@@ -104,11 +128,19 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """The sampling plan that evaluation and deployment use unless told otherwise."""
 
-    sampler: Literal["ancestral", "ddim"] = "ddim"
-    steps: Positive = 50
+    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2s", "unipc"] = Field(
+        "ddim", description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2s (DPM-Solver++) and unipc need few steps"
+    )
+    steps: Positive = Field(50, description="evaluations of the network an image")
+    variance: Variance | None = Field(
+        None, description="of the ancestral sampler; null: the process's. fixed_large in few steps is DDIM's sigma-hat"
+    )
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
     spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "trailing"
     clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
+    dynamic_threshold: float | None = Field(
+        None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
+    )
 
 
 class VariantConfig(Section):
@@ -116,6 +148,7 @@ class VariantConfig(Section):
 
     network: NetworkConfig = NetworkConfig()
     process: ProcessConfig = ProcessConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
 
@@ -125,6 +158,17 @@ class VariantConfig(Section):
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}, but the process has only {self.process.timesteps} timesteps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_learned_variance_is_learned(self) -> VariantConfig:
+        learned, loss = self.process.variance == "learned_range", self.objective.loss
+        if learned and loss == "simple":
+            raise ValueError("process.variance is learned_range, which objective.loss simple does not train")
+        if not learned and loss == "hybrid":
+            raise ValueError("objective.loss hybrid trains a variance: set process.variance to learned_range")
+        if self.sampling.variance == "learned_range" and not learned:
+            raise ValueError(f"sampling.variance is learned_range, but process.variance is {self.process.variance}")
         return self
 
 

@@ -90,7 +90,7 @@ class Model:
         return build_process(self.card.config, self.device)
 
     def plan(self, **overrides: Any) -> SamplingPlan:
-        """The model's own sampling plan, or one with some of `sampler`, `steps`, `eta`, `spacing`, `clip` replaced."""
+        """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
         config = self.card.config
         return plan_for(config.process.model_dump(), config.sampling.model_dump(), **overrides)
 
@@ -139,7 +139,13 @@ def build_network(config: VariantConfig, shape: tuple[int, int, int]) -> nn.Modu
     if height != width:
         raise UserError(f"the prepared images are {height}×{width}; the U-Net needs square ones: set data.image_size")
     try:
-        return build(config.network.model_dump(), image_size=height, channels=channels)
+        return build(
+            config.network.model_dump(),
+            image_size=height,
+            channels=channels,
+            # The second half says where each pixel's variance lies in its range.
+            out_channels=2 * channels if config.process.variance == "learned_range" else channels,
+        )
     except ValueError as error:
         raise UserError(f"params.yaml: network: {error}") from None
 

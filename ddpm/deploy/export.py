@@ -87,7 +87,8 @@ def describe_sampler(model: Model, directory: Path) -> None:
 
 
 def measure_parity(model: Model, directory: Path, *, samples: int, steps: int, tolerance: float) -> dict[str, Any]:
-    """Hold the exported model against the trained one on the same noise over a full DDIM run.
+    """Hold the exported model against the trained one on the same noise over a full run: by DDIM, or where the network
+    has a variance to be wrong about, by the ancestral sampler.
 
     Returns:
         What parity.json says: the largest absolute difference in [−1, 1] and whether it is within `tolerance`.
@@ -95,7 +96,9 @@ def measure_parity(model: Model, directory: Path, *, samples: int, steps: int, t
     # CPU against CPU: what is compared is the export, not two devices' arithmetic.
     runtime = Sampler(directory, providers=["CPUExecutionProvider"])
     model = Model(model.network.to("cpu"), model.card)
-    plan = model.plan(sampler="ddim", steps=steps, eta=0.0)
+    learned = model.card.config.process.variance == "learned_range"
+    sampler, variance = ("ancestral", "learned_range") if learned else ("ddim", None)
+    plan = model.plan(sampler=sampler, variance=variance, steps=steps, eta=0.0)
     height, width, channels = model.shape
     noise = ImageNoise(0, samples, (channels, height, width))
     x = noise.draw()
@@ -107,7 +110,7 @@ def measure_parity(model: Model, directory: Path, *, samples: int, steps: int, t
         "tolerance": tolerance,
         "passed": bool(difference <= tolerance),
         "samples": samples,
-        "sampler": "ddim",
+        "sampler": sampler,
         "steps": steps,
         "denoiser_sha256": sha256_of(directory / "denoiser.onnx"),
     }

@@ -20,9 +20,11 @@ class EvaluationProtocol:
     samples: int
     sampler: str
     steps: int
+    variance: str  # of the ancestral sampler
     eta: float
     spacing: str
     clip: bool
+    dynamic_threshold: float | None
     weights: str  # "ema"
     splits: int  # of the Inception Score
     seed: int

@@ -36,6 +36,7 @@ class UNet(nn.Module):
         image_size: int,
         channels: int,
         *,
+        out_channels: int | None = None,
         width: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 2,
@@ -47,7 +48,8 @@ class UNet(nn.Module):
         """
         Args:
             image_size: the side in pixels; must halve evenly once a level but the last.
-            channels: of the images, in and out.
+            channels: of the images.
+            out_channels: of the output; the images' by default, twice as many where the variance is learned.
             width: channels of the first level, even; a level has width × multiplier.
             blocks: residual blocks a level on the way down, and one more on the way up.
             attention_resolutions: the sides, in pixels, whose blocks are followed by self-attention.
@@ -101,10 +103,10 @@ class UNet(nn.Module):
             self.up.append(Level(residuals, attentions, Upsample(c) if level > 0 else None))
 
         self.out_norm = nn.GroupNorm(groups, c)
-        self.out_conv = zero_initialised(nn.Conv2d(c, channels, 3, padding=1))
+        self.out_conv = zero_initialised(nn.Conv2d(c, out_channels or channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, C, H, W]."""
+        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W]."""
         time = F.silu(self.time_mlp(timestep_embedding(t, self.width)))
         h = self.stem(x)
         skips = [h]

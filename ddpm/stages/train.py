@@ -14,6 +14,7 @@ from ddpm import tracking
 from ddpm.config import Params, VariantConfig
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
+from ddpm.diffusion.objectives import Objective
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
@@ -79,7 +80,7 @@ def _run(
     variant: str,
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out."""
-    options = config.training
+    options, objective = config.training, config.objective
     with (
         bar(options.steps * options.batch_size, "img", variant) as progress,
         stop_requests() as should_stop,
@@ -100,6 +101,8 @@ def _run(
             build_process(config, next(network.parameters()).device),
             data.split("train"),
             seed=params.seed,
+            objective=Objective(objective.loss, objective.weighting, objective.gamma),
+            timestep_sampler=objective.timestep_sampler,
             precision=precision,
             checkpoints=checkpoints,
             on_resume=on_resume,
@@ -115,7 +118,7 @@ def fingerprint(config: VariantConfig, seed: int, data_sha256: str, precision: s
     package = Path(__file__).resolve().parents[1]
     sources = [path for part in _DECISIVE_CODE for path in sorted([package / part, *(package / part).glob("*.py")])]
     decisive = {
-        "config": config.model_dump(mode="json", include={"network", "process", "training"}),
+        "config": config.model_dump(mode="json", include={"network", "process", "objective", "training"}),
         "seed": seed,
         "data": data_sha256,
         "precision": precision,

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data.loader import Images, batch_indices
+from ddpm.diffusion.objectives import L_SIMPLE, Objective
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import from_uint8
 from ddpm.errors import Interrupted
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
+from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
 
 
 class DivergedError(Exception):
@@ -41,6 +43,7 @@ class TrainingState:
     network: nn.Module
     optimizer: torch.optim.Adam
     ema: EMA
+    timesteps: TimestepSampler
     scaler: torch.amp.GradScaler
     window: Tensor  # [log_every, 2] loss and gradient norm of the steps since the last point, on the device
     step: int = 0  # steps done
@@ -61,6 +64,8 @@ def train(
     grad_clip: float = 1.0,  # largest gradient norm
     ema_decay: float = 0.9999,
     horizontal_flip: bool = False,
+    objective: Objective = L_SIMPLE,
+    timestep_sampler: str = "uniform",  # or "importance": by the size of the latest losses
     precision: str = "fp32",  # autocast of the forward pass: "fp32", "bf16" or "fp16"
     log_every: int = 100,  # steps a point of the loss curve averages over
     checkpoint_every: int = 1000,
@@ -84,7 +89,8 @@ def train(
     """
     device = next(network.parameters()).device
     network.train()
-    state = _initial_state(network, learning_rate, ema_decay, log_every, fp16=precision == "fp16")
+    sampler = TIMESTEP_SAMPLERS[timestep_sampler](process.timesteps)
+    state = _initial_state(network, sampler, learning_rate, ema_decay, log_every, fp16=precision == "fp16")
     if checkpoints is not None and (saved := checkpoints.latest()) is not None:
         _restore(state, *saved)
         on_resume(state.step)
@@ -99,11 +105,13 @@ def train(
         if horizontal_flip:
             mirrored = torch.rand(len(x0), 1, 1, 1, device=device) < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
-        t = torch.randint(process.timesteps, (len(x0),), device=device)
+        t, weights = state.timesteps.draw(len(x0), device)
         noise = torch.randn_like(x0)
 
         with _autocast(device, precision):
-            loss = process.training_losses(network, x0, t, noise).mean()
+            losses = objective.training_losses(process, network, x0, t, noise)
+            loss = (losses if weights is None else losses * weights).mean()
+        state.timesteps.update(t, losses.detach())
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
         state.scaler.unscale_(state.optimizer)
@@ -166,7 +174,13 @@ def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContex
 
 
 def _initial_state(
-    network: nn.Module, learning_rate: float, ema_decay: float, log_every: int, *, fp16: bool
+    network: nn.Module,
+    timesteps: TimestepSampler,
+    learning_rate: float,
+    ema_decay: float,
+    log_every: int,
+    *,
+    fp16: bool,
 ) -> TrainingState:
     device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
@@ -181,6 +195,7 @@ def _initial_state(
         network,
         optimizer,
         EMA(network, ema_decay),
+        timesteps,
         # bf16 has float32's range and needs no loss scaling.
         torch.amp.GradScaler(device.type, enabled=fp16),
         torch.zeros(log_every, 2, device=device),
@@ -190,6 +205,7 @@ def _initial_state(
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
     """Every tensor of a state by name; the live ones, not copies."""
     named = {"window": state.window}
+    named |= {f"timesteps.{name}": tensor for name, tensor in state.timesteps.state().items()}
     for (name, parameter), average in zip(state.network.named_parameters(), state.ema.averages, strict=True):
         named[f"network.{name}"] = parameter.detach()
         named[f"ema.{name}"] = average

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.objectives import Objective
 from ddpm.diffusion.plans import COLUMNS, sampling_plan
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import from_uint8, sample, to_uint8, trajectory
@@ -170,7 +171,7 @@ def test_the_target_is_what_predict_x0_inverts(prediction):
     t = torch.tensor([0, 1, 500, 900, 999])
     xt = process.q_sample(x0, t, noise)
     torch.testing.assert_close(process.predict_x0(process.target(x0, t, noise), xt, t), x0, rtol=0, atol=1e-9)
-    losses = process.training_losses(lambda x, t: process.target(x0, t, noise), x0, t, noise)
+    losses = Objective().training_losses(process, lambda x, t: process.target(x0, t, noise), x0, t, noise)
     assert losses.shape == (5,)
     assert losses.abs().max() < 1e-12
 
@@ -190,7 +191,7 @@ def test_p_mean_variance_meets_the_posterior_for_a_perfect_network():
     draw = draw_with(6, (3, 1, 2, 2))
     x0, noise, t = draw().clamp(-1, 1), draw(), torch.tensor([1, 400, 999])
     xt = process.q_sample(x0, t, noise)
-    mean, log_variance, predicted = process.p_mean_variance(lambda x, t: noise, xt, t)
+    mean, log_variance, predicted = process.p_mean_variance(noise, xt, t)
     true_mean, _, true_log_variance = process.q_posterior(x0, xt, t)
     torch.testing.assert_close(predicted, x0)
     torch.testing.assert_close(mean, true_mean)
