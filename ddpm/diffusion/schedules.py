@@ -113,7 +113,9 @@ class Schedule:
         if len(kept) == 0 or np.any(np.diff(kept) <= 0) or kept[0] < 0 or kept[-1] >= len(self):
             raise ValueError(f"kept steps must ascend within 0..{len(self) - 1}")
         alpha_bar = self.alphas_cumprod[kept]
-        return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), self.timesteps[kept])
+        betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+        # A step over which hardly any signal is left would round to 1.
+        return Schedule(np.minimum(betas, np.nextafter(1.0, 0.0)), self.timesteps[kept])
 
 
 def _leading(total: int, steps: int) -> Float64:

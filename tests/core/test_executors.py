@@ -1,0 +1,176 @@
+"""Torch and numpy run one table to the same images; neither sees more of a sampler than the table."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm.config import SamplingConfig
+from ddpm.deploy import runtime
+from ddpm.diffusion import sampling
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import COLUMNS, SAMPLERS, VARIANCES, inversion_plan, plan_for, sampling_plan
+from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+
+PREDICTIONS = ("epsilon", "x0", "v")
+
+
+def denoiser(xp, learned):
+    """A network of a line, in numpy or in torch: it mixes pixels and knows the time."""
+
+    def denoise(x, t):
+        time = xp.cos(0.01 * t.reshape(-1, *[1] * (x.ndim - 1)))
+        time = time.astype(x.dtype) if xp is np else time.to(x.dtype)
+        out = xp.tanh(0.7 * xp.roll(x, 1, -1) - 0.4 * x + time)
+        return xp.concatenate([out, xp.sin(3 * x)], 1) if learned else out
+
+    return denoise
+
+
+def both(plan, shape, *, learned=False, seed=0):
+    """The images of either executor, from the same noise in float32."""
+    noise = ImageNoise(seed, shape[0], shape[1:])
+    x = noise.draw()
+    by_torch = sampling.sample(
+        denoiser(torch, learned), plan, torch.from_numpy(x), lambda: torch.from_numpy(noise.draw())
+    )
+    noise = ImageNoise(seed, shape[0], shape[1:])
+    by_numpy = runtime.run(denoiser(np, learned), plan, noise.draw(), noise.draw)
+    assert by_numpy.dtype == np.float32
+    return by_torch.numpy(), by_numpy
+
+
+@given(
+    sampler=st.sampled_from(sorted(SAMPLERS)),
+    variance=st.sampled_from(VARIANCES),
+    prediction=st.sampled_from(PREDICTIONS),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    spacing=st.sampled_from(sorted(SPACINGS)),
+    steps=st.integers(1, 30),
+    eta=st.floats(0, 1),
+    dynamic_threshold=st.one_of(st.none(), st.floats(0.01, 1)),
+    shape=st.sampled_from([(3, 1, 4, 4), (2, 3, 5), (4, 2), (1, 2, 2, 6)]),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=200)
+def test_both_executors_draw_the_same_images(schedule, shape, seed, **options):
+    plan = sampling_plan(Schedule.named(schedule, 200), **options)
+    by_torch, by_numpy = both(plan, shape, learned=options["variance"] == "learned_range", seed=seed)
+    np.testing.assert_allclose(by_torch, by_numpy, rtol=0, atol=1e-5)
+
+
+@given(st.sampled_from(PREDICTIONS), st.sampled_from(sorted(SPACINGS)), st.integers(1, 30))
+@settings(deadline=None, max_examples=30)
+def test_both_executors_invert_alike(prediction, spacing, steps):
+    plan = inversion_plan(Schedule.named("linear", 200), steps=steps, prediction=prediction, spacing=spacing)
+    assert len(plan) == steps
+    assert np.all(np.diff(plan.timesteps) > 0)
+    by_torch, by_numpy = both(plan, (3, 1, 4, 4))
+    np.testing.assert_allclose(by_torch, by_numpy, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    sampler=st.sampled_from(sorted(SAMPLERS)),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    spacing=st.sampled_from(sorted(SPACINGS)),
+    timesteps=st.integers(1, 300),
+    data=st.data(),
+)
+@settings(deadline=None)
+def test_every_plan_ends_on_its_last_x0_and_keeps_a_constant_image(sampler, schedule, spacing, timesteps, data):
+    """Whatever the sampler: with x̂_0 always c and no noise, x stays on √ᾱ c + √(1−ᾱ) ε, and ends on c."""
+    steps = data.draw(st.integers(1, timesteps))
+    full = Schedule.named(schedule, timesteps)
+    options = {"steps": steps, "spacing": spacing, "prediction": "x0", "variance": "fixed_small"}
+    plan = sampling_plan(full, sampler=sampler, **options)
+    assert np.isfinite(plan.table).all()
+    assert plan.column("to_noise")[-1] == 0
+    image, epsilon = 0.25, -0.7
+    alpha_bar = np.append(full.alphas_cumprod[plan.timesteps], 1.0)
+    x = torch.full((1, 1), float(np.sqrt(alpha_bar[0]) * image + np.sqrt(1 - alpha_bar[0]) * epsilon)).double()
+    denoise = lambda x, t: torch.full_like(x, image)  # noqa: E731
+    states = [state.item() for state, _ in sampling.trajectory(denoise, plan, x, lambda: torch.zeros_like(x))]
+    assert states[-1] == pytest.approx(image, abs=1e-12)
+    if sampler != "ancestral":  # which moves ε̂'s share into its noise
+        expected = np.sqrt(alpha_bar[1:]) * image + np.sqrt(1 - alpha_bar[1:]) * epsilon
+        np.testing.assert_allclose(states, expected, atol=1e-6)
+
+
+def test_a_plan_costs_only_what_its_sampler_uses():
+    """The columns that an executor skips are 0: one x0 kept for 2M, two for UniPC, no exponential but for a learned
+    variance."""
+    used = {}
+    for sampler in SAMPLERS:
+        for variance in VARIANCES:
+            plan = sampling_plan(
+                Schedule.named("linear", 100), sampler=sampler, steps=10, prediction="v", variance=variance
+            )
+            used[sampler, variance] = {name for name in COLUMNS[6:] if plan.column(name).any()}
+    assert used["ancestral", "fixed_small"] == used["ancestral", "fixed_large"] == {"to_noise"}
+    assert used["ancestral", "learned_range"] == {"to_noise", "log_noise_from_out"}
+    assert used["ddim", "learned_range"] == set()
+    assert used["dpmpp_2m", "learned_range"] == used["dpmpp_2s", "fixed_small"] == {"to_prev"}
+    assert used["unipc", "fixed_small"] == {"to_prev", "to_prev2"}
+
+
+def test_a_learned_variance_reaches_both_ends_of_its_range():
+    """v = 1 says β_t and v = −1 says β̃_t, in every row."""
+    schedule = Schedule.named("cosine", 300)
+    plans = {
+        variance: sampling_plan(schedule, sampler="ancestral", steps=20, prediction="epsilon", variance=variance)
+        for variance in VARIANCES
+    }
+    learned = plans["learned_range"]
+    for end, variance in ((1.0, "fixed_large"), (-1.0, "fixed_small")):
+        sigma = learned.column("to_noise") * np.exp(end * learned.column("log_noise_from_out"))
+        np.testing.assert_allclose(sigma, plans[variance].column("to_noise"), rtol=1e-12)
+
+
+def test_ddims_over_dispersed_sigma_is_the_ancestral_sampler_with_the_large_variance():
+    """Song et al. 2021, appendix D.3: the mean of η = 1 and the noise σ̂ = √(1 − ᾱ/ᾱ')."""
+    options = {"steps": 20, "prediction": "epsilon"}
+    schedule = Schedule.named("linear", 1000)
+    hat = sampling_plan(schedule, sampler="ancestral", variance="fixed_large", **options)
+    ddpm = sampling_plan(schedule, sampler="ddim", eta=1.0, variance="fixed_small", **options)
+    for name in ("to_x0", "to_x"):
+        np.testing.assert_allclose(hat.column(name), ddpm.column(name), atol=1e-12)
+    alpha_bar = schedule.alphas_cumprod[hat.timesteps]
+    np.testing.assert_allclose(hat.column("to_noise")[:-1], np.sqrt(1 - alpha_bar[:-1] / alpha_bar[1:]), rtol=1e-10)
+
+
+def test_dynamic_thresholding_scales_down_what_clipping_cuts_off():
+    options = {"sampler": "ddim", "steps": 1, "prediction": "x0", "variance": "fixed_small"}
+    plan = sampling_plan(Schedule.named("linear", 10), dynamic_threshold=1.0, **options)
+    image = torch.tensor([[0.5, -1.0, 2.0, 4.0], [0.1, 0.2, -0.3, 0.4]])
+    held = sampling.sample(lambda x, t: image.clone(), plan, torch.zeros(2, 4), lambda: image)
+    torch.testing.assert_close(held, torch.tensor([[0.125, -0.25, 0.5, 1.0], [0.1, 0.2, -0.3, 0.4]]))
+
+
+PROCESS = {"schedule": "linear", "timesteps": 100, "prediction": "epsilon", "variance": "fixed_small"}
+
+
+def test_a_models_plan_takes_its_variance_from_the_process_unless_told_otherwise():
+    sampling_options = SamplingConfig(sampler="ancestral", steps=10).model_dump()
+    small = plan_for(PROCESS, sampling_options)
+    large = plan_for(PROCESS, sampling_options, variance="fixed_large")
+    also_large = plan_for(PROCESS, {**sampling_options, "variance": "fixed_large"})
+    older = plan_for(PROCESS, {"sampler": "ancestral", "steps": 10, "eta": 0.0, "spacing": "trailing", "clip": True})
+    np.testing.assert_array_equal(large.table, also_large.table)
+    np.testing.assert_array_equal(small.table, older.table)
+    assert np.all(large.column("to_noise")[:-1] > small.column("to_noise")[:-1])
+    with pytest.raises(ValueError, match="learned_range, but the network was trained with fixed_small"):
+        plan_for(PROCESS, sampling_options, variance="learned_range")
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.5])
+def test_impossible_thresholds(quantile):
+    with pytest.raises(ValueError, match=r"dynamic_threshold must be in \(0, 1\]"):
+        plan_for(PROCESS, {"sampler": "ddim", "steps": 5}, dynamic_threshold=quantile)
+
+
+def test_the_configuration_knows_every_sampler_and_spacing():
+    schema = SamplingConfig.model_json_schema()["properties"]
+    assert set(schema["sampler"]["enum"]) == set(SAMPLERS)
+    assert set(schema["spacing"]["enum"]) == set(SPACINGS)
+    assert set(schema["variance"]["anyOf"][0]["enum"]) == set(VARIANCES)
