@@ -100,10 +100,10 @@ def measure_parity(model: Model, directory: Path, *, samples: int, steps: int, t
     sampler, variance = ("ancestral", "learned_range") if learned else ("ddim", None)
     plan = model.plan(sampler=sampler, variance=variance, steps=steps, eta=0.0)
     height, width, channels = model.shape
-    noise = ImageNoise(0, samples, (channels, height, width))
-    x = noise.draw()
-    trained = sampling.sample(model.network, plan, torch.from_numpy(x), lambda: torch.from_numpy(noise.draw()))
-    exported = runtime.run(plan, x, noise.draw)
+    noise, same_noise = (ImageNoise(0, samples, (channels, height, width)) for _ in range(2))
+    x = torch.from_numpy(noise.draw())
+    trained = sampling.sample(model.network, plan, x, lambda: torch.from_numpy(noise.draw()))
+    exported = runtime.run(plan, same_noise.draw(), same_noise.draw)
     difference = float(np.abs(trained.numpy() - exported).max())
     return {
         "max_abs_difference": difference,

@@ -10,7 +10,7 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.objectives import Objective
 from ddpm.diffusion.plans import COLUMNS, sampling_plan
 from ddpm.diffusion.process import GaussianProcess
-from ddpm.diffusion.sampling import from_uint8, sample, to_uint8, trajectory
+from ddpm.diffusion.sampling import from_uint8, to_uint8, trajectory
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 
 SCHEDULE = Schedule.named("linear", 1000)
