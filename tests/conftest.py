@@ -33,6 +33,7 @@ TINY_PARAMS = {
                 "dropout": 0.1,
             },
             "process": {"timesteps": 50, "variance": "fixed_small"},
+            "objective": {"loss": "simple"},
             "training": {
                 "steps": 40,
                 "batch_size": 8,

@@ -1,5 +1,4 @@
 """The mathematics: schedules, the process, sampling plans and the loop that runs them.
 
-`schedules`, `plans` and `noise` need numpy alone, because the exported sampler runs on them; `process` and `sampling`
-need torch.
+`schedules`, `plans` and `noise` need numpy alone, because the exported sampler runs on them; the others need torch.
 """

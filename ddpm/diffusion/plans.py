@@ -27,9 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.diffusion.schedules import Float64, Schedule, spaced_timesteps
+from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, spaced_timesteps, x0_coefficients
 
-VARIANCES = ("fixed_large", "fixed_small", "learned_range")
 # What JSON and onnxruntime can both say; every image lies far inside it.
 NO_CLIP = 1e30
 
@@ -80,21 +79,6 @@ class SamplingPlan:
         """(timestep, row) of every step; plain numbers, which leave the images' own precision alone."""
         for timestep, values in zip(self.timesteps.tolist(), self.table.tolist(), strict=True):
             yield timestep, Row(*values)
-
-
-def x0_coefficients(prediction: str, alpha_bar: Float64) -> tuple[Float64, Float64]:
-    """Coefficients (of x_t, of the network's output) that give x̂_0, for each ᾱ.
-
-    ε: x_0 = (x_t − √(1−ᾱ) ε)/√ᾱ.  v = √ᾱ ε − √(1−ᾱ) x_0 (Salimans & Ho 2022): x_0 = √ᾱ x_t − √(1−ᾱ) v.
-    """
-    signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-    if prediction == "epsilon":
-        return 1 / signal, -noise / signal
-    if prediction == "x0":
-        return np.zeros_like(signal), np.ones_like(signal)
-    if prediction == "v":
-        return signal, -noise
-    raise ValueError(f"no prediction {prediction!r}; there are: epsilon, x0, v")
 
 
 # --- samplers: (the visited steps as a schedule, variance, eta) → their columns in ascending t

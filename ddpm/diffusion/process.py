@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.plans import VARIANCES, x0_coefficients
-from ddpm.diffusion.schedules import Float64, Schedule
+from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, x0_coefficients
 
 
 class GaussianProcess:

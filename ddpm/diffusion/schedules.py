@@ -1,4 +1,4 @@
-"""Noise schedules: β_t for t in 0..T-1, computed in float64 (numpy only).
+"""Noise schedules: β_t for t in 0..T-1 and what follows from them, computed in float64 (numpy only).
 
 The papers count t from 1 to T; the code counts from 0, so `betas[0]` is the papers' β_1.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
+VARIANCES = ("fixed_large", "fixed_small", "learned_range")  # of a reverse step
 
 
 def linear_betas(timesteps: int) -> Float64:
@@ -116,6 +117,21 @@ class Schedule:
         betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
         # A step over which hardly any signal is left would round to 1.
         return Schedule(np.minimum(betas, np.nextafter(1.0, 0.0)), self.timesteps[kept])
+
+
+def x0_coefficients(prediction: str, alpha_bar: Float64) -> tuple[Float64, Float64]:
+    """Coefficients (of x_t, of the network's output) that give x̂_0, for each ᾱ.
+
+    ε: x_0 = (x_t − √(1−ᾱ) ε)/√ᾱ.  v = √ᾱ ε − √(1−ᾱ) x_0 (Salimans & Ho 2022): x_0 = √ᾱ x_t − √(1−ᾱ) v.
+    """
+    signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    if prediction == "epsilon":
+        return 1 / signal, -noise / signal
+    if prediction == "x0":
+        return np.zeros_like(signal), np.ones_like(signal)
+    if prediction == "v":
+        return signal, -noise
+    raise ValueError(f"no prediction {prediction!r}; there are: epsilon, x0, v")
 
 
 def _leading(total: int, steps: int) -> Float64:

@@ -10,8 +10,8 @@ from ddpm.config import SamplingConfig
 from ddpm.deploy import runtime
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.plans import COLUMNS, SAMPLERS, VARIANCES, inversion_plan, plan_for, sampling_plan
-from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
+from ddpm.diffusion.plans import COLUMNS, SAMPLERS, inversion_plan, plan_for, sampling_plan
+from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
 
 PREDICTIONS = ("epsilon", "x0", "v")
 
