@@ -44,8 +44,8 @@ Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    # torch's threads wait for each other thousands of times a step, by default spinning. Next to any other busy process
-    # that costs far more than it saves: training fell from 20 steps a second to below 1. It must be set before torch loads.
+    # torch's threads wait for each other thousands of times a step, by default spinning. Beside any other busy process
+    # that starves them: training fell from 20 steps a second to below 1. To be set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = _parser().parse_args(argv)
     try:

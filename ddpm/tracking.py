@@ -117,7 +117,12 @@ def run_url(run_id: str, root: Path = Path()) -> str:
 
 
 def ui_url(root: Path = Path()) -> str:
-    """The address of MLflow's pages: the tracking server's, or that of the one that `make serve` starts."""
+    """The address of MLflow's pages: the tracking server's, or that of the one that `make serve` starts.
+
+    MLFLOW_UI_URL wins: a browser may know the server by another name than a client inside a container network.
+    """
+    if pages := os.environ.get("MLFLOW_UI_URL"):
+        return pages.rstrip("/")
     uri = store_uri(root)
     return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', 5000)}"
 
