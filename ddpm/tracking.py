@@ -86,7 +86,10 @@ def _experiment(mlflow: Any, name: str, root: Path) -> str:
         # A server has its own place for files; the project's store keeps them beside its database.
         local = store_uri(root).startswith("sqlite:")
         return client.create_experiment(
-            name, artifact_location=(root / "mlflow" / "artifacts" / name).absolute().as_uri() if local else None
+            name,
+            artifact_location=(root / "mlflow" / "artifacts" / name).absolute().as_uri() if local else None,
+            # Else MLflow's pages take it for an experiment with language models.
+            tags={"mlflow.experimentKind": "custom_model_development"},
         )
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
@@ -212,7 +215,7 @@ def _git_tags(root: Path) -> dict[str, str]:
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"mlflow.source.git.commit": commit, "git_dirty": str(dirty).lower()}
+    return {"mlflow.source.name": "ddpm", "mlflow.source.git.commit": commit, "git_dirty": str(dirty).lower()}
 
 
 # --- What the stages left -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from finished import SHAPE, VARIANT, empty_store, write_outputs
+from mlflow.exceptions import MlflowException
 
 from ddpm import tracking
 from ddpm.errors import UserError
@@ -82,6 +83,9 @@ def test_the_registered_model_answers_as_a_server_would_be_asked(project):
     assert answer.status == 200
     images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
     np.testing.assert_array_equal(images, model.predict(pd.DataFrame({"n": [2], "seed": [7]})))
+    with pytest.raises(MlflowException, match="steps") as refused:
+        invocations(request.replace("seed", "steps").replace("7", "-1"), "application/json", model, None)
+    assert refused.value.get_http_status_code() == 400
 
 
 def test_the_logged_model_is_code_and_carries_no_pickle(project):
