@@ -87,6 +87,9 @@ class NetworkConfig(Section):
     frequency_shift: Literal[0, 1] = Field(
         1, description="of the timestep embedding; 1: Ho's, 0: improved DDPM's, ADM's"
     )
+    timestep_scale: float = Field(
+        1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
+    )
     num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
     checkpointing: bool = Field(False, description="less memory in training, a third more time; the same weights")
 

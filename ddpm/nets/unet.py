@@ -64,6 +64,7 @@ class UNet(nn.Module):
         downsample_padding: str = "symmetric",
         rescale_residuals: bool = False,
         frequency_shift: int = 1,
+        timestep_scale: float = 1.0,
         num_classes: int | None = None,
         checkpointing: bool = False,
     ) -> None:
@@ -87,6 +88,7 @@ class UNet(nn.Module):
             downsample_padding: of `conv`: `symmetric`, or `asymmetric`: at each side's end alone, as TensorFlow does.
             rescale_residuals: by 1/√2 every sum of a block's input and output.
             frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
+            timestep_scale: what t is multiplied by before it is embedded.
             num_classes: of labels that `forward` may be given.
             checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
 
@@ -98,7 +100,8 @@ class UNet(nn.Module):
         widths = [width * multiplier for multiplier in multipliers]
         _check_channels(width, widths, groups)
         _check_attention(sides, widths, attention_resolutions, middle_attention, heads, head_channels)
-        self.width, self.frequency_shift, self.checkpointing = width, frequency_shift, checkpointing
+        self.width, self.checkpointing = width, checkpointing
+        self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
         time_width = 4 * width
         conv = CONVOLUTIONS[dims]
         common: dict[str, Any] = {
@@ -167,6 +170,8 @@ class UNet(nn.Module):
 
         y [N] int64 in 0..num_classes−1: the classes; None: the network is told of none.
         """
+        if self.timestep_scale != 1:
+            t = t * self.timestep_scale
         time = self.time_mlp(timestep_embedding(t, self.width, frequency_shift=self.frequency_shift))
         if y is not None:
             if self.classes is None:
