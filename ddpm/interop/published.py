@@ -74,7 +74,8 @@ def refuse_other_keys(found: Iterable[str], expected: Iterable[str], where: str)
     Raises:
         UserError: the two differ.
     """
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    there, wanted = set(found), set(expected)
+    missing, unexpected = sorted(wanted - there), sorted(there - wanted)
     if missing or unexpected:
         raise UserError(f"{where}: another network: missing {_some(missing)}; unexpected {_some(unexpected)}")
 
