@@ -12,13 +12,14 @@ from ddpm.interop import diffusers, openai
 from ddpm.interop.openai import Flags
 from ddpm.interop.published import Published
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, save
+from ddpm.stages.train import write_curve
 
 
 def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None = None) -> str:
     """Write the model directory `out` from a `.pt` file or a diffusers directory.
 
     The card's facts of data and training stay empty but for the name, since no such checkpoint tells them; the
-    fingerprint is the SHA-256 of the file of weights.
+    fingerprint is the SHA-256 of the file of weights, and loss.csv has no rows.
 
     Args:
         flags: what a `.pt` file does not tell; of a directory, only the image size is looked at.
@@ -39,6 +40,7 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
     model = assemble(published, variant=out.resolve().name, data_name=name, fingerprint=sha256_of(weights))
     with atomic_directory(out) as temporary:
         save(model, temporary)
+        write_curve([], temporary / "loss.csv")
     return (
         f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {published.image_size}×{published.image_size}, "
         f"{published.process.schedule} schedule of {published.process.timesteps} steps. To evaluate and export it, "

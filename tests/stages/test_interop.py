@@ -54,6 +54,7 @@ def test_an_imported_model_is_sampled_evaluated_and_exported(project: Path, publ
 
 def test_the_card_tells_where_the_weights_come_from(project: Path, published: Path):
     main(["import", str(published), "--out", "models/Peer One"])
+    assert Path("models/Peer One/loss.csv").read_text() == "step,loss,grad_norm,learning_rate\n"
     model = ddpm.load("models/Peer One")
     assert model.card.data.name == "peer-one"
     assert model.card.training.fingerprint == sha256_of(published / "unet" / "diffusion_pytorch_model.safetensors")
