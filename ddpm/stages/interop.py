@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddpm.config import ObjectiveConfig, VariantConfig
+from ddpm.config import NetworkConfig, ObjectiveConfig, VariantConfig
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, openai
@@ -79,7 +79,7 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     model = load(model_directory)
     height, _, channels = model.shape
     config = model.card.config
-    if config.network.kind != "unet":
+    if not isinstance(config.network, NetworkConfig):
         raise UserError(f"{model_directory}: diffusers' UNet2DModel is no {config.network.kind} network")
     published = Published(
         config.network, config.process, config.sampling, height, channels, dict(model.network.state_dict())

@@ -117,6 +117,16 @@ def test_a_saved_model_is_read_as_the_same_network(name, tmp_path):
         assert_equal(network(x, t, y), theirs(x, t, class_labels=y).sample)
 
 
+def test_the_full_cifar10_network_is_the_papers():
+    options = {**CIFAR10, "block_out_channels": (128, 256, 256, 256), "norm_num_groups": 32}
+    with torch.device("meta"):
+        theirs = UNet2DModel(**options)
+    found = convert(dict(theirs.config) | {"_class_name": "UNet2DModel"}, SCHEDULER, theirs.state_dict())
+    assert sum(tensor.numel() for tensor in found.weights.values()) == 35_746_307
+    same = {"width": 128, "attention_resolutions": (16,), "norm_epsilon": 1e-6, "downsample_padding": "asymmetric"}
+    assert found.network == NetworkConfig(**same, dropout=0.0)
+
+
 def test_the_flat_layout_pickled_and_with_the_old_names_of_attentions(tmp_path):
     """As the first models were published: one folder, a pickle, query, key, value and proj_attn."""
     theirs = peer(CIFAR10)
