@@ -295,11 +295,19 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def lineage_of(variant: str, root: Path = Path()) -> str:
     """A hash of everything a variant came of: the entries of its stages in dvc.lock.
 
+    An imported model came of no stage; it is told by its own files, its figures' and its export's.
+
     Raises:
         UserError: dvc.lock lacks a stage.
     """
     import yaml
 
+    card = root / MODELS / variant / "model.json"
+    if card.is_file() and _read(card, f"train@{variant}")["training"].get("weights") == "imported":
+        folders = (root / folder / variant for folder in (MODELS, REPORTS, DEPLOY))
+        files = [path for folder in folders for path in sorted(folder.iterdir())]
+        hashes = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
     names = [name.format(variant=variant) for name in _LINEAGE]
@@ -434,14 +442,17 @@ def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_
     mlflow.log_params(outputs.parameters())
     mlflow.log_metrics(outputs.metrics, model_id=model_id)
     mlflow.log_metrics({"parity_max_abs_difference": outputs.parity["max_abs_difference"]}, model_id=model_id)
-    mlflow.set_tags({**_version_tags(outputs), "dvc.lock": sha256_of(outputs.root / "dvc.lock")})
+    mlflow.set_tags(_version_tags(outputs))
+    lock = outputs.root / "dvc.lock"
+    if lock.is_file():  # else the model was imported, and its stages run by hand
+        mlflow.set_tag("dvc.lock", sha256_of(lock))
+        mlflow.log_artifact(str(lock))
     logged = {metric.step for metric in client.get_metric_history(run_id, "loss")}
     now = _now()
     _log_metrics(client, run_id, [(now, step, row) for step, row in outputs.curve() if step not in logged])
     reports = outputs.root / REPORTS / outputs.variant
     for name in ("samples.png", "denoising.png", "protocol.json"):
         mlflow.log_artifact(str(reports / name))
-    mlflow.log_artifact(str(outputs.root / "dvc.lock"))
     _log_data(mlflow, outputs)
 
 

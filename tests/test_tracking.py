@@ -59,6 +59,26 @@ def test_a_registered_version_holds_all_that_is_known_of_it(project):
     assert run.info.status == "FINISHED"
 
 
+def test_an_imported_model_is_registered_without_the_stages_that_would_have_trained_it(project):
+    """No dvc.lock, no rows in the loss curve, and a card that tells little of data and training."""
+    (project / "dvc.lock").unlink()
+    (project / f"models/{VARIANT}/loss.csv").write_text("step,loss,grad_norm,learning_rate\n")
+    path = project / f"models/{VARIANT}/model.json"
+    card = json.loads(path.read_text())
+    card["training"] = {**dict.fromkeys(card["training"]), "fingerprint": "f", "weights": "imported"}
+    card["data"] |= {"mean": None, "std": None, "train_count": None}
+    path.write_text(json.dumps(card))
+    made = tracking.register(VARIANT)
+    assert (made.version, made.created) == (1, True)
+    assert not tracking.register(VARIANT).created
+    run = client(project).get_run(made.run_id)
+    assert run.data.params["trained.device"] == "null"
+    assert "dvc.lock" not in run.data.tags
+    metrics = project / f"reports/{VARIANT}/metrics.json"
+    metrics.write_text(metrics.read_text().replace("20.0", "19.0"))
+    assert tracking.register(VARIANT).created
+
+
 def test_the_registered_model_samples_what_the_exported_one_does(project):
     from ddpm.deploy.runtime import Sampler
 
