@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpm.config import SamplingConfig, Section, VariantConfig, validate
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.pixels import to_uint8
 from ddpm.diffusion.plans import SamplingPlan, plan_for
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
@@ -118,7 +119,7 @@ class Model:
         for first in range(0, count, batch_size):
             noise = self.noise(min(batch_size, count - first), seed, first=first)
             x = sampling.sample(self.network, plan, noise(), noise)
-            images[first : first + len(x)] = sampling.to_uint8(x).cpu().numpy()
+            images[first : first + len(x)] = to_uint8(x).cpu().numpy()
             on_batch(first + len(x))
         return images
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm.data.loader import Images, batch_indices
-from ddpm.diffusion.sampling import from_uint8
+from ddpm.diffusion.pixels import from_uint8
 from ddpm.errors import UserError
 from ddpm.files import read_json, sha256_of, write_json
 

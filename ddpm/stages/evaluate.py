@@ -13,6 +13,8 @@ from ddpm.config import Params
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
 from ddpm.diffusion import sampling
+from ddpm.diffusion.pixels import to_uint8
+from ddpm.errors import UserError
 from ddpm.evaluation.extractor import Extractor, load_extractor
 from ddpm.evaluation.metrics import extract, frechet_distance, inception_score
 from ddpm.evaluation.pictures import grid, save_png
@@ -36,6 +38,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
     config = params.variant(variant)
     model = load(root / MODELS / variant, device).sampled_by(config.sampling)
     data = PreparedData.open(root / PREPARED)
+    _check_enough(params, len(data.split("validation")))
     extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
     protocol = _protocol(params, model, data, extractor)
 
@@ -54,6 +57,20 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         save_png(denoising_strip(model, params.seed), out / "denoising.png")
 
 
+def _check_enough(params: Params, validation: int) -> None:
+    """Refuse before the work what no figure could be computed of."""
+    splits = params.evaluation.splits
+    for count, what in (
+        (params.evaluation.samples, "evaluation.samples"),
+        (validation, "the number of validation images"),
+    ):
+        if count < 2 * splits:
+            raise UserError(
+                f"{what} is {count}, but an Inception Score of evaluation.splits = {splits} parts needs at least "
+                f"{2 * splits}: use more images or fewer splits"
+            )
+
+
 def measure(
     images: NDArray[np.uint8], data: PreparedData, extractor: Extractor, params: Params
 ) -> dict[str, float | int]:
@@ -69,15 +86,16 @@ def measure(
     generated = extract(extractor, _batches(images, size))
     same_count = min(len(validation), len(generated))
     score, deviation = inception_score(generated, splits)
-    first = generated.first(same_count)
+    as_many = generated.spread(same_count)
+    real = validation.spread(same_count)
     return {
         "fid": frechet_distance(generated, reference),
-        "fid_same_count": frechet_distance(first, reference),
-        "fid_floor": frechet_distance(validation.first(same_count), reference),
+        "fid_same_count": frechet_distance(as_many, reference),
+        "fid_floor": frechet_distance(real, reference),
         "inception_score": score,
         "inception_score_std": deviation,
-        "inception_score_same_count": inception_score(first, splits)[0],
-        "inception_score_real": inception_score(validation.first(same_count), splits)[0],
+        "inception_score_same_count": inception_score(as_many, splits)[0],
+        "inception_score_real": inception_score(real, splits)[0],
         "samples": len(generated),
         "same_count": same_count,
     }
@@ -117,6 +135,6 @@ def denoising_strip(model: Model, seed: int) -> Image.Image:
     plan = model.plan()
     states = [x, *(state for state, _ in sampling.trajectory(model.network, plan, x, noise))]
     moments = np.unique(np.linspace(0, len(states) - 1, STRIP_MOMENTS).round().astype(int))
-    columns = [sampling.to_uint8(states[moment]).cpu().numpy() for moment in moments]
+    columns = [to_uint8(states[moment]).cpu().numpy() for moment in moments]
     rows = np.stack(columns, axis=1).reshape(-1, *model.shape)
     return grid(rows, len(moments))

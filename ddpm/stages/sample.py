@@ -8,12 +8,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
 
 
 class Samples(Protocol):
     """What a trained and an exported model have in common."""
+
+    def plan(self, **overrides: Any) -> SamplingPlan:
+        """The plan of these overrides; ValueError where there can be none."""
+        ...
 
     def sample(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> NDArray[np.uint8]:
         """Draw images, [count, H, W, C] uint8."""
@@ -32,11 +37,15 @@ def sample_to(
         raise UserError(f"--n must be at least 1, found {count}")
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, found {batch_size}")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed must be in 0..2**64-1, found {seed}")
     write = _writer(out)
+    opened = open_model(model)
     try:
-        images = open_model(model).sample(count, seed=seed, batch_size=batch_size, **overrides)
+        opened.plan(**overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
+    images = opened.sample(count, seed=seed, batch_size=batch_size, **overrides)
     write(images, out)
     return images
 
