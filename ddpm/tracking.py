@@ -543,7 +543,9 @@ def promote(variant: str, root: Path = Path()) -> Decision:
     # The alias first: if this dies between the two, the next call finds the champion and adds the tag.
     if decision.promote:
         client.set_registered_model_alias(challenger.model, "champion", version)
-    client.set_model_version_tag(challenger.model, version, "promotion_reason", decision.reason)
+    # Why a version once became champion stays said, also when it comes again and is refused.
+    tag = "promotion_reason" if decision.promote or challenger.reason is None else "refusal_reason"
+    client.set_model_version_tag(challenger.model, version, tag, decision.reason)
     return decision
 
 

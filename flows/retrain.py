@@ -100,6 +100,10 @@ def _names(variants: Sequence[str] | None) -> list[str]:
     names = list(variants or params.variants)
     for name in names:
         params.variant(name)
+        if name not in params.variants:
+            raise UserError(
+                f"{name} is not among the `variants` of params.yaml, which are what dvc.yaml has stages for"
+            )
     return names
 
 
