@@ -12,6 +12,8 @@ import pytest
 import yaml
 from finished import empty_store, write_outputs
 
+from ddpm.config import VariantConfig
+
 SCRIPT = "stage.py"
 
 _STAGE = '''
@@ -57,8 +59,9 @@ def write_graph(root: Path, variants: tuple[str, ...] = ("one",)) -> None:
         "export": per_variant("export", ["models/${item.variant}"], "deploy"),
     }
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    sections: dict[str, dict] = {section: {} for section in VariantConfig.model_fields}
     (root / "params.yaml").write_text(
-        yaml.safe_dump({"variants": list(variants), "models": {name: {} for name in variants}})
+        yaml.safe_dump({"variants": list(variants), "models": dict.fromkeys(variants, sections)})
     )
 
 

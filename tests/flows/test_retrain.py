@@ -214,9 +214,10 @@ time.sleep(120)
 """
 
 
-def wait_until_training(graph: Path) -> list[int]:
+def wait_until_training(graph: Path, flow: subprocess.Popen[str]) -> list[int]:
     deadline = time.monotonic() + 120
     while not (graph / "training").exists():
+        assert flow.poll() is None, flow.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return [int(number) for number in (graph / "training").read_text().split()]
@@ -233,7 +234,7 @@ def group_members(group: int) -> list[str]:
 def test_an_interrupted_flow_lets_the_training_save_and_leaves_no_process(graph, start, before, server, number):
     before("train@one", SLOW_TRAINING)
     flow = start(PREFECT_API_URL=server)
-    *_, group = wait_until_training(graph)
+    *_, group = wait_until_training(graph, flow)
     assert group_members(group)
     flow.send_signal(number)
     output, _ = flow.communicate(timeout=60)
@@ -249,7 +250,7 @@ def test_ctrl_c_in_a_terminal_ends_a_flow_with_a_server_of_its_own_cleanly(graph
     environment = {key: "" for key in os.environ if key.startswith("PREFECT")}
     shutil.copy(ROOT / "prefect.toml", graph)
     flow = start(**environment)
-    *_, group = wait_until_training(graph)
+    *_, group = wait_until_training(graph, flow)
     started = time.monotonic()
     os.killpg(flow.pid, signal.SIGINT)  # as a terminal does: to every process at once
     output, _ = flow.communicate(timeout=60)
