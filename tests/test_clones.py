@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_PARAMS, write_params
 from PIL import Image
+from tiny import TINY_PARAMS, write_params
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

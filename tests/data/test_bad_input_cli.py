@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ddpm.cli import main
+from ddpm.config import VariantConfig
 
 SQUARE = ("RGB", (6, 6))
 PAIR = {"a.png": SQUARE, "b.png": SQUARE}
@@ -24,7 +25,9 @@ def ddpm(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def folder_project(root: Path) -> Callable[..., None]:
     def make(**keys: object) -> None:
         data = {"source": "folder", "path": "../photos", **keys}
-        (root / "params.yaml").write_text(yaml.safe_dump({"data": data, "models": {"ddpm": {}}}))
+        (root / "params.yaml").write_text(
+            yaml.safe_dump({"data": data, "models": {"ddpm": {name: {} for name in VariantConfig.model_fields}}})
+        )
         (root.parent / "photos").mkdir(exist_ok=True)
 
     return make

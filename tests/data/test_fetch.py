@@ -13,7 +13,7 @@ import pytest
 import sklearn
 import yaml
 
-from ddpm.config import Params
+from ddpm.config import Params, VariantConfig
 from ddpm.data.folder import fingerprint
 from ddpm.errors import UserError
 from ddpm.stages.fetch import fetch
@@ -174,7 +174,8 @@ def test_a_damaged_record(root: Path, params: Callable, text: str) -> None:
 
 def test_inside_a_pipeline_with_a_remote(root: Path, photos: Callable) -> None:
     """As the DVC stage: recorded, pushed, and restored from the remote on a machine without the folder."""
-    (root / "params.yaml").write_text("data: {source: folder, path: ../photos}\nmodels: {ddpm: {}}\n")
+    sections = ", ".join(f"{name}: {{}}" for name in VariantConfig.model_fields)
+    (root / "params.yaml").write_text(f"data: {{source: folder, path: ../photos}}\nmodels: {{ddpm: {{{sections}}}}}\n")
     (root / "stage.py").write_text(
         "from ddpm.config import load_params\nfrom ddpm.stages.fetch import fetch\nfetch(load_params())\n"
     )

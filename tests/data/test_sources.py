@@ -187,8 +187,8 @@ def test_celeba_is_not_square(celeba: dict[str, Any], prepared: Callable) -> Non
         prepared(source="celeba")
 
 
-def test_celeba_needs_gdown(celeba: dict[str, Any], root: Path, params: Callable) -> None:
-    (celeba["drive"] / "gdown.py").unlink()
+def test_celeba_needs_gdown(celeba: dict[str, Any], root: Path, params: Callable, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
     with pytest.raises(UserError, match="pip install gdown"):
         fetch(params(source="celeba"), root=root)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import run_cli
+from tiny import run_cli
 
 import ddpm
 from ddpm.config import load_params

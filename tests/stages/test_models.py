@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_cli
 from PIL import Image
+from tiny import run_cli
 
 import ddpm
 from ddpm.config import load_params

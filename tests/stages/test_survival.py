@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import run_cli
+from tiny import run_cli
 
 from ddpm.files import sha256_of
 from ddpm.stages.train import DECISIVE_CODE
