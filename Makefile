@@ -53,7 +53,7 @@ lint: setup  ## style and types
 format: setup  ## mend the style
 	@ruff check --fix . && ruff format .
 
-COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock, and the images' locks with it
 	@$(COMPILE) --upgrade pyproject.toml --extra train --extra pipeline --extra dev -o requirements.lock
