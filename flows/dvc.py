@@ -102,6 +102,16 @@ def explain(stage: str, lines: list[str], code: int) -> Failure:
         if not (exited := _EXITED.search(failed["why"])):
             return Failure(stage, failed["why"], code)
         code = int(exited["code"])
-        killed = code < 0 or code > 128
-        return Failure(stage, failed["why"] if killed or words.startswith("> ") else words, code)
+        if stopped := _stopped_by(code):
+            return Failure(stage, f"the command was stopped by {stopped}", code)
+        return Failure(stage, failed["why"] if words.startswith("> ") else words, code)
     return Failure(stage, lines[-1] if lines else f"dvc ended with {code} and no word", code)
+
+
+def _stopped_by(code: int) -> str | None:
+    """The signal's name, if an exit code tells of one: as -9 where DVC sees it, as 137 where a shell stood between."""
+    number = -code if code < 0 else code - 128
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None
