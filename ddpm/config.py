@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ddpm.errors import UserError
 
@@ -75,11 +75,48 @@ class NetworkConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
+class LinearAttentionConfig(Section):
+    """The U-Net with linear attention, of images and of sequences (denoising_diffusion_pytorch's Unet and Unet1D)."""
+
+    kind: Literal["linear-attention"]
+    width: int = Field(64, ge=4, description="channels of the first convolution, even")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1, description="channels / width, a level each")
+    heads: Positive = Field(4, description="of every attention")
+    head_width: Positive = Field(32, description="channels of a head")
+    memory: int = Field(0, ge=0, description="learned keys and values in every attention")
+    full_attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="levels, from 0, with softmax instead of linear attention, beside the middle"
+    )
+    downsample: Literal["conv", "unshuffle"] = Field(
+        "conv", description="conv: kernel 4, stride 2; unshuffle, of images: 2x2 squares into the channels"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig}
+
+
+def _network_tag(value: Any) -> str | None:
+    """Which of the networks is meant: the U-Net unless `kind` says otherwise."""
+    kind = value.get("kind", "unet") if isinstance(value, dict) else getattr(value, "kind", None)
+    return f"<{kind}>" if kind in _NETWORKS else None
+
+
+AnyNetworkConfig = Annotated[
+    Annotated[NetworkConfig, Tag("<unet>")] | Annotated[LinearAttentionConfig, Tag("<linear-attention>")],
+    Discriminator(
+        _network_tag,
+        custom_error_type="network_kind",
+        custom_error_message=f"expected `kind` to be one of {', '.join(_NETWORKS)}",
+    ),
+]
+
+
 class ProcessConfig(Section):
     """The forward process and what the network is asked to predict of it."""
 
     timesteps: Positive = 1000
-    schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
+    schedule: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = "linear"
     prediction: Literal["epsilon", "x0", "v"] = "epsilon"
     variance: Variance = Field(
         "fixed_large",
@@ -146,7 +183,7 @@ class SamplingConfig(Section):
 class VariantConfig(Section):
     """One model: a composition of parts."""
 
-    network: NetworkConfig = NetworkConfig()
+    network: AnyNetworkConfig = NetworkConfig()
     process: ProcessConfig = ProcessConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
@@ -254,7 +291,8 @@ def validate(model: type[Model], raw: Any, where: str) -> Model:
 def describe(error: ValidationError) -> str:
     """The first complaint of a validation, in one line: the key, what is expected, what was found."""
     first, *others = error.errors(include_url=False)
-    key = ".".join(str(part) for part in first["loc"])
+    # A part in angle brackets is the name of a union's member, which is not in the file.
+    key = ".".join(part for part in map(str, first["loc"]) if not part.startswith("<"))
     if first["type"] == "extra_forbidden":
         text = f"unknown key `{key}`"
     elif first["type"] == "missing":
