@@ -30,8 +30,14 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the raw bytes come from and what `ddpm prepare` makes of them."""
 
-    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder"] = "digits"
-    path: str | None = Field(None, description="for `folder`: a directory of images, class subfolders optional")
+    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"] = (
+        "digits"
+    )
+    path: str | None = Field(
+        None,
+        description="for `folder`: a directory of images, class subfolders optional; for `sequences`: FILE.npy, "
+        "[N, channels, length]",
+    )
     name: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9._-]*$",
@@ -47,8 +53,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _folder_needs_a_path(self) -> DataConfig:
-        if (self.source == "folder") != (self.path is not None):
-            raise ValueError("`path` goes with `source: folder`, and only with it")
+        if (self.source in ("folder", "sequences")) != (self.path is not None):
+            raise ValueError("`path` goes with `source: folder` and `source: sequences`, and only with them")
+        return self
+
+    @model_validator(mode="after")
+    def _image_rules_are_for_images(self) -> DataConfig:
+        for key in ("image_size", "channels"):
+            if self.source in ("swiss-roll", "sequences") and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` is for images, which `source: {self.source}` has none of")
         return self
 
     @property
@@ -58,8 +71,9 @@ class DataConfig(Section):
             return self.name
         if self.path is None:
             return self.source
-        words = "".join(c if c.isalnum() else " " for c in Path(self.path).resolve().name.lower()).split()
-        return "-".join(words) or "folder"
+        name = Path(self.path).resolve().name.removesuffix(".npy")
+        words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+        return "-".join(words) or self.source
 
 
 class NetworkConfig(Section):
@@ -93,7 +107,16 @@ class LinearAttentionConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig}
+class MLPConfig(Section):
+    """The multilayer perceptron for points."""
+
+    kind: Literal["mlp"]
+    width: Positive = Field(128, description="of every layer, even")
+    layers: Positive = Field(4, description="residual layers")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig}
 
 
 def _network_tag(value: Any) -> str | None:
@@ -103,7 +126,9 @@ def _network_tag(value: Any) -> str | None:
 
 
 AnyNetworkConfig = Annotated[
-    Annotated[NetworkConfig, Tag("<unet>")] | Annotated[LinearAttentionConfig, Tag("<linear-attention>")],
+    Annotated[NetworkConfig, Tag("<unet>")]
+    | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
+    | Annotated[MLPConfig, Tag("<mlp>")],
     Discriminator(
         _network_tag,
         custom_error_type="network_kind",

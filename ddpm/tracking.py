@@ -402,7 +402,8 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
         ColSpec("long", "steps", required=False),
         ColSpec("double", "eta", required=False),
     ]
-    images = TensorSpec(np.dtype(np.uint8), (-1, *outputs.manifest["shape"]))
+    dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
+    images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))
     return mlflow.pyfunc.log_model(
         name=outputs.variant,
         python_model=str(package / "deploy" / "pyfunc.py"),

@@ -8,9 +8,14 @@ from typing import Any
 from torch import nn
 
 from ddpm.nets.linear_attention import LinearAttentionUNet
+from ddpm.nets.mlp import MLP
 from ddpm.nets.unet import UNet
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "linear-attention": LinearAttentionUNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "linear-attention": LinearAttentionUNet, "mlp": MLP}
+
+# The axes of the data, beside the channels, that a kind is made for.
+AXES: dict[str, tuple[int, ...]] = {"unet": (2,), "linear-attention": (1, 2), "mlp": (0,)}
+DATA = ("points", "sequences", "images")
 
 
 def build(
@@ -26,7 +31,12 @@ def build(
         ValueError: the options do not fit together or do not fit the images; the message names the key.
     """
     options = dict(options)
-    network = NETWORKS[options.pop("kind")]
+    kind = options.pop("kind")
+    if dims not in AXES[kind]:
+        fitting = " and ".join(DATA[axes] for axes in AXES[kind])
+        others = " or ".join(f"`{other}`" for other, axes in AXES.items() if dims in axes)
+        raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
+    network = NETWORKS[kind]
     if dims != 2:
         options["dims"] = dims
     return network(image_size, channels, out_channels=out_channels, **options)

@@ -243,8 +243,6 @@ class LinearAttentionUNet(nn.Module):
 
 def _check(dims: int, width: int, levels: int, full_attention: Sequence[int], downsample: str) -> None:
     """Refuse what cannot be built, in the words of the configuration."""
-    if dims not in CONVOLUTIONS:
-        raise ValueError("kind: linear-attention is for images and sequences; points have no neighbours: use kind: mlp")
     if width % 2 or width < 4:
         raise ValueError(f"width must be even and at least 4, found {width}")
     if downsample == "unshuffle" and dims != 2:

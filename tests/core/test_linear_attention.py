@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ddpm.nets import build
-from ddpm.nets.linear_attention import LinearAttention, LinearAttentionUNet
+from ddpm.nets.linear_attention import LinearAttention
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_linear_attention_written_out():
         ({"downsample": "unshuffle"}, 1, "downsample: unshuffle is for images"),
         ({"full_attention": (4,)}, 2, r"full_attention names \[4\], but the levels are 0 to 3"),
         ({"multipliers": (1,) * 5}, 2, "8 is not a multiple of 16"),
-        ({}, 0, "points have no neighbours"),
+        ({}, 0, "kind: linear-attention is for sequences and images; the data are points: use `mlp`"),
     ],
 )
 def test_impossible_networks_are_refused_in_the_users_words(options, dims, words):
     with pytest.raises(ValueError, match=words):
-        LinearAttentionUNet(8, 1, dims=dims, **options)
+        build({"kind": "linear-attention", **options}, image_size=8, channels=1, dims=dims)
