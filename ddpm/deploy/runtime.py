@@ -46,9 +46,9 @@ class Sampler:
         except ValueError as error:
             raise UserError(f"{directory / 'sampler.json'} is damaged: {error}") from None
         try:
-            data = self.facts["data"]
+            data = self.facts.get("data", {})
             self.kind: DataKind = data_kind(
-                data.get("kind", "images"), data["shape"], data.get("low"), data.get("high")
+                data.get("kind", "images"), self.facts["shape"], data.get("low"), data.get("high")
             )
         except (KeyError, ValueError) as error:
             raise UserError(f"{directory / 'sampler.json'} is damaged: {error}") from None
