@@ -36,6 +36,8 @@ The stages, in the order in which they run (V is a model named in params.yaml):
 Beside the stages:
 
   ddpm sample MODEL --n 64 --out samples.png
+  ddpm import SOURCE --out models/V         a published checkpoint as a model directory
+  ddpm export-diffusers MODEL OUT           a model directory as diffusers' DDPMPipeline reads it
   ddpm config             params.yaml with every default filled in, and what each key means
 
 Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed, try again; 130 interrupted.
@@ -44,6 +46,9 @@ Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    # torch's threads wait for each other thousands of times a step, by default spinning. Beside any other busy process
+    # that starves them: training fell from 20 steps a second to below 1. To be set before torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -123,7 +128,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    _add_interop(command)
     return parser
+
+
+def _add_interop(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
+    bring = command("import", _import, "make a model directory of a published checkpoint")
+    bring.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a .pt file of openai/improved-diffusion or guided-diffusion, or a directory of diffusers' UNet2DModel",
+    )
+    bring.add_argument("--out", type=Path, required=True, help="the model directory, such as models/V")
+    bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
+    bring.add_argument("--image-size", type=int, help="pixels a side, where SOURCE does not tell")
+    flags = bring.add_argument_group(
+        "of a .pt file", "named and meant as on the command line that trained it, for what its shapes do not tell"
+    )
+    flags.add_argument("--num-heads", type=int)
+    flags.add_argument("--num-head-channels", type=int)
+    flags.add_argument("--noise-schedule", choices=["linear", "cosine"])
+    flags.add_argument("--diffusion-steps", type=int)
+    flags.add_argument("--rescale-timesteps", action=argparse.BooleanOptionalAction)
+    flags.add_argument("--use-new-attention-order", action="store_true")
+    flags.add_argument("--predict-xstart", action="store_true")
+    flags.add_argument("--sigma-small", action="store_true")
+    flags.add_argument("--dropout", type=float, default=0.0)
+
+    give = command("export-diffusers", _export_diffusers, "write a model for diffusers' DDPMPipeline")
+    give.add_argument("model", type=Path, metavar="MODEL", help="a model directory, such as models/V")
+    give.add_argument("out", type=Path, metavar="OUT", help="a new directory")
 
 
 def _params() -> Params:
@@ -197,6 +232,23 @@ def _sample(arguments: Arguments) -> None:
         eta=arguments.eta,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _import(arguments: Arguments) -> None:
+    from dataclasses import fields
+
+    from ddpm.interop.openai import Flags
+    from ddpm.stages.interop import import_model
+
+    flags = Flags(**{field.name: getattr(arguments, field.name) for field in fields(Flags)})
+    print(import_model(arguments.source, arguments.out, flags, data_name=arguments.data_name))
+
+
+def _export_diffusers(arguments: Arguments) -> None:
+    from ddpm.stages.interop import export_diffusers
+
+    export_diffusers(arguments.model, arguments.out)
+    print(f"{arguments.out}: for DDPMPipeline.from_pretrained")
 
 
 def _config(arguments: Arguments) -> None:

@@ -77,16 +77,41 @@ class DataConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The U-Net of Ho et al. 2020 (§4, appendix B)."""
+    """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's and ADM's."""
 
     kind: Literal["unet"] = "unet"
     width: Positive = Field(128, description="channels of the first level")
     multipliers: tuple[Positive, ...] = Field((1, 2, 2, 2), min_length=1, description="channels / width, a level each")
     blocks: Positive = Field(2, description="residual blocks a level")
     attention_resolutions: tuple[Positive, ...] = Field((16,), description="sides, in pixels, that get attention")
-    heads: Positive = 1
+    middle_attention: bool = Field(True, description="attention between the two blocks at the bottom too")
+    heads: Positive = Field(1, description="attention heads; must divide the channels where there is attention")
+    head_channels: Positive | None = Field(None, description="instead of heads: channels a head")
     groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
+    norm_epsilon: float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
     dropout: float = Field(0.1, ge=0, lt=1)
+    scale_shift: bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
+    resample: Literal["conv", "plain", "residual"] = Field(
+        "conv", description="between levels; plain: pooling and nearest neighbour; residual: blocks that do so (BigGAN)"
+    )
+    downsample_padding: Literal["symmetric", "asymmetric"] = Field(
+        "symmetric", description="of resample: conv. asymmetric: at each side's end alone, as TensorFlow does"
+    )
+    rescale_residuals: bool = Field(False, description="by 1/sqrt(2) every sum of a block's input and output")
+    frequency_shift: Literal[0, 1] = Field(
+        1, description="of the timestep embedding; 1: Ho's, 0: improved DDPM's, ADM's"
+    )
+    timestep_scale: float = Field(
+        1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
+    )
+    num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
+    checkpointing: bool = Field(False, description="less memory in training, a third more time; the same weights")
+
+    @model_validator(mode="after")
+    def _padding_belongs_to_convolutions(self) -> NetworkConfig:
+        if self.downsample_padding != "symmetric" and self.resample != "conv":
+            raise ValueError(f"downsample_padding is of resample: conv, found resample: {self.resample}")
+        return self
 
 
 class LinearAttentionConfig(Section):

@@ -25,15 +25,15 @@ from ddpm.nets import build
 
 
 class DataFacts(Section):
-    """What a model knows of the data it was trained on."""
+    """What a model knows of the data it was trained on; None where it was imported and nobody said."""
 
     name: str
     shape: tuple[int, ...]  # of a datum: height, width, channels of an image
     classes: tuple[str, ...] | None
-    mean: tuple[float, ...]  # of each channel of the training split; of images in [0, 1]
-    std: tuple[float, ...]
-    train_sha256: str  # of the training split's pixels
-    train_count: int
+    mean: tuple[float, ...] | None = None  # of each channel of the training split; of images in [0, 1]
+    std: tuple[float, ...] | None = None
+    train_sha256: str | None = None  # of the training split's pixels
+    train_count: int | None = None
     kind: KindName = "images"
     low: tuple[float, ...] | None = None  # of each channel, where the kind does not say
     high: tuple[float, ...] | None = None
@@ -44,16 +44,16 @@ class DataFacts(Section):
 
 
 class TrainingFacts(Section):
-    """What a training run has to say of itself beyond its configuration."""
+    """What a training run has to say of itself beyond its configuration; None where the model was imported."""
 
-    seed: int
-    images_seen: int
-    final_loss: float
-    precision: str
-    device: str
-    torch: str  # version
-    fingerprint: str  # of everything that decides the weights
-    weights: Literal["ema"] = "ema"
+    seed: int | None = None
+    images_seen: int | None = None
+    final_loss: float | None = None
+    precision: str | None = None
+    device: str | None = None
+    torch: str | None = None  # version
+    fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
+    weights: Literal["ema", "imported"] = "ema"
 
 
 class ModelCard(Section):

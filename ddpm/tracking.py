@@ -86,7 +86,10 @@ def _experiment(mlflow: Any, name: str, root: Path) -> str:
         # A server has its own place for files; the project's store keeps them beside its database.
         local = store_uri(root).startswith("sqlite:")
         return client.create_experiment(
-            name, artifact_location=(root / "mlflow" / "artifacts" / name).absolute().as_uri() if local else None
+            name,
+            artifact_location=(root / "mlflow" / "artifacts" / name).absolute().as_uri() if local else None,
+            # Else MLflow's pages take it for an experiment with language models.
+            tags={"mlflow.experimentKind": "custom_model_development"},
         )
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
@@ -117,7 +120,12 @@ def run_url(run_id: str, root: Path = Path()) -> str:
 
 
 def ui_url(root: Path = Path()) -> str:
-    """The address of MLflow's pages: the tracking server's, or that of the one that `make serve` starts."""
+    """The address of MLflow's pages: the tracking server's, or that of the one that `make serve` starts.
+
+    MLFLOW_UI_URL wins: a browser may know the server by another name than a client inside a container network.
+    """
+    if pages := os.environ.get("MLFLOW_UI_URL"):
+        return pages.rstrip("/")
     uri = store_uri(root)
     return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', 5000)}"
 
@@ -207,7 +215,7 @@ def _git_tags(root: Path) -> dict[str, str]:
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"mlflow.source.git.commit": commit, "git_dirty": str(dirty).lower()}
+    return {"mlflow.source.name": "ddpm", "mlflow.source.git.commit": commit, "git_dirty": str(dirty).lower()}
 
 
 # --- What the stages left -------------------------------------------------------------------------------------------
@@ -287,11 +295,19 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def lineage_of(variant: str, root: Path = Path()) -> str:
     """A hash of everything a variant came of: the entries of its stages in dvc.lock.
 
+    An imported model came of no stage; it is told by its own files, its figures' and its export's.
+
     Raises:
         UserError: dvc.lock lacks a stage.
     """
     import yaml
 
+    card = root / MODELS / variant / "model.json"
+    if card.is_file() and _read(card, f"train@{variant}")["training"].get("weights") == "imported":
+        folders = (root / folder / variant for folder in (MODELS, REPORTS, DEPLOY))
+        files = [path for folder in folders for path in sorted(folder.iterdir())]
+        hashes = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
     names = [name.format(variant=variant) for name in _LINEAGE]
@@ -427,14 +443,17 @@ def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_
     mlflow.log_params(outputs.parameters())
     mlflow.log_metrics(outputs.metrics, model_id=model_id)
     mlflow.log_metrics({"parity_max_abs_difference": outputs.parity["max_abs_difference"]}, model_id=model_id)
-    mlflow.set_tags({**_version_tags(outputs), "dvc.lock": sha256_of(outputs.root / "dvc.lock")})
+    mlflow.set_tags(_version_tags(outputs))
+    lock = outputs.root / "dvc.lock"
+    if lock.is_file():  # else the model was imported, and its stages run by hand
+        mlflow.set_tag("dvc.lock", sha256_of(lock))
+        mlflow.log_artifact(str(lock))
     logged = {metric.step for metric in client.get_metric_history(run_id, "loss")}
     now = _now()
     _log_metrics(client, run_id, [(now, step, row) for step, row in outputs.curve() if step not in logged])
     reports = outputs.root / REPORTS / outputs.variant
     for name in ("samples.png", "denoising.png", "protocol.json"):
         mlflow.log_artifact(str(reports / name))
-    mlflow.log_artifact(str(outputs.root / "dvc.lock"))
     _log_data(mlflow, outputs)
 
 

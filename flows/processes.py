@@ -23,6 +23,11 @@ GRACE = {signal.SIGINT: 12.0, signal.SIGTERM: 8.0, signal.SIGKILL: 2.0}
 PROGRESS_EVERY = 10.0
 
 
+# Runs a command, and ends its process group when the pipe at standard input closes: when this process has ended,
+# however it did. The command itself gets no input.
+_LIFELINE = 'exec 3<&0 </dev/null; (read _ <&3; kill -TERM 0) >/dev/null 2>&1 & exec "$@" 3<&-'
+
+
 class StoppedError(Exception):
     """The flow is being stopped: this child was not started, or was ended."""
 
@@ -53,9 +58,9 @@ class Children:
             if self.stopping.is_set():
                 raise StoppedError
             child = subprocess.Popen(
-                command,
+                ["/bin/sh", "-c", _LIFELINE, "sh", *command],
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 process_group=0,
@@ -69,6 +74,8 @@ class Children:
                     on_line(line)
             code = child.wait()
         finally:
+            if child.stdin:
+                child.stdin.close()
             with self._lock:
                 self._running.discard(child)
         if self.stopping.is_set():

@@ -258,9 +258,10 @@ def _pause_before_retry() -> None:
 
 def _live_curve(variant: str) -> dict[str, str]:
     """The environment that sends a training's curve to MLflow; empty if it will not run, or MLflow does not answer."""
-    runs = _pipeline.get().open_runs
+    shared = _pipeline.get()
+    runs = shared.open_runs
     try:
-        if variant not in runs and dvc.changed_stages(f"train@{variant}"):
+        if variant not in runs and not shared.children.stopping.is_set() and dvc.changed_stages(f"train@{variant}"):
             runs[variant] = tracking.start_run(variant)
     except Exception as error:  # training does not wait for its observer
         get_run_logger().warning("MLflow will not see this training live: %s", error)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from finished import SHAPE, VARIANT, empty_store, write_outputs
+from mlflow.exceptions import MlflowException
 
 from ddpm import tracking
 from ddpm.errors import UserError
@@ -58,6 +59,26 @@ def test_a_registered_version_holds_all_that_is_known_of_it(project):
     assert run.info.status == "FINISHED"
 
 
+def test_an_imported_model_is_registered_without_the_stages_that_would_have_trained_it(project):
+    """No dvc.lock, no rows in the loss curve, and a card that tells little of data and training."""
+    (project / "dvc.lock").unlink()
+    (project / f"models/{VARIANT}/loss.csv").write_text("step,loss,grad_norm,learning_rate\n")
+    path = project / f"models/{VARIANT}/model.json"
+    card = json.loads(path.read_text())
+    card["training"] = {**dict.fromkeys(card["training"]), "fingerprint": "f", "weights": "imported"}
+    card["data"] |= {"mean": None, "std": None, "train_count": None}
+    path.write_text(json.dumps(card))
+    made = tracking.register(VARIANT)
+    assert (made.version, made.created) == (1, True)
+    assert not tracking.register(VARIANT).created
+    run = client(project).get_run(made.run_id)
+    assert run.data.params["trained.device"] == "null"
+    assert "dvc.lock" not in run.data.tags
+    metrics = project / f"reports/{VARIANT}/metrics.json"
+    metrics.write_text(metrics.read_text().replace("20.0", "19.0"))
+    assert tracking.register(VARIANT).created
+
+
 def test_the_registered_model_samples_what_the_exported_one_does(project):
     from ddpm.deploy.runtime import Sampler
 
@@ -82,6 +103,9 @@ def test_the_registered_model_answers_as_a_server_would_be_asked(project):
     assert answer.status == 200
     images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
     np.testing.assert_array_equal(images, model.predict(pd.DataFrame({"n": [2], "seed": [7]})))
+    with pytest.raises(MlflowException, match="steps") as refused:
+        invocations(request.replace("seed", "steps").replace("7", "-1"), "application/json", model, None)
+    assert refused.value.get_http_status_code() == 400
 
 
 def test_the_logged_model_is_code_and_carries_no_pickle(project):

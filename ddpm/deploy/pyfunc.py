@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
@@ -29,12 +30,15 @@ class ImageSampler(PythonModel):
 
         Args:
             context: unused, part of MLflow's interface.
-            model_input: a DataFrame of requests: `n`, how many images; and, where the row has them, `seed`, `sampler`,
+            model_input: a DataFrame of requests: `n`, how many images; and, if it has these columns, `seed`, `sampler`,
                 `steps` and `eta`, for which the model has its own values.
             params: unused, part of MLflow's interface.
 
         Returns:
             uint8 [sum of all n, H, W, C]; over HTTP the same as nested lists.
+
+        Raises:
+            MlflowException: a name or a number that no sampling plan can be made of; over HTTP status 400.
         """
         return np.concatenate([self._images(row) for row in model_input.to_dict(orient="records")])
 
@@ -45,7 +49,10 @@ class ImageSampler(PythonModel):
             for key, kind in {"seed": int, "sampler": str, "steps": int, "eta": float}.items()
             if key in given
         }
-        return self.sampler.sample(int(given["n"]), **options)
+        try:
+            return self.sampler.sample(int(given["n"]), **options)
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
 set_model(ImageSampler())

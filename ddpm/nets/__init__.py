@@ -14,7 +14,7 @@ from ddpm.nets.unet import UNet
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "linear-attention": LinearAttentionUNet, "mlp": MLP}
 
 # The axes of the data, beside the channels, that a kind is made for.
-AXES: dict[str, tuple[int, ...]] = {"unet": (2,), "linear-attention": (1, 2), "mlp": (0,)}
+AXES: dict[str, tuple[int, ...]] = {"unet": (1, 2), "linear-attention": (1, 2), "mlp": (0,)}
 DATA = ("points", "sequences", "images")
 
 
@@ -37,6 +37,4 @@ def build(
         others = " or ".join(f"`{other}`" for other, axes in AXES.items() if dims in axes)
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
     network = NETWORKS[kind]
-    if dims != 2:
-        options["dims"] = dims
-    return network(image_size, channels, out_channels=out_channels, **options)
+    return network(image_size, channels, out_channels=out_channels, dims=dims, **options)

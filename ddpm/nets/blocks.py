@@ -1,12 +1,20 @@
-"""The blocks the U-Net is made of (Ho et al. 2020, appendix B). Shapes are [N, C, H, W] throughout."""
+"""The blocks the U-Net is made of (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, §3).
+
+Shapes are [N, C, L] where `dims` is 1, [N, C, H, W] where it is 2.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
-def zero_initialised(layer: nn.Conv2d) -> nn.Conv2d:
+
+def zero_initialised(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
     """Start a residual branch's last layer at zero, so that the branch begins as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
@@ -14,62 +22,129 @@ def zero_initialised(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, conv; the time embedding added; GroupNorm, SiLU, dropout, conv; plus the input."""
+def residual_sum(x: Tensor, h: Tensor, *, rescale: bool) -> Tensor:
+    """x + h, by 1/√2 if asked, which keeps the variance of a sum of two alike (Song et al. 2021b, appendix H)."""
+    return (x + h) / math.sqrt(2) if rescale else x + h
 
-    def __init__(self, channels: int, out_channels: int, time_width: int, *, groups: int, dropout: float) -> None:
+
+def halve(x: Tensor) -> Tensor:
+    """Average pooling over 2 positions a side."""
+    return F.avg_pool1d(x, 2) if x.ndim == 3 else F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Nearest neighbour, twice the side."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, conv; the time embedding; GroupNorm, SiLU, dropout, conv; plus the input.
+
+    The time embedding is added to what the first conv says, or, as AdaGN, scales and shifts the second norm.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        time_width: int,
+        *,
+        groups: int,
+        dropout: float,
+        dims: int = 2,
+        epsilon: float = 1e-5,
+        scale_shift: bool = False,
+        rescale: bool = False,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+            epsilon: of the norms.
+            scale_shift: AdaGN (Dhariwal & Nichol 2021, eq. 3).
+            rescale: the sum with the input by 1/√2.
+            resample: what changes the side, of the branch (between its first SiLU and conv) and of the input alike:
+                BigGAN's residual up- or downsampling (Brock et al. 2019, figure 15).
+        """
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.time = nn.Linear(time_width, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
+        conv = CONVOLUTIONS[dims]
+        self.scale_shift, self.rescale, self.resample = scale_shift, rescale, resample
+        self.norm1 = nn.GroupNorm(groups, channels, epsilon)
+        self.conv1 = conv(channels, out_channels, 3, padding=1)
+        self.time = nn.Linear(time_width, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, epsilon)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.conv2 = zero_initialised(conv(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if channels == out_channels else conv(channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """`time` is the activated embedding, [N, time_width]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time(time)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.skip(x) + h
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv1(h)
+        embedded = self.time(time)
+        embedded = embedded.view(*embedded.shape, *[1] * (x.ndim - 2))
+        if self.scale_shift:
+            scale, shift = embedded.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + embedded)
+        h = self.conv2(self.dropout(F.silu(h)))
+        return residual_sum(self.skip(x), h, rescale=self.rescale)
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all pixels, residual; `heads` share the channels."""
+    """Self-attention over all positions, residual; `heads` share the channels."""
 
-    def __init__(self, channels: int, *, groups: int, heads: int) -> None:
+    def __init__(
+        self, channels: int, *, groups: int, heads: int, dims: int = 2, epsilon: float = 1e-5, rescale: bool = False
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero_initialised(nn.Conv2d(channels, channels, 1))
+        conv = CONVOLUTIONS[dims]
+        self.heads, self.rescale = heads, rescale
+        self.norm = nn.GroupNorm(groups, channels, epsilon)
+        self.qkv = conv(channels, 3 * channels, 1)
+        self.out = zero_initialised(conv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        # [N, 3C, H, W] → three of [N, heads, H·W, C/heads].
-        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
+        n, c, *sides = x.shape
+        positions = math.prod(sides)
+        # [N, 3C, ...] → three of [N, heads, positions, C/heads].
+        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, c // self.heads, positions).transpose(3, 4).unbind(1)
         attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(attended.transpose(2, 3).reshape(n, c, h, w))
+        return residual_sum(x, self.out(attended.transpose(2, 3).reshape(n, c, *sides)), rescale=self.rescale)
 
 
 class Downsample(nn.Module):
-    """Halve the side with a strided convolution."""
+    """Halve the side: a strided convolution, or average pooling."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, dims: int = 2, learned: bool = True, padding: str = "symmetric") -> None:
+        """
+        Args:
+            learned: convolve.
+            padding: of the convolution: `symmetric`, or `asymmetric`: at each side's end alone, as TensorFlow does.
+        """
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        # Two numbers a side: F.pad's (before, after).
+        self.padding = (0, 1) * dims if padding == "asymmetric" else None
+        conv = CONVOLUTIONS[dims]
+        self.conv = conv(channels, channels, 3, stride=2, padding=0 if self.padding else 1) if learned else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`time` is there for the residual blocks that stand in this one's place."""
+        if self.conv is None:
+            return halve(x)
+        return self.conv(F.pad(x, self.padding) if self.padding else x)
 
 
 class Upsample(nn.Module):
-    """Double the side: nearest neighbour, then a convolution."""
+    """Double the side: nearest neighbour, then a convolution if it is to be learned."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, dims: int = 2, learned: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = CONVOLUTIONS[dims](channels, channels, 3, padding=1) if learned else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`time` is there for the residual blocks that stand in this one's place."""
+        x = double(x)
+        return x if self.conv is None else self.conv(x)

@@ -1,15 +1,26 @@
-"""The U-Net of Ho et al. 2020 (appendix B)."""
+"""The one U-Net: Ho et al. 2020 (appendix B), and by its options improved DDPM's (Nichol & Dhariwal 2021) and ADM's
+(Dhariwal & Nichol 2021, §3)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ddpm.nets.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample, zero_initialised
+from ddpm.nets.blocks import (
+    CONVOLUTIONS,
+    AttentionBlock,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    double,
+    halve,
+    zero_initialised,
+)
 from ddpm.nets.embeddings import timestep_embedding
 
 
@@ -37,24 +48,49 @@ class UNet(nn.Module):
         channels: int,
         *,
         out_channels: int | None = None,
+        dims: int = 2,
         width: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 2,
         attention_resolutions: Sequence[int] = (16,),
+        middle_attention: bool = True,
         heads: int = 1,
+        head_channels: int | None = None,
         groups: int = 32,
+        norm_epsilon: float = 1e-5,
         dropout: float = 0.1,
+        scale_shift: bool = False,
+        resample: str = "conv",
+        downsample_padding: str = "symmetric",
+        rescale_residuals: bool = False,
+        frequency_shift: int = 1,
+        timestep_scale: float = 1.0,
+        num_classes: int | None = None,
+        checkpointing: bool = False,
     ) -> None:
         """
         Args:
-            image_size: the side in pixels; must halve evenly once a level but the last.
+            image_size: the side in pixels, or a sequence's length; must halve evenly once a level but the last.
             channels: of the images.
             out_channels: of the output; the images' by default, twice as many where the variance is learned.
+            dims: 2 for images [N, C, H, W], 1 for sequences [N, C, L].
             width: channels of the first level, even; a level has width × multiplier.
             blocks: residual blocks a level on the way down, and one more on the way up.
             attention_resolutions: the sides, in pixels, whose blocks are followed by self-attention.
+            middle_attention: self-attention between the two blocks at the bottom too.
             heads: attention heads; must divide the channels where there is attention.
+            head_channels: instead of `heads`: so many channels a head.
             groups: of every GroupNorm; must divide every level's channels.
+            norm_epsilon: of every GroupNorm.
+            scale_shift: the time embedding scales and shifts the second norm of every block (AdaGN), else it is added.
+            resample: `conv`: strided convolution and nearest neighbour + convolution; `plain`: average pooling and
+                nearest neighbour; `residual`: residual blocks that do the same (BigGAN).
+            downsample_padding: of `conv`: `symmetric`, or `asymmetric`: at each side's end alone, as TensorFlow does.
+            rescale_residuals: by 1/√2 every sum of a block's input and output.
+            frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
+            timestep_scale: what t is multiplied by before it is embedded.
+            num_classes: of labels that `forward` may be given.
+            checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
 
         Raises:
             ValueError: the numbers do not fit together; the message names the key.
@@ -62,18 +98,42 @@ class UNet(nn.Module):
         super().__init__()
         sides = level_sides(image_size, len(multipliers))
         widths = [width * multiplier for multiplier in multipliers]
-        _check(sides, widths, attention_resolutions, heads, groups)
-        self.width = width
+        _check_channels(width, widths, groups)
+        _check_attention(sides, widths, attention_resolutions, middle_attention, heads, head_channels)
+        self.width, self.checkpointing = width, checkpointing
+        self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
         time_width = 4 * width
+        conv = CONVOLUTIONS[dims]
+        common: dict[str, Any] = {
+            "groups": groups,
+            "dims": dims,
+            "epsilon": norm_epsilon,
+            "rescale": rescale_residuals,
+        }
 
-        def residual(c_in: int, c_out: int) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, time_width, groups=groups, dropout=dropout)
+        def residual(c_in: int, c_out: int, **options: Any) -> ResidualBlock:
+            return ResidualBlock(c_in, c_out, time_width, dropout=dropout, scale_shift=scale_shift, **common, **options)
 
-        def attention(c: int, side: int) -> nn.Module:
-            return AttentionBlock(c, groups=groups, heads=heads) if side in attention_resolutions else nn.Identity()
+        def attention(c: int, wanted: bool) -> nn.Module:
+            return (
+                AttentionBlock(c, heads=c // head_channels if head_channels else heads, **common)
+                if wanted
+                else nn.Identity()
+            )
+
+        def downsample(c: int) -> nn.Module:
+            if resample == "residual":
+                return residual(c, c, resample=halve)
+            return Downsample(c, dims=dims, learned=resample == "conv", padding=downsample_padding)
+
+        def upsample(c: int) -> nn.Module:
+            if resample == "residual":
+                return residual(c, c, resample=double)
+            return Upsample(c, dims=dims, learned=resample == "conv")
 
         self.time_mlp = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.classes = nn.Embedding(num_classes, time_width) if num_classes else None
+        self.stem = conv(channels, width, 3, padding=1)
 
         self.down = nn.ModuleList()
         skips, c = [width], width
@@ -81,16 +141,16 @@ class UNet(nn.Module):
             residuals, attentions = [], []
             for _ in range(blocks):
                 residuals.append(residual(c, c_level))
-                attentions.append(attention(c_level, side))
+                attentions.append(attention(c_level, side in attention_resolutions))
                 c = c_level
                 skips.append(c)
             last = level == len(sides) - 1
-            self.down.append(Level(residuals, attentions, None if last else Downsample(c)))
+            self.down.append(Level(residuals, attentions, None if last else downsample(c)))
             if not last:
                 skips.append(c)
 
         self.middle_in = residual(c, c)
-        self.middle_attention = AttentionBlock(c, groups=groups, heads=heads)
+        self.middle_attention = attention(c, middle_attention)
         self.middle_out = residual(c, c)
 
         self.up = nn.ModuleList()
@@ -98,32 +158,53 @@ class UNet(nn.Module):
             residuals, attentions = [], []
             for _ in range(blocks + 1):
                 residuals.append(residual(c + skips.pop(), c_level))
-                attentions.append(attention(c_level, side))
+                attentions.append(attention(c_level, side in attention_resolutions))
                 c = c_level
-            self.up.append(Level(residuals, attentions, Upsample(c) if level > 0 else None))
+            self.up.append(Level(residuals, attentions, upsample(c) if level > 0 else None))
 
-        self.out_norm = nn.GroupNorm(groups, c)
-        self.out_conv = zero_initialised(nn.Conv2d(c, out_channels or channels, 3, padding=1))
+        self.out_norm = nn.GroupNorm(groups, c, norm_epsilon)
+        self.out_conv = zero_initialised(conv(c, out_channels or channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W]."""
-        time = F.silu(self.time_mlp(timestep_embedding(t, self.width)))
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W].
+
+        y [N] int64 in 0..num_classes−1: the classes; None: the network is told of none.
+        """
+        if self.timestep_scale != 1:
+            t = t * self.timestep_scale
+        time = self.time_mlp(timestep_embedding(t, self.width, frequency_shift=self.frequency_shift))
+        if y is not None:
+            if self.classes is None:
+                raise ValueError("y: the network was built without num_classes")
+            time = time + self.classes(y)
+        time = F.silu(time)
         h = self.stem(x)
         skips = [h]
         for level in cast("Iterable[Level]", self.down):
             for residual, attention in zip(level.residuals, level.attentions, strict=True):
-                h = attention(residual(h, time))
+                h = self._run(residual, attention, h, time)
                 skips.append(h)
             if level.resample is not None:
-                h = level.resample(h)
+                h = level.resample(h, time)
                 skips.append(h)
-        h = self.middle_out(self.middle_attention(self.middle_in(h, time)), time)
+        h = self._run(self.middle_in, self.middle_attention, h, time)
+        h = self.middle_out(h, time)
         for level in cast("Iterable[Level]", self.up):
             for residual, attention in zip(level.residuals, level.attentions, strict=True):
-                h = attention(residual(torch.cat([h, skips.pop()], dim=1), time))
+                h = self._run(residual, attention, torch.cat([h, skips.pop()], dim=1), time)
             if level.resample is not None:
-                h = level.resample(h)
+                h = level.resample(h, time)
         return self.out_conv(F.silu(self.out_norm(h)))
+
+    def _run(self, residual: nn.Module, attention: nn.Module, h: Tensor, time: Tensor) -> Tensor:
+        """A residual block and its attention."""
+
+        def run(h: Tensor, time: Tensor) -> Tensor:
+            return attention(residual(h, time))
+
+        if self.checkpointing and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(run, h, time, use_reentrant=False))
+        return run(h, time)
 
 
 def level_sides(image_size: int, levels: int) -> list[int]:
@@ -140,21 +221,33 @@ def level_sides(image_size: int, levels: int) -> list[int]:
     return [image_size // 2**level for level in range(levels)]
 
 
-def _check(
-    sides: Sequence[int], widths: Sequence[int], attention_resolutions: Sequence[int], heads: int, groups: int
+def _check_channels(width: int, widths: Sequence[int], groups: int) -> None:
+    """Refuse channels that cannot be built, in the words of the configuration."""
+    if width % 2:
+        raise ValueError(f"width must be even, found {width}")
+    for c in [width, *widths]:
+        if c % groups:
+            raise ValueError(f"groups is {groups}, which does not divide a level's {c} channels (width × multiplier)")
+
+
+def _check_attention(
+    sides: Sequence[int],
+    widths: Sequence[int],
+    attention_resolutions: Sequence[int],
+    middle_attention: bool,
+    heads: int,
+    head_channels: int | None,
 ) -> None:
-    """Refuse what cannot be built, in the words of the configuration."""
-    if widths[0] % 2:
-        raise ValueError(f"width must be even, found {widths[0]}")
+    """Refuse attention that cannot be built, in the words of the configuration."""
     if missing := set(attention_resolutions) - set(sides):
         raise ValueError(
             f"attention_resolutions names {sorted(missing)}, "
             f"but the levels are {', '.join(map(str, sides))} pixels a side"
         )
-    for c in widths:
-        if c % groups:
-            raise ValueError(f"groups is {groups}, which does not divide a level's {c} channels (width × multiplier)")
-    attended = [c for side, c in zip(sides, widths, strict=True) if side in attention_resolutions] + [widths[-1]]
-    for c in attended:
-        if c % heads:
-            raise ValueError(f"heads is {heads}, which does not divide the {c} channels of an attention")
+    if head_channels and heads != 1:
+        raise ValueError(f"heads is {heads} and head_channels is {head_channels}: give one of them")
+    key, value = ("head_channels", head_channels) if head_channels else ("heads", heads)
+    attended = [c for side, c in zip(sides, widths, strict=True) if side in attention_resolutions]
+    for c in attended + ([widths[-1]] if middle_attention else []):
+        if c % value:
+            raise ValueError(f"{key} is {value}, which does not divide the {c} channels of an attention")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm.config import Params, explain, load_params
+from ddpm.config import Params, VariantConfig, explain, load_params
 from ddpm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +14,12 @@ def test_the_shipped_parameters_are_valid_and_explained():
     assert params.variants == ("ddpm",)
     again = Params.model_validate(yaml.safe_load(explain(params)))
     assert again == params
+
+
+def test_every_shipped_model_has_the_sections_that_dvc_tracks():
+    models = yaml.safe_load((ROOT / "params.yaml").read_text())["models"]
+    for name, sections in models.items():
+        assert set(sections) == set(VariantConfig.model_fields), name
 
 
 def test_the_cifar10_preset_is_the_papers():

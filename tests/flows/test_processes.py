@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -135,6 +136,31 @@ def test_nothing_is_left_of_a_child_that_ignores_every_request_nor_of_what_it_st
     thread.join(5)
     assert not thread.is_alive()
     assert not any(map(is_alive, pids))
+
+
+def test_a_child_does_not_outlive_a_parent_that_was_killed(tmp_path):
+    code = f"""
+        from flows.processes import Children
+        sleep = "import os, time; open({str(tmp_path / "pid")!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+        Children().run([{sys.executable!r}, "-c", sleep], print)
+    """
+    parent = subprocess.Popen(python(code), cwd=Path(__file__).parents[2])
+    pid = int(wait_for(tmp_path / "pid"))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def test_a_child_leaves_no_helper_behind(tmp_path):
+    groups: list[str] = []
+    Children().run(python("import os; print(os.getpgrp())"), groups.append)
+    deadline = time.monotonic() + 5
+    while processes._exists(int(groups[0])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes._exists(int(groups[0]))
 
 
 def test_after_a_stop_no_child_is_started(tmp_path):

@@ -1,0 +1,236 @@
+"""State dicts of openai/improved-diffusion and openai/guided-diffusion.
+
+They are of one U-Net, whose modules are numbered through. What its shapes do not tell has to be said; the options bear
+the names of the original command lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.errors import UserError
+from ddpm.interop.published import Published, read_tensors, refuse_other_keys, shaped_like, swap_halves, unet_of
+
+GROUPS = 32
+_RESIDUAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "skip": "skip_connection",
+}
+_ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
+# The modules of any such network, whatever its size.
+_FIXED = {
+    "time_mlp.0": "time_embed.0",
+    "time_mlp.2": "time_embed.2",
+    "classes": "label_emb",
+    "stem": "input_blocks.0.0",
+    "out_norm": "out.0",
+    "out_conv": "out.2",
+}
+# Those whose shapes tell the network's.
+_TELLING = {
+    "time_embed.0.weight",
+    "input_blocks.0.0.weight",
+    "input_blocks.1.0.emb_layers.1.bias",
+    "input_blocks.1.0.out_layers.3.weight",
+    "out.2.bias",
+}
+_PREFIXES = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line said that trained the network; None where it was not given."""
+
+    image_size: int | None = None
+    num_heads: int | None = None
+    num_head_channels: int | None = None
+    noise_schedule: Literal["linear", "cosine"] | None = None
+    diffusion_steps: int | None = None
+    rescale_timesteps: bool | None = None
+    use_new_attention_order: bool = False
+    predict_xstart: bool = False
+    sigma_small: bool = False
+    dropout: float = 0.0
+
+
+def read(path: Path, flags: Flags) -> Published:
+    """The network in a `.pt` file.
+
+    Raises:
+        UserError: the file is damaged, of another network, or a flag that its shapes do not replace was not given.
+    """
+    return convert(read_tensors(path), flags, str(path))
+
+
+def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint") -> Published:
+    """The network of a state dict.
+
+    Args:
+        theirs: the tensors by their names.
+        where: what errors call it.
+
+    Raises:
+        UserError: as `read`.
+    """
+    strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
+    refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
+    attends = any(name.endswith("qkv.weight") for name in theirs)
+    image_size, schedule, timesteps = _asked(flags, attends, where)
+    width, channels = theirs["time_embed.0.weight"].shape[1], theirs["input_blocks.0.0.weight"].shape[1]
+    out_channels = len(theirs["out.2.bias"])
+    if channels not in (1, 3) or out_channels not in (channels, 2 * channels):
+        raise UserError(f"{where}: {channels} channels in and {out_channels} out: not a denoiser of grey or RGB images")
+    resample, blocks, levels = _layout(theirs)
+    multipliers, attended = _levels(theirs, width, blocks, levels, where)
+    learned = out_channels == 2 * channels
+    network = NetworkConfig(
+        width=width,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention_resolutions=tuple(image_size // 2**level for level in attended),
+        heads=1 if flags.num_head_channels else flags.num_heads or 1,
+        head_channels=flags.num_head_channels,
+        groups=GROUPS,
+        dropout=flags.dropout,
+        scale_shift=len(theirs["input_blocks.1.0.emb_layers.1.bias"]) == 2 * width * multipliers[0],
+        resample=resample,
+        frequency_shift=0,
+        timestep_scale=1000 / timesteps if flags.rescale_timesteps else 1.0,
+        num_classes=len(theirs["label_emb.weight"]) if "label_emb.weight" in theirs else None,
+    )
+    process = ProcessConfig(
+        timesteps=timesteps,
+        schedule=schedule,
+        prediction="x0" if flags.predict_xstart else "epsilon",
+        variance="learned_range" if learned else "fixed_small" if flags.sigma_small else "fixed_large",
+    )
+    ours = unet_of(network, image_size, channels, out_channels, where)
+    modules = dict(module_names(network, image_size))
+    names = {name: _renamed(name, modules) for name in ours.state_dict()}
+    refuse_other_keys(theirs, names.values(), where)
+    weights = {name: theirs[their_name] for name, their_name in names.items()}
+    # Cosines come first in their timestep embedding.
+    weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
+    if not flags.use_new_attention_order:
+        for name in weights:
+            if ".qkv." in name:
+                weights[name] = _regrouped(weights[name], network.heads, network.head_channels)
+    sampling = SamplingConfig(sampler="ancestral", steps=timesteps, spacing="linspace")
+    return Published(network, process, sampling, image_size, channels, shaped_like(weights, ours, where))
+
+
+def module_names(network: NetworkConfig, image_size: int) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of every module that may hold weights."""
+    yield from _FIXED.items()
+    last = len(network.multipliers) - 1
+    number = 0
+    for level in range(last + 1):
+        for block in range(network.blocks):
+            number += 1
+            yield from _with(f"down.{level}.residuals.{block}", f"input_blocks.{number}.0", _RESIDUAL)
+            yield from _with(f"down.{level}.attentions.{block}", f"input_blocks.{number}.1", _ATTENTION)
+        if level < last:
+            number += 1
+            resample = _RESIDUAL if network.resample == "residual" else {"conv": "op"}
+            yield from _with(f"down.{level}.resample", f"input_blocks.{number}.0", resample)
+    yield from _with("middle_in", "middle_block.0", _RESIDUAL)
+    yield from _with("middle_attention", "middle_block.1", _ATTENTION)
+    yield from _with("middle_out", "middle_block.2", _RESIDUAL)
+    for number in range((last + 1) * (network.blocks + 1)):
+        level, block = divmod(number, network.blocks + 1)
+        yield from _with(f"up.{level}.residuals.{block}", f"output_blocks.{number}.0", _RESIDUAL)
+        yield from _with(f"up.{level}.attentions.{block}", f"output_blocks.{number}.1", _ATTENTION)
+        if block == network.blocks and level < last:
+            resample = _RESIDUAL if network.resample == "residual" else {"conv": "conv"}
+            place = 2 if image_size // 2 ** (last - level) in network.attention_resolutions else 1
+            yield from _with(f"up.{level}.resample", f"output_blocks.{number}.{place}", resample)
+
+
+def _with(ours: str, theirs: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return ((f"{ours}.{part}", f"{theirs}.{their_part}") for part, their_part in parts.items())
+
+
+def _renamed(name: str, modules: Mapping[str, str]) -> str:
+    module, _, parameter = name.rpartition(".")
+    return f"{modules[module]}.{parameter}"
+
+
+def _asked(flags: Flags, attends: bool, where: str) -> tuple[int, Literal["linear", "cosine"], int]:
+    """Image size, schedule and timesteps; all that was left out is asked for at once."""
+    wanted = []
+    if flags.image_size is None:
+        wanted.append("--image-size")
+    if attends and not flags.num_heads and not flags.num_head_channels:
+        wanted.append("--num-heads or --num-head-channels")
+    if flags.noise_schedule is None:
+        wanted.append("--noise-schedule")
+    if flags.diffusion_steps is None:
+        wanted.append("--diffusion-steps")
+    elif flags.diffusion_steps != 1000 and flags.rescale_timesteps is None:
+        # The two projects' defaults differ, and only here does it matter.
+        wanted.append(
+            "--rescale-timesteps (improved-diffusion's default) or --no-rescale-timesteps (guided-diffusion's)"
+        )
+    if wanted:
+        raise UserError(f"{where}: weights do not tell everything: give, as when it was trained, {', '.join(wanted)}")
+    assert flags.image_size is not None
+    assert flags.noise_schedule is not None
+    assert flags.diffusion_steps is not None
+    return flags.image_size, flags.noise_schedule, flags.diffusion_steps
+
+
+def _layout(theirs: Mapping[str, Tensor]) -> tuple[Literal["conv", "plain", "residual"], int, int]:
+    """How it resamples, its blocks a level, and its levels.
+
+    A level on the way down is `blocks` numbers and one for what leads to the next; plain pooling leaves its number out.
+    """
+    numbers = {int(name.split(".")[1]) for name in theirs if name.startswith("input_blocks.")}
+    count = max(numbers)
+    convolutions = [number for number in numbers if f"input_blocks.{number}.0.op.weight" in theirs]
+    gaps = sorted(set(range(1, count)) - numbers)
+    outputs = {int(name.split(".")[1]) for name in theirs if name.startswith("output_blocks.")}
+    ups = [
+        number
+        for number in outputs
+        if any(f"output_blocks.{number}.{place}.in_layers.0.weight" in theirs for place in (1, 2))
+    ]
+    if convolutions:
+        return "conv", min(convolutions) - 1, len(convolutions) + 1
+    if gaps:
+        return "plain", gaps[0] - 1, len(gaps) + 1
+    if ups:
+        return "residual", min(ups), len(ups) + 1
+    return "conv", count, 1
+
+
+def _levels(
+    theirs: Mapping[str, Tensor], width: int, blocks: int, levels: int, where: str
+) -> tuple[tuple[int, ...], Sequence[int]]:
+    """The levels' multipliers, and which of them attend."""
+    firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
+    widths = {f"{first}.0.out_layers.3.weight" for first in firsts}
+    refuse_other_keys(theirs.keys() & widths, widths, where)
+    channels = [len(theirs[f"{first}.0.out_layers.3.weight"]) for first in firsts]
+    if any(c % width for c in channels) or theirs["input_blocks.0.0.weight"].shape[0] != width:
+        raise UserError(f"{where}: channels {channels} are not all multiples of the first width, {width}")
+    attended = [level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in theirs]
+    return tuple(c // width for c in channels), attended
+
+
+def _regrouped(qkv: Tensor, heads: int, head_channels: int | None) -> Tensor:
+    """Rows as heads of (q, k, v) → rows as (q, k, v) of heads."""
+    heads = len(qkv) // (3 * head_channels) if head_channels else heads
+    if len(qkv) % (3 * heads):
+        return qkv  # the network itself says that the heads do not fit
+    return torch.cat(list(qkv.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(1, 2)))

@@ -1,0 +1,325 @@
+"""diffusers' UNet2DModel in and out, held against the package itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.errors import UserError
+from ddpm.interop.diffusers import convert, read, write
+from ddpm.interop.published import Published
+from ddpm.nets.unet import UNet
+
+SMALL = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+# As google/ddpm-cifar10-32's config.json has them, at a smaller width.
+CIFAR10 = {
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": (8, 16, 16, 16),
+    "center_input_sample": False,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 4,
+    "out_channels": 3,
+    "sample_size": 32,
+    "time_embedding_type": "positional",
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+PEERS = {
+    "its defaults, small": SMALL,
+    "google/ddpm-cifar10-32, narrow": CIFAR10,
+    "AdaGN": {**SMALL, "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4, "attention_head_dim": 4},
+    "residual resampling": {
+        **SMALL,
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "block_out_channels": (8, 8, 16),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+    },
+    "no attention at all": {
+        **SMALL,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "add_attention": False,
+    },
+    "classes": {**SMALL, "num_class_embeds": 5, "dropout": 0.1},
+}
+SCHEDULER = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
+
+
+def randomised(network):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+def peer(options):
+    torch.manual_seed(0)
+    return randomised(UNet2DModel(**options))
+
+
+def config_of(options):
+    return dict(peer(options).config) | {"_class_name": "UNet2DModel"}
+
+
+def ours(found: Published) -> torch.nn.Module:
+    network = UNet(
+        found.image_size,
+        found.channels,
+        out_channels=len(found.weights["out_conv.bias"]),
+        **found.network.model_dump(exclude={"kind"}),
+    )
+    network.load_state_dict(found.weights)
+    return network.eval()
+
+
+def question(side, channels=3, count=2):
+    x = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(1))
+    return x, torch.tensor([3, 977])
+
+
+def assert_equal(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_saved_model_is_read_as_the_same_network(name, tmp_path):
+    theirs = peer(PEERS[name])
+    DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path)
+    found = read(tmp_path)
+    network = ours(found)
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in theirs.parameters())
+    x, t = question(found.image_size)
+    y = torch.tensor([4, 0]) if "num_class_embeds" in PEERS[name] else None
+    with torch.no_grad():
+        assert_equal(network(x, t, y), theirs(x, t, class_labels=y).sample)
+
+
+def test_the_full_cifar10_network_is_the_papers():
+    options = {**CIFAR10, "block_out_channels": (128, 256, 256, 256), "norm_num_groups": 32}
+    with torch.device("meta"):
+        theirs = UNet2DModel(**options)
+    found = convert(dict(theirs.config) | {"_class_name": "UNet2DModel"}, SCHEDULER, theirs.state_dict())
+    assert sum(tensor.numel() for tensor in found.weights.values()) == 35_746_307
+    same = {"width": 128, "attention_resolutions": (16,), "norm_epsilon": 1e-6, "downsample_padding": "asymmetric"}
+    assert found.network == NetworkConfig(**same, dropout=0.0)
+
+
+def test_the_flat_layout_pickled_and_with_the_old_names_of_attentions(tmp_path):
+    """As the first models were published: one folder, a pickle, query, key, value and proj_attn."""
+    theirs = peer(CIFAR10)
+    theirs.save_config(tmp_path)
+    DDPMScheduler(variance_type="fixed_large").save_config(tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        state[name] = tensor
+    torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
+    found = read(tmp_path)
+    x, t = question(32)
+    with torch.no_grad():
+        assert_equal(ours(found)(x, t), theirs(x, t).sample)
+    assert found.process == ProcessConfig(variance="fixed_large")
+    assert found.network.downsample_padding == "asymmetric"
+    assert found.network.attention_resolutions == (16,)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "process", "sampling"),
+    [
+        (DDPMScheduler(), {"variance": "fixed_small"}, {"sampler": "ancestral", "steps": 1000, "spacing": "leading"}),
+        (
+            DDIMScheduler(100, 0.001, 0.2, prediction_type="v_prediction", timestep_spacing="trailing"),
+            {"variance": "fixed_small", "timesteps": 100, "prediction": "v"},
+            {"sampler": "ddim", "steps": 50, "spacing": "trailing"},
+        ),
+        (
+            DDPMScheduler(60, beta_schedule="squaredcos_cap_v2", clip_sample=False, variance_type="fixed_large_log"),
+            {"timesteps": 60, "schedule": "cosine", "variance": "fixed_large"},
+            {"sampler": "ancestral", "steps": 60, "spacing": "leading", "clip": False},
+        ),
+        (
+            DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", prediction_type="sample"),
+            {"schedule": "scaled_linear", "variance": "fixed_small", "prediction": "x0"},
+            {"sampler": "ancestral", "steps": 1000, "spacing": "leading"},
+        ),
+    ],
+)
+def test_the_scheduler_is_read(scheduler, process, sampling):
+    theirs = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+    found = convert(config_of(SMALL), theirs, peer(SMALL).state_dict())
+    assert found.process == ProcessConfig(**process)
+    assert found.sampling == SamplingConfig(**sampling)
+
+
+NETWORKS = {
+    "ho": {"attention_resolutions": (4,)},
+    "improved": {"scale_shift": True, "frequency_shift": 0, "head_channels": 4, "attention_resolutions": (8, 4)},
+    "adm": {"scale_shift": True, "resample": "residual", "head_channels": 8, "attention_resolutions": (4,)},
+    "equal heads": {"heads": 2, "attention_resolutions": (4,), "norm_epsilon": 1e-6},
+    "asymmetric": {"downsample_padding": "asymmetric", "attention_resolutions": (), "middle_attention": False},
+    "classes": {"num_classes": 3, "attention_resolutions": ()},
+}
+
+
+def network_of_ours(options, process=None):
+    options = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "dropout": 0.0, **options}
+    process = process or ProcessConfig()
+    out_channels = 2 if process.variance == "learned_range" else 1
+    torch.manual_seed(0)
+    network = randomised(UNet(8, 1, out_channels=out_channels, **options))
+    sampling = SamplingConfig(sampler="ancestral", steps=process.timesteps, spacing="leading")
+    found = Published(NetworkConfig(**options), process, sampling, 8, 1, dict(network.state_dict()))
+    return network, found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_we_write_diffusers_loads_and_we_read_again(name, tmp_path):
+    network, written = network_of_ours(NETWORKS[name])
+    write(written, tmp_path)
+    theirs, info = UNet2DModel.from_pretrained(tmp_path / "unet", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    x, t = question(8, channels=1)
+    y = torch.tensor([2, 0]) if "num_classes" in NETWORKS[name] else None
+    with torch.no_grad():
+        assert_equal(theirs.eval()(x, t, class_labels=y).sample, network(x, t, y))
+    again = read(tmp_path)
+    assert again.process == written.process
+    assert again.sampling == written.sampling
+    assert all(torch.equal(again.weights[name], tensor) for name, tensor in written.weights.items())
+    with torch.no_grad():
+        assert torch.equal(ours(again)(x, t, y), network(x, t, y))
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"timesteps": 10, "variance": "fixed_small"},
+        {"timesteps": 30, "schedule": "cosine", "variance": "fixed_large", "prediction": "v"},
+        {"timesteps": 30, "schedule": "cosine", "variance": "learned_range"},
+    ],
+)
+def test_the_pipeline_draws_what_we_draw(process, tmp_path):
+    """From the same noise, by the scheduler that was written."""
+    from ddpm.diffusion.plans import plan_for
+    from ddpm.diffusion.sampling import sample
+
+    network, written = network_of_ours({"attention_resolutions": (4,)}, ProcessConfig(**process))
+    write(written, tmp_path)
+    pipeline = DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    steps = written.process.timesteps
+    theirs = pipeline(2, torch.Generator().manual_seed(4), steps, output_type="np").images
+    generator = torch.Generator().manual_seed(4)
+
+    def draw():
+        return torch.randn(2, 1, 8, 8, generator=generator)
+
+    plan = plan_for(written.process.model_dump(), written.sampling.model_dump())
+    drawn = sample(network, plan, draw(), draw)
+    np.testing.assert_allclose(theirs, ((drawn + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"resample": "plain"}, "network.resample is plain, which diffusers' UNet2DModel does not have"),
+        ({"rescale_residuals": True}, "network.rescale_residuals is True"),
+        ({"timestep_scale": 0.25}, "network.timestep_scale is 0.25"),
+        ({"multipliers": (2, 2)}, r"network.multipliers is \[2, 2\]"),
+        ({"heads": 2, "attention_resolutions": (8,)}, r"network.heads is 2 at \[8, 16\] channels alike"),
+    ],
+)
+def test_what_diffusers_lacks_is_not_written(options, words, tmp_path):
+    _, written = network_of_ours({"attention_resolutions": (4,), **options})
+    with pytest.raises(UserError, match=words):
+        write(written, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"act_fn": "gelu"}, "act_fn is gelu, which ddpm does not have; expected silu or swish"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier"),
+        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor is 2"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups is None"),
+        ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "level 0 has SkipDownBlock2D and UpBlock2D"),
+        ({"downsample_type": "resnet", "upsample_type": "resnet"}, "resamples by conv and resnet"),
+        ({"block_out_channels": [8, 12]}, r"block_out_channels \[8, 12\]"),
+        ({"norm_num_groups": 3}, "groups is 3, which does not divide"),
+        ({"sample_size": None}, "give --image-size"),
+        ({"out_channels": 6}, "3 channels in and 6 out do not go with"),
+        ({"num_class_embeds": 4}, "missing class_embedding.weight; unexpected nothing"),
+        ({"layers_per_block": 2}, "missing down_blocks.*unexpected"),
+        ({"block_out_channels": [16, 32]}, r"another network: time_mlp.0.weight is \[32, 8\], not \[64, 16\]"),
+    ],
+)
+def test_what_we_lack_or_does_not_fit_is_named(change, words):
+    with pytest.raises(UserError, match=words):
+        convert({**config_of(SMALL), **change}, SCHEDULER, peer(SMALL).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"_class_name": "EulerDiscreteScheduler"}, "the scheduler is EulerDiscreteScheduler; expected DDPMScheduler"),
+        ({"thresholding": True}, "the scheduler's thresholding is True"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule is sigmoid"),
+        ({"beta_end": 0.03}, "betas, from 0.0001 to 0.03, are of no schedule"),
+        ({"variance_type": "learned"}, "variance_type is learned"),
+    ],
+)
+def test_a_scheduler_that_we_lack_is_named(change, words):
+    with pytest.raises(UserError, match=words):
+        convert(config_of(SMALL), {**SCHEDULER, **change}, peer(SMALL).state_dict())
+
+
+def test_damaged_directories(tmp_path):
+    with pytest.raises(UserError, match=r"config.json: no such file"):
+        read(tmp_path)
+    DDPMPipeline(peer(SMALL), DDPMScheduler()).save_pretrained(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    for part in (whole[:-10], whole[:5], b""):
+        weights.write_bytes(part)
+        with pytest.raises(UserError, match="damaged or cut short"):
+            read(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match="safetensors: no such file"):
+        read(tmp_path)
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps([1]))
+    with pytest.raises(UserError, match="expected keys and values, found list"):
+        read(tmp_path)
+    scheduler.write_text("{")
+    with pytest.raises(UserError, match=r"scheduler_config.json: damaged"):
+        read(tmp_path)
+    scheduler.unlink()
+    with pytest.raises(UserError, match=r"scheduler_config.json: no such file"):
+        read(tmp_path)

@@ -1,0 +1,118 @@
+"""`ddpm import` and `ddpm export-diffusers`: an imported model goes through every stage like one trained here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+import ddpm
+from ddpm.cli import main
+from ddpm.config import NetworkConfig
+from ddpm.files import sha256_of
+from ddpm.interop.openai import module_names
+from ddpm.nets.unet import UNet
+
+PEER = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    DDPMPipeline(UNet2DModel(**PEER), DDPMScheduler(40, 0.0025, 0.5)).save_pretrained(tmp_path / "peer")
+    return tmp_path / "peer"
+
+
+def test_an_imported_model_is_sampled_evaluated_and_exported(project: Path, published: Path, capsys):
+    assert main(["import", str(published), "--out", "models/peer", "--data-name", "digits"]) == 0
+    assert "name peer under `models` in params.yaml" in capsys.readouterr().out
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["models"]["peer"] = {"process": {"timesteps": 40}, "sampling": {"steps": 4, "spacing": "leading"}}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    for stage in ("evaluate", "export"):
+        assert main([stage, "peer"]) == 0
+    assert json.loads(Path("deploy/peer/parity.json").read_text())["passed"] is True
+    assert json.loads(Path("reports/peer/protocol.json").read_text())["weights"] == "imported"
+    for model in ("models/peer", "deploy/peer"):
+        assert main(["sample", model, "--n", "3", "--out", f"{model}.npz", "--steps", "4", "--sampler", "ddim"]) == 0
+    ours, exported = (np.load(f"{model}.npz")["images"].astype(int) for model in ("models/peer", "deploy/peer"))
+    assert ours.shape == (3, 8, 8, 1)
+    assert np.abs(ours - exported).max() <= 1
+
+
+def test_the_card_tells_where_the_weights_come_from(project: Path, published: Path):
+    main(["import", str(published), "--out", "models/Peer One"])
+    assert Path("models/Peer One/loss.csv").read_text() == "step,loss,grad_norm,learning_rate\n"
+    model = ddpm.load("models/Peer One")
+    assert model.card.data.name == "peer-one"
+    assert model.card.training.fingerprint == sha256_of(published / "unet" / "diffusion_pytorch_model.safetensors")
+    assert model.card.parameters == sum(p.numel() for p in UNet2DModel.from_pretrained(published / "unet").parameters())
+    assert model.card.config.sampling.sampler == "ancestral"
+    assert model.card.config.process.timesteps == 40
+
+
+def test_there_and_back_again(trained: Path):
+    """Our model, to diffusers, to ours: the same weights and the same images."""
+    assert main(["export-diffusers", "models/tiny", "out"]) == 0
+    assert main(["import", "out", "--out", "models/again"]) == 0
+    before, after = ddpm.load("models/tiny"), ddpm.load("models/again")
+    assert sha256_of(Path("models/tiny/model.safetensors")) == sha256_of(Path("models/again/model.safetensors"))
+    plan = before.card.config.sampling
+    np.testing.assert_array_equal(after.sampled_by(plan).sample(3, seed=1), before.sample(3, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["import", "nowhere", "--out", "m"], "nowhere: no such file"),
+        (["import", "prepared", "--out", "m"], "prepared/config.json: no such file"),
+        (["import", "params.yaml", "--out", "m"], "params.yaml: damaged, cut short, or more than tensors"),
+        (["import", "prepared", "--out", "models"], "models: exists already"),
+        (["import", "models/tiny/model.safetensors", "--out", "m"], "another network: missing input_blocks.0.0.weight"),
+        (["export-diffusers", "nowhere", "m"], "nowhere is not a model directory"),
+        (["export-diffusers", "models/tiny", "models"], "models: exists already"),
+    ],
+)
+def test_wrong_requests_get_one_line_and_exit_code_2(trained: Path, capsys, arguments, words):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not Path("m").exists()
+
+
+def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
+    """A network of ours under their names: what its shapes do not tell comes from the options."""
+    options = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "head_channels": 32}
+    torch.manual_seed(0)
+    network = UNet(8, 1, out_channels=2, **options, scale_shift=True, frequency_shift=0, resample="residual")
+    torch.nn.init.normal_(network.out_conv.weight, std=0.1)
+    modules = dict(module_names(NetworkConfig(**options, resample="residual"), 8))
+    state = {}
+    for name, tensor in network.state_dict().items():
+        module, _, parameter = name.rpartition(".")
+        state[f"{modules[module]}.{parameter}"] = tensor
+    torch.save(state, "ema_0.9999.pt")
+    said = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "cosine", "--diffusion-steps", "1000"]
+    new_order = "--use-new-attention-order"
+    assert main(["import", "ema_0.9999.pt", "--out", "models/guided", *said, new_order, "--dropout", "0.1"]) == 0
+    model = ddpm.load("models/guided")
+    assert model.card.config.process.variance == "learned_range"
+    assert model.card.config.network.resample == "residual"
+    weights = model.network.state_dict()
+    first = torch.cat(list(network.time_mlp[0].weight.chunk(2, dim=1))[::-1], dim=1)  # their cosines come first
+    torch.testing.assert_close(weights["time_mlp.0.weight"], first)
+    torch.testing.assert_close(weights["down.1.attentions.0.qkv.weight"], network.down[1].attentions[0].qkv.weight)
+    assert model.sample(2, steps=2).shape == (2, 8, 8, 1)

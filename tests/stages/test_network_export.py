@@ -1,0 +1,41 @@
+"""The U-Net's options in ONNX: the exported network says what the trained one says."""
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.deploy.export import export_denoiser
+from ddpm.interop.published import Published
+from ddpm.nets.unet import UNet
+from ddpm.stages.interop import assemble
+
+SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale_shift": True, "resample": "residual", "head_channels": 4, "checkpointing": True, "num_classes": 3},
+        {"resample": "plain", "rescale_residuals": True, "frequency_shift": 0, "timestep_scale": 0.25},
+        {"downsample_padding": "asymmetric", "middle_attention": False, "norm_epsilon": 1e-6},
+    ],
+    ids=["adm", "plain", "asymmetric"],
+)
+def test_every_option_is_exported(options, tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    network = UNet(8, 1, **SMALL, **options)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    published = Published(NetworkConfig(**SMALL, **options), ProcessConfig(), SamplingConfig(), 8, 1, weights)
+    model = assemble(published, variant="tiny", data_name="digits", fingerprint="0")
+    export_denoiser(model, tmp_path / "denoiser.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "denoiser.onnx", providers=["CPUExecutionProvider"])
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([0, 17, 999])
+    (exported,) = session.run(None, {"x": x.numpy(), "t": t.numpy()})
+    with torch.no_grad():
+        expected = model.network(x, t).numpy()
+    np.testing.assert_allclose(exported, expected, atol=1e-4 * np.abs(expected).max())
