@@ -20,7 +20,8 @@ help:  ## this list
 setup: $(STAMP)  ## a virtual environment with everything in it, in the versions of requirements.lock
 
 $(STAMP): requirements.lock requirements-uv.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not there: install Python 3.11, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" 2>/dev/null || \
+		{ echo "make: $(PYTHON) is not Python 3.11, which requirements.lock is for; say make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up $(VENV) (about a minute, 6 GB)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
@@ -60,4 +61,4 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock, and the imag
 	@for name in build servers; do $(COMPILE) docker/$$name.in -o docker/$$name.lock; done
 
 clean:  ## remove what the stages made (not data/, not the MLflow store, not the environment)
-	@rm -rf prepared extractor models reports deploy .ddpm dvc_plots
+	@rm -rf prepared extractor models reports deploy .ddpm/training dvc_plots

@@ -98,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = command("fetch", _fetch, "bring the raw bytes into data/ and check them against data.dvc")
     fetch.add_argument("--accept", action="store_true", help="record what was found as the data's new version")
-    command("prepare", _prepare, "make one array, a split and a manifest of data/")
+    prepare = command("prepare", _prepare, "make one array, a split and a manifest of data/")
+    prepare.add_argument(
+        "--skip-bad", action="store_true", help="as data.skip_bad: leave bad files out and list them in the manifest"
+    )
     command("fit-extractor", _fit_extractor, "make the features that FID and IS are computed in")
     for_variant("train", _train, "train a model, or continue where an interrupted run stopped")
     for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
@@ -176,7 +179,10 @@ def _fetch(arguments: Arguments) -> None:
 def _prepare(arguments: Arguments) -> None:
     from ddpm.stages.prepare import prepare
 
-    prepare(_params())
+    params = _params()
+    if arguments.skip_bad:
+        params = params.model_copy(update={"data": params.data.model_copy(update={"skip_bad": True})})
+    prepare(params)
 
 
 def _fit_extractor(arguments: Arguments) -> None:

@@ -16,6 +16,8 @@ from ddpm.errors import UserError
 PARAMS_FILE = Path("params.yaml")
 
 Positive = Annotated[int, Field(gt=0)]
+# A name becomes a path, a word of a command and a part of a DVC key.
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -31,7 +33,7 @@ class DataConfig(Section):
     """Where the raw bytes come from and what `ddpm prepare` makes of them."""
 
     source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"] = (
-        "digits"
+        Field("digits", description="where the raw bytes come from")
     )
     path: str | None = Field(
         None,
@@ -79,7 +81,7 @@ class DataConfig(Section):
 class NetworkConfig(Section):
     """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's and ADM's."""
 
-    kind: Literal["unet"] = "unet"
+    kind: Literal["unet"] = Field("unet", description="the architecture")
     width: Positive = Field(128, description="channels of the first level")
     multipliers: tuple[Positive, ...] = Field((1, 2, 2, 2), min_length=1, description="channels / width, a level each")
     blocks: Positive = Field(2, description="residual blocks a level")
@@ -165,9 +167,9 @@ AnyNetworkConfig = Annotated[
 class ProcessConfig(Section):
     """The forward process and what the network is asked to predict of it."""
 
-    timesteps: Positive = 1000
-    schedule: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = "linear"
-    prediction: Literal["epsilon", "x0", "v"] = "epsilon"
+    timesteps: Positive = Field(1000, description="T, steps of the forward process")
+    schedule: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field("linear", description="of the betas")
+    prediction: Literal["epsilon", "x0", "v"] = Field("epsilon", description="what the network outputs")
     variance: Variance = Field(
         "fixed_large",
         description="of a reverse step: beta, beta-tilde, or learned_range: the network outputs where between the two",
@@ -198,8 +200,8 @@ class TrainingConfig(Section):
     """Algorithm 1 of Ho et al. 2020 and its optimiser."""
 
     steps: Positive = Field(800_000, description="optimiser steps")
-    batch_size: Positive = 128
-    learning_rate: float = Field(2e-4, gt=0)
+    batch_size: Positive = Field(128, description="images a step")
+    learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -223,7 +225,9 @@ class SamplingConfig(Section):
         None, description="of the ancestral sampler; null: the process's. fixed_large in few steps is DDIM's sigma-hat"
     )
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
-    spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "trailing"
+    spacing: Literal["leading", "trailing", "linspace", "quadratic"] = Field(
+        "trailing", description="which timesteps are visited; quadratic: more of those with little noise"
+    )
     clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
     dynamic_threshold: float | None = Field(
         None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
@@ -275,7 +279,7 @@ class ExtractorConfig(Section):
 class EvaluationConfig(Section):
     """How a model is measured. All of it enters the protocol that each figure carries."""
 
-    samples: Positive = 2000
+    samples: Positive = Field(2000, description="images drawn to be measured")
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     splits: Positive = Field(10, description="splits of the Inception Score")
 
@@ -283,7 +287,7 @@ class EvaluationConfig(Section):
 class ExportConfig(Section):
     """The ONNX files and the check that they are the trained model."""
 
-    parity_samples: Positive = 16
+    parity_samples: Positive = Field(16, description="images drawn by both sides")
     parity_steps: Positive = Field(50, description="steps of the DDIM run both sides make on the same noise")
     parity_tolerance: float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
 
@@ -297,10 +301,12 @@ class Params(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
     variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
-    models: dict[str, VariantConfig] = Field(min_length=1)
+    models: dict[VariantName, VariantConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _variants_are_models(self) -> Params:
+        if len(set(self.variants)) < len(self.variants):
+            raise ValueError(f"`variants` names a model twice: {', '.join(self.variants)}")
         for name in self.variants:
             if name not in self.models:
                 raise ValueError(f"`variants` names {name!r}, but `models` has only: {', '.join(self.models)}")
@@ -327,7 +333,15 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys such as `data:` and `models:`, found {type(raw).__name__}")
-    return validate(Params, raw, str(path))
+    params = validate(Params, raw, str(path))
+    for name, sections in raw["models"].items():
+        for section in VariantConfig.model_fields:
+            if section not in sections:
+                raise UserError(
+                    f"{path}: models.{name} lacks the section `{section}`, which DVC tracks by itself; "
+                    f"write `{section}: {{}}` for its defaults"
+                )
+    return params
 
 
 def validate(model: type[Model], raw: Any, where: str) -> Model:

@@ -231,6 +231,7 @@ class Outputs:
     manifest: dict[str, Any]
     metrics: dict[str, float]
     protocol: dict[str, Any]
+    sampling: dict[str, Any]
     parity: dict[str, Any]
     lineage: str
 
@@ -250,6 +251,7 @@ class Outputs:
             manifest=_read(root / PREPARED / "manifest.json", "prepare"),
             metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
             protocol=_read(reports / "protocol.json", f"evaluate@{variant}"),
+            sampling=_read(deploy / "sampler.json", f"export@{variant}")["sampling"],
             parity=_read(deploy / "parity.json", f"export@{variant}"),
             lineage=lineage_of(variant, root),
         )
@@ -265,7 +267,8 @@ class Outputs:
         card = self.card
         trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
         parts = {"data": card["data"], "trained": trained, "parameters": card["parameters"], "protocol": self.protocol}
-        return dict(_flatten({**card["config"], **parts}))
+        # The card's own sampling options are those of the time of training.
+        return dict(_flatten({**card["config"], "sampling": self.sampling, **parts}))
 
     def curve(self) -> list[tuple[int, Metrics]]:
         """The loss curve: a step and its metrics a row."""

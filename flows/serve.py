@@ -161,8 +161,10 @@ def _deploy(env: Mapping[str, str]) -> None:
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--all"],
     ):
+        # prefect.yaml has $PWD, which only a shell keeps right.
+        environment = {**os.environ, **env, "PWD": str(Path.cwd())}
         done = subprocess.run(
-            [*_PREFECT, *command], env={**os.environ, **env}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            [*_PREFECT, *command], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
         if done.returncode:
             raise UserError(f"prefect {' '.join(command)}: {(done.stderr or done.stdout).strip()}")

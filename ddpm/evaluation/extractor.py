@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ddpm.data.kinds import DataKind
 from ddpm.data.loader import Images, batch_indices
-from ddpm.diffusion.sampling import from_uint8
+from ddpm.diffusion.pixels import from_uint8
 from ddpm.errors import UserError
 from ddpm.evaluation.distances import MAX_COUNT
 from ddpm.files import read_json, sha256_of, write_json

@@ -25,9 +25,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.features)
 
-    def first(self, count: int) -> Features:
-        """The first `count` images'."""
-        return Features(self.features[:count], self.logits[:count])
+    def spread(self, count: int) -> Features:
+        """Those of `count` images at even distances, so that data sorted by class keeps its classes."""
+        positions = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
+        return Features(self.features[positions], self.logits[positions])
 
 
 def extract(extractor: Extractor, batches: Iterable[NDArray[np.uint8]]) -> Features:

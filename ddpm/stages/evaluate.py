@@ -16,11 +16,11 @@ from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
 from ddpm.diffusion import sampling
 from ddpm.errors import UserError
-from ddpm.evaluation import plots
 from ddpm.evaluation.distances import MAX_COUNT, chosen, mmd, wasserstein
 from ddpm.evaluation.extractor import Extractor, coordinates, load_coordinates, load_extractor
 from ddpm.evaluation.metrics import extract, frechet_distance, inception_score
 from ddpm.evaluation.pictures import grid, save_png
+from ddpm.evaluation.plots import processes, side_by_side
 from ddpm.evaluation.protocol import EvaluationProtocol
 from ddpm.files import atomic_directory, write_json
 from ddpm.model import Model, load
@@ -79,6 +79,7 @@ class _Images:
     """FID and IS; grids."""
 
     def __init__(self, root: Path, params: Params, data: PreparedData, device: torch.device) -> None:
+        _check_enough(params, len(data.split("validation")))
         self._extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
         self.identity = self._extractor.identity
         self._params, self._data = params, data
@@ -119,7 +120,7 @@ class _Values:
         }
 
     def samples(self, generated: NDArray[np.float32]) -> Image.Image:
-        return plots.side_by_side([("real", self._real()), ("generated", generated[:SHOWN_VALUES])])
+        return side_by_side([("real", self._real()), ("generated", generated[:SHOWN_VALUES])])
 
     def denoising(self, model: Model) -> Image.Image:
         """The forward process of real data above the reverse process of generated ones (Sohl-Dickstein et al. 2015)."""
@@ -128,6 +129,20 @@ class _Values:
     def _real(self) -> NDArray[np.float32]:
         split = self._data.split("validation")
         return split.rows(chosen(len(split), SHOWN_VALUES, self._seed))
+
+
+def _check_enough(params: Params, validation: int) -> None:
+    """Refuse before the work what no figure could be computed of."""
+    splits = params.evaluation.splits
+    for count, what in (
+        (params.evaluation.samples, "evaluation.samples"),
+        (validation, "the number of validation images"),
+    ):
+        if count < 2 * splits:
+            raise UserError(
+                f"{what} is {count}, but an Inception Score of evaluation.splits = {splits} parts needs at least "
+                f"{2 * splits}: use more images or fewer splits"
+            )
 
 
 def measure(
@@ -145,15 +160,16 @@ def measure(
     generated = extract(extractor, _batches(images, size))
     same_count = min(len(validation), len(generated))
     score, deviation = inception_score(generated, splits)
-    first = generated.first(same_count)
+    as_many = generated.spread(same_count)
+    real = validation.spread(same_count)
     return {
         "fid": frechet_distance(generated, reference),
-        "fid_same_count": frechet_distance(first, reference),
-        "fid_floor": frechet_distance(validation.first(same_count), reference),
+        "fid_same_count": frechet_distance(as_many, reference),
+        "fid_floor": frechet_distance(real, reference),
         "inception_score": score,
         "inception_score_std": deviation,
-        "inception_score_same_count": inception_score(first, splits)[0],
-        "inception_score_real": inception_score(validation.first(same_count), splits)[0],
+        "inception_score_same_count": inception_score(as_many, splits)[0],
+        "inception_score_real": inception_score(real, splits)[0],
         "samples": len(generated),
         "same_count": same_count,
     }
@@ -214,4 +230,4 @@ def forward_and_reverse(model: Model, real: NDArray[np.float32], seed: int) -> I
     times = [*(t + 1 for t, _ in plan.rows()), 0]
     moments = np.unique(np.linspace(0, len(states) - 1, SHOWN_MOMENTS).round().astype(int))
     reverse = [(times[moment], kind.decode(states[moment].cpu().numpy())) for moment in moments]
-    return plots.processes([("forward", forward), ("reverse", reverse)])
+    return processes([("forward", forward), ("reverse", reverse)])

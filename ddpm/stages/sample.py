@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.kinds import DataKind
+from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
 
@@ -19,6 +20,10 @@ class Samples(Protocol):
     @property
     def kind(self) -> DataKind:
         """What it draws."""
+        ...
+
+    def plan(self, **overrides: Any) -> SamplingPlan:
+        """The plan of these overrides; ValueError where there can be none."""
         ...
 
     def sample(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> NDArray[Any]:
@@ -39,6 +44,8 @@ def sample_to(
         raise UserError(f"--n must be at least 1, found {count}")
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, found {batch_size}")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed must be in 0..2**64-1, found {seed}")
     write = _writer(out)
     opened = open_model(model)
     if write is _write_directory and opened.kind.name != "images":
@@ -46,9 +53,10 @@ def sample_to(
             f"--out {out}: a directory is for images; {model} makes {opened.kind.name}: use FILE.npz or FILE.png"
         )
     try:
-        images = opened.sample(count, seed=seed, batch_size=batch_size, **overrides)
+        opened.plan(**overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
+    images = opened.sample(count, seed=seed, batch_size=batch_size, **overrides)
     write(images, out, opened.kind)
     return images
 

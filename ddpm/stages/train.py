@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ddpm import tracking
-from ddpm.config import Params, VariantConfig
+from ddpm.config import Params, SamplingConfig, VariantConfig
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
@@ -20,11 +20,34 @@ from ddpm.files import atomic_directory, sha256_of
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
 from ddpm.stages.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.stages.progress import bar, stop_requests
-from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.loop import DivergedError, LossPoint, train
 
-# The code that decides the weights, as far as it is ours.
-_DECISIVE_CODE = ("data/kinds.py", "data/loader.py", "diffusion", "nets", "training", "model.py", "stages/train.py")
+# The code that decides the weights, as far as it is ours: what dvc.yaml names as the stage's deps.
+DECISIVE_CODE = (
+    "config.py",
+    "data/kinds.py",
+    "data/loader.py",
+    "data/store.py",
+    "device.py",
+    "diffusion/likelihood.py",
+    "diffusion/objectives.py",
+    "diffusion/pixels.py",
+    "diffusion/process.py",
+    "diffusion/schedules.py",
+    "model.py",
+    "nets/__init__.py",
+    "nets/blocks.py",
+    "nets/embeddings.py",
+    "nets/linear_attention.py",
+    "nets/mlp.py",
+    "nets/unet.py",
+    "stages/train.py",
+    "training/checkpoint.py",
+    "training/ema.py",
+    "training/loop.py",
+    "training/timesteps.py",
+)
 
 
 def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -47,10 +70,13 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a keyword that torch's stub left out
     parameters = sum(parameter.numel() for parameter in network.parameters())
     mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
-    checkpoints = Checkpoints(root / TRAINING_STATES / f"{variant}-{mark[:16]}")
+    states = root / TRAINING_STATES / variant
+    checkpoints = Checkpoints(states / mark[:16])
     print(f"{variant}: {parameters / 1e6:.2f} M parameters on {device.type}, {precision}", flush=True)
 
-    with checkpoints.locked():
+    with exclusive(states / "lock", f"is training {variant}"):
+        # A finished run's state stays until another takes its place: a kill may yet come before DVC has the model.
+        checkpoints.discard_siblings()
         try:
             curve = _run(params, config, network, data, precision, checkpoints, variant)
         except DivergedError as error:
@@ -67,11 +93,17 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
             torch=torch.__version__,
             fingerprint=mark,
         )
-        card = ModelCard(variant=variant, config=config, data=data_facts(data), training=facts, parameters=parameters)
+        card = ModelCard(
+            variant=variant, config=_unsampled(config), data=data_facts(data), training=facts, parameters=parameters
+        )
         with atomic_directory(root / MODELS / variant) as out:
             save(Model(network, card), out)
             write_curve(curve, out / "loss.csv")
-        checkpoints.clear()
+
+
+def _unsampled(config: VariantConfig) -> VariantConfig:
+    """The configuration with a plan that training does not depend on; `evaluate` and `export` put the variant's own."""
+    return config.model_copy(update={"sampling": SamplingConfig(steps=min(50, config.process.timesteps))})
 
 
 def _run(
@@ -121,15 +153,18 @@ def _run(
 def fingerprint(config: VariantConfig, seed: int, data_sha256: str, precision: str, device: torch.device) -> str:
     """A hash of everything that decides the weights: two runs that share it may share their states."""
     package = Path(__file__).resolve().parents[1]
-    sources = [path for part in _DECISIVE_CODE for path in sorted([package / part, *(package / part).glob("*.py")])]
     decisive = {
-        "config": config.model_dump(mode="json", include={"network", "process", "objective", "training"}),
+        "config": config.model_dump(
+            mode="json",
+            include={"network", "process", "objective", "training"},
+            exclude={"training": {"checkpoint_every"}},
+        ),
         "seed": seed,
         "data": data_sha256,
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,
-        "code": [sha256_of(path) for path in sources if path.is_file()],
+        "code": [sha256_of(package / name) for name in DECISIVE_CODE],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

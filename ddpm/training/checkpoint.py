@@ -55,31 +55,31 @@ class Checkpoints:
                 self._say(f"checkpoint {path} is damaged ({error}); trying the one before it")
         return None
 
-    def clear(self) -> None:
-        """Remove every state: the run is over."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory against a second run.
-
-        Raises:
-            UserError: another process holds it; the message names it.
-        """
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        with self.directory.with_suffix(".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise UserError(
-                    f"{self.directory}: process {lock.read().strip() or 'unknown'} is training this model; "
-                    "wait for it or stop it"
-                ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            yield
+    def discard_siblings(self) -> None:
+        """Remove the states that lie beside this directory: those of runs that decided otherwise."""
+        for other in self.directory.parent.iterdir():
+            if other.is_dir() and other != self.directory:
+                shutil.rmtree(other)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"), reverse=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file against a second process.
+
+    Raises:
+        UserError: another process holds it; the message names it and what it is doing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(f"process {lock.read().strip() or 'unknown'} {what}; wait for it or stop it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

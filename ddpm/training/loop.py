@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ddpm.data.loader import Images, batch_indices
 from ddpm.diffusion.objectives import L_SIMPLE, Objective
+from ddpm.diffusion.pixels import from_uint8
 from ddpm.diffusion.process import GaussianProcess
-from ddpm.diffusion.sampling import from_uint8
 from ddpm.errors import Interrupted
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
@@ -127,7 +127,7 @@ def train(
         state.window[step % log_every] = torch.stack([loss.detach(), norm])
         state.step += 1
         stopping = should_stop()
-        due = checkpoints is not None and (stopping or state.step % checkpoint_every == 0)
+        due = checkpoints is not None and (stopping or state.step == steps or state.step % checkpoint_every == 0)
         if state.step % log_every == 0 or state.step == steps:
             state.curve.append(_point(state, log_every, rate))
             on_point(state.curve[-1])
@@ -215,8 +215,9 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def _saved(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    facts = {"curve": [list(vars(point).values()) for point in state.curve], "scaler": state.scaler.state_dict()}
-    return _tensors(state), facts
+    # The curve is a tensor, since JSON has no word for the norm of a gradient that overflowed.
+    curve = torch.tensor([list(vars(point).values()) for point in state.curve], dtype=torch.float64).reshape(-1, 4)
+    return {**_tensors(state), "curve": curve}, {"scaler": state.scaler.state_dict()}
 
 
 @torch.no_grad()
@@ -224,7 +225,7 @@ def _restore(state: TrainingState, tensors: dict[str, Tensor], facts: dict[str, 
     for name, tensor in _tensors(state).items():
         tensor.copy_(tensors[name])
     state.step = facts["step"]
-    state.curve = [LossPoint(*values) for values in facts["curve"]]
+    state.curve = [LossPoint(int(step), *values) for step, *values in tensors["curve"].tolist()]
     if facts["scaler"]:
         state.scaler.load_state_dict(facts["scaler"])
 
@@ -233,17 +234,19 @@ def _check_finite(state: TrainingState, log_every: int) -> Tensor:
     """The losses and norms since the last point, [k, 2] on the CPU.
 
     Raises:
-        DivergedError: one of the losses is not finite.
+        DivergedError: one of them is not finite. Under loss scaling a norm may be: that step was skipped.
     """
     pending = (state.step - 1) % log_every + 1
     window = state.window[:pending].cpu()
-    bad = (~torch.isfinite(window[:, 0])).nonzero()
-    if len(bad):
-        step = state.step - pending + int(bad[0]) + 1
-        raise DivergedError(f"the loss is {window[bad[0], 0].item()} at step {step}")
+    names = ("loss",) if state.scaler.is_enabled() else ("loss", "gradient norm")
+    for column, name in enumerate(names):
+        bad = (~torch.isfinite(window[:, column])).nonzero()
+        if len(bad):
+            step = state.step - pending + int(bad[0]) + 1
+            raise DivergedError(f"the {name} is {window[bad[0], column].item()} at step {step}")
     return window
 
 
 def _point(state: TrainingState, log_every: int, rate: float) -> LossPoint:
-    loss, norm = _check_finite(state, log_every).double().mean(0).tolist()
-    return LossPoint(state.step, loss, norm, rate)
+    losses, norms = _check_finite(state, log_every).double().unbind(1)
+    return LossPoint(state.step, losses.mean().item(), norms[torch.isfinite(norms)].mean().item(), rate)

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.objectives import Objective
+from ddpm.diffusion.pixels import from_uint8, to_uint8
 from ddpm.diffusion.plans import COLUMNS, sampling_plan
 from ddpm.diffusion.process import GaussianProcess
-from ddpm.diffusion.sampling import from_uint8, to_uint8, trajectory
+from ddpm.diffusion.sampling import trajectory
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, Schedule
 
 SCHEDULE = Schedule.named("linear", 1000)

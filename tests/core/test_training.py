@@ -13,7 +13,7 @@ from ddpm.errors import Interrupted
 from ddpm.nets import build
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
-from ddpm.training.loop import rate_at, step_seed, train
+from ddpm.training.loop import DivergedError, rate_at, step_seed, train
 
 OPTIONS = {"kind": "unet", "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
 IMAGES = InMemoryImages(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8))
@@ -149,3 +149,24 @@ def test_no_state_is_left_that_is_damaged_through_and_through(tmp_path):
         path.write_bytes(path.read_bytes()[:-1])
     assert checkpoints.latest() is None
     assert len(said) == 2
+
+
+def test_a_gradient_that_overflows_is_found_before_it_is_saved(tmp_path):
+    """A finite loss whose gradient is infinite: the state after that step would be no state to go back to."""
+    net = network()
+    net.out_conv.weight.register_hook(lambda gradient: gradient * float("inf"))
+    checkpoints = Checkpoints(tmp_path / "states")
+    with pytest.raises(DivergedError, match=r"the gradient norm is (nan|inf) at step 1"):
+        run(net, checkpoints=checkpoints, checkpoint_every=1)
+    assert checkpoints.latest() is None
+
+
+def test_under_loss_scaling_an_overflow_is_a_skipped_step(tmp_path):
+    """The scaler starts at 2¹⁶; a large loss makes the first steps overflow, which must be no reason to stop."""
+    net = network()
+    net.out_conv.weight.register_hook(lambda gradient: gradient * 1e4)
+    checkpoints = Checkpoints(tmp_path / "states")
+    curve = run(net, precision="fp16", log_every=1, checkpoint_every=1, checkpoints=checkpoints)
+    assert len(curve) == 6
+    tensors, _ = checkpoints.latest()
+    assert all(torch.isfinite(value).all() for name, value in tensors.items() if name.startswith("network."))

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from ddpm.config import Params
 from ddpm.data.kinds import ImageKind, ValueKind, data_kind
 from ddpm.data.store import PreparedData
-from ddpm.diffusion.sampling import from_uint8, to_uint8
+from ddpm.diffusion.pixels import from_uint8, to_uint8
 from ddpm.errors import UserError
 from ddpm.files import read_json
 from ddpm.stages.fetch import fetch

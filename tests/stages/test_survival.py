@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 from conftest import run_cli
 
 from ddpm.files import sha256_of
+from ddpm.stages.train import DECISIVE_CODE
 
 OUTPUTS = ("model.safetensors", "model.json", "loss.csv")
 
@@ -36,7 +38,7 @@ def start_training(project: Path) -> subprocess.Popen:
 
 
 def checkpoints(project: Path) -> list[Path]:
-    return sorted(project.glob(".ddpm/training/tiny-*/step-*"))
+    return sorted(project.glob(".ddpm/training/tiny/*/step-*"))
 
 
 def wait_for_checkpoint(project: Path, process: subprocess.Popen) -> None:
@@ -83,7 +85,7 @@ def test_kill_9_again_and_again_and_the_bytes_are_the_same(project: Path, uninte
     assert done.returncode == 0, done.stderr
     assert "continuing tiny from step" in done.stdout
     assert hashes(project) == hashes(uninterrupted)
-    assert not checkpoints(project), "a finished run leaves no state behind"
+    assert [path.name for path in checkpoints(project)][-1] == "step-000000300", "DVC may yet be killed: it stays"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -139,13 +141,23 @@ def test_a_second_run_is_told_who_trains(project: Path):
         wait_for_checkpoint(project, first)
         second = run_cli(project, "train", "tiny")
         assert second.returncode == 2
-        assert f"process {first.pid} is training this model" in second.stderr
+        assert f"process {first.pid} is training tiny" in second.stderr
     finally:
         first.kill()
         first.wait()
 
 
-def test_a_changed_configuration_starts_anew(project: Path):
+def test_killed_after_the_last_step_nothing_is_trained_again(project: Path, uninterrupted: Path):
+    """DVC removes the outputs of a stage that it does not know to have ended."""
+    longer(project, 300)
+    assert run_cli(project, "train", "tiny").returncode == 0
+    shutil.rmtree(project / "models")
+    done = run_cli(project, "train", "tiny")
+    assert "continuing tiny from step 300 of 300" in done.stdout
+    assert hashes(project) == hashes(uninterrupted)
+
+
+def test_a_changed_configuration_starts_anew_and_leaves_one_state(project: Path):
     process = start_training(project)
     wait_for_checkpoint(project, process)
     process.kill()
@@ -156,6 +168,12 @@ def test_a_changed_configuration_starts_anew(project: Path):
     done = run_cli(project, "train", "tiny")
     assert done.returncode == 0
     assert "continuing" not in done.stdout
+    assert len({path.parent for path in checkpoints(project)}) == 1
+
+
+def test_the_code_that_decides_is_what_dvc_watches():
+    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    assert {f"ddpm/{name}" for name in DECISIVE_CODE} == set(stages["train"]["deps"]) - {"prepared"}
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_good_state(project: Path):
@@ -169,7 +187,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_good_state(p
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     done = run_cli(project, "train", "tiny")
     assert done.returncode == 2
-    assert "ddpm train: tiny: the loss is " in done.stderr
+    assert re.search(r"ddpm train: tiny: the (loss|gradient norm) is (nan|inf)", done.stderr)
     assert " at step " in done.stderr
     assert "Traceback" not in done.stderr
     bad_step = int(done.stderr.split(" at step ")[1].split(";")[0].split()[0])

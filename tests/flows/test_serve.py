@@ -1,0 +1,109 @@
+"""`make serve`: all of it, on this machine alone, and nothing of it afterwards."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def serve(where: Path, **environment: str) -> subprocess.Popen[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW_TRACKING"))}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "flows.serve"],
+        cwd=where,
+        env={**clean, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_PORT", "PREFECT_SERVER_API_PORT"])
+def test_a_port_in_use_is_named_with_the_variable_that_changes_it(tmp_path, variable, free_port):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports = {"MLFLOW_PORT": str(free_port), "PREFECT_SERVER_API_PORT": str(free_port), variable: str(port)}
+        process = serve(tmp_path, **ports)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"serve: port {port} cannot be used" in output
+    assert f"{variable}=" in output
+    assert not (tmp_path / "mlflow").exists()
+
+
+def test_a_port_that_is_none_is_named(tmp_path):
+    output, _ = serve(tmp_path, MLFLOW_PORT="http").communicate(timeout=60)
+    assert output == "serve: MLFLOW_PORT: expected a port number, found 'http'\n"
+
+
+@pytest.mark.slow
+def test_everything_starts_and_ends_together(graph, free_port):
+    for name in ("prefect.toml", "prefect.yaml"):
+        (graph / name).write_text((ROOT / name).read_text())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        other_port = probe.getsockname()[1]
+    process = serve(graph, MLFLOW_PORT=str(free_port), PREFECT_SERVER_API_PORT=str(other_port))
+    try:
+        assert process.stdout is not None
+        said = []
+        while not (said and "started" in said[-1] and "Worker" in said[-1]):
+            said.append(process.stdout.readline())
+            assert said[-1], "".join(said)
+        assert f"http://127.0.0.1:{free_port}" in "".join(said)
+        assert get(f"http://127.0.0.1:{free_port}/health") == b"OK"
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{other_port}/api/deployments/filter",
+            data=b"{}",
+            headers={"Content-Type": "application/json"},
+        )
+        [deployment] = json.loads(get(request))
+        assert deployment["schedules"][0]["schedule"]["cron"].split()[-1] == "1"
+        assert deployment["job_variables"]["working_dir"] == str(graph)
+        own = processes_under(process.pid)
+        assert len(own) >= 4
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=90)
+    assert process.returncode == 0
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in own) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in own if Path(f"/proc/{pid}").exists()]
+    with pytest.raises(urllib.error.URLError):
+        get(f"http://127.0.0.1:{other_port}/api/health")
+
+
+def get(request: str | urllib.request.Request) -> bytes:
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read()
+
+
+def processes_under(pid: int) -> set[int]:
+    """A process and all that descend from it."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in listed.splitlines())
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
