@@ -10,6 +10,7 @@ from conftest import TINY_PARAMS, write_params
 
 import ddpm
 from ddpm import cli
+from ddpm.config import load_params
 from ddpm.deploy.runtime import Sampler
 from ddpm.files import read_json
 
@@ -30,7 +31,8 @@ def shortened(name: str, **data) -> dict:
 def check_parity(directory: Path, name: str) -> None:
     """The exported model passed, and draws what the trained one draws."""
     assert read_json(directory / "deploy" / name / "parity.json")["passed"]
-    ours = ddpm.load(directory / "models" / name).sample(3, seed=1)
+    plan = load_params(directory / "params.yaml").variant(name).sampling
+    ours = ddpm.load(directory / "models" / name).sampled_by(plan).sample(3, seed=1)
     theirs = Sampler(directory / "deploy" / name).sample(3, seed=1)
     assert ours.dtype == theirs.dtype
     np.testing.assert_allclose(ours.astype(float), theirs.astype(float), atol=1 if ours.dtype == np.uint8 else 1e-3)
