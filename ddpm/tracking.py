@@ -6,6 +6,7 @@ is imported when a function here first needs it, so that everything else works w
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
 import hashlib
@@ -15,7 +16,9 @@ import logging
 import math
 import os
 import queue
+import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import UserError
+from ddpm.errors import UpstreamError, UserError
 from ddpm.files import read_json, sha256_of
 from ddpm.promotion import Candidate, Decision, decide, headline
 from ddpm.stages.layout import DEPLOY, MODELS, PREPARED, REPORTS
@@ -43,6 +46,17 @@ _REQUIREMENTS = ("numpy", "onnxruntime", "pandas")
 
 _BATCH = 1000  # metrics a request, the most that MLflow takes
 
+# Of MLflow itself, where the environment does not say otherwise.
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Seven, its default, are four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+}
+
 
 # --- The store ------------------------------------------------------------------------------------------------------
 
@@ -58,10 +72,8 @@ def load_mlflow(root: Path = Path()) -> Any:
     Raises:
         UserError: mlflow is not installed.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for variable, value in _SETTINGS.items():
+        os.environ.setdefault(variable, value)
     try:
         import mlflow
 
@@ -76,6 +88,28 @@ def load_mlflow(root: Path = Path()) -> Any:
         # Without the library, `import mlflow` may find the project's folder of that name, which has no such function.
         raise UserError("mlflow is not installed: pip install 'ddpm[pipeline]'") from None
     return mlflow
+
+
+@contextlib.contextmanager
+def _store_answers() -> Iterator[None]:
+    """Around a function: say in one line that the tracking server does not answer, and that another try may help."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_connection_failure(error):
+            raise
+        raise UpstreamError(f"MLflow does not answer at {store_uri()}") from None
+
+
+def _is_connection_failure(error: BaseException | None) -> bool:
+    """Whether an error came of one of the network's. MLflow wraps those in its own."""
+    from requests import ConnectionError, Timeout
+
+    while error is not None:
+        if isinstance(error, ConnectionError | Timeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _experiment(mlflow: Any, name: str, root: Path) -> str:
@@ -99,6 +133,7 @@ def _experiment(mlflow: Any, name: str, root: Path) -> str:
 # --- Runs -----------------------------------------------------------------------------------------------------------
 
 
+@_store_answers()
 def start_run(variant: str, root: Path = Path()) -> str:
     """Open a run for a training that is about to start; its identifier goes to the child as MLFLOW_RUN_ID."""
     mlflow = load_mlflow(root)
@@ -352,6 +387,7 @@ class Registration:
         return f"{self.uri}{aliases}: {state}"
 
 
+@_store_answers()
 def find(variant: str, root: Path = Path()) -> Registration | None:
     """The version that came of exactly what dvc.lock has for the variant, or None.
 
@@ -378,6 +414,7 @@ def _describe(client: Any, version: Any) -> Registration:
     )
 
 
+@_store_answers()
 def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Registration:
     """Log a variant's model and all that is known of it, as a new version with the alias `challenger`.
 
@@ -390,6 +427,7 @@ def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Re
 
     Raises:
         UserError: a stage has not run, or the exported model is not the trained one.
+        UpstreamError: the server does not answer.
     """
     outputs = Outputs.read(variant, root)
     if found := find(variant, root):
@@ -482,6 +520,7 @@ def _version_tags(outputs: Outputs) -> dict[str, str]:
     }
 
 
+@_store_answers()
 def promote(variant: str, root: Path = Path()) -> Decision:
     """Make the variant's registered version champion if the policy says so; the reason becomes a tag either way.
 
@@ -505,7 +544,9 @@ def promote(variant: str, root: Path = Path()) -> Decision:
     # The alias first: if this dies between the two, the next call finds the champion and adds the tag.
     if decision.promote:
         client.set_registered_model_alias(challenger.model, "champion", version)
-    client.set_model_version_tag(challenger.model, version, "promotion_reason", decision.reason)
+    # Why a version once became champion stays said, also when it comes again and is refused.
+    tag = "promotion_reason" if decision.promote or challenger.reason is None else "refusal_reason"
+    client.set_model_version_tag(challenger.model, version, tag, decision.reason)
     return decision
 
 
@@ -528,20 +569,28 @@ def _candidate(mlflow: Any, client: Any, model: str, version: str) -> Candidate:
     )
 
 
+@_store_answers()
 def resolve(uri: str, root: Path = Path()) -> Path:
     """The deploy directory within a logged model: `models:/ddpm-digits@champion`, `models:/ddpm-digits/3`, …
 
-    From a server the model is downloaded to a temporary directory.
+    From a server the model is downloaded to a directory that lasts as long as this process.
 
     Raises:
         UserError: no such model, or not one of this project's.
+        UpstreamError: the server does not answer.
     """
     mlflow = load_mlflow(root)
+    destination = None
+    if not store_uri(root).startswith("sqlite:"):
+        destination = tempfile.mkdtemp(prefix="ddpm-model-")
+        atexit.register(shutil.rmtree, destination, ignore_errors=True)
     try:
-        directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
         flavor = mlflow.models.Model.load(str(directory)).flavors["python_function"]
         return directory / flavor["artifacts"]["deploy"]["path"]
     except (mlflow.MlflowException, OSError) as error:
+        if _is_connection_failure(error):
+            raise
         first_line = str(error).partition("\n")[0]
         raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None
     except KeyError:

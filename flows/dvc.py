@@ -18,8 +18,8 @@ from flows.processes import Children
 _DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 
 # Exit codes after which the same command may succeed: the outside failed (75), or the process was killed from outside,
-# by a scheduler or for want of memory; a training then goes on from its last checkpoint.
-_TRANSIENT = {75} | {code for number in (signal.SIGKILL, signal.SIGTERM) for code in (-number, 128 + number)}
+# by a scheduler or for want of memory. A training answers SIGTERM with 130, and goes on from its last checkpoint.
+_TRANSIENT = {75, 130} | {code for number in (signal.SIGKILL, signal.SIGTERM) for code in (-number, 128 + number)}
 
 # What DVC adds after each stage for those who type its commands themselves.
 _ADVICE = ("To track the changes", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`")

@@ -29,7 +29,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 
 from ddpm import tracking
 from ddpm.config import load_params
-from ddpm.errors import UserError
+from ddpm.errors import UpstreamError, UserError
 from ddpm.tracking import Registration
 from flows import dvc, report
 from flows.processes import Children, StoppedError
@@ -100,6 +100,10 @@ def _names(variants: Sequence[str] | None) -> list[str]:
     names = list(variants or params.variants)
     for name in names:
         params.variant(name)
+        if name not in params.variants:
+            raise UserError(
+                f"{name} is not among the `variants` of params.yaml, which are what dvc.yaml has stages for"
+            )
     return names
 
 
@@ -153,7 +157,7 @@ def _create_gpu_limit() -> None:
 
 
 def _retry_can_help(task: Task[..., Any], run: TaskRun, state: State) -> bool:
-    """A stage says by its exit code whether it can. An exception comes from a server that did not answer."""
+    """A failure says by its exit code whether it can. An exception is something like a database that was locked."""
     if _pipeline.get().children.stopping.is_set():
         return False
     return state.data.transient if isinstance(state.data, dvc.Failure) else isinstance(state.data, Exception)
@@ -206,8 +210,8 @@ def register(variant: str) -> Registration | State:
     with shared.registry:
         try:
             version = tracking.register(variant, run_id=shared.open_runs.get(variant))
-        except UserError as error:
-            return Failed(message=f"register {variant}: {error}")
+        except (UserError, UpstreamError) as error:
+            return _failed(dvc.Failure(f"register {variant}", str(error), error.exit_code))
     shared.open_runs.pop(variant, None)
     get_run_logger().info("%s", version)
     return version
@@ -219,8 +223,8 @@ def promote(variant: str) -> Registration | State:
     with _pipeline.get().registry:
         try:
             decision = tracking.promote(variant)
-        except UserError as error:
-            return Failed(message=f"promote {variant}: {error}")
+        except (UserError, UpstreamError) as error:
+            return _failed(dvc.Failure(f"promote {variant}", str(error), error.exit_code))
         get_run_logger().info("%s: %s", variant, decision)
         version = tracking.find(variant)
     assert version is not None
@@ -232,8 +236,8 @@ def registered(variant: str) -> Registration | None:
     """The version that came of what dvc.lock has, if there is one."""
     try:
         return tracking.find(variant)
-    except UserError:
-        return None  # a stage has not run yet
+    except (UserError, UpstreamError):
+        return None  # a stage has not run yet, or MLflow does not answer: `register` will say so
 
 
 def _run(stage: str, *, env: dict[str, str] | None = None, accept_new_data: bool = False) -> State | None:
@@ -246,7 +250,11 @@ def _run(stage: str, *, env: dict[str, str] | None = None, accept_new_data: bool
         failure = failure or dvc.reproduce(stage, children, logger.info, env)
     except StoppedError:
         return Cancelled(message=f"{stage}: stopped with the flow")
-    return Failed(message=str(failure), data=failure) if failure else None
+    return _failed(failure) if failure else None
+
+
+def _failed(failure: dvc.Failure) -> State:
+    return Failed(message=str(failure), data=failure)
 
 
 def _pause_before_retry() -> None:

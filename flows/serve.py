@@ -145,6 +145,8 @@ def _port(variable: str, default: int) -> int:
 def _mlflow_command(port: int) -> list[str]:
     """The tracking server, over the same database and files that are used without a server."""
     store = tracking.store_uri()
+    if store.startswith("http"):
+        raise UserError(f"MLFLOW_TRACKING_URI names the server {store}: unset it to have one here")
     artifacts = (Path("mlflow") / "artifacts").absolute().as_uri()
     options = {"--host": HOST, "--port": str(port), "--workers": "1"}
     options |= {"--backend-store-uri": store, "--default-artifact-root": artifacts}

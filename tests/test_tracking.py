@@ -18,7 +18,7 @@ from finished import SHAPE, VARIANT, empty_store, write_outputs
 from mlflow.exceptions import MlflowException
 
 from ddpm import tracking
-from ddpm.errors import UserError
+from ddpm.errors import UpstreamError, UserError
 
 
 @pytest.fixture
@@ -247,6 +247,16 @@ def test_a_tracking_server_that_is_down_neither_stops_nor_delays_training(projec
         log(1, {"loss": 1.0})
         assert time.monotonic() - started < 0.5
     assert "training goes on" in caplog.text
+
+
+@pytest.mark.parametrize("speak", [tracking.register, tracking.promote, tracking.find, tracking.start_run])
+def test_a_server_that_does_not_answer_is_worth_another_try(project, monkeypatch, speak):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UpstreamError, match=r"^MLflow does not answer at http://127\.0\.0\.1:9$"):
+        speak(VARIANT)
+    with pytest.raises(UpstreamError, match="does not answer"):
+        tracking.resolve("models:/ddpm-dots@champion")
 
 
 def test_without_mlflow_the_answer_says_what_to_install(tmp_path):

@@ -39,7 +39,11 @@ def test_an_imported_model_is_sampled_evaluated_and_exported(project: Path, publ
     assert main(["import", str(published), "--out", "models/peer", "--data-name", "digits"]) == 0
     assert "name peer under `models` in params.yaml" in capsys.readouterr().out
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["models"]["peer"] = {"process": {"timesteps": 40}, "sampling": {"steps": 4, "spacing": "leading"}}
+    params["models"]["peer"] = {
+        **{section: {} for section in ("network", "objective", "training")},
+        "process": {"timesteps": 40},
+        "sampling": {"steps": 4, "spacing": "leading"},
+    }
     Path("params.yaml").write_text(yaml.safe_dump(params))
     for stage in ("evaluate", "export"):
         assert main([stage, "peer"]) == 0

@@ -9,6 +9,7 @@ import yaml
 from conftest import run_cli
 
 import ddpm
+from ddpm.config import load_params
 from ddpm.deploy.runtime import Sampler
 
 
@@ -29,6 +30,7 @@ def test_a_model_that_learns_its_variance_is_trained_exported_and_sampled(projec
     assert (protocol["variance"], protocol["dynamic_threshold"]) == ("learned_range", 0.995)
 
     model, sampler = ddpm.load(project / "models/tiny"), Sampler(project / "deploy/tiny")
+    model = model.sampled_by(load_params().variant("tiny").sampling)
     assert model.network.out_conv.out_channels == 2
     drawn = {}
     for options in ({}, {"sampler": "ancestral"}, {"sampler": "ancestral", "variance": "fixed_small"}):
