@@ -116,7 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--n", type=int, default=64, help="how many images (default: %(default)s)")
     sample.add_argument(
-        "--out", type=Path, required=True, help="FILE.npz (uint8 [N, H, W, C]), FILE.png or a new directory"
+        "--out",
+        type=Path,
+        required=True,
+        help="FILE.npz (of images uint8 [N, H, W, C]), FILE.png or, of images, a new directory",
     )
     sample.add_argument(
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
@@ -234,7 +237,7 @@ def _sample(arguments: Arguments) -> None:
         variance=arguments.variance,
         eta=arguments.eta,
     )
-    print(f"{len(images)} images of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+    print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
 
 
 def _import(arguments: Arguments) -> None:

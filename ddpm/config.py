@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ddpm.errors import UserError
 
@@ -32,10 +32,14 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the raw bytes come from and what `ddpm prepare` makes of them."""
 
-    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder"] = Field(
-        "digits", description="where the raw bytes come from"
+    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"] = (
+        Field("digits", description="where the raw bytes come from")
     )
-    path: str | None = Field(None, description="for `folder`: a directory of images, class subfolders optional")
+    path: str | None = Field(
+        None,
+        description="for `folder`: a directory of images, class subfolders optional; for `sequences`: FILE.npy, "
+        "[N, channels, length]",
+    )
     name: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9._-]*$",
@@ -51,8 +55,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _folder_needs_a_path(self) -> DataConfig:
-        if (self.source == "folder") != (self.path is not None):
-            raise ValueError("`path` goes with `source: folder`, and only with it")
+        if (self.source in ("folder", "sequences")) != (self.path is not None):
+            raise ValueError("`path` goes with `source: folder` and `source: sequences`, and only with them")
+        return self
+
+    @model_validator(mode="after")
+    def _image_rules_are_for_images(self) -> DataConfig:
+        for key in ("image_size", "channels"):
+            if self.source in ("swiss-roll", "sequences") and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` is for images, which `source: {self.source}` has none of")
         return self
 
     @property
@@ -62,8 +73,9 @@ class DataConfig(Section):
             return self.name
         if self.path is None:
             return self.source
-        words = "".join(c if c.isalnum() else " " for c in Path(self.path).resolve().name.lower()).split()
-        return "-".join(words) or "folder"
+        name = Path(self.path).resolve().name.removesuffix(".npy")
+        words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+        return "-".join(words) or self.source
 
 
 class NetworkConfig(Section):
@@ -104,11 +116,59 @@ class NetworkConfig(Section):
         return self
 
 
+class LinearAttentionConfig(Section):
+    """The U-Net with linear attention, of images and of sequences (denoising_diffusion_pytorch's Unet and Unet1D)."""
+
+    kind: Literal["linear-attention"]
+    width: int = Field(64, ge=4, description="channels of the first convolution, even")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1, description="channels / width, a level each")
+    heads: Positive = Field(4, description="of every attention")
+    head_width: Positive = Field(32, description="channels of a head")
+    memory: int = Field(0, ge=0, description="learned keys and values in every attention")
+    full_attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="levels, from 0, with softmax instead of linear attention, beside the middle"
+    )
+    downsample: Literal["conv", "unshuffle"] = Field(
+        "conv", description="conv: kernel 4, stride 2; unshuffle, of images: 2x2 squares into the channels"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class MLPConfig(Section):
+    """The multilayer perceptron for points."""
+
+    kind: Literal["mlp"]
+    width: Positive = Field(128, description="of every layer, even")
+    layers: Positive = Field(4, description="residual layers")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig}
+
+
+def _network_tag(value: Any) -> str | None:
+    """Which of the networks is meant: the U-Net unless `kind` says otherwise."""
+    kind = value.get("kind", "unet") if isinstance(value, dict) else getattr(value, "kind", None)
+    return f"<{kind}>" if kind in _NETWORKS else None
+
+
+AnyNetworkConfig = Annotated[
+    Annotated[NetworkConfig, Tag("<unet>")]
+    | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
+    | Annotated[MLPConfig, Tag("<mlp>")],
+    Discriminator(
+        _network_tag,
+        custom_error_type="network_kind",
+        custom_error_message=f"expected `kind` to be one of {', '.join(_NETWORKS)}",
+    ),
+]
+
+
 class ProcessConfig(Section):
     """The forward process and what the network is asked to predict of it."""
 
     timesteps: Positive = Field(1000, description="T, steps of the forward process")
-    schedule: Literal["linear", "cosine", "scaled_linear"] = Field("linear", description="of the betas")
+    schedule: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field("linear", description="of the betas")
     prediction: Literal["epsilon", "x0", "v"] = Field("epsilon", description="what the network outputs")
     variance: Variance = Field(
         "fixed_large",
@@ -177,7 +237,7 @@ class SamplingConfig(Section):
 class VariantConfig(Section):
     """One model: a composition of parts."""
 
-    network: NetworkConfig = NetworkConfig()
+    network: AnyNetworkConfig = NetworkConfig()
     process: ProcessConfig = ProcessConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
@@ -295,7 +355,8 @@ def validate(model: type[Model], raw: Any, where: str) -> Model:
 def describe(error: ValidationError) -> str:
     """The first complaint of a validation, in one line: the key, what is expected, what was found."""
     first, *others = error.errors(include_url=False)
-    key = ".".join(str(part) for part in first["loc"])
+    # A part in angle brackets is the name of a union's member, which is not in the file.
+    key = ".".join(part for part in map(str, first["loc"]) if not part.startswith("<"))
     if first["type"] == "extra_forbidden":
         text = f"unknown key `{key}`"
     elif first["type"] == "missing":

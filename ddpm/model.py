@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm.config import SamplingConfig, Section, VariantConfig, validate
+from ddpm.data.kinds import DataKind, KindName, data_kind
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.pixels import to_uint8
 from ddpm.diffusion.plans import SamplingPlan, plan_for
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
@@ -28,12 +28,19 @@ class DataFacts(Section):
     """What a model knows of the data it was trained on; None where it was imported and nobody said."""
 
     name: str
-    shape: tuple[int, int, int]  # height, width, channels of an image
+    shape: tuple[int, ...]  # of a datum: height, width, channels of an image
     classes: tuple[str, ...] | None
-    mean: tuple[float, ...] | None = None  # of each channel of the training split, in [0, 1]
+    mean: tuple[float, ...] | None = None  # of each channel of the training split; of images in [0, 1]
     std: tuple[float, ...] | None = None
     train_sha256: str | None = None  # of the training split's pixels
     train_count: int | None = None
+    kind: KindName = "images"
+    low: tuple[float, ...] | None = None  # of each channel, where the kind does not say
+    high: tuple[float, ...] | None = None
+
+    @property
+    def data_kind(self) -> DataKind:
+        return data_kind(self.kind, self.shape, self.low, self.high)
 
 
 class TrainingFacts(Section):
@@ -77,9 +84,14 @@ class Model:
         return Schedule.named(process.schedule, process.timesteps)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image: (height, width, channels)."""
+    def shape(self) -> tuple[int, ...]:
+        """Of one datum: of an image (height, width, channels)."""
         return self.card.data.shape
+
+    @property
+    def kind(self) -> DataKind:
+        """What the model makes."""
+        return self.card.data.data_kind
 
     def sampled_by(self, sampling_config: SamplingConfig) -> Model:
         """The same weights with another plan of their own: how a model is sampled is no matter of its training."""
@@ -103,8 +115,8 @@ class Model:
         batch_size: int = 64,
         on_batch: Callable[[int], object] = lambda done: None,
         **overrides: Any,
-    ) -> NDArray[np.uint8]:
-        """Draw `count` images, [count, H, W, C] uint8; the same ones whatever the batch size.
+    ) -> NDArray[Any]:
+        """Draw `count` data, images [count, H, W, C] uint8; the same ones whatever the batch size.
 
         Args:
             seed: of the noise; image i of a seed is always the same.
@@ -115,35 +127,37 @@ class Model:
             ValueError: a name or a number that no plan can be made of.
         """
         plan = self.plan(**overrides)
-        images = np.empty((count, *self.shape), dtype=np.uint8)
+        kind = self.kind
+        images = np.empty((count, *kind.shape), dtype=kind.dtype)
         for first in range(0, count, batch_size):
             noise = self.noise(min(batch_size, count - first), seed, first=first)
             x = sampling.sample(self.network, plan, noise(), noise)
-            images[first : first + len(x)] = to_uint8(x).cpu().numpy()
+            images[first : first + len(x)] = kind.decode(x.cpu().numpy())
             on_batch(first + len(x))
         return images
 
     def noise(self, count: int, seed: int, *, first: int = 0) -> Callable[[], Tensor]:
-        """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, H, W] on the model's device."""
-        height, width, channels = self.shape
-        stream = ImageNoise(seed, count, (channels, height, width), first=first)
+        """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, ...] on the model's device."""
+        stream = ImageNoise(seed, count, self.kind.network_shape, first=first)
         return lambda: torch.from_numpy(stream.draw()).to(self.device)
 
 
-def build_network(config: VariantConfig, shape: tuple[int, int, int]) -> nn.Module:
-    """The variant's network for images of (height, width, channels), freshly initialised.
+def build_network(config: VariantConfig, kind: DataKind) -> nn.Module:
+    """The variant's network for a kind of data, freshly initialised.
 
     Raises:
-        UserError: the configuration does not fit the images.
+        UserError: the configuration does not fit the data.
     """
-    height, width, channels = shape
-    if height != width:
-        raise UserError(f"the prepared images are {height}×{width}; the U-Net needs square ones: set data.image_size")
+    channels, *sides = kind.network_shape
+    if len(set(sides)) > 1:
+        size = "×".join(map(str, sides))
+        raise UserError(f"the prepared images are {size}; the U-Net needs square ones: set data.image_size")
     try:
         return build(
             config.network.model_dump(),
-            image_size=height,
+            image_size=sides[0] if sides else 1,
             channels=channels,
+            dims=len(sides),
             # The second half says where each pixel's variance lies in its range.
             out_channels=2 * channels if config.process.variance == "learned_range" else channels,
         )
@@ -190,7 +204,11 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
         ) from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{directory}: damaged: {error}") from None
-    network = build_network(card.config, card.data.shape)
+    try:
+        kind = card.data.data_kind
+    except ValueError as error:
+        raise UserError(f"{directory / 'model.json'}: damaged: {error}") from None
+    network = build_network(card.config, kind)
     _load_weights(network, weights, directory / "model.safetensors")
     return Model(network.to(device).eval().requires_grad_(False), card)
 

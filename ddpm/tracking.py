@@ -28,7 +28,7 @@ from typing import Any
 
 from ddpm.errors import UpstreamError, UserError
 from ddpm.files import read_json, sha256_of
-from ddpm.promotion import Candidate, Decision, decide
+from ddpm.promotion import Candidate, Decision, decide, headline
 from ddpm.stages.layout import DEPLOY, MODELS, PREPARED, REPORTS
 
 logger = logging.getLogger(__name__)
@@ -459,7 +459,8 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
         ColSpec("long", "steps", required=False),
         ColSpec("double", "eta", required=False),
     ]
-    images = TensorSpec(np.dtype(np.uint8), (-1, *outputs.manifest["shape"]))
+    dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
+    images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))
     return mlflow.pyfunc.log_model(
         name=outputs.variant,
         python_model=str(package / "deploy" / "pyfunc.py"),
@@ -557,9 +558,12 @@ def _champion(client: Any, model: str) -> str | None:
 
 def _candidate(mlflow: Any, client: Any, model: str, version: str) -> Candidate:
     found = client.get_model_version(model, version)
+    metrics = client.get_run(found.run_id).data.metrics
+    key, measure = headline(metrics)
     return Candidate(
         name=f"version {found.version}",
-        fid=client.get_run(found.run_id).data.metrics["fid"],
+        score=metrics[key],
+        measure=measure,
         protocol=mlflow.artifacts.load_dict(f"runs:/{found.run_id}/protocol.json"),
         parity_passed=found.tags.get("parity_passed") == "true",
     )

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_SERVER_API_PORT
 
 from ddpm import tracking
 from ddpm.files import read_json
+from ddpm.promotion import headline
 from ddpm.stages.layout import DEPLOY, REPORTS
 from ddpm.tracking import Registration
 
@@ -40,8 +41,10 @@ class Result:
 
     def rows(self) -> dict[str, str]:
         """Label and value of each line of the table."""
-        version, count, all_samples = self.registration, self.metrics["same_count"], self.metrics["samples"]
+        count, all_samples = self.metrics["same_count"], self.metrics["samples"]
         figure = {key: f"{value:.2f}" for key, value in self.metrics.items() if isinstance(value, float)}
+        if "fid" not in figure:
+            return {"model": self.variant} | self._distances() | self._version_rows()
         rows = {
             "model": self.variant,
             "FID": f"{figure['fid']} over {all_samples} samples; lower is better",
@@ -52,17 +55,39 @@ class Result:
         }
         if "nll" in figure:
             rows["NLL"] = f"{figure['nll']} bits/dim"
+        return rows | self._version_rows()
+
+    def _distances(self) -> dict[str, str]:
+        """The figures of points and sequences, each beside its floor."""
+        found, count = self.metrics, self.metrics["same_count"]
+        return {
+            f"{name} over {count}": f"{found[key]:.4g}; the floor, as many real ones: {found[f'{key}_floor']:.4g}"
+            for key, name in (("wasserstein", "Wasserstein"), ("mmd", "MMD"))
+        }
+
+    def _version_rows(self) -> dict[str, str]:
+        version = self.registration
         aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
-        return rows | {
+        return {
             "version": f"{version.uri}{aliases}",
             "promotion": version.reason or "not decided",
             "ONNX": str(self.onnx),
             "sample picture": str(self.picture),
         }
 
+    def figures(self) -> dict[str, float]:
+        """What models are compared by, with its floor, and IS where there is one."""
+        key, name = headline(self.metrics)
+        figures = {name: self.metrics[key], "floor": self.metrics[f"{key}_floor"]}
+        if "inception_score" in self.metrics:
+            figures["IS"] = self.metrics["inception_score"]
+        return {label: round(value, 3) for label, value in figures.items()}
+
     def __str__(self) -> str:
-        found, version = self.metrics, self.registration
-        return f"{self.variant}: FID {found['fid']:.2f}, {version.uri} ({', '.join(version.aliases) or 'no alias'})"
+        version = self.registration
+        key, name = headline(self.metrics)
+        aliases = ", ".join(version.aliases) or "no alias"
+        return f"{self.variant}: {name} {self.metrics[key]:.2f}, {version.uri} ({aliases})"
 
 
 def text(results: list[Result]) -> str:
@@ -95,9 +120,7 @@ def publish(results: list[Result]) -> None:
         table=[
             {
                 "model": result.variant,
-                "FID": round(result.metrics["fid"], 3),
-                "floor": round(result.metrics["fid_floor"], 3),
-                "IS": round(result.metrics["inception_score"], 3),
+                **result.figures(),
                 "version": result.registration.uri,
                 "aliases": ", ".join(result.registration.aliases),
                 "promotion": result.registration.reason,

@@ -1,11 +1,13 @@
 """The promotion policy: what it must never do, for any figures and protocols."""
 
 import math
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.promotion import Candidate, decide
+from ddpm.promotion import Candidate, decide, headline
 
 PROTOCOL = {"id": "0123456789ab", "extractor": "classifier", "extractor_sha256": "a" * 64, "samples": 2000}
 fids = st.floats(0, 1e4)
@@ -13,7 +15,7 @@ protocols = st.dictionaries(st.sampled_from(["id", "extractor", "samples", "step
 
 
 def candidate(fid: float, protocol: dict = PROTOCOL, *, name: str = "version 1", parity: bool = True) -> Candidate:
-    return Candidate(name=name, fid=fid, protocol=protocol, parity_passed=parity)
+    return Candidate(name=name, score=fid, protocol=protocol, parity_passed=parity)
 
 
 def test_the_first_version_is_promoted():
@@ -67,3 +69,19 @@ def test_the_reason_names_the_field_and_both_its_values():
 def test_the_reason_stays_short_where_hashes_differ():
     decision = decide(candidate(1.0, {**PROTOCOL, "extractor_sha256": "b" * 64}), candidate(2.0))
     assert "extractor_sha256: aaaaaaaaaaaa… → bbbbbbbbbbbb…" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({"fid": 1.0, "inception_score": 9.0}, ("fid", "FID")),
+        ({"wasserstein": 0.1, "mmd": 0.0}, ("wasserstein", "Wasserstein distance")),
+    ],
+)
+def test_models_are_ranked_by_what_their_data_are_measured_by(metrics, expected):
+    assert headline(metrics) == expected
+
+
+def test_a_reason_names_the_measure():
+    challenger = replace(candidate(0.5), measure="Wasserstein distance")
+    assert decide(challenger, None).reason.startswith("Wasserstein distance 0.5000")

@@ -70,12 +70,16 @@ def fingerprint(folder: Path, *, hidden: bool = True) -> Fingerprint:
 
     That is the MD5 of a JSON list of every file's MD5 and relative path, in the order of the paths, with `.dir` behind.
     """
+    return fingerprint_of({name: folder / name for name in files_in(folder, hidden=hidden)})
+
+
+def fingerprint_of(files: dict[str, Path]) -> Fingerprint:
+    """The version of a folder that would hold these files under these names, which are sorted."""
     digest, size = hashlib.md5(b"[", usedforsecurity=False), 0
-    files = files_in(folder, hidden=hidden)
-    for number, name in enumerate(files):
-        entry = json.dumps({"md5": _md5_of(folder / name), "relpath": name})
+    for number, (name, path) in enumerate(files.items()):
+        entry = json.dumps({"md5": _md5_of(path), "relpath": name})
         digest.update(f"{', ' if number else ''}{entry}".encode())
-        size += (folder / name).stat().st_size
+        size += path.stat().st_size
     digest.update(b"]")
     return Fingerprint(md5=f"{digest.hexdigest()}.dir", size=size, nfiles=len(files))
 

@@ -14,8 +14,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at these positions, [n, H, W, C]."""
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """The data at these positions: images [n, H, W, C] uint8, or of another kind."""
         ...
 
 

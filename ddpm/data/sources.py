@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm.config import DataConfig
-from ddpm.data import folder
+from ddpm.data import arrays, folder
 from ddpm.data.images import RawImages, Sample, decode
 from ddpm.errors import UpstreamError, UserError
 
@@ -30,15 +30,17 @@ class Source:
     """One upstream.
 
     `fetch` puts the files, exactly as published, into an empty directory (UserError, UpstreamError);
-    `read` finds the images in such a directory, without a network (UserError).
+    `read` finds the images, or the array, in such a directory, without a network (UserError).
     """
 
     fetch: Callable[[Path], None]
-    read: Callable[[Path], RawImages]
+    read: Callable[[Path], RawImages | arrays.RawArray]
 
 
 def source_of(config: DataConfig, root: Path) -> Source:
     """The upstream that `data.source` names; `data.path` is relative to `root`."""
+    if config.source == "sequences" and config.path is not None:
+        return Source(partial(arrays.copy_sequences, root / Path(config.path).expanduser()), arrays.read_sequences)
     if config.path is not None:
         return Source(partial(folder.copy, root / Path(config.path).expanduser()), folder.read)
     return {
@@ -47,6 +49,7 @@ def source_of(config: DataConfig, root: Path) -> Source:
         "fashion-mnist": Source(partial(_download, "FashionMNIST"), partial(_read_mnist, "FashionMNIST")),
         "cifar10": Source(partial(_download, "CIFAR10"), _read_cifar10),
         "celeba": Source(partial(_download, "CelebA"), _read_celeba),
+        "swiss-roll": Source(arrays.make_swiss_roll, arrays.read_points),
     }[config.source]
 
 

@@ -1,4 +1,4 @@
-"""prepared/: the images as one memory-mapped array, which row is in which split, and a manifest.
+"""prepared/: the data as one memory-mapped array, which row is in which split, and a manifest.
 
 Reading needs numpy and pydantic alone, and no more memory than the batches asked for.
 """
@@ -13,9 +13,10 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ddpm.data.kinds import DataKind, KindName, data_kind
 from ddpm.errors import UserError
 
-IMAGES, LABELS, MANIFEST = "images.npy", "labels.npy", "manifest.json"
+LABELS, MANIFEST = "labels.npy", "manifest.json"
 
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
@@ -61,13 +62,13 @@ class Manifest(_Model):
 
     name: str
     source: str
-    shape: tuple[int, int, int]
-    """[H, W, C] of every image."""
+    shape: tuple[int, ...]
+    """Of every datum: [H, W, C] of images, [C] of points, [C, L] of sequences."""
     counts: Counts
     classes: tuple[str, ...] | None
     """Names, in the order of the label numbers; None without labels."""
     mean: tuple[float, ...]
-    """Of the training split, a channel each, for levels in [0, 1]."""
+    """Of the training split, a channel each; of images for levels in [0, 1]."""
     std: tuple[float, ...]
     images_sha256: str
     labels_sha256: str | None
@@ -75,6 +76,19 @@ class Manifest(_Model):
     seed: int
     rules: Rules
     left_out: tuple[LeftOut, ...]
+    kind: KindName = "images"
+    low: tuple[float, ...] | None = None
+    """Of the training split, a channel each; None for images, whose range is known."""
+    high: tuple[float, ...] | None = None
+
+    @property
+    def data_kind(self) -> DataKind:
+        return data_kind(self.kind, self.shape, self.low, self.high)
+
+
+def array_name(kind: KindName) -> str:
+    """The file that holds the data: `images.npy`, and likewise."""
+    return f"{kind}.npy"
 
 
 class RowWriter:
@@ -125,7 +139,7 @@ def read_chunks(path: Path, size: int) -> Iterator[np.ndarray]:
 
 
 class Split:
-    """The images of one split, by their position in it."""
+    """The data of one split, by their position in it. Of images, [H, W, C] and uint8; else as the manifest says."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None, index: np.ndarray, sha256: str) -> None:
         self._images, self._index = images, index
@@ -164,6 +178,7 @@ class PreparedData:
 
     def __init__(self, manifest: Manifest, splits: dict[SplitName, Split]) -> None:
         self.manifest = manifest
+        self.kind = manifest.data_kind
         self._splits = splits
 
     @classmethod
@@ -175,7 +190,12 @@ class PreparedData:
         """
         manifest = _read_manifest(path / MANIFEST)
         total = manifest.counts.train + manifest.counts.validation
-        images = _load(path / IMAGES, np.uint8, (total, *manifest.shape), mmap_mode="r")
+        try:
+            kind = manifest.data_kind
+        except ValueError as error:
+            raise _damaged(path / MANIFEST, str(error)) from None
+        array = path / array_name(manifest.kind)
+        images = _load(array, kind.dtype, (total, *manifest.shape), mmap_mode="r")
         labels = _load(path / LABELS, np.int64, (total,)) if manifest.classes else None
         splits = {}
         for name in SPLITS:
@@ -201,7 +221,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()) from None
 
 
-def _load(path: Path, dtype: type[np.generic], shape: tuple[int, ...], **options: Any) -> np.ndarray:
+def _load(path: Path, dtype: np.dtype[Any] | type[np.generic], shape: tuple[int, ...], **options: Any) -> np.ndarray:
     try:
         array = np.load(path, **options)
     except FileNotFoundError:

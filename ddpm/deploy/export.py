@@ -21,13 +21,12 @@ OPSET = 20
 
 
 def export_denoiser(model: Model, path: Path) -> None:
-    """Write one evaluation of the network as ONNX: (x float32 [N, C, H, W], t int64 [N]) → out [N, C, H, W].
+    """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t int64 [N]) → out [N, C, ...].
 
     N is free. The file's bytes depend on the model alone.
     """
-    height, width, channels = model.shape
     network = model.network.to("cpu").eval()
-    example = (torch.zeros(2, channels, height, width), torch.zeros(2, dtype=torch.int64))
+    example = (torch.zeros(2, *model.kind.network_shape), torch.zeros(2, dtype=torch.int64))
     batch = torch.export.Dim("N", min=1)
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -99,8 +98,7 @@ def measure_parity(model: Model, directory: Path, *, samples: int, steps: int, t
     learned = model.card.config.process.variance == "learned_range"
     sampler, variance = ("ancestral", "learned_range") if learned else ("ddim", None)
     plan = model.plan(sampler=sampler, variance=variance, steps=steps, eta=0.0)
-    height, width, channels = model.shape
-    noise, same_noise = (ImageNoise(0, samples, (channels, height, width)) for _ in range(2))
+    noise, same_noise = (ImageNoise(0, samples, model.kind.network_shape) for _ in range(2))
     x = torch.from_numpy(noise.draw())
     trained = sampling.sample(model.network, plan, x, lambda: torch.from_numpy(noise.draw()))
     exported = runtime.run(plan, same_noise.draw(), same_noise.draw)

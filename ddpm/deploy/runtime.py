@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.kinds import DataKind, data_kind
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan, plan_for
 from ddpm.errors import UserError
@@ -44,7 +45,14 @@ class Sampler:
             raise UserError(f"{directory} is not a deploy directory: sampler.json is missing") from None
         except ValueError as error:
             raise UserError(f"{directory / 'sampler.json'} is damaged: {error}") from None
-        self.shape: tuple[int, int, int] = tuple(self.facts["shape"])
+        try:
+            data = self.facts.get("data", {})
+            self.kind: DataKind = data_kind(
+                data.get("kind", "images"), self.facts["shape"], data.get("low"), data.get("high")
+            )
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{directory / 'sampler.json'} is damaged: {error}") from None
+        self.shape: tuple[int, ...] = self.kind.shape
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -68,8 +76,8 @@ class Sampler:
         batch_size: int = 64,
         on_batch: Callable[[int], object] = lambda done: None,
         **overrides: Any,
-    ) -> NDArray[np.uint8]:
-        """Draw `count` images, [count, H, W, C] uint8; the same ones whatever the batch size.
+    ) -> NDArray[Any]:
+        """Draw `count` data, images [count, H, W, C] uint8; the same ones whatever the batch size.
 
         Args:
             seed: of the noise; image i of a seed is always the same.
@@ -80,12 +88,11 @@ class Sampler:
             ValueError: a name or a number that no plan can be made of.
         """
         plan = self.plan(**overrides)
-        height, width, channels = self.shape
-        images = np.empty((count, *self.shape), dtype=np.uint8)
+        images = np.empty((count, *self.shape), dtype=self.kind.dtype)
         for first in range(0, count, batch_size):
-            noise = ImageNoise(seed, min(batch_size, count - first), (channels, height, width), first=first)
+            noise = ImageNoise(seed, min(batch_size, count - first), self.kind.network_shape, first=first)
             x = self.run(plan, noise.draw(), noise.draw)
-            images[first : first + len(x)] = to_uint8(x)
+            images[first : first + len(x)] = self.kind.decode(x)
             on_batch(first + len(x))
         return images
 
@@ -155,8 +162,3 @@ def available_providers() -> list[str]:
 def _described(providers: list[str]) -> list[Any]:
     """Providers with their options: full float32 on CUDA, since TF32's ten bits would break parity."""
     return [(name, {"use_tf32": "0"}) if name == "CUDAExecutionProvider" else name for name in providers]
-
-
-def to_uint8(x: Float32) -> NDArray[np.uint8]:
-    """Network images [N, C, H, W] in [−1, 1] → pixels [N, H, W, C] uint8, rounded, values outside clipped."""
-    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

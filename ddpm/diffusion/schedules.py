@@ -37,10 +37,18 @@ def scaled_linear_betas(timesteps: int) -> Float64:
     return np.linspace(0.00085**0.5, 0.012**0.5, timesteps, dtype=np.float64) ** 2
 
 
+def sigmoid_betas(timesteps: int) -> Float64:
+    """β of a sigmoid ᾱ from −3 to 3 (Jabri et al. 2022, fig. 8), clipped at 0.999. Shape [T]."""
+    alpha_bar = 1 / (1 + np.exp(np.linspace(-3, 3, timesteps + 1, dtype=np.float64)))
+    alpha_bar = (alpha_bar - alpha_bar[-1]) / (alpha_bar[0] - alpha_bar[-1])
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
 SCHEDULES: dict[str, Callable[[int], Float64]] = {
     "linear": linear_betas,
     "cosine": cosine_betas,
     "scaled_linear": scaled_linear_betas,
+    "sigmoid": sigmoid_betas,
 }
 
 

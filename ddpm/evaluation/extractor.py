@@ -6,6 +6,7 @@ beside it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ddpm.data.kinds import DataKind
 from ddpm.data.loader import Images, batch_indices
 from ddpm.diffusion.pixels import from_uint8
 from ddpm.errors import UserError
+from ddpm.evaluation.distances import MAX_COUNT
 from ddpm.files import read_json, sha256_of, write_json
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -190,6 +193,32 @@ def save_inception(weights: Path, directory: Path) -> None:
     write_json(directory / "extractor.json", {"kind": "inception", "sha256": sha256_of(weights)})
 
 
+def coordinates(kind: DataKind, stored: NDArray[Any]) -> NDArray[np.float64]:
+    """Stored points or sequences [N, ...] → [N, D], in the network's units."""
+    return kind.encode(torch.from_numpy(stored)).flatten(1).double().numpy()
+
+
+def save_coordinates(bandwidth: float, directory: Path) -> None:
+    """Write down that data are compared in their own coordinates, and under which kernel."""
+    identity = hashlib.sha256(f"coordinates {MAX_COUNT} {bandwidth!r}".encode()).hexdigest()
+    write_json(directory / "extractor.json", {"kind": "coordinates", "bandwidth": bandwidth, "sha256": identity})
+
+
+def load_coordinates(directory: Path) -> dict[str, Any]:
+    """What `save_coordinates` wrote: kind, bandwidth and sha256.
+
+    Raises:
+        UserError: it is missing, or was made for images.
+    """
+    try:
+        facts = read_json(directory / "extractor.json")
+    except FileNotFoundError:
+        raise UserError(f"{directory / 'extractor.json'} is missing: run `ddpm fit-extractor`") from None
+    if facts["kind"] != "coordinates":
+        raise UserError(f"{directory} was made for images: run `ddpm fit-extractor`")
+    return facts
+
+
 def load_extractor(directory: Path, *, weights: str | None, device: torch.device) -> Extractor:
     """The extractor of a directory.
 
@@ -205,6 +234,8 @@ def load_extractor(directory: Path, *, weights: str | None, device: torch.device
         facts = read_json(directory / "extractor.json")
     except FileNotFoundError:
         raise UserError(f"{directory / 'extractor.json'} is missing: run `ddpm fit-extractor`") from None
+    if facts["kind"] == "coordinates":
+        raise UserError(f"{directory} was not made for images: run `ddpm fit-extractor`")
     if facts["kind"] == "inception":
         found = find_inception(weights)
         if found is None:

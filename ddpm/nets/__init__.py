@@ -1,4 +1,4 @@
-"""The networks: each maps (x [N, C, H, W], t [N]) to an output shaped like x, or with more channels if asked to."""
+"""The networks: each maps (x [N, C, ...], t [N]) to an output shaped like x, or with more channels if asked to."""
 
 from __future__ import annotations
 
@@ -7,16 +7,34 @@ from typing import Any
 
 from torch import nn
 
+from ddpm.nets.linear_attention import LinearAttentionUNet
+from ddpm.nets.mlp import MLP
 from ddpm.nets.unet import UNet
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "linear-attention": LinearAttentionUNet, "mlp": MLP}
+
+# The axes of the data, beside the channels, that a kind is made for.
+AXES: dict[str, tuple[int, ...]] = {"unet": (1, 2), "linear-attention": (1, 2), "mlp": (0,)}
+DATA = ("points", "sequences", "images")
 
 
-def build(options: Mapping[str, Any], *, image_size: int, channels: int, out_channels: int | None = None) -> nn.Module:
+def build(
+    options: Mapping[str, Any], *, image_size: int, channels: int, out_channels: int | None = None, dims: int = 2
+) -> nn.Module:
     """The network that `options` describes: its `kind`, and that kind's keyword arguments.
+
+    Args:
+        image_size: the side of an image, the length of a sequence; 1 for points.
+        dims: axes of the data beside the channels: 2 for images, 1 for sequences, 0 for points.
 
     Raises:
         ValueError: the options do not fit together or do not fit the images; the message names the key.
     """
     options = dict(options)
-    return NETWORKS[options.pop("kind")](image_size, channels, out_channels=out_channels, **options)
+    kind = options.pop("kind")
+    if dims not in AXES[kind]:
+        fitting = " and ".join(DATA[axes] for axes in AXES[kind])
+        others = " or ".join(f"`{other}`" for other, axes in AXES.items() if dims in axes)
+        raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
+    network = NETWORKS[kind]
+    return network(image_size, channels, out_channels=out_channels, dims=dims, **options)

@@ -13,14 +13,17 @@ from ddpm.data.loader import Images
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
 from ddpm.errors import UserError
+from ddpm.evaluation.distances import MEDIAN_COUNT, chosen, median_distance
 from ddpm.evaluation.extractor import (
     CNNExtractor,
     Rotations,
     accuracy,
+    coordinates,
     find_inception,
     fit_cnn,
     missing_inception,
     save_cnn,
+    save_coordinates,
     save_inception,
 )
 from ddpm.files import atomic_directory
@@ -35,6 +38,9 @@ def fit_extractor(params: Params, *, root: Path = Path()) -> None:
         UserError: the kind asked for does not fit the data, or its weights are not at hand.
     """
     data = PreparedData.open(root / PREPARED)
+    if data.kind.name != "images":
+        _measure_coordinates(params, data, root)
+        return
     kind = resolve_kind(params, labelled=data.manifest.classes is not None, channels=data.manifest.shape[2])
     with atomic_directory(root / EXTRACTOR) as out:
         if kind == "inception":
@@ -44,6 +50,19 @@ def fit_extractor(params: Params, *, root: Path = Path()) -> None:
             save_inception(weights, out)
         else:
             _fit_small(params, data, kind, out)
+
+
+def _measure_coordinates(params: Params, data: PreparedData, root: Path) -> None:
+    """Points and sequences are compared in their own coordinates; what is fitted is the kernel's bandwidth."""
+    if params.extractor.kind != "auto":
+        raise UserError(
+            f"extractor.kind is `{params.extractor.kind}`, which is for images; "
+            f"the prepared data are {data.kind.name}: use `auto`"
+        )
+    split = data.split("train")
+    rows = split.rows(chosen(len(split), MEDIAN_COUNT, params.seed))
+    with atomic_directory(root / EXTRACTOR) as out:
+        save_coordinates(median_distance(coordinates(data.kind, rows)), out)
 
 
 def resolve_kind(params: Params, *, labelled: bool, channels: int) -> str:

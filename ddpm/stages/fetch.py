@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ddpm.config import DataConfig, Params
-from ddpm.data.folder import Fingerprint, fingerprint
+from ddpm.data.arrays import SEQUENCES
+from ddpm.data.folder import Fingerprint, fingerprint, fingerprint_of
 from ddpm.data.sources import source_of
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, read_json, write_bytes, write_json
@@ -120,11 +121,13 @@ def _check_apart(folder: Path, data: Path) -> None:
 
 
 def _check_folder_unchanged(config: DataConfig, root: Path, record: Record) -> None:
-    """A folder can be asked at once whether it is still what was recorded. One that is gone may yet be in the cache."""
+    """A folder or file can be asked at once whether it is still what was recorded; if gone, it may be in the cache."""
     if config.path is None:
         return
     folder = root / Path(config.path).expanduser()
-    if folder.is_dir():
+    if config.source == "sequences" and folder.is_file():
+        _check_recorded(fingerprint_of({SEQUENCES: folder}), record, f"data.path: {folder}")
+    elif folder.is_dir():
         _check_recorded(fingerprint(folder, hidden=False), record, f"data.path: {folder}")
 
 

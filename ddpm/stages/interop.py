@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ddpm.config import NetworkConfig, ObjectiveConfig, VariantConfig
+from ddpm.data.kinds import data_kind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, openai
@@ -57,7 +58,7 @@ def assemble(published: Published, *, variant: str, data_name: str, fingerprint:
         sampling=published.sampling,
     )
     shape = (published.image_size, published.image_size, published.channels)
-    network = build_network(config, shape)
+    network = build_network(config, data_kind("images", shape))
     network.load_state_dict(published.weights)
     card = ModelCard(
         variant=variant,

@@ -12,11 +12,11 @@ import numpy as np
 
 from ddpm.config import DataConfig, Params
 from ddpm.data import folder
+from ddpm.data.arrays import RawArray
 from ddpm.data.images import RESIZE_RULE, BadImageError, RawImages, Sample, pixel_limit, to_array
 from ddpm.data.sources import source_of
 from ddpm.data.split import stratified_split
 from ddpm.data.store import (
-    IMAGES,
     LABELS,
     MANIFEST,
     Counts,
@@ -26,6 +26,7 @@ from ddpm.data.store import (
     Rules,
     SplitName,
     SplitRecord,
+    array_name,
     read_chunks,
 )
 from ddpm.errors import UserError
@@ -35,13 +36,14 @@ from ddpm.stages.layout import PREPARED
 from ddpm.stages.progress import bar
 
 _CHUNK_BYTES = 1 << 20
+IMAGES = array_name("images")
 
 
 def prepare(params: Params, *, root: Path = Path()) -> Manifest:
     """Turn the raw bytes in data/ into prepared/: uint8 images, labels, a stratified split and a manifest.
 
-    Images are streamed: the memory needed does not depend on how many there are. Equal data and equal params give
-    equal bytes. An older prepared/ stays until the new one is whole.
+    Points and sequences become float32 and have no labels. Data are streamed: the memory needed does not depend on how
+    many there are. Equal data and equal params give equal bytes. An older prepared/ stays until the new one is whole.
 
     Raises:
         UserError: data/ is not what `ddpm fetch` left; a file is no image (unless `data.skip_bad`); images differ in
@@ -51,6 +53,8 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
     _check_fetched(config, root)
     raw = source_of(config, root).read(data)
     with atomic_directory(root / PREPARED) as out:
+        if isinstance(raw, RawArray):
+            return _prepare_array(raw, params, data, out)
         numbers, left_out = _write_images(raw, config, data, out / IMAGES)
         labels = np.array(numbers, np.int64) if raw.classes else None
         counts = _count(labels, raw.classes, data)
@@ -80,7 +84,61 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
             ),
             left_out=tuple(left_out),
         )
-        write_json(out / MANIFEST, manifest.model_dump(mode="json"))
+        _write_manifest(manifest, out)
+    return manifest
+
+
+def _write_manifest(manifest: Manifest, out: Path) -> None:
+    # Defaults are left out: a manifest of images has no word of kinds.
+    write_json(out / MANIFEST, manifest.model_dump(mode="json", exclude_defaults=True))
+
+
+def _prepare_array(raw: RawArray, params: Params, data: Path, out: Path) -> Manifest:
+    """Points or sequences → float32 rows, with the range of each channel in the manifest."""
+    values, config = raw.values, params.data
+    train, validation = stratified_split(None, len(values), config.validation_fraction, params.seed)
+    array = out / array_name(raw.kind)
+    low, high = np.full(values.shape[1], np.inf), np.full(values.shape[1], -np.inf)
+    total, squares = np.zeros(values.shape[1]), np.zeros(values.shape[1])
+    splits: dict[SplitName, np.ndarray] = {"train": train, "validation": validation}
+    digests = {name: hashlib.sha256() for name in splits}
+    is_train = np.isin(np.arange(len(values)), train)
+    with RowWriter(array, values.shape[1:], np.float32) as writer:
+        for number, value in enumerate(values):
+            with np.errstate(over="ignore"):
+                row = np.asarray(value, np.float32)
+            if not np.isfinite(row).all():
+                raise UserError(f"{data}: row {number} of the {raw.kind} holds NaN, or numbers beyond float32's")
+            writer.append(row)
+            digests["train" if is_train[number] else "validation"].update(row.tobytes())
+            if is_train[number]:
+                flat = row.reshape(len(row), -1).astype(np.float64)
+                low, high = np.minimum(low, flat.min(1)), np.maximum(high, flat.max(1))
+                total, squares = total + flat.mean(1), squares + (flat**2).mean(1)
+    for name, index in splits.items():
+        np.save(out / f"{name}.npy", index)
+    mean = total / len(train)
+    manifest = Manifest(
+        name=config.dataset_name,
+        source=config.source,
+        kind=raw.kind,
+        shape=values.shape[1:],
+        counts=Counts(train=len(train), validation=len(validation), classes=None),
+        classes=None,
+        mean=tuple(mean.tolist()),
+        std=tuple(np.sqrt(np.maximum(squares / len(train) - mean**2, 0)).tolist()),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        images_sha256=sha256_of(array),
+        labels_sha256=None,
+        splits={
+            name: SplitRecord(count=len(splits[name]), sha256=digest.hexdigest()) for name, digest in digests.items()
+        },
+        seed=params.seed,
+        rules=Rules(image_size=None, channels=None, resize="none", validation_fraction=config.validation_fraction),
+        left_out=(),
+    )
+    _write_manifest(manifest, out)
     return manifest
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.kinds import DataKind
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
@@ -16,19 +17,25 @@ from ddpm.files import atomic_directory, atomic_file
 class Samples(Protocol):
     """What a trained and an exported model have in common."""
 
+    @property
+    def kind(self) -> DataKind:
+        """What it draws."""
+        ...
+
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The plan of these overrides; ValueError where there can be none."""
         ...
 
-    def sample(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> NDArray[np.uint8]:
-        """Draw images, [count, H, W, C] uint8."""
+    def sample(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> NDArray[Any]:
+        """Draw data, images [count, H, W, C] uint8."""
         ...
 
 
 def sample_to(
     model: str, out: Path, *, count: int, seed: int = 0, batch_size: int = 64, **overrides: Any
-) -> NDArray[np.uint8]:
-    """Draw images and write them where `out` says: FILE.npz (key `images`), FILE.png (a grid) or a directory of PNGs.
+) -> NDArray[Any]:
+    """Draw data and write them where `out` says: FILE.npz (key `images`, `points` or `sequences`), FILE.png (a
+    picture of all), or, of images, a directory of PNGs.
 
     Raises:
         UserError: no such model, numbers that no plan can be made of, or an `out` that cannot be written.
@@ -41,12 +48,16 @@ def sample_to(
         raise UserError(f"--seed must be in 0..2**64-1, found {seed}")
     write = _writer(out)
     opened = open_model(model)
+    if write is _write_directory and opened.kind.name != "images":
+        raise UserError(
+            f"--out {out}: a directory is for images; {model} makes {opened.kind.name}: use FILE.npz or FILE.png"
+        )
     try:
         opened.plan(**overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
     images = opened.sample(count, seed=seed, batch_size=batch_size, **overrides)
-    write(images, out)
+    write(images, out, opened.kind)
     return images
 
 
@@ -77,7 +88,7 @@ def _writer(out: Path) -> Any:
     if out.suffix == ".npz":
         return _write_npz
     if out.suffix == ".png":
-        return _write_grid
+        return _write_picture
     if out.suffix:
         raise UserError(f"--out {out}: expected FILE.npz, FILE.png or a directory")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -85,19 +96,24 @@ def _writer(out: Path) -> Any:
     return _write_directory
 
 
-def _write_npz(images: NDArray[np.uint8], out: Path) -> None:
+def _write_npz(images: NDArray[Any], out: Path, kind: DataKind) -> None:
     with atomic_file(out) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, images=images)
+        arrays: dict[str, Any] = {kind.name: images}
+        np.savez_compressed(stream, **arrays)
 
 
-def _write_grid(images: NDArray[np.uint8], out: Path) -> None:
+def _write_picture(images: NDArray[Any], out: Path, kind: DataKind) -> None:
     from ddpm.evaluation.pictures import grid, save_png
+    from ddpm.evaluation.plots import side_by_side
 
     with atomic_file(out) as temporary:
-        save_png(grid(images, max(1, round(len(images) ** 0.5))), temporary)
+        if kind.name == "images":
+            save_png(grid(images, max(1, round(len(images) ** 0.5))), temporary)
+        else:
+            save_png(side_by_side([("generated", images)]), temporary)
 
 
-def _write_directory(images: NDArray[np.uint8], out: Path) -> None:
+def _write_directory(images: NDArray[np.uint8], out: Path, kind: DataKind) -> None:
     from PIL import Image
 
     digits = len(str(len(images) - 1))

@@ -26,6 +26,7 @@ from ddpm.training.loop import DivergedError, LossPoint, train
 # The code that decides the weights, as far as it is ours: what dvc.yaml names as the stage's deps.
 DECISIVE_CODE = (
     "config.py",
+    "data/kinds.py",
     "data/loader.py",
     "data/store.py",
     "device.py",
@@ -38,6 +39,8 @@ DECISIVE_CODE = (
     "nets/__init__.py",
     "nets/blocks.py",
     "nets/embeddings.py",
+    "nets/linear_attention.py",
+    "nets/mlp.py",
     "nets/unet.py",
     "stages/train.py",
     "training/checkpoint.py",
@@ -56,10 +59,14 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """
     config = params.variant(variant)
     data = PreparedData.open(root / PREPARED)
+    if config.training.horizontal_flip and not data.kind.can_mirror:
+        raise UserError(
+            f"models.{variant}.training.horizontal_flip is for images; the prepared data are {data.kind.name}"
+        )
     device = pick_device()
     precision = resolve_precision(config.training.precision, device)
     torch.manual_seed(params.seed)
-    network = build_network(config, data.manifest.shape).to(device)
+    network = build_network(config, data.kind).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a keyword that torch's stub left out
     parameters = sum(parameter.numel() for parameter in network.parameters())
     mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
@@ -130,6 +137,7 @@ def _run(
             build_process(config, next(network.parameters()).device),
             data.split("train"),
             seed=params.seed,
+            encode=data.kind.encode,
             objective=Objective(objective.loss, objective.weighting, objective.gamma),
             timestep_sampler=objective.timestep_sampler,
             precision=precision,
@@ -172,6 +180,9 @@ def data_facts(data: PreparedData) -> DataFacts:
         std=manifest.std,
         train_sha256=split.sha256,
         train_count=len(split),
+        kind=manifest.kind,
+        low=manifest.low,
+        high=manifest.high,
     )
 
 

@@ -63,6 +63,7 @@ def train(
     decay: str = "constant",  # of the learning rate after the rise: "constant" or "cosine", to 0 at the last step
     grad_clip: float = 1.0,  # largest gradient norm
     ema_decay: float = 0.9999,
+    encode: Callable[[Tensor], Tensor] = from_uint8,  # stored data → [N, C, ...] in about [−1, 1]
     horizontal_flip: bool = False,
     objective: Objective = L_SIMPLE,
     timestep_sampler: str = "uniform",  # or "importance": by the size of the latest losses
@@ -101,9 +102,9 @@ def train(
 
         # Everything random in a step, dropout too, follows from this one seed.
         torch.manual_seed(step_seed(seed, step))
-        x0 = _load(images, batch_indices(len(images), batch_size, step, seed), device)
+        x0 = _load(images, batch_indices(len(images), batch_size, step, seed), encode, device)
         if horizontal_flip:
-            mirrored = torch.rand(len(x0), 1, 1, 1, device=device) < 0.5
+            mirrored = torch.rand(len(x0), *[1] * (x0.ndim - 1), device=device) < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
         t, weights = state.timesteps.draw(len(x0), device)
         noise = torch.randn_like(x0)
@@ -159,12 +160,12 @@ def step_seed(seed: int, step: int) -> int:
     return (base + step) % 2**32
 
 
-def _load(images: Images, indices: Any, device: torch.device) -> Tensor:
-    """Images [n, H, W, C] of the store → [n, C, H, W] in [−1, 1] on the device, channels last in memory."""
+def _load(images: Images, indices: Any, encode: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """Data of the store, encoded on the device: images [n, H, W, C] → [n, C, H, W], channels last in memory."""
     pixels = torch.from_numpy(np.ascontiguousarray(images.rows(indices)))
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return from_uint8(pixels)
+    return encode(pixels)
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

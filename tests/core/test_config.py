@@ -82,3 +82,18 @@ def test_no_parameters_here(tmp_path: Path):
 )
 def test_the_data_sets_name(data: dict, name: str):
     assert Params.model_validate({"data": data, "models": {"ddpm": {}}}).data.dataset_name == name
+
+
+def test_networks_are_told_apart_by_their_kind(tmp_path: Path):
+    network = (
+        Params.model_validate({"models": {"ddpm": {"network": {"kind": "linear-attention"}}}}).models["ddpm"].network
+    )
+    assert (network.kind, network.width) == ("linear-attention", 64)
+    path = tmp_path / "params.yaml"
+    for text, words in [
+        ("{kind: linear-attention, groups: 4}", "unknown key `models.ddpm.network.groups`"),
+        ("{kind: transformer}", "`models.ddpm.network`: expected `kind` to be one of unet, linear-attention"),
+    ]:
+        path.write_text(f"models: {{ddpm: {{network: {text}}}}}")
+        with pytest.raises(UserError, match=words):
+            load_params(path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddpm.config import load_params
+from ddpm.data.kinds import ImageKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.objectives import Objective
 from ddpm.errors import UserError
@@ -266,7 +267,7 @@ def test_impossible_keys_are_refused_in_params(tmp_path, text, words):
 def test_every_preset_for_digits_trains(preset):
     config = load_params(PARAMS).models[preset]
     torch.manual_seed(0)
-    network = build_network(config, (8, 8, 1))
+    network = build_network(config, ImageKind((8, 8, 1)))
     images = InMemoryImages(np.random.default_rng(0).integers(0, 255, (16, 8, 8, 1), dtype=np.uint8))
     objective = config.objective
     options = {**config.training.model_dump(exclude={"precision"}), "steps": 3, "batch_size": 4, "log_every": 1}

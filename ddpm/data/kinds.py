@@ -1,0 +1,130 @@
+"""The kinds of data: how a datum is stored, and what the network sees of it. Needs numpy alone.
+
+Everything that depends on the kind asks one of these objects: training and features `encode`, samplers `decode`,
+networks are built for `network_shape`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KindName = Literal["images", "points", "sequences"]
+
+
+class DataKind(Protocol):
+    """A kind of data with its shape and its scale."""
+
+    @property
+    def name(self) -> KindName:
+        """Also the key of an .npz file of samples."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a stored datum."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a stored datum."""
+        ...
+
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        """Of a datum as the network sees it: channels, then the axes."""
+        ...
+
+    @property
+    def can_mirror(self) -> bool:
+        """Whether a mirrored datum is as good as the datum."""
+        ...
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Stored data [N, *shape] → float32 [N, *network_shape] in about [−1, 1], where they are."""
+        ...
+
+    def decode(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        """The network's [N, *network_shape] → data as they are stored, [N, *shape]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """Pixels, uint8 [H, W, C]; the network sees [C, H, W], 0..255 as −1..1."""
+
+    shape: tuple[int, ...]
+    name: ClassVar[KindName] = "images"
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
+    can_mirror: ClassVar[bool] = True
+
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        height, width, channels = self.shape
+        return channels, height, width
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Channels last in memory."""
+        return stored.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+    def decode(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Rounded, values outside clipped."""
+        return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class ValueKind:
+    """Real numbers, float32: points [C], sequences [C, L]; each channel's range low..high is −1..1 to the network."""
+
+    name: KindName
+    shape: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
+    can_mirror: ClassVar[bool] = False
+
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    def encode(self, stored: Tensor) -> Tensor:
+        wide = stored.double()
+        centre, half = (wide.new_tensor(each) for each in self._scale())
+        return ((wide - centre) / half).float()
+
+    def decode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        centre, half = self._scale()
+        return (x * half + centre).astype(np.float32)
+
+    def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centre and half range of each channel, shaped to broadcast over a datum; a constant channel becomes 0."""
+        low, high = (
+            np.reshape(np.array(end, np.float64), (-1, *[1] * (len(self.shape) - 1))) for end in (self.low, self.high)
+        )
+        return (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)
+
+
+def data_kind(
+    name: KindName, shape: Sequence[int], low: Sequence[float] | None = None, high: Sequence[float] | None = None
+) -> DataKind:
+    """The kind that a manifest or a model describes.
+
+    Raises:
+        ValueError: the numbers do not describe one.
+    """
+    axes = {"images": 3, "points": 1, "sequences": 2}[name]
+    if len(shape) != axes or math.prod(shape) < 1:
+        raise ValueError(f"{name} have {axes} axes, found the shape {list(shape)}")
+    if name == "images":
+        return ImageKind(tuple(shape))
+    if low is None or high is None or not len(low) == len(high) == shape[0]:
+        raise ValueError(f"{name} need `low` and `high` of each of their {shape[0]} channels")
+    return ValueKind(name, tuple(shape), tuple(low), tuple(high))

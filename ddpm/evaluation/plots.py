@@ -1,0 +1,75 @@
+"""Pictures of points and sequences: samples beside real ones, the forward and the reverse process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Values = NDArray[np.float32]
+
+DOT_COUNT, LINE_COUNT = 2000, 4
+
+
+def side_by_side(titled: Sequence[tuple[str, Values]]) -> Image.Image:
+    """A panel for each set of data [N, C] or [N, C, L], all on the axes of the first."""
+    return _panels([list(titled)])
+
+
+def processes(rows: Sequence[tuple[str, Sequence[tuple[int, Values]]]]) -> Image.Image:
+    """A row of panels for each named process: (timestep, data at it) from left to right."""
+    return _panels([[(f"{name}, t = {t}", values) for t, values in states] for name, states in rows])
+
+
+def _panels(rows: list[list[tuple[str, Values]]]) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(2.4 * columns, 2.6 * len(rows)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    limits = _limits(rows[0][0][1])
+    for number, row in enumerate(rows):
+        for column, (title, values) in enumerate(row):
+            axes = figure.add_subplot(len(rows), columns, number * columns + column + 1)
+            axes.set_title(title, fontsize=8)
+            axes.tick_params(labelsize=6)
+            _draw(axes, values, limits)
+    stream = io.BytesIO()
+    canvas.print_figure(stream, format="png")
+    return Image.open(stream).convert("RGB")
+
+
+def _limits(values: Values) -> tuple[Values, Values]:
+    """The range of each channel, with room around it."""
+    flat = values.reshape(*values.shape[:2], -1)
+    low, high = flat.min((0, 2)), flat.max((0, 2))
+    room = np.maximum(0.25 * (high - low), 1e-3)
+    return low - room, high + room
+
+
+def _draw(axes: Axes, values: Values, limits: tuple[Values, Values]) -> None:
+    """Points by their first two coordinates, or by their only one; sequences as lines, a channel a colour."""
+    low, high = limits
+    if values.ndim == 3:
+        for channel, colour in zip(range(values.shape[1]), _colours(), strict=False):
+            axes.plot(values[:LINE_COUNT, channel].T, color=colour, linewidth=0.8, alpha=0.8)
+        axes.set_ylim(float(low.min()), float(high.max()))
+    elif values.shape[1] == 1:
+        axes.hist(values[:, 0], bins=64, range=(float(low[0]), float(high[0])), density=True)
+    else:
+        axes.scatter(values[:DOT_COUNT, 0], values[:DOT_COUNT, 1], s=1, linewidths=0)
+        axes.set_xlim(float(low[0]), float(high[0]))
+        axes.set_ylim(float(low[1]), float(high[1]))
+        axes.set_aspect("equal")
+
+
+def _colours() -> list[Any]:
+    return [f"C{number}" for number in range(10)]

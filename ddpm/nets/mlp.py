@@ -1,0 +1,72 @@
+"""The multilayer perceptron for points: the smallest network of a complete diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm.nets.embeddings import timestep_embedding
+
+
+class ResidualLayer(nn.Module):
+    """LayerNorm, to which the time adds, SiLU, linear; plus the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.time = nn.Linear(width, width)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return h + self.linear(F.silu(self.norm(h) + self.time(time)))
+
+
+class MLP(nn.Module):
+    """A denoiser of points [N, C]: residual layers of one width."""
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        dims: int = 0,
+        width: int = 128,
+        layers: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            image_size: unused: a point has no sides.
+            channels: coordinates of a point.
+            out_channels: of the output; the points' by default, twice as many where the variance is learned.
+            dims: 0: points have no axis beside their coordinates.
+            width: of every layer, even.
+            layers: residual ones.
+
+        Raises:
+            ValueError: a number does not fit; the message names the key.
+        """
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"width must be even, found {width}")
+        self.width = width
+        self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.stem = nn.Linear(channels, width)
+        self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+        self.out_norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, out_channels or channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x [N, C] noisy points, t [N] integer timesteps → [N, out_channels]."""
+        time = F.silu(self.time_mlp(timestep_embedding(t, self.width)))
+        h = self.stem(x)
+        for layer in cast("Iterable[nn.Module]", self.layers):
+            h = self.dropout(layer(h, time))
+        return self.out(F.silu(self.out_norm(h)))

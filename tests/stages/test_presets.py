@@ -1,0 +1,132 @@
+"""The shipped presets through every stage, for a few steps."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import TINY_PARAMS, write_params
+
+import ddpm
+from ddpm import cli
+from ddpm.config import load_params
+from ddpm.deploy.runtime import Sampler
+from ddpm.files import read_json
+
+PRESETS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))["models"]
+
+
+def shortened(name: str, **data) -> dict:
+    """The preset as it ships, but for the length of its training and sampling."""
+    preset = PRESETS[name]
+    preset = {
+        **preset,
+        "training": {**preset["training"], "steps": 4, "batch_size": 8, "warmup_steps": 1, "log_every": 2},
+        "sampling": {**preset["sampling"], "steps": 4},
+    }
+    return {**copy.deepcopy(TINY_PARAMS), "data": data, "variants": [name], "models": {name: preset}}
+
+
+def check_parity(directory: Path, name: str) -> None:
+    """The exported model passed, and draws what the trained one draws."""
+    assert read_json(directory / "deploy" / name / "parity.json")["passed"]
+    plan = load_params(directory / "params.yaml").variant(name).sampling
+    ours = ddpm.load(directory / "models" / name).sampled_by(plan).sample(3, seed=1)
+    theirs = Sampler(directory / "deploy" / name).sample(3, seed=1)
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_allclose(ours.astype(float), theirs.astype(float), atol=1 if ours.dtype == np.uint8 else 1e-3)
+
+
+def stages(directory: Path, *commands: str) -> None:
+    for command in commands:
+        assert cli.main(command.split()) == 0, command
+
+
+def test_linear_attention(project: Path):
+    write_params(project, shortened("linear-attention", source="digits"))
+    stages(project, "train linear-attention", "evaluate linear-attention", "export linear-attention")
+    assert np.isfinite(read_json(project / "reports/linear-attention/metrics.json")["fid"])
+    check_parity(project, "linear-attention")
+
+
+def waves(directory: Path) -> None:
+    """Sines of random frequency and phase, two channels."""
+    random = np.random.default_rng(0)
+    angles = random.uniform(1, 3, (60, 2, 1)) * np.arange(16) + random.uniform(0, 6, (60, 2, 1))
+    np.save(directory / "waves.npy", np.sin(angles) * [[1], [50]])
+
+
+@pytest.fixture(params=["swiss-roll", "linear-attention-1d"])
+def values_project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A project of points or of sequences, its preset trained for a few steps, and the preset's name."""
+    monkeypatch.chdir(tmp_path)
+    waves(tmp_path)
+    data = {"swiss-roll": {"source": "swiss-roll"}, "linear-attention-1d": {"source": "sequences", "path": "waves.npy"}}
+    name = request.param
+    write_params(tmp_path, shortened(name, **data[name]))
+    stages(tmp_path, "fetch", "prepare", "fit-extractor", f"train {name}")
+    return tmp_path, name
+
+
+def test_points_and_sequences_through_every_stage(values_project: tuple[Path, str]):
+    project, name = values_project
+    stages(project, f"evaluate {name}", f"export {name}")
+    report = project / "reports" / name
+    metrics, protocol = read_json(report / "metrics.json"), read_json(report / "protocol.json")
+    assert metrics["wasserstein"] > 0
+    assert metrics["wasserstein_floor"] > 0
+    assert metrics["mmd"] > metrics["mmd_floor"]  # four steps make no model
+    assert (protocol["extractor"], metrics["protocol"]) == ("coordinates", protocol["id"])
+    pictures = {picture: (report / picture).read_bytes() for picture in ("samples.png", "denoising.png")}
+    stages(project, f"evaluate {name}")
+    assert all((report / picture).read_bytes() == before for picture, before in pictures.items())
+    check_parity(project, name)
+
+    kind = ddpm.load(project / "models" / name).kind
+    for model in (f"models/{name}", f"deploy/{name}"):
+        stages(project, f"sample {model} --n 5 --out samples.npz", f"sample {model} --n 5 --out samples.png")
+        drawn = np.load("samples.npz")[kind.name]
+        assert drawn.shape == (5, *kind.shape)
+        # Clipped to −1..1, and so within the data's range.
+        low, high = (np.reshape(end, (-1, *[1] * (drawn.ndim - 2))) for end in (kind.low, kind.high))
+        assert ((drawn >= low - 1e-3) & (drawn <= high + 1e-3)).all()
+
+
+def data_of(name: str) -> str:
+    return "points" if name == "swiss-roll" else "sequences"
+
+
+def test_what_does_not_fit_the_data_is_refused(values_project: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
+    project, name = values_project
+    right = yaml.safe_load((project / "params.yaml").read_text())
+
+    def refused(command: str, words: str, section: str | None = None, **changes) -> None:
+        wrong = copy.deepcopy(right)
+        if section is not None:
+            target = wrong if section in wrong else wrong["models"][name]
+            target[section] = {**target[section], **changes} if "kind" not in changes else changes
+        write_params(project, wrong)
+        assert cli.main(command.split()) == 2
+        assert words in capsys.readouterr().err
+
+    refused(f"train {name}", "horizontal_flip is for images", "training", horizontal_flip=True)
+    refused("fit-extractor", "extractor.kind is `rotation`, which is for images", "extractor", kind="rotation")
+    refused(f"sample models/{name} --out folder", "a directory is for images")
+    other = "mlp" if name == "linear-attention-1d" else "linear-attention"
+    refused(f"train {name}", f"the data are {data_of(name)}", "network", kind=other)
+    assert not (project / "folder").exists()
+
+
+def test_the_swiss_roll_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A few hundred steps come half the way from noise to the floor."""
+    monkeypatch.chdir(tmp_path)
+    params = shortened("swiss-roll", source="swiss-roll")
+    params["evaluation"]["samples"] = 500
+    params["models"]["swiss-roll"]["sampling"]["steps"] = 50
+    params["models"]["swiss-roll"]["training"] |= {"steps": 300, "batch_size": 256, "warmup_steps": 20}
+    write_params(tmp_path, params)
+    stages(tmp_path, "fetch", "prepare", "fit-extractor", "train swiss-roll", "evaluate swiss-roll")
+    metrics = read_json(tmp_path / "reports/swiss-roll/metrics.json")
+    # Standard normal noise clipped to the data's square is at 0.36.
+    assert metrics["wasserstein_floor"] < metrics["wasserstein"] < 0.18
