@@ -28,8 +28,8 @@ from typing import Any
 
 from ddpm.errors import UpstreamError, UserError
 from ddpm.files import read_json, sha256_of
+from ddpm.layout import DEPLOY, MODELS, PREPARED, REPORTS
 from ddpm.promotion import Candidate, Decision, decide, headline
-from ddpm.stages.layout import DEPLOY, MODELS, PREPARED, REPORTS
 
 logger = logging.getLogger(__name__)
 

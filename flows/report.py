@@ -14,8 +14,8 @@ from prefect.settings import PREFECT_SERVER_API_PORT
 
 from ddpm import tracking
 from ddpm.files import read_json
+from ddpm.layout import DEPLOY, REPORTS
 from ddpm.promotion import headline
-from ddpm.stages.layout import DEPLOY, REPORTS
 from ddpm.tracking import Registration
 
 

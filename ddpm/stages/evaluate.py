@@ -23,8 +23,8 @@ from ddpm.evaluation.pictures import grid, save_png
 from ddpm.evaluation.plots import processes, side_by_side
 from ddpm.evaluation.protocol import EvaluationProtocol
 from ddpm.files import atomic_directory, write_json
+from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
-from ddpm.stages.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.stages.progress import bar
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64

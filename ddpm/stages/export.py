@@ -8,8 +8,8 @@ from ddpm.config import Params
 from ddpm.deploy.export import describe_sampler, export_denoiser, measure_parity
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, write_json
+from ddpm.layout import DEPLOY, MODELS
 from ddpm.model import load
-from ddpm.stages.layout import DEPLOY, MODELS
 
 
 def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:

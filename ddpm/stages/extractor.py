@@ -27,7 +27,7 @@ from ddpm.evaluation.extractor import (
     save_inception,
 )
 from ddpm.files import atomic_directory
-from ddpm.stages.layout import EXTRACTOR, PREPARED
+from ddpm.layout import EXTRACTOR, PREPARED
 from ddpm.stages.progress import bar
 
 

@@ -31,8 +31,8 @@ from ddpm.data.store import (
 )
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of, write_json
+from ddpm.layout import PREPARED
 from ddpm.stages.fetch import DATA, RECEIPT, Receipt
-from ddpm.stages.layout import PREPARED
 from ddpm.stages.progress import bar
 
 _CHUNK_BYTES = 1 << 20

@@ -17,8 +17,8 @@ from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
+from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
-from ddpm.stages.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.stages.progress import bar, stop_requests
 from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.loop import DivergedError, LossPoint, train

@@ -18,7 +18,7 @@ NEUTRAL = {
     "ddpm/errors.py",
     "ddpm/files.py",
     "ddpm/promotion.py",
-    "ddpm/stages/layout.py",
+    "ddpm/layout.py",
     "ddpm/stages/progress.py",
     "ddpm/tracking.py",
 }

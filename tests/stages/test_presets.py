@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY_PARAMS, write_params
+from tiny import TINY_PARAMS, write_params
 
 import ddpm
 from ddpm import cli
