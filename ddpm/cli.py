@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ddpm import __version__
 from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.layout import COMPARISON, COMPARISON_PAGE
 
 if TYPE_CHECKING:
     from ddpm.config import Params
@@ -36,6 +37,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
 Beside the stages:
 
   ddpm sample MODEL --n 64 --out samples.png
+  ddpm compare A B …      models side by side, as one page                 → comparison/
   ddpm import SOURCE --out models/V         a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT           a model directory as diffusers' DDPMPipeline reads it
   ddpm config             params.yaml with every default filled in, and what each key means
@@ -131,8 +133,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    _add_compare(command)
     _add_interop(command)
     return parser
+
+
+def _add_compare(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
+    compare = command("compare", _compare, "hold models side by side: pictures, figures and curves as one page")
+    compare.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a model of params.yaml, models/V, deploy/V, or a URI such as models:/ddpm-digits@champion",
+    )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=COMPARISON,
+        help="a directory for report.html and comparison.json (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--steps",
+        type=_integers,
+        help="at how many evaluations of the network an image they are measured, such as 5,10,20 "
+        "(default: 5,10,20,50,100, as far as all have so many timesteps)",
+    )
+    compare.add_argument("--sampler", default="ddim", help="that all are measured by (default: %(default)s)")
+    compare.add_argument("--samples", type=int, help="measured at each number of steps (default: evaluation.samples)")
+    compare.add_argument(
+        "--rank",
+        action="store_true",
+        help="the best model first; refused where the models were measured under different protocols",
+    )
+
+
+def _integers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
 
 
 def _add_interop(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
@@ -238,6 +274,21 @@ def _sample(arguments: Arguments) -> None:
         eta=arguments.eta,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _compare(arguments: Arguments) -> None:
+    from ddpm.stages.compare import compare
+
+    compared = compare(
+        _params(),
+        arguments.models,
+        arguments.out,
+        steps=arguments.steps,
+        sampler=arguments.sampler,
+        samples=arguments.samples,
+        rank=arguments.rank,
+    )
+    print(f"{', '.join(model.name for model in compared.models)}: {arguments.out / COMPARISON_PAGE}")
 
 
 def _import(arguments: Arguments) -> None:

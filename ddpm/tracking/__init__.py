@@ -5,6 +5,7 @@ is imported when a function here first needs it, so that everything else works w
 """
 
 from ddpm.tracking.champion import promote
+from ddpm.tracking.evaluations import Evaluation, evaluation_of, log_comparison
 from ddpm.tracking.outputs import lineage_of, model_name
 from ddpm.tracking.registry import Registration, find, register, resolve
 from ddpm.tracking.runs import RUN_ID, end_run, live_curve, run_url, start_run, ui_url
@@ -12,12 +13,15 @@ from ddpm.tracking.store import load_mlflow, store_uri
 
 __all__ = [
     "RUN_ID",
+    "Evaluation",
     "Registration",
     "end_run",
+    "evaluation_of",
     "find",
     "lineage_of",
     "live_curve",
     "load_mlflow",
+    "log_comparison",
     "model_name",
     "promote",
     "register",

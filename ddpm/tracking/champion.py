@@ -7,6 +7,8 @@ from typing import Any
 
 from ddpm.errors import UserError
 from ddpm.promotion import Candidate, Decision, decide, headline
+from ddpm.tracking.evaluations import protocol_of
+from ddpm.tracking.names import figures_among
 from ddpm.tracking.registry import find
 from ddpm.tracking.store import load_mlflow, store_answers
 
@@ -49,12 +51,12 @@ def champion_of(client: Any, model: str) -> str | None:
 
 def _candidate(mlflow: Any, client: Any, model: str, version: str) -> Candidate:
     found = client.get_model_version(model, version)
-    metrics = client.get_run(found.run_id).data.metrics
+    metrics = figures_among(client.get_run(found.run_id).data.metrics)
     key, measure = headline(metrics)
     return Candidate(
         name=f"version {found.version}",
         score=metrics[key],
         measure=measure,
-        protocol=mlflow.artifacts.load_dict(f"runs:/{found.run_id}/protocol.json"),
+        protocol=protocol_of(mlflow, found.run_id),
         parity_passed=found.tags.get("parity_passed") == "true",
     )

@@ -13,6 +13,8 @@ from typing import Any
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
 from ddpm.layout import DEPLOY, REPORTS
+from ddpm.tracking.names import EVAL, EXPORT, PROTOCOL, TRAIN, grouped
+from ddpm.tracking.notes import NOTE, run_note
 from ddpm.tracking.outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
 from ddpm.tracking.store import is_connection_failure, load_mlflow, store_answers, store_uri
@@ -139,19 +141,22 @@ def _pinned(modules: tuple[str, ...]) -> list[str]:
 def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_id: str) -> None:
     """Log parameters, figures, the curve, pictures and the data of the active run."""
     mlflow.log_params(outputs.parameters())
-    mlflow.log_metrics(outputs.metrics, model_id=model_id)
-    mlflow.log_metrics({"parity_max_abs_difference": outputs.parity["max_abs_difference"]}, model_id=model_id)
-    mlflow.set_tags(_version_tags(outputs))
+    mlflow.log_metrics(grouped(EVAL, outputs.metrics), model_id=model_id)
+    parity = {"parity_max_abs_difference": outputs.parity["max_abs_difference"]}
+    mlflow.log_metrics(grouped(EXPORT, parity), model_id=model_id)
+    mlflow.set_tags({**_version_tags(outputs), NOTE: run_note(outputs.metrics, outputs.protocol["id"], run_id)})
     lock = outputs.root / "dvc.lock"
     if lock.is_file():  # else the model was imported, and its stages run by hand
         mlflow.set_tag("dvc.lock", sha256_of(lock))
         mlflow.log_artifact(str(lock))
-    logged = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+    logged = {metric.step for metric in client.get_metric_history(run_id, f"{TRAIN}/loss")}
     now = milliseconds()
-    log_metrics(client, run_id, [(now, step, row) for step, row in outputs.curve() if step not in logged])
-    reports = outputs.root / REPORTS / outputs.variant
-    for name in ("samples.png", "denoising.png", "protocol.json"):
-        mlflow.log_artifact(str(reports / name))
+    curve = [(now, step, grouped(TRAIN, row)) for step, row in outputs.curve() if step not in logged]
+    log_metrics(client, run_id, curve)
+    mlflow.log_dict(outputs.protocol, PROTOCOL)
+    for file in sorted((outputs.root / REPORTS / outputs.variant).iterdir()):
+        if file.name != "protocol.json":
+            mlflow.log_artifact(str(file))
     _log_data(mlflow, outputs)
 
 

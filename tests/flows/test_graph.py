@@ -16,6 +16,7 @@ NEUTRAL = {
     "ddpm/data/__init__.py",
     "ddpm/diffusion/__init__.py",
     "ddpm/errors.py",
+    "ddpm/figures.py",
     "ddpm/files.py",
     "ddpm/promotion.py",
     "ddpm/layout.py",

@@ -40,7 +40,13 @@ def test_raw_images_to_a_champion_and_nothing_the_second_time(source, tmp_path, 
     found = tracking.find("tiny")
     client = tracking.load_mlflow().MlflowClient()
     logged = client.get_run(found.run_id)
-    assert logged.data.metrics.keys() >= {"fid", "fid_floor", "inception_score", "loss", "steps_per_second"}
+    assert logged.data.metrics.keys() >= {
+        "eval/fid",
+        "eval/fid_floor",
+        "eval/inception_score",
+        "train/loss",
+        "train/steps_per_second",
+    }
 
     run(project, "ddpm", "sample", "models:/ddpm-digits@champion", "--n", "5", "--seed", "0", "--out", "a.npz")
     run(project, "ddpm", "sample", "deploy/tiny", "--n", "5", "--seed", "0", "--out", "b.npz")

@@ -1,0 +1,272 @@
+"""`ddpm compare A B …`: several models side by side, as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddpm.config import Params, SamplingConfig, validate
+from ddpm.data.store import PreparedData
+from ddpm.deploy.runtime import Sampler
+from ddpm.device import pick_device
+from ddpm.diffusion.likelihood import likelihood_bound
+from ddpm.errors import UserError
+from ddpm.evaluation.comparison import Compared, Comparison, Curve, Recorded, ranked
+from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
+from ddpm.evaluation.extractor import coordinates, load_coordinates, load_extractor
+from ddpm.evaluation.metrics import extract, frechet_distance
+from ddpm.evaluation.page import Pictures, page
+from ddpm.evaluation.pictures import grid
+from ddpm.evaluation.plots import side_by_side
+from ddpm.files import atomic_directory, write_bytes, write_json
+from ddpm.layout import COMPARISON_PAGE, COMPARISON_RECORD, EXTRACTOR, MODELS, PREPARED, REPORTS
+from ddpm.model import Model, load
+from ddpm.stages.progress import bar
+from ddpm.stages.sample import is_uri, open_model
+
+STEPS = (5, 10, 20, 50, 100)
+
+SHOWN_IMAGES, GRID_COLUMNS = 16, 4
+SHOWN_VALUES = 2000
+LIKELIHOOD_IMAGES = 64  # of the validation split, where no evaluation has written the likelihood down
+
+
+def compare(
+    params: Params,
+    models: Sequence[str],
+    out: Path,
+    *,
+    steps: Sequence[int] | None = None,
+    sampler: str = "ddim",
+    samples: int | None = None,
+    rank: bool = False,
+    root: Path = Path(),
+) -> Comparison:
+    """Draw from all models with the same noise, measure them over the number of steps, and write `out`: report.html,
+    a page with its pictures in it, and comparison.json, its numbers.
+
+    Args:
+        models: models of params.yaml, model directories, deploy directories or MLflow URIs.
+        out: a new directory, or that of an earlier comparison.
+        steps: evaluations of the network an image at which all are measured; None: those of `STEPS` that all have.
+        sampler: that they are measured by. Each model's pictures are drawn by its own plan too.
+        samples: how many are measured at each number of steps; None: `evaluation.samples`.
+        rank: show the models by the figure that models are ranked by, the best first.
+
+    Raises:
+        UserError: no such model, models of other data than the prepared ones, a plan that cannot be made, an `out`
+            that is something else, or models to rank that were measured under different protocols.
+    """
+    count = params.evaluation.samples if samples is None else samples
+    _check(models, out, count)
+    data, device = PreparedData.open(root / PREPARED), pick_device()
+    opened = [_open(params, model, device, root) for model in models]
+    _check_data(opened, data)
+    opened = _named_apart(opened)
+    if rank:
+        order = ranked([each.compared for each in opened])
+        opened.sort(key=lambda each: order.index(each.compared))
+    plans = _plans(sampler, steps, opened)
+    measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root / EXTRACTOR, device)
+
+    own = [each.samples.sample(measure.shown, seed=params.seed) for each in opened]
+    pictures = [Pictures("by its own plan", measure.pictures(own))]
+    curves: list[Curve] = [[] for _ in opened]
+    work = count * len(opened) * sum(plan.steps for plan in plans)
+    with bar(work, "eval", "samples by fewer and more steps") as progress:
+        for plan in plans:
+            shown = []
+            for each, curve in zip(opened, curves, strict=True):
+                drawn = each.sampled_by(plan).sample(count, seed=params.seed, batch_size=params.evaluation.batch_size)
+                curve.append((plan.steps, measure.distance(drawn)))
+                shown.append(drawn[: measure.shown])
+                progress.update(count * plan.steps)
+            pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(shown)))
+    how = {"extractor": measure.identity["kind"], "extractor_sha256": measure.identity["sha256"]}
+    how |= {"reference": "train", "reference_sha256": data.split("train").sha256}
+    comparison = Comparison(
+        models=[_with_likelihood(each, data, params.seed) for each in opened],
+        key=measure.key,
+        over_steps=curves,
+        conditions={**how, "samples": count, "seed": params.seed, **plans[0].model_dump(exclude={"steps"})},
+        ranked=rank,
+    )
+    with atomic_directory(out) as temporary:
+        write_bytes(temporary / COMPARISON_PAGE, page(comparison, pictures).encode())
+        write_json(temporary / COMPARISON_RECORD, comparison.as_dict())
+    return comparison
+
+
+def _check(models: Sequence[str], out: Path, samples: int) -> None:
+    """Refuse what can be refused before anything is read."""
+    if twice := [model for number, model in enumerate(models) if model in models[:number]]:
+        raise UserError(f"{twice[0]} is named twice")
+    if samples < 2:
+        raise UserError(f"--samples must be at least 2, found {samples}")
+    if out.exists() and not (out / COMPARISON_RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is no comparison: name a new directory, or remove it")
+
+
+def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) -> list[SamplingConfig]:
+    """What all are measured by, the fewest steps first."""
+    shortest = min(opened, key=lambda each: each.timesteps)
+    chosen_steps = sorted(set(steps or [number for number in STEPS if number <= shortest.timesteps]))
+    for number in chosen_steps:
+        if not 1 <= number <= shortest.timesteps:
+            raise UserError(
+                f"--steps: expected numbers from 1 to {shortest.timesteps}, the timesteps of {shortest.compared.name}; "
+                f"found {number}"
+            )
+    return [validate(SamplingConfig, {"sampler": sampler, "steps": number}, "--sampler") for number in chosen_steps]
+
+
+# --- Opening ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model to compare, ready to be drawn from."""
+
+    compared: Compared
+    samples: Model | Sampler
+
+    @property
+    def timesteps(self) -> int:
+        """T of its process."""
+        if isinstance(self.samples, Model):
+            return self.samples.card.config.process.timesteps
+        return int(self.samples.facts["process"]["timesteps"])
+
+    def sampled_by(self, plan: SamplingConfig) -> Model | Sampler:
+        """The same weights with another plan."""
+        if isinstance(self.samples, Model):
+            return self.samples.sampled_by(plan)
+        return self.samples.sampled_by(plan.model_dump())
+
+
+def _open(params: Params, model: str, device: torch.device, root: Path) -> Opened:
+    """What MODEL names, with what is recorded of it."""
+    if model in params.models:
+        loaded = load(root / MODELS / model, device).sampled_by(params.models[model].sampling)
+        return Opened(Compared(model, model, Recorded.read(root / REPORTS / model)), loaded)
+    if is_uri(model):
+        from ddpm import tracking
+
+        samples = open_model(model)  # which says what is wrong with the URI
+        found = tracking.evaluation_of(model, root)
+        recorded = Recorded.of(found.metrics, found.protocol, found.likelihood, found.version)
+        return Opened(Compared(model.removeprefix("models:/"), model, recorded), samples)
+    if not Path(model).is_dir():
+        raise UserError(
+            f"{model}: expected a model of params.yaml ({', '.join(params.models)}), a model directory, a deploy "
+            "directory or a URI such as models:/ddpm-digits@champion; no such directory"
+        )
+    return Opened(
+        Compared(Path(model).resolve().name, model, Recorded.read(_reports_of(Path(model)))), open_model(model)
+    )
+
+
+def _reports_of(directory: Path) -> Path:
+    """Where the figures of models/V or deploy/V are, in this project or in another; of others there are none."""
+    directory = directory.resolve()
+    return directory.parents[1] / REPORTS / directory.name if len(directory.parents) > 1 else directory
+
+
+def _named_apart(opened: Sequence[Opened]) -> list[Opened]:
+    """Under short names where those tell the models apart, else as the user wrote them."""
+    names = [each.compared.name for each in opened]
+    if len(set(names)) == len(names):
+        return list(opened)
+    return [replace(each, compared=replace(each.compared, name=each.compared.model)) for each in opened]
+
+
+def _check_data(opened: Sequence[Opened], data: PreparedData) -> None:
+    for each in opened:
+        kind = each.samples.kind
+        if (kind.name, kind.shape) != (data.kind.name, data.kind.shape):
+            raise UserError(
+                f"{each.compared.model} makes {_size(kind.name, kind.shape)}, but the prepared data are "
+                f"{_size(data.kind.name, data.kind.shape)}"
+            )
+
+
+def _size(name: str, shape: tuple[int, ...]) -> str:
+    return f"{name} of {'×'.join(map(str, shape))}"
+
+
+def _with_likelihood(opened: Opened, data: PreparedData, seed: int) -> Compared:
+    """With the bound's terms; computed here for a trained model of images whose evaluation did not write them down."""
+    compared, model = opened.compared, opened.samples
+    if compared.recorded.likelihood or not isinstance(model, Model) or model.kind.name != "images":
+        return compared
+    split = data.split("validation")
+    images = split.rows(chosen(len(split), LIKELIHOOD_IMAGES, seed))
+    x0 = model.kind.encode(torch.from_numpy(images)).to(model.device)
+    terms = likelihood_bound(model.network, model.process(), [x0], seed=seed).terms
+    likelihood = [(float(t), bits) for t, bits in enumerate(terms.tolist())]
+    return replace(compared, recorded=replace(compared.recorded, likelihood=likelihood))
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+class _Measure(Protocol):
+    """How far what is drawn is from the training data, and what it looks like, for one kind of data."""
+
+    key: str  # of the figure, as metrics.json has it
+    shown: int  # data a picture
+    identity: dict[str, Any]
+
+    def distance(self, drawn: NDArray[Any]) -> float: ...
+
+    def pictures(self, drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
+        """Of what each model has drawn: a picture a model, or one of all."""
+        ...
+
+
+class _Images:
+    """FID; a grid a model."""
+
+    key, shown = "fid", SHOWN_IMAGES
+
+    def __init__(self, params: Params, data: PreparedData, extractor: Path, device: torch.device) -> None:
+        self._extractor = load_extractor(extractor, weights=params.extractor.weights, device=device)
+        self._size = params.evaluation.batch_size
+        self._reference = extract(self._extractor, data.split("train").batches(self._size))
+        self.identity = self._extractor.identity
+
+    def distance(self, drawn: NDArray[np.uint8]) -> float:
+        batches = (drawn[first : first + self._size] for first in range(0, len(drawn), self._size))
+        return frechet_distance(extract(self._extractor, batches), self._reference)
+
+    def pictures(self, drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
+        return [grid(images, GRID_COLUMNS) for images in drawn]
+
+
+class _Values:
+    """Wasserstein distance; all models' data beside real ones, on the same axes."""
+
+    key, shown = "wasserstein", SHOWN_VALUES
+
+    def __init__(self, params: Params, data: PreparedData, extractor: Path, device: torch.device) -> None:
+        self.identity = load_coordinates(extractor)
+        self._kind, self._seed = data.kind, params.seed
+        self._train, validation = data.split("train"), data.split("validation")
+        self._real = validation.rows(chosen(len(validation), SHOWN_VALUES, params.seed))
+
+    def distance(self, drawn: NDArray[np.float32]) -> float:
+        count = min(len(drawn), MAX_COUNT, len(self._train))
+        reference = self._train.rows(chosen(len(self._train), count, self._seed))
+        return wasserstein(coordinates(self._kind, drawn[:count]), coordinates(self._kind, reference))
+
+    def pictures(self, drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:
+        return [
+            side_by_side([("real", self._real), *((str(number), values) for number, values in enumerate(drawn, 1))])
+        ]
