@@ -8,7 +8,7 @@ from typing import Any
 from ddpm.errors import UserError
 from ddpm.promotion import Candidate, Decision, decide, headline
 from ddpm.tracking.evaluations import protocol_of
-from ddpm.tracking.names import figures_among
+from ddpm.tracking.names import evaluation_among
 from ddpm.tracking.registry import find
 from ddpm.tracking.store import load_mlflow, store_answers
 
@@ -51,7 +51,7 @@ def champion_of(client: Any, model: str) -> str | None:
 
 def _candidate(mlflow: Any, client: Any, model: str, version: str) -> Candidate:
     found = client.get_model_version(model, version)
-    metrics = figures_among(client.get_run(found.run_id).data.metrics)
+    metrics = evaluation_among(client.get_run(found.run_id).data.metrics)
     key, measure = headline(metrics)
     return Candidate(
         name=f"version {found.version}",

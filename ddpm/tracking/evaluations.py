@@ -10,7 +10,7 @@ from typing import Any
 
 from ddpm.files import read_json
 from ddpm.layout import COMPARISON_RECORD
-from ddpm.tracking.names import PROTOCOL, figures_among, grouped
+from ddpm.tracking.names import PROTOCOL, evaluation_among, grouped
 from ddpm.tracking.notes import NOTE, comparison_note
 from ddpm.tracking.outputs import model_name
 from ddpm.tracking.runs import git_tags, log_metrics, milliseconds
@@ -36,7 +36,7 @@ def evaluation_of(uri: str, root: Path = Path()) -> Evaluation:
     run_id, version = _origin(client, uri)
     files = {file.path for file in client.list_artifacts(run_id)}
     return Evaluation(
-        metrics=figures_among(client.get_run(run_id).data.metrics),
+        metrics=evaluation_among(client.get_run(run_id).data.metrics),
         protocol=protocol_of(mlflow, run_id),
         likelihood=mlflow.artifacts.load_text(f"runs:/{run_id}/nll.csv") if "nll.csv" in files else None,
         version=version,

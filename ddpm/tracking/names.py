@@ -1,27 +1,35 @@
-"""How metrics and files are called in MLflow, whose pages gather charts by what stands before the slash."""
+"""How metrics and files are called in MLflow, whose pages gather charts by what stands before the last slash."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-TRAIN, EVAL, EXPORT = "train", "eval", "export"
+from ddpm.figures import FIGURES
 
 # The artifact with the fields of the protocol; reports/V/protocol.json.
 PROTOCOL = "eval_protocol.json"
 
+_EVAL, _DETAIL = "eval/", "eval/detail/"
+_FIGURES = {figure.key for figure in FIGURES}
+
 
 def grouped(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics under the names that MLflow has for them: `fid` of the group `eval` is `eval/fid`."""
+    """Metrics as a group of charts: `loss` of the group `train` is `train/loss`."""
     return {f"{group}/{name}": value for name, value in metrics.items()}
 
 
-def figures_among(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures among a run's metrics, as metrics.json calls them.
+def evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of metrics.json: `eval/fid` and the other figures; what belongs to them as `eval/detail/fid_floor`."""
+    return {f"{_EVAL if name in _FIGURES else _DETAIL}{name}": value for name, value in metrics.items()}
+
+
+def evaluation_among(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of all metrics of a run the numbers of metrics.json, as it calls them.
 
     A run from before there were groups has them under these names.
     """
     return {
-        name.removeprefix(f"{EVAL}/"): value
+        name.removeprefix(_DETAIL).removeprefix(_EVAL): value
         for name, value in metrics.items()
-        if "/" not in name or name.startswith(f"{EVAL}/")
+        if "/" not in name or name.startswith(_EVAL)
     }

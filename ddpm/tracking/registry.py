@@ -13,7 +13,7 @@ from typing import Any
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
 from ddpm.layout import DEPLOY, REPORTS
-from ddpm.tracking.names import EVAL, EXPORT, PROTOCOL, TRAIN, grouped
+from ddpm.tracking.names import PROTOCOL, evaluation, grouped
 from ddpm.tracking.notes import NOTE, run_note
 from ddpm.tracking.outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
@@ -97,6 +97,8 @@ def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Re
         model_id = _log_model(mlflow, outputs)
         _log_outputs(mlflow, client, run.info.run_id, outputs, model_id)
     made = mlflow.register_model(f"models:/{model_id}", model_name(root), tags=_version_tags(outputs))
+    note = run_note(outputs.metrics, outputs.protocol["id"], run.info.run_id)
+    client.update_model_version(made.name, made.version, description=note)
     client.set_registered_model_alias(made.name, "challenger", made.version)
     return replace(_describe(client, made), run_id=run.info.run_id, created=True)
 
@@ -141,17 +143,17 @@ def _pinned(modules: tuple[str, ...]) -> list[str]:
 def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_id: str) -> None:
     """Log parameters, figures, the curve, pictures and the data of the active run."""
     mlflow.log_params(outputs.parameters())
-    mlflow.log_metrics(grouped(EVAL, outputs.metrics), model_id=model_id)
+    mlflow.log_metrics(evaluation(outputs.metrics), model_id=model_id)
     parity = {"parity_max_abs_difference": outputs.parity["max_abs_difference"]}
-    mlflow.log_metrics(grouped(EXPORT, parity), model_id=model_id)
+    mlflow.log_metrics(grouped("export", parity), model_id=model_id)
     mlflow.set_tags({**_version_tags(outputs), NOTE: run_note(outputs.metrics, outputs.protocol["id"], run_id)})
     lock = outputs.root / "dvc.lock"
     if lock.is_file():  # else the model was imported, and its stages run by hand
         mlflow.set_tag("dvc.lock", sha256_of(lock))
         mlflow.log_artifact(str(lock))
-    logged = {metric.step for metric in client.get_metric_history(run_id, f"{TRAIN}/loss")}
+    logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
     now = milliseconds()
-    curve = [(now, step, grouped(TRAIN, row)) for step, row in outputs.curve() if step not in logged]
+    curve = [(now, step, grouped("train", row)) for step, row in outputs.curve() if step not in logged]
     log_metrics(client, run_id, curve)
     mlflow.log_dict(outputs.protocol, PROTOCOL)
     for file in sorted((outputs.root / REPORTS / outputs.variant).iterdir()):

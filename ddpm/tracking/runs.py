@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm.tracking.names import TRAIN, grouped
+from ddpm.tracking.names import grouped
 from ddpm.tracking.outputs import model_name
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers, store_uri
 
@@ -96,7 +96,7 @@ def _send(run_id: str, points: queue.SimpleQueue[tuple[int, int, Metrics] | None
                 moment, step, metrics = point
                 if before and moment > before[0]:
                     metrics = {**metrics, "steps_per_second": 1000 * (step - before[1]) / (moment - before[0])}
-                log_metrics(client, run_id, [(moment, step, grouped(TRAIN, metrics))])
+                log_metrics(client, run_id, [(moment, step, grouped("train", metrics))])
                 before = moment, step
     except Exception as error:  # whatever it is, it is not the training's affair
         first_line = str(error).partition("\n")[0]
