@@ -292,6 +292,33 @@ class ExportConfig(Section):
     parity_tolerance: float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
 
 
+Tolerance = Annotated[float, Field(ge=0)]
+
+
+class Tolerances(Section):
+    """How much worse than the champion a new one may be, as a share of the champion's figure; null: at will."""
+
+    inception_score: Tolerance | None = Field(0.1, description="lower by")
+    kid: Tolerance | None = Field(0.25, description="higher by; it is small, and its noise a large share of it")
+    precision: Tolerance | None = Field(0.1, description="lower by")
+    recall: Tolerance | None = Field(0.1, description="lower by")
+    mmd: Tolerance | None = Field(None, description="higher by")
+    nll_validation: Tolerance | None = Field(0.05, description="higher by")
+    gflops_per_image: Tolerance | None = Field(None, description="higher by")
+
+
+class PromotionConfig(Section):
+    """When a new version of a model becomes champion."""
+
+    gain: float = Field(
+        0.01,
+        ge=0,
+        description="where the intervals of the FID overlap: the share by which the NLL or the cost of an image must "
+        "be lower, and neither may be higher",
+    )
+    tolerances: Tolerances = Tolerances()
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -300,6 +327,7 @@ class Params(Section):
     extractor: ExtractorConfig = ExtractorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
+    promotion: PromotionConfig = PromotionConfig()
     variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
     models: dict[VariantName, VariantConfig] = Field(min_length=1)
 
