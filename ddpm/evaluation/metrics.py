@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,10 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Features]) -> Features:
+        return cls(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
 
     def spread(self, count: int) -> Features:
         """Those of `count` images at even distances, so that data sorted by class keeps its classes."""
