@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from ddpm.config import Params
-from ddpm.data.store import PreparedData
+from ddpm.data.store import PreparedData, SplitName
+from ddpm.evaluation.bootstrap import interval, wasserstein_deviation
 from ddpm.evaluation.distances import MAX_COUNT, chosen, mmd, wasserstein
 from ddpm.evaluation.extractor import coordinates, load_coordinates
 from ddpm.evaluation.plots import SHOWN, side_by_side
@@ -25,7 +27,7 @@ class ValueMeasure:
             UserError: the extractor is missing or was made for images.
         """
         self.identity: dict[str, Any] = load_coordinates(extractor)
-        self._seed, self._data = params.seed, data
+        self._data, self._resamples, self._seed = data, params.evaluation.resamples, params.seed
         self._batches: list[NDArray[np.float32]] = []
 
     def add(self, generated: NDArray[np.float32]) -> None:
@@ -35,15 +37,19 @@ class ValueMeasure:
     def figures(self) -> dict[str, float | int]:
         """Each with its floor: what the validation data score against the same training data."""
         generated = np.concatenate(self._batches)
-        splits = [self._data.split("train"), self._data.split("validation")]
-        count = min(len(generated), MAX_COUNT, *map(len, splits))
+        count = min(len(generated), MAX_COUNT, *(len(self._data.split(name)) for name in ("train", "validation")))
         reference, validation = (
-            coordinates(self._data.kind, split.rows(chosen(len(split), count, self._seed))) for split in splits
+            coordinates(self._data.kind, self._real(name, count)) for name in ("train", "validation")
         )
         samples = coordinates(self._data.kind, generated[:count])
         bandwidth = self.identity["bandwidth"]
+        distance = wasserstein(samples, reference)
+        deviation = wasserstein_deviation(samples, reference, resamples=self._resamples, seed=self._seed)
+        low, high = interval(distance, deviation)
         return {
-            "wasserstein": wasserstein(samples, reference),
+            "wasserstein": distance,
+            "wasserstein_low": low,
+            "wasserstein_high": high,
             "wasserstein_floor": wasserstein(validation, reference),
             "mmd": mmd(samples, reference, bandwidth),
             "mmd_floor": mmd(validation, reference, bandwidth),
@@ -52,7 +58,18 @@ class ValueMeasure:
         }
 
     def pictures(self) -> dict[str, Image.Image]:
-        """File names and pictures of what was added."""
-        split = self._data.split("validation")
-        real = split.rows(chosen(len(split), SHOWN, self._seed))
-        return {"samples.png": side_by_side([("real", real), ("generated", np.concatenate(self._batches)[:SHOWN])])}
+        """File names and pictures: generated data beside real ones, and beside each one's nearest training datum."""
+        generated = np.concatenate(self._batches)[:SHOWN]
+        train = self._real("train", SHOWN)
+        distances = cdist(*(coordinates(self._data.kind, values) for values in (generated, train)))
+        return {
+            "samples.png": side_by_side([("real", self._real("validation", SHOWN)), ("generated", generated)]),
+            "neighbours.png": side_by_side(
+                [("generated", generated), ("the nearest in training", train[distances.argmin(1)])]
+            ),
+        }
+
+    def _real(self, name: SplitName, limit: int) -> NDArray[np.float32]:
+        """At most `limit` of a split, at random."""
+        split = self._data.split(name)
+        return split.rows(chosen(len(split), limit, self._seed))

@@ -14,7 +14,7 @@ from ddpm.stages.evaluate import Measurement, measure
 
 def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path()) -> Measurement:
     """Measure a deploy directory as `ddpm evaluate` measures a model, against the present `prepared/` and
-    `extractor/`, under the protocol of `params` and the model's own sampling plan.
+    `extractor/`, under the protocol of `params`; by the model's own plan where that has none.
 
     What needs the trained network itself is left out: the likelihood and the cost of an image.
 
@@ -22,11 +22,11 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path()) -> M
         UserError: the directory, the extractor or the prepared data is missing, damaged or of another kind.
     """
     sampler = Sampler(deploy)
-    sampling = validate(SamplingConfig, sampler.facts["sampling"], str(deploy / "sampler.json"))
+    own = validate(SamplingConfig, sampler.facts["sampling"], str(deploy / "sampler.json"))
     return measure(
         sampler,
         params,
-        sampling=sampling,
+        sampling=params.evaluation.sampling or own,
         variance=sampler.facts["process"]["variance"],
         weights=sampler.facts.get("weights", "ema"),
         data=PreparedData.open(root / PREPARED),

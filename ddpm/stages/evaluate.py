@@ -15,14 +15,17 @@ from ddpm.config import Params, SamplingConfig
 from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
+from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.images import ImageMeasure
-from ddpm.evaluation.pictures import save_png
+from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
+from ddpm.evaluation.pictures import captioned, save_png
 from ddpm.evaluation.protocol import EvaluationProtocol
+from ddpm.evaluation.trained import gigaflops_per_image, likelihood_bounds, likelihood_figures, likelihood_table
 from ddpm.evaluation.values import ValueMeasure
-from ddpm.files import atomic_directory, write_json
-from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
+from ddpm.files import atomic_directory, write_bytes, write_json
+from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED, REPORTS
 from ddpm.model import load
 from ddpm.stages.progress import bar
 
@@ -32,6 +35,8 @@ class Samples(Protocol):
 
     @property
     def kind(self) -> DataKind: ...
+
+    def plan(self, **overrides: Any) -> SamplingPlan: ...
 
     def batches(self, count: int, *, seed: int, batch_size: int, **overrides: Any) -> Iterator[NDArray[Any]]: ...
 
@@ -43,35 +48,45 @@ class Measurement:
     metrics: dict[str, float | int]
     protocol: EvaluationProtocol
     pictures: dict[str, Image.Image]
-    """By file name."""
+    """By file name, without captions."""
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `reports/V/`: metrics.json, protocol.json, samples.png and denoising.png.
+    """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
 
     Raises:
-        UserError: the model, the extractor or the prepared data is missing or damaged.
+        UserError: the model, the extractor or the prepared data is missing or damaged, or the model cannot be sampled
+            by the protocol's plan.
     """
+    options = params.evaluation
     device = pick_device()
-    model = load(root / MODELS / variant, device).sampled_by(params.variant(variant).sampling)
+    sampling = options.sampling or params.variant(variant).sampling
+    model = load(root / MODELS / variant, device).sampled_by(sampling)
     data = PreparedData.open(root / PREPARED)
-    config = model.card.config
     measured = measure(
         model,
         params,
-        sampling=config.sampling,
-        variance=config.process.variance,
+        sampling=sampling,
+        variance=model.card.config.process.variance,
         weights=model.card.training.weights,
         data=data,
         root=root,
         device=device,
         name=f"models/{variant}",
     )
+    bounds = likelihood_bounds(model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed)
+    protocol = measured.protocol
+    metrics = {
+        **measured.metrics,
+        **likelihood_figures(bounds),
+        "gflops_per_image": gigaflops_per_image(model),
+    }
     with atomic_directory(root / REPORTS / variant) as out:
-        write_json(out / "metrics.json", {"protocol": measured.protocol.id, **measured.metrics})
-        write_json(out / "protocol.json", {"id": measured.protocol.id, **measured.protocol.as_dict()})
+        write_json(out / "metrics.json", {"protocol": protocol.id, **metrics})
+        write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
+        write_bytes(out / "nll.csv", likelihood_table(bounds).encode())
         for name, picture in {**measured.pictures, "denoising.png": denoising(model, data, params.seed)}.items():
-            save_png(picture, out / name)
+            save_png(captioned(picture, f"protocol {protocol.id}"), out / name)
 
 
 def measure(
@@ -95,22 +110,25 @@ def measure(
         name: what messages call it.
 
     Raises:
-        UserError: the model and the data are of two kinds, or the extractor is missing or damaged.
+        UserError: the model and the data are of two kinds, the plan is not one of the model's, or the extractor is
+            missing or damaged.
     """
     if samples.kind.name != data.kind.name:
         raise UserError(f"{name} makes {samples.kind.name}, but the prepared data are {data.kind.name}")
+    choices = sampling.model_dump()
+    try:
+        samples.plan(**choices)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be sampled by evaluation.sampling: {error}") from None
     figures = (
-        ImageMeasure(params, data, root / EXTRACTOR, device)
+        ImageMeasure(params, data, root / EXTRACTOR, root / FEATURES, device)
         if data.kind.name == "images"
         else ValueMeasure(params, data, root / EXTRACTOR)
     )
     protocol = _protocol(params, sampling, variance, weights, data, figures.identity)
     options = params.evaluation
     with bar(options.samples, "img", f"samples of {name}") as progress:
-        drawn = samples.batches(
-            options.samples, seed=params.seed, batch_size=options.batch_size, **sampling.model_dump()
-        )
-        for batch in drawn:
+        for batch in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size, **choices):
             figures.add(batch)
             progress.update(len(batch))
     return Measurement(figures.figures(), protocol, figures.pictures())
@@ -124,14 +142,15 @@ def _protocol(
     data: PreparedData,
     extractor: dict[str, Any],
 ) -> EvaluationProtocol:
-    reference = data.split("train")
+    options, train, counts = params.evaluation, data.split("train"), data.manifest.counts
+    whole = options.reference == "all"
     return EvaluationProtocol(
         extractor=extractor["kind"],
         extractor_sha256=extractor["sha256"],
-        reference="train",
-        reference_sha256=reference.sha256,
-        reference_count=len(reference),
-        samples=params.evaluation.samples,
+        reference=options.reference,
+        reference_sha256=data.manifest.images_sha256 if whole else train.sha256,
+        reference_count=counts.train + counts.validation if whole else len(train),
+        samples=options.samples,
         sampler=sampling.sampler,
         steps=sampling.steps,
         variance=sampling.variance or variance,
@@ -140,6 +159,11 @@ def _protocol(
         clip=sampling.clip,
         dynamic_threshold=sampling.dynamic_threshold,
         weights=weights,
-        splits=params.evaluation.splits,
+        splits=options.splits,
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=KID_SUBSET_SIZE,
+        neighbourhood=NEIGHBOURHOOD,
+        nll_samples=options.nll_samples,
+        resamples=options.resamples,
         seed=params.seed,
     )
