@@ -276,12 +276,52 @@ class ExtractorConfig(Section):
     steps: Positive = Field(600, description="optimiser steps of the small CNN")
 
 
-class EvaluationConfig(Section):
-    """How a model is measured. All of it enters the protocol that each figure carries."""
+# What `evaluation.protocol` stands for, key by key; inception-50k is the papers' on CIFAR-10, of the published training
+# images all.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "digits-2k": {"samples": 2000, "resamples": 200, "nll_samples": 50},
+    "inception-50k": {
+        "features": "inception",
+        "reference": "all",
+        "samples": 50_000,
+        "resamples": 50,
+        "nll_samples": 1000,
+    },
+    "quick": {"samples": 256, "splits": 2, "resamples": 50, "nll_samples": 0},
+}
 
+
+class EvaluationConfig(Section):
+    """How a model is measured. All that decides a figure enters the protocol that each figure carries."""
+
+    protocol: Literal["digits-2k", "inception-50k", "quick"] = Field(
+        "digits-2k", description="values of the keys below, where they are not written"
+    )
+    features: Literal["any", "inception"] = Field(
+        "any", description="any: of the extractor there is; inception: of InceptionV3 or none"
+    )
+    reference: Literal["train", "all"] = Field(
+        "train", description="real images that generated ones are held against: the training split, or both splits"
+    )
     samples: Positive = Field(2000, description="images drawn to be measured")
+    sampling: SamplingConfig | None = Field(
+        None, description="a plan that every model is measured under; null: each under its own"
+    )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     splits: Positive = Field(10, description="splits of the Inception Score")
+    resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
+    nll_samples: int = Field(
+        50, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, raw: Any) -> Any:
+        """Put the protocol's values under the keys that are given."""
+        if not isinstance(raw, dict):
+            return raw
+        name = raw.get("protocol", cls.model_fields["protocol"].default)
+        return {**(PROTOCOLS.get(name, {}) if isinstance(name, str) else {}), **raw}
 
 
 class ExportConfig(Section):
@@ -292,6 +332,33 @@ class ExportConfig(Section):
     parity_tolerance: float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
 
 
+Tolerance = Annotated[float, Field(ge=0)]
+
+
+class Tolerances(Section):
+    """How much worse than the champion a new one may be, as a share of the champion's figure; null: at will."""
+
+    inception_score: Tolerance | None = Field(0.1, description="lower by")
+    kid: Tolerance | None = Field(0.25, description="higher by; it is small, and its noise a large share of it")
+    precision: Tolerance | None = Field(0.1, description="lower by")
+    recall: Tolerance | None = Field(0.1, description="lower by")
+    mmd: Tolerance | None = Field(None, description="higher by")
+    nll_validation: Tolerance | None = Field(0.05, description="higher by")
+    gflops_per_image: Tolerance | None = Field(None, description="higher by")
+
+
+class PromotionConfig(Section):
+    """When a new version of a model becomes champion."""
+
+    gain: float = Field(
+        0.01,
+        ge=0,
+        description="where the intervals of the FID overlap: the share by which the NLL or the cost of an image must "
+        "be lower, and neither may be higher",
+    )
+    tolerances: Tolerances = Tolerances()
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -300,6 +367,7 @@ class Params(Section):
     extractor: ExtractorConfig = ExtractorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
+    promotion: PromotionConfig = PromotionConfig()
     variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
     models: dict[VariantName, VariantConfig] = Field(min_length=1)
 
@@ -310,6 +378,15 @@ class Params(Section):
         for name in self.variants:
             if name not in self.models:
                 raise ValueError(f"`variants` names {name!r}, but `models` has only: {', '.join(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_features_asked_for_are_made(self) -> Params:
+        if self.evaluation.features == "inception" and self.extractor.kind != "inception":
+            raise ValueError(
+                f"evaluation.protocol {self.evaluation.protocol} measures in InceptionV3's features, but "
+                f"extractor.kind is {self.extractor.kind}: set it to inception"
+            )
         return self
 
     def variant(self, name: str) -> VariantConfig:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished import SHAPE, VARIANT, empty_store, write_outputs
+from finished import SHAPE, VARIANT, write_outputs
 from mlflow.exceptions import MlflowException
 
 from ddpm import tracking
@@ -22,14 +21,8 @@ from ddpm.errors import UpstreamError, UserError
 
 
 @pytest.fixture
-def project(tmp_path, tmp_path_factory, monkeypatch) -> Path:
-    """A project whose stages have all run, with a store of its own."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv(tracking.RUN_ID, raising=False)
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", tmp_path / "mlflow")
-    write_outputs(tmp_path)
-    return tmp_path
+def project(finished) -> Path:
+    return finished
 
 
 def client(root: Path):
@@ -153,6 +146,14 @@ def test_the_same_lineage_is_registered_once_and_another_one_again(project):
     assert tracking.find(VARIANT) is None
     assert tracking.register(VARIANT).version == 2
     assert holder(project, "challenger") == 2
+
+
+def test_a_challenger_whose_alias_was_lost_has_it_again(project):
+    tracking.register(VARIANT)
+    client(project).delete_registered_model_alias("ddpm-dots", "challenger")
+    again = tracking.register(VARIANT)
+    assert (again.aliases, again.created) == (("challenger",), False)
+    assert holder(project, "challenger") == 1
 
 
 def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(project):

@@ -79,6 +79,7 @@ def describe_sampler(model: Model, directory: Path) -> None:
             "sampling": card.config.sampling.model_dump(mode="json"),
             "data": card.data.model_dump(mode="json"),
             "fingerprint": card.training.fingerprint,
+            "weights": card.training.weights,
             "opset": OPSET,
             "denoiser_sha256": sha256_of(directory / "denoiser.onnx"),
         },

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
+from ddpm.evaluation.protocol import refuse_to_mix
 from ddpm.figures import Figure, Reading
 from ddpm.files import read_json
 from ddpm.promotion import differing_fields, headline
@@ -24,7 +25,7 @@ class Recorded:
     Attributes:
         metrics: the numbers of metrics.json.
         protocol: protocol.json: its fields, and its identifier under `id`.
-        likelihood: t and L_t, in bits per dimension, of each timestep.
+        likelihood: t and its term of the bound, in bits per dimension: the decoder's, those between, the prior's.
         version: the registered model's version, such as `models:/ddpm-digits/3`.
     """
 
@@ -59,6 +60,10 @@ class Recorded:
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         return cls(numbers, protocol, _likelihood(likelihood) if likelihood else [], version)
 
+    def with_likelihood(self, table: str) -> Recorded:
+        """With the terms of the text of nll.csv."""
+        return replace(self, likelihood=_likelihood(table))
+
 
 def _read(path: Path) -> dict[str, Any]:
     try:
@@ -68,8 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _likelihood(table: str) -> Curve:
-    """t and its term of the bound, of nll.csv."""
-    return [(float(row["t"]), float(row["bits_per_dim"])) for row in csv.DictReader(io.StringIO(table))]
+    """t and the validation images' term of the bound, of nll.csv."""
+    return [(float(row["t"]), float(row["validation"])) for row in csv.DictReader(io.StringIO(table))]
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,8 @@ def ranked(models: Sequence[Compared]) -> list[Compared]:
     """
     for model in models:
         if model.protocol_id is None:
-            raise UserError(f"cannot rank: {model.name} has no figures; run `ddpm evaluate` for it")
-    if len(by_protocol(models)) > 1:
-        raise UserError(
-            f"cannot rank: {', '.join(model.name for model in models)} were measured under different protocols: "
-            f"{'; '.join(differences(models))}"
-        )
+            raise UserError(f"{model.name} cannot be ranked, since it was never evaluated")
+    refuse_to_mix({model.name: model.recorded.protocol for model in models})
     key, _ = headline(models[0].recorded.metrics)
     return sorted(models, key=lambda model: model.recorded.metrics[key])
 

@@ -7,7 +7,8 @@ beside it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,37 @@ from ddpm.files import read_json, sha256_of, write_json
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_START = "6726825d"
+SPATIAL_CHANNELS = 7
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor says of N images, float32 on the CPU."""
+
+    features: Tensor
+    """[N, F]."""
+    logits: Tensor
+    """[N, K], class scores."""
+    spatial: Tensor | None = None
+    """[N, S], for sFID; None where the extractor has none."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, positions: Tensor) -> Features:
+        """Those of some of the images."""
+        spatial = None if self.spatial is None else self.spatial[positions]
+        return Features(self.features[positions], self.logits[positions], spatial)
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Features]) -> Features:
+        """All parts' images, in order."""
+        spatial = [part.spatial for part in parts if part.spatial is not None]
+        return cls(
+            torch.cat([part.features for part in parts]),
+            torch.cat([part.logits for part in parts]),
+            torch.cat(spatial) if spatial else None,
+        )
 
 
 class Extractor(Protocol):
@@ -33,8 +65,8 @@ class Extractor(Protocol):
 
     identity: dict[str, Any]  # what enters the evaluation protocol: kind and hash of the weights
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """[N, H, W, C] uint8 → (features [N, F], logits [N, K]), float32 on the CPU."""
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
+        """Images [N, H, W, C] uint8, few enough to go through the network together."""
         ...
 
 
@@ -70,10 +102,10 @@ class CNNExtractor:
         self.identity = identity
 
     @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
         device = next(self.network.parameters()).device
         features, logits = self.network(from_uint8(torch.from_numpy(pixels).to(device)))
-        return features.cpu(), logits.cpu()
+        return Features(features.cpu(), logits.cpu())
 
 
 class InceptionExtractor:
@@ -95,13 +127,20 @@ class InceptionExtractor:
         except Exception as error:
             raise UserError(f"{weights}: not InceptionV3 weights in torch-fidelity's format: {error}") from None
         self.network = network.eval().to(device)
+        self._spatial: Tensor | None = None
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         self.identity = {"kind": "inception", "sha256": sha256_of(weights)}
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
         features, logits = self.network(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device))
-        return features.cpu(), logits.cpu()
+        spatial, self._spatial = self._spatial, None
+        return Features(features.cpu(), logits.cpu(), spatial)
+
+    def _keep_spatial(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """sFID's features: seven channels of the 17×17 map `mixed_6/conv`, as ADM's evaluator has them."""
+        self._spatial = output[:, :SPATIAL_CHANNELS].flatten(1).cpu()
 
 
 def cached_inception() -> Path:
@@ -257,6 +296,6 @@ def accuracy(extractor: Extractor, images: Images, labels: NDArray[np.int64], ba
     right = 0
     for first in range(0, len(images), batch_size):
         batch = np.arange(first, min(first + batch_size, len(images)))
-        _, logits = extractor(images.rows(batch))
+        logits = extractor(images.rows(batch)).logits
         right += int((logits.argmax(1).numpy() == labels[batch]).sum())
     return right / len(images)

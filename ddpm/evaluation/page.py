@@ -107,17 +107,22 @@ def _conditions(comparison: Comparison) -> str:
 
 
 def _likelihood(models: Sequence[Compared]) -> dict[str, str] | None:
-    """Nichol & Dhariwal 2021, figure 2. From t = 1, since the axis is logarithmic."""
-    lines = [[(t + 1, bits) for t, bits in model.recorded.likelihood] for model in models]
+    """As in Nichol & Dhariwal 2021, figure 2, without the prior's term; from 1, since the axis is logarithmic."""
+    lines = [[(t + 1, bits) for t, bits in model.recorded.likelihood[:-1]] for model in models]
     if not any(lines):
         return None
     said = [
-        f"{model.name} {number(sum(bits for _, bits in line))} bits/dim, {number(line[0][1])} of them at the first"
-        for model, line in zip(models, lines, strict=True)
-        if line
+        f"{model.name} {number(sum(bits for _, bits in terms))} bits/dim, {number(terms[0][1])} of them the decoder's"
+        for model in models
+        if (terms := model.recorded.likelihood)
     ]
     drawing = curves(lines, x="timestep (1: the decoder's)", y="bits per dimension", marks=False)
-    return _chart("Likelihood over the timesteps", drawing, said, "Each timestep's term of the variational bound.")
+    return _chart(
+        "Likelihood over the timesteps",
+        drawing,
+        said,
+        "Each timestep's term of the variational bound, of validation images.",
+    )
 
 
 def _coverage(models: Sequence[Compared]) -> dict[str, str] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SHOWN_SIDE = 32  # images smaller than this are enlarged by a whole factor
+CAPTION_HEIGHT = 14
 
 
 def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Image:
@@ -23,6 +25,25 @@ def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Imag
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+
+
+def beside(images: Sequence[Image.Image], *, gap: int = 12) -> Image.Image:
+    """Pictures of one mode from left to right on white."""
+    width = sum(image.width + gap for image in images) - gap
+    canvas = Image.new(images[0].mode, (width, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        canvas.paste(image, (left, 0))
+        left += image.width + gap
+    return canvas
+
+
+def captioned(image: Image.Image, text: str) -> Image.Image:
+    """The picture with a line of text under it."""
+    canvas = Image.new(image.mode, (image.width, image.height + CAPTION_HEIGHT), "white")
+    canvas.paste(image)
+    ImageDraw.Draw(canvas).text((2, image.height + 1), text, fill="black")
+    return canvas
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -13,29 +13,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.config import Params, SamplingConfig, validate
-from ddpm.data.store import PreparedData
+from ddpm.data.store import PreparedData, SplitName
 from ddpm.deploy.runtime import Sampler
 from ddpm.device import pick_device
-from ddpm.diffusion.likelihood import likelihood_bound
 from ddpm.errors import UserError
 from ddpm.evaluation.comparison import Compared, Comparison, Curve, Recorded, ranked
 from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
-from ddpm.evaluation.extractor import coordinates, load_coordinates, load_extractor
-from ddpm.evaluation.metrics import extract, frechet_distance
+from ddpm.evaluation.extractor import Features, coordinates, load_coordinates, load_extractor
+from ddpm.evaluation.features import cached_features, extract
+from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.page import Pictures, page
-from ddpm.evaluation.pictures import grid
-from ddpm.evaluation.plots import side_by_side
+from ddpm.evaluation.pictures import beside, grid, save_png
+from ddpm.evaluation.plots import SHOWN, side_by_side
+from ddpm.evaluation.trained import likelihood_bounds, likelihood_table
 from ddpm.files import atomic_directory, write_bytes, write_json
-from ddpm.layout import COMPARISON_PAGE, COMPARISON_RECORD, EXTRACTOR, MODELS, PREPARED, REPORTS
+from ddpm.layout import (
+    COMPARISON_PAGE,
+    COMPARISON_PICTURE,
+    COMPARISON_RECORD,
+    EXTRACTOR,
+    FEATURES,
+    MODELS,
+    PREPARED,
+    REPORTS,
+)
 from ddpm.model import Model, load
+from ddpm.stages.evaluate import protocol_of
 from ddpm.stages.progress import bar
 from ddpm.stages.sample import is_uri, open_model
 
 STEPS = (5, 10, 20, 50, 100)
 
 SHOWN_IMAGES, GRID_COLUMNS = 16, 4
-SHOWN_VALUES = 2000
-LIKELIHOOD_IMAGES = 64  # of the validation split, where no evaluation has written the likelihood down
 
 
 def compare(
@@ -74,7 +83,7 @@ def compare(
         order = ranked([each.compared for each in opened])
         opened.sort(key=lambda each: order.index(each.compared))
     plans = _plans(sampler, steps, opened)
-    measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root / EXTRACTOR, device)
+    measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
 
     own = [each.samples.sample(measure.shown, seed=params.seed) for each in opened]
     pictures = [Pictures("by its own plan", measure.pictures(own))]
@@ -89,18 +98,17 @@ def compare(
                 shown.append(drawn[: measure.shown])
                 progress.update(count * plan.steps)
             pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(shown)))
-    how = {"extractor": measure.identity["kind"], "extractor_sha256": measure.identity["sha256"]}
-    how |= {"reference": "train", "reference_sha256": data.split("train").sha256}
     comparison = Comparison(
-        models=[_with_likelihood(each, data, params.seed) for each in opened],
+        models=[_with_likelihood(each, params, data) for each in opened],
         key=measure.key,
         over_steps=curves,
-        conditions={**how, "samples": count, "seed": params.seed, **plans[0].model_dump(exclude={"steps"})},
+        conditions=_conditions(params, plans[0], count, data, measure),
         ranked=rank,
     )
     with atomic_directory(out) as temporary:
         write_bytes(temporary / COMPARISON_PAGE, page(comparison, pictures).encode())
         write_json(temporary / COMPARISON_RECORD, comparison.as_dict())
+        save_png(beside(pictures[0].images), temporary / COMPARISON_PICTURE)
     return comparison
 
 
@@ -125,6 +133,23 @@ def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) 
                 f"found {number}"
             )
     return [validate(SamplingConfig, {"sampler": sampler, "steps": number}, "--sampler") for number in chosen_steps]
+
+
+# What the models have in common when they are measured over the steps.
+_COMMON = (
+    *("extractor", "extractor_sha256", "reference", "reference_sha256", "reference_count"),
+    *("samples", "sampler", "eta", "spacing", "clip", "seed"),
+)
+
+
+def _conditions(
+    params: Params, plan: SamplingConfig, samples: int, data: PreparedData, measure: _Measure
+) -> dict[str, Any]:
+    """The fields of the protocol that hold for all models and numbers of steps."""
+    evaluation = params.evaluation.model_copy(update={"samples": samples})
+    as_measured = params.model_copy(update={"evaluation": evaluation})
+    fields = protocol_of(as_measured, plan, "", "", data, measure.identity).as_dict()
+    return {name: fields[name] for name in _COMMON}
 
 
 # --- Opening ---------------------------------------------------------------------------------------------------------
@@ -161,7 +186,7 @@ def _open(params: Params, model: str, device: torch.device, root: Path) -> Opene
 
         samples = open_model(model)  # which says what is wrong with the URI
         found = tracking.evaluation_of(model, root)
-        recorded = Recorded.of(found.metrics, found.protocol, found.likelihood, found.version)
+        recorded = Recorded.of(found.figures.metrics, found.figures.protocol, found.likelihood, found.version)
         return Opened(Compared(model.removeprefix("models:/"), model, recorded), samples)
     if not Path(model).is_dir():
         raise UserError(
@@ -201,17 +226,13 @@ def _size(name: str, shape: tuple[int, ...]) -> str:
     return f"{name} of {'×'.join(map(str, shape))}"
 
 
-def _with_likelihood(opened: Opened, data: PreparedData, seed: int) -> Compared:
-    """With the bound's terms; computed here for a trained model of images whose evaluation did not write them down."""
-    compared, model = opened.compared, opened.samples
-    if compared.recorded.likelihood or not isinstance(model, Model) or model.kind.name != "images":
+def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Compared:
+    """With the bound's terms; computed here of a trained model whose evaluation has not written them down."""
+    compared, model, options = opened.compared, opened.samples, params.evaluation
+    if compared.recorded.likelihood or not isinstance(model, Model):
         return compared
-    split = data.split("validation")
-    images = split.rows(chosen(len(split), LIKELIHOOD_IMAGES, seed))
-    x0 = model.kind.encode(torch.from_numpy(images)).to(model.device)
-    terms = likelihood_bound(model.network, model.process(), [x0], seed=seed).terms
-    likelihood = [(float(t), bits) for t, bits in enumerate(terms.tolist())]
-    return replace(compared, recorded=replace(compared.recorded, likelihood=likelihood))
+    bounds = likelihood_bounds(model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed)
+    return replace(compared, recorded=compared.recorded.with_likelihood(likelihood_table(bounds)))
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------
@@ -236,15 +257,15 @@ class _Images:
 
     key, shown = "fid", SHOWN_IMAGES
 
-    def __init__(self, params: Params, data: PreparedData, extractor: Path, device: torch.device) -> None:
-        self._extractor = load_extractor(extractor, weights=params.extractor.weights, device=device)
-        self._size = params.evaluation.batch_size
-        self._reference = extract(self._extractor, data.split("train").batches(self._size))
+    def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
+        self._extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
+        names: tuple[SplitName, ...] = ("train", "validation") if params.evaluation.reference == "all" else ("train",)
+        splits = [cached_features(self._extractor, data.split(name), root / FEATURES) for name in names]
+        self._reference = Features.concatenated(splits).features
         self.identity = self._extractor.identity
 
     def distance(self, drawn: NDArray[np.uint8]) -> float:
-        batches = (drawn[first : first + self._size] for first in range(0, len(drawn), self._size))
-        return frechet_distance(extract(self._extractor, batches), self._reference)
+        return frechet_distance(extract(self._extractor, [drawn]).features, self._reference)
 
     def pictures(self, drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
         return [grid(images, GRID_COLUMNS) for images in drawn]
@@ -253,16 +274,17 @@ class _Images:
 class _Values:
     """Wasserstein distance; all models' data beside real ones, on the same axes."""
 
-    key, shown = "wasserstein", SHOWN_VALUES
+    key, shown = "wasserstein", SHOWN
 
-    def __init__(self, params: Params, data: PreparedData, extractor: Path, device: torch.device) -> None:
-        self.identity = load_coordinates(extractor)
+    def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
+        self.identity = load_coordinates(root / EXTRACTOR)
         self._kind, self._seed = data.kind, params.seed
-        self._train, validation = data.split("train"), data.split("validation")
-        self._real = validation.rows(chosen(len(validation), SHOWN_VALUES, params.seed))
+        self._train, self._validation = data.split("train"), data.split("validation")
+        self._real = self._validation.rows(chosen(len(self._validation), SHOWN, params.seed))
 
     def distance(self, drawn: NDArray[np.float32]) -> float:
-        count = min(len(drawn), MAX_COUNT, len(self._train))
+        # As many as an evaluation takes, whose figures are the same then.
+        count = min(len(drawn), MAX_COUNT, len(self._train), len(self._validation))
         reference = self._train.rows(chosen(len(self._train), count, self._seed))
         return wasserstein(coordinates(self._kind, drawn[:count]), coordinates(self._kind, reference))
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddpm.files import read_json
 from ddpm.layout import COMPARISON_RECORD
-from ddpm.tracking.names import PROTOCOL, evaluation_among, grouped
+from ddpm.tracking.names import grouped
 from ddpm.tracking.notes import NOTE, comparison_note
 from ddpm.tracking.outputs import model_name
+from ddpm.tracking.records import Figures, figures_of_run
 from ddpm.tracking.runs import git_tags, log_metrics, milliseconds
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run says of a model: metrics.json, protocol.json and nll.csv, where it has them."""
+    """What MLflow has of a model's evaluation."""
 
-    metrics: Mapping[str, float]
-    protocol: Mapping[str, Any]
+    figures: Figures
     likelihood: str | None
+    """nll.csv, if it has one."""
     version: str | None
     """Such as `models:/ddpm-digits/3`; None where the URI names no registered model."""
 
@@ -36,17 +36,10 @@ def evaluation_of(uri: str, root: Path = Path()) -> Evaluation:
     run_id, version = _origin(client, uri)
     files = {file.path for file in client.list_artifacts(run_id)}
     return Evaluation(
-        metrics=evaluation_among(client.get_run(run_id).data.metrics),
-        protocol=protocol_of(mlflow, run_id),
+        figures=figures_of_run(mlflow, run_id),
         likelihood=mlflow.artifacts.load_text(f"runs:/{run_id}/nll.csv") if "nll.csv" in files else None,
         version=version,
     )
-
-
-def protocol_of(mlflow: Any, run_id: str) -> dict[str, Any]:
-    """The fields of the protocol of a run's figures; their file once had the name that it has in reports/."""
-    files = {file.path for file in mlflow.MlflowClient().list_artifacts(run_id)}
-    return mlflow.artifacts.load_dict(f"runs:/{run_id}/{PROTOCOL if PROTOCOL in files else 'protocol.json'}")
 
 
 def _origin(client: Any, uri: str) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ def grouped(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The numbers of metrics.json: `eval/fid` and the other figures; what belongs to them as `eval/detail/fid_floor`."""
+    """The numbers of metrics.json: figures as `eval/fid`, what belongs to them as `eval/detail/fid_floor`."""
     return {f"{_EVAL if name in _FIGURES else _DETAIL}{name}": value for name, value in metrics.items()}
 
 
