@@ -37,40 +37,40 @@ class Reading:
     """A figure's value with what metrics.json says around it, each None where it says nothing."""
 
     value: float
-    low: float | None
-    high: float | None
-    """Of its interval: `…_low` and `…_high`, or one deviation, `…_std`, to each side."""
+    interval: tuple[float, float] | None
+    """`…_low` and `…_high`."""
+    deviation: float | None
+    """`…_std`, over parts of the data."""
     real: float | None
-    """What as many real data score: `…_floor`, or `…_real`."""
+    """What held-out real data score: `…_floor`, or `…_real`."""
 
     @classmethod
     def of(cls, metrics: Mapping[str, float], key: str) -> Reading | None:
         """The figure of that key, if it was measured."""
         if key not in metrics:
             return None
-        value = metrics[key]
-        low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
-        if (low is None or high is None) and f"{key}_std" in metrics:
-            low, high = value - metrics[f"{key}_std"], value + metrics[f"{key}_std"]
-        return cls(value, low, high, metrics.get(f"{key}_floor", metrics.get(f"{key}_real")))
+        low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
+        return cls(
+            value=metrics[key],
+            interval=None if low is None or high is None else (low, high),
+            deviation=metrics.get(f"{key}_std"),
+            real=metrics.get(f"{key}_floor", metrics.get(f"{key}_real")),
+        )
 
     def __str__(self) -> str:
-        """With its interval, as `57.3 [55.1, 59.8]`."""
-        if self.low is None or self.high is None:
-            return number(self.value)
-        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+        """As `57.3 [55.1, 59.8]`, or `0.28 ± 0.03` where there is no interval."""
+        if self.interval is not None:
+            return f"{number(self.value)} [{', '.join(map(number, self.interval))}]"
+        return number(self.value) + ("" if self.deviation is None else f" ± {number(self.deviation)}")
 
     def overlaps(self, other: Reading) -> bool:
-        """Whether the intervals have a value in common; without one, the value alone is the interval."""
-        low, high = self._interval()
-        other_low, other_high = other._interval()
+        """Whether the two may well be the same: their intervals, or deviations to each side, have a value in common."""
+        (low, high), (other_low, other_high) = self._span(), other._span()
         return low <= other_high and other_low <= high
 
-    def _interval(self) -> tuple[float, float]:
-        return (
-            self.value if self.low is None else self.low,
-            self.value if self.high is None else self.high,
-        )
+    def _span(self) -> tuple[float, float]:
+        deviation = self.deviation or 0.0
+        return self.interval or (self.value - deviation, self.value + deviation)
 
 
 def number(value: float) -> str:

@@ -42,11 +42,11 @@ _SVG: Any = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a model is drawn: its colour as CSS writes it, matplotlib's name of its marker, the same as a letter."""
+    """How a model is drawn: its colour as CSS writes it, matplotlib's name of its marker, the same as a character."""
 
     colour: str
     marker: str
-    letter: str
+    symbol: str
 
 
 def style_of(position: int) -> Style:

@@ -13,7 +13,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.protocol import refuse_to_mix
 from ddpm.figures import Figure, Reading
 from ddpm.files import read_json
-from ddpm.promotion import differing_fields, headline
+from ddpm.promotion import headline
 
 Curve = list[tuple[float, float]]
 
@@ -102,29 +102,26 @@ def by_protocol(models: Sequence[Compared]) -> dict[str | None, list[Compared]]:
     return groups
 
 
-def differences(models: Sequence[Compared]) -> list[str]:
-    """Each field in which the protocols of evaluated models differ from the first one's, as `field: value → value`."""
-    evaluated = [model for model in models if model.protocol_id]
-    return sorted(
-        {
-            line
-            for model in evaluated
-            for line in differing_fields(evaluated[0].recorded.protocol, model.recorded.protocol)
-        }
-    )
+def differences(models: Sequence[Compared]) -> dict[str, dict[str, Any]]:
+    """Each field in which the models' protocols differ: its value under the identifier of each protocol."""
+    protocols = {model.protocol_id: model.recorded.protocol for model in models if model.protocol_id}
+    names = sorted({name for protocol in protocols.values() for name in protocol if name != "id"})
+    values = {name: {key: protocol.get(name) for key, protocol in protocols.items()} for name in names}
+    return {
+        name: found for name, found in values.items() if any(value != found[min(found)] for value in found.values())
+    }
 
 
 def best(group: Sequence[Compared], figure: Figure) -> set[str]:
-    """Names of the models of one protocol that have the best value, and of those whose interval overlaps its own.
+    """Names of the models of one protocol that have the best value, and of those that may well be as good.
 
-    Empty where there are no two models to choose from.
+    Empty where that would be all of them, or the only one.
     """
     found = [(model.name, reading) for model in group if (reading := model.reading(figure.key))]
-    if len(found) < 2:
-        return set()
     choose = min if figure.better == "lower" else max
     _, top = choose(found, key=lambda each: each[1].value)
-    return {name for name, reading in found if reading.overlaps(top)}
+    names = {name for name, reading in found if reading.overlaps(top)}
+    return names if len(names) < len(found) else set()
 
 
 def ranked(models: Sequence[Compared]) -> list[Compared]:

@@ -42,7 +42,7 @@ def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
             for number, model in enumerate(models)
         ],
         ranked=comparison.ranked,
-        differences=differences(models),
+        differences={name: list(values.values()) for name, values in differences(models).items()},
         groups=[_group(protocol, group) for protocol, group in by_protocol(models).items()],
         pictures=[_row(row, models) for row in pictures],
         charts=[chart for chart in (_over_steps(comparison), _likelihood(models), _coverage(models)) if chart],

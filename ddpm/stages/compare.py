@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from ddpm.config import Params, SamplingConfig, validate
 from ddpm.data.store import PreparedData, SplitName
@@ -86,18 +88,10 @@ def compare(
     measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
 
     own = [each.samples.sample(measure.shown, seed=params.seed) for each in opened]
+    curves, drawn = _over_steps(opened, plans, measure, count, params)
     pictures = [Pictures("by its own plan", measure.pictures(own))]
-    curves: list[Curve] = [[] for _ in opened]
-    work = count * len(opened) * sum(plan.steps for plan in plans)
-    with bar(work, "eval", "samples by fewer and more steps") as progress:
-        for plan in plans:
-            shown = []
-            for each, curve in zip(opened, curves, strict=True):
-                drawn = each.sampled_by(plan).sample(count, seed=params.seed, batch_size=params.evaluation.batch_size)
-                curve.append((plan.steps, measure.distance(drawn)))
-                shown.append(drawn[: measure.shown])
-                progress.update(count * plan.steps)
-            pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(shown)))
+    for plan, shown in zip(plans, drawn, strict=True):
+        pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(shown)))
     comparison = Comparison(
         models=[_with_likelihood(each, params, data) for each in opened],
         key=measure.key,
@@ -205,11 +199,14 @@ def _reports_of(directory: Path) -> Path:
 
 
 def _named_apart(opened: Sequence[Opened]) -> list[Opened]:
-    """Under short names where those tell the models apart, else as the user wrote them."""
-    names = [each.compared.name for each in opened]
-    if len(set(names)) == len(names):
-        return list(opened)
-    return [replace(each, compared=replace(each.compared, name=each.compared.model)) for each in opened]
+    """Those that share a short name under what the user wrote."""
+    names = Counter(each.compared.name for each in opened)
+    return [
+        each
+        if names[each.compared.name] == 1
+        else replace(each, compared=replace(each.compared, name=each.compared.model))
+        for each in opened
+    ]
 
 
 def _check_data(opened: Sequence[Opened], data: PreparedData) -> None:
@@ -238,6 +235,34 @@ def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Comp
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
+def _over_steps(
+    opened: Sequence[Opened], plans: Sequence[SamplingConfig], measure: _Measure, count: int, params: Params
+) -> tuple[list[Curve], list[list[NDArray[Any]]]]:
+    """Each model's figure by every plan, and of each plan the first data that each model has drawn."""
+    curves: list[Curve] = [[] for _ in opened]
+    shown: list[list[NDArray[Any]]] = [[] for _ in plans]
+    work = count * len(opened) * sum(plan.steps for plan in plans)
+    with bar(work, "eval", "samples by fewer and more steps") as progress:
+        for plan, pictured in zip(plans, shown, strict=True):
+            for each, curve in zip(opened, curves, strict=True):
+                first: list[NDArray[Any]] = []
+                drawn = each.sampled_by(plan).batches(count, seed=params.seed, batch_size=params.evaluation.batch_size)
+                value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps))
+                curve.append((plan.steps, value))
+                pictured.append(np.concatenate(first))
+    return curves, shown
+
+
+def _watched(
+    batches: Iterator[NDArray[Any]], first: list[NDArray[Any]], count: int, progress: tqdm, work: int
+) -> Iterator[NDArray[Any]]:
+    """The batches, of which the first `count` data go into `first`; `work` is that of a datum."""
+    for batch in batches:
+        first.append(batch[: max(0, count - sum(map(len, first)))])
+        progress.update(len(batch) * work)
+        yield batch
+
+
 class _Measure(Protocol):
     """How far what is drawn is from the training data, and what it looks like, for one kind of data."""
 
@@ -245,7 +270,9 @@ class _Measure(Protocol):
     shown: int  # data a picture
     identity: dict[str, Any]
 
-    def distance(self, drawn: NDArray[Any]) -> float: ...
+    def distance(self, drawn: Iterable[NDArray[Any]]) -> float:
+        """Of what comes in batches."""
+        ...
 
     def pictures(self, drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
         """Of what each model has drawn: a picture a model, or one of all."""
@@ -264,8 +291,8 @@ class _Images:
         self._reference = Features.concatenated(splits).features
         self.identity = self._extractor.identity
 
-    def distance(self, drawn: NDArray[np.uint8]) -> float:
-        return frechet_distance(extract(self._extractor, [drawn]).features, self._reference)
+    def distance(self, drawn: Iterable[NDArray[np.uint8]]) -> float:
+        return frechet_distance(extract(self._extractor, drawn).features, self._reference)
 
     def pictures(self, drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
         return [grid(images, GRID_COLUMNS) for images in drawn]
@@ -282,11 +309,12 @@ class _Values:
         self._train, self._validation = data.split("train"), data.split("validation")
         self._real = self._validation.rows(chosen(len(self._validation), SHOWN, params.seed))
 
-    def distance(self, drawn: NDArray[np.float32]) -> float:
+    def distance(self, drawn: Iterable[NDArray[np.float32]]) -> float:
+        values = np.concatenate(list(drawn))
         # As many as an evaluation takes, whose figures are the same then.
-        count = min(len(drawn), MAX_COUNT, len(self._train), len(self._validation))
+        count = min(len(values), MAX_COUNT, len(self._train), len(self._validation))
         reference = self._train.rows(chosen(len(self._train), count, self._seed))
-        return wasserstein(coordinates(self._kind, drawn[:count]), coordinates(self._kind, reference))
+        return wasserstein(coordinates(self._kind, values[:count]), coordinates(self._kind, reference))
 
     def pictures(self, drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:
         return [

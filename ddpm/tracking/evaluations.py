@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm.errors import UserError
 from ddpm.files import read_json
-from ddpm.layout import COMPARISON_RECORD
+from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD
 from ddpm.tracking.names import grouped
-from ddpm.tracking.notes import NOTE, comparison_note
+from ddpm.tracking.notes import NOTE, artifact, comparison_note
 from ddpm.tracking.outputs import model_name
 from ddpm.tracking.records import Figures, figures_of_run
+from ddpm.tracking.registry import find
 from ddpm.tracking.runs import git_tags, log_metrics, milliseconds
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers
 
@@ -66,7 +70,7 @@ def log_comparison(directory: Path, root: Path = Path()) -> str:
     names = [model["name"] for model in record["models"]]
     tags = {
         "compared": ", ".join(names),
-        "versions": ", ".join(model["version"] for model in record["models"] if model["version"]),
+        "versions": ", ".join(filter(None, (_version(model, root) for model in record["models"]))),
         "protocols": ", ".join(record["protocols"]),
         **git_tags(root),
     }
@@ -79,9 +83,20 @@ def log_comparison(directory: Path, root: Path = Path()) -> str:
     ]
     log_metrics(client, run_id, points)
     client.log_artifacts(run_id, str(directory))
-    client.set_tag(run_id, NOTE, comparison_note(record, run_id))
+    page = f"#/experiments/{experiment}/runs/{run_id}/artifacts/{COMPARISON_PAGE}"
+    client.set_tag(run_id, NOTE, comparison_note(record, page=page, picture=artifact(COMPARISON_PICTURE, run_id)))
     client.set_terminated(run_id)
     return run_id
+
+
+def _version(model: Mapping[str, Any], root: Path) -> str | None:
+    """The registered version that was compared, also where it was named by its variant."""
+    if model["version"]:
+        return model["version"]
+    with contextlib.suppress(UserError):  # it is no variant, or a stage of it has not run
+        found = find(model["model"], root)
+        return found.uri if found else None
+    return None
 
 
 def _plain(name: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import quote
 
 from ddpm.figures import FIGURES, Reading, number
-from ddpm.layout import COMPARISON_PAGE
 
 NOTE = "mlflow.note.content"
 
@@ -19,35 +18,37 @@ def run_note(metrics: Mapping[str, float], protocol: str, run_id: str) -> str:
         for figure in FIGURES
         if (reading := Reading.of(metrics, figure.key))
     ]
-    return "\n".join(
-        [f"| protocol {protocol} | | real data |", "|---|---|---|", *rows, "", _picture("samples.png", run_id)]
-    )
+    picture = f"![samples]({artifact('samples.png', run_id)})"
+    return "\n".join([f"| protocol {protocol} | | real data |", "|---|---|---|", *rows, "", picture])
 
 
-def comparison_note(record: Mapping[str, Any], run_id: str) -> str:
-    """The models that were compared, what they are, and a link to the page."""
-    models = [
-        f"| {model['name']} | {model['version'] or model['model']} | {model['protocol'] or 'not evaluated'} |"
-        for model in record["models"]
+def comparison_note(record: Mapping[str, Any], *, page: str, picture: str) -> str:
+    """The figures of comparison.json, with addresses of its page and of its picture."""
+    models = record["models"]
+    rows = [
+        f"| {figure.name} | {' | '.join(str(reading or '–') for reading in readings)} |"
+        for figure in FIGURES
+        if any(readings := [Reading.of(model["metrics"], figure.key) for model in models])
     ]
-    differences = [f"- {difference}" for difference in record["differences"]]
+    differing = ", ".join(record["differences"])
     return "\n".join(
         [
-            f"[The comparison]({_artifact(COMPARISON_PAGE, run_id)})",
+            f"[The comparison as a page]({page})",
             "",
-            "| model | version | protocol |",
-            "|---|---|---|",
-            *models,
-            *(["", "Not ranked: the protocols differ.", "", *differences] if differences else []),
+            f"| | {' | '.join(model['name'] for model in models)} |",
+            f"|---|{'---|' * len(models)}",
+            f"| protocol | {' | '.join(model['protocol'] or 'not evaluated' for model in models)} |",
+            *rows,
+            *(["", f"Not to be ranked: their protocols differ in {differing}."] if differing else []),
+            "",
+            f"![samples of the same noise, one block a model]({picture})",
         ]
     )
 
 
-def _picture(path: str, run_id: str) -> str:
-    return f"![{path}]({_artifact(path, run_id)})"
+def artifact(path: str, run_id: str) -> str:
+    """Where MLflow's server has an artifact, relative to its pages.
 
-
-def _artifact(path: str, run_id: str) -> str:
-    """Where MLflow's server has an artifact, relative to its pages; of other addresses, and of data within the note,
-    they show no picture."""
+    Those show pictures of other addresses, but none that is within the text.
+    """
     return f"get-artifact?path={quote(path)}&run_uuid={run_id}"
