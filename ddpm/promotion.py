@@ -26,8 +26,8 @@ _NAMES = {
 }
 _HIGHER_IS_BETTER = {"inception_score", "precision", "recall"}
 
-# What a protocol says of the model's own sampling. Measuring a model once more changes the others.
-_OWN_FIELDS = {"sampler", "steps", "variance", "eta", "spacing", "clip", "dynamic_threshold", "weights"}
+# What a protocol says of the sampling plan, which is the model's own or one for all.
+_PLAN_FIELDS = {"sampler", "steps", "variance", "eta", "spacing", "clip", "dynamic_threshold"}
 
 
 def headline(metrics: Mapping[str, Any]) -> tuple[str, str]:
@@ -181,13 +181,16 @@ def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ite
         yield f"{name}: {_short(before.get(name))} → {_short(after.get(name))}"
 
 
-def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, Any]) -> bool:
+def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, Any], *, own_plan: bool) -> bool:
     """Whether the champion, measured once more, could come under the challenger's protocol.
 
-    It keeps its own sampling plan; what it is measured against, and how, would be the challenger's.
+    Args:
+        champion: the protocol its figures have.
+        challenger: the protocol they would have to have.
+        own_plan: whether models are measured each by its own sampling plan; that does not change.
     """
     differing = {name for name in {*champion, *challenger} if champion.get(name) != challenger.get(name)}
-    return bool(differing) and not differing & _OWN_FIELDS
+    return bool(differing) and "weights" not in differing and not (own_plan and differing & _PLAN_FIELDS)
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_SERVER_API_PORT
 from ddpm import tracking
 from ddpm.files import read_json
 from ddpm.layout import DEPLOY, REPORTS
-from ddpm.promotion import headline
+from ddpm.promotion import Decision, headline
 from ddpm.tracking import Registration
 
 
@@ -130,13 +130,27 @@ def publish(results: list[Result]) -> None:
         description="The models as this run leaves them",
     )
     for result in results:
-        key = re.sub(r"[^a-z0-9]+", "-", result.variant.lower()).strip("-")
+        key = _slug(result.variant)
         create_markdown_artifact(key=f"samples-{key}", markdown=_markdown(result), description=f"{result}")
         create_link_artifact(
             key=f"mlflow-{key}",
             link=tracking.run_url(result.registration.run_id),
             link_text=f"{result.variant} in MLflow",
         )
+
+
+def publish_decision(variant: str, decision: Decision) -> None:
+    """Put a promotion's outcome and the numbers it came of among the flow run's artifacts."""
+    rows = "\n".join(f"| {row['figure']} | {row['challenger']} | {row['champion']} |" for row in decision.figures)
+    table = f"\n\n| | challenger | champion |\n|---|---|---|\n{rows}" if rows else ""
+    create_markdown_artifact(
+        key=f"promotion-{_slug(variant)}", markdown=f"## {variant}\n\n{decision}{table}\n", description=f"{decision}"
+    )
+
+
+def _slug(variant: str) -> str:
+    """A variant's name as Prefect takes it in keys."""
+    return re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
 
 
 def _markdown(result: Result) -> str:

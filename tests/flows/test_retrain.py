@@ -22,7 +22,7 @@ from prefect.states import State
 from prefect.testing.utilities import prefect_test_harness
 
 from ddpm import tracking
-from flows import retrain as module
+from flows import pipeline
 from flows.retrain import retrain
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch, store):
-    monkeypatch.setattr(module, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(pipeline, "PAUSES", (0.0, 0.0))
 
 
 def run(*variants: str) -> State:
