@@ -15,7 +15,7 @@ _HEADLINES = {"fid": "FID", "wasserstein": "Wasserstein distance"}
 # Between models of one rank: the likelihood, and what an image costs. Lower is better.
 _TIE_BREAKERS = {"nll_validation": "NLL", "gflops_per_image": "GFLOP an image"}
 
-_NAMES = {
+NAMES = {
     **_HEADLINES,
     "inception_score": "IS",
     "kid": "KID",
@@ -158,7 +158,7 @@ def _much_worse(challenger: Candidate, champion: Candidate, tolerances: Mapping[
         ours, theirs = challenger.metrics[key], champion.metrics[key]
         loss = theirs - ours if key in _HIGHER_IS_BETTER else ours - theirs
         if loss > tolerance * abs(theirs):
-            yield f"{_NAMES[key]} {ours:.4g} against {theirs:.4g} is worse by more than {100 * tolerance:g} %"
+            yield f"{NAMES[key]} {ours:.4g} against {theirs:.4g} is worse by more than {100 * tolerance:g} %"
 
 
 def _figures(challenger: Candidate, champion: Candidate | None) -> tuple[dict[str, str], ...]:
@@ -169,7 +169,7 @@ def _figures(challenger: Candidate, champion: Candidate | None) -> tuple[dict[st
 
     return tuple(
         {"figure": name, "challenger": shown(challenger, key), "champion": shown(champion, key)}
-        for key, name in _NAMES.items()
+        for key, name in NAMES.items()
         if key in challenger.metrics
     )
 
