@@ -38,6 +38,9 @@ Beside the stages:
 
   ddpm sample MODEL --n 64 --out samples.png
   ddpm compare A B …      models side by side, as one page                 → comparison/
+  ddpm measure MODEL --out FILE.json        figures of an exported or registered model, as of today's data
+  ddpm promote --to VERSION --reason WHY    champion by hand
+  ddpm rollback --reason WHY                champion is again who was before
   ddpm import SOURCE --out models/V         a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT           a model directory as diffusers' DDPMPipeline reads it
   ddpm config             params.yaml with every default filled in, and what each key means
@@ -109,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
     for_variant("export", _export, "export a model to ONNX and hold it against the trained one")
     for_variant("register", _register, "register a model's export, with its figures, in MLflow")
-    for_variant("promote", _promote, "make the newest version of a model champion, if it beats the one there is")
+    _add_promotion(command)
     command("config", _config, "print params.yaml with the defaults filled in, and what each key means")
 
     sample = command("sample", _sample, "draw images from a model")
@@ -169,6 +172,20 @@ def _add_compare(command: Callable[[str, Callable[[Arguments], None], str], argp
 
 def _integers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
+
+
+def _add_promotion(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
+    promote = command("promote", _promote, "make a version of a model champion, if it beats the one there is")
+    chosen = promote.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("variant", metavar="V", nargs="?", help="a model named in params.yaml, as it is registered now")
+    chosen.add_argument("--to", type=int, metavar="VERSION", help="this one, whatever the policy says")
+    back = command("rollback", _rollback, "make the version champion that was it before")
+    for by_hand in (promote, back):
+        by_hand.add_argument("--reason", required=by_hand is back, help="kept with the version in MLflow")
+        by_hand.add_argument("--model", metavar="NAME", help="the registered model (default: ddpm-<data>)")
+    measure = command("measure", _measure, "measure an exported model as `evaluate` would, with the data of today")
+    measure.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
+    measure.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON: its `metrics` and `protocol`")
 
 
 def _add_interop(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
@@ -255,8 +272,31 @@ def _register(arguments: Arguments) -> None:
 def _promote(arguments: Arguments) -> None:
     from ddpm import tracking
 
-    _params().variant(arguments.variant)
-    print(tracking.promote(arguments.variant))
+    params = _params()
+    if (arguments.to is None) != (arguments.reason is None):
+        raise UserError("--to VERSION and --reason WHY go together")
+    if arguments.to is None:
+        params.variant(arguments.variant)
+        print(tracking.promote(arguments.variant, policy=params.promotion))
+    else:
+        model = arguments.model or params.model_name
+        decision = tracking.promote_by_hand(model, arguments.to, arguments.reason, policy=params.promotion)
+        print(f"models:/{model}/{arguments.to} is {decision}")
+
+
+def _rollback(arguments: Arguments) -> None:
+    from ddpm import tracking
+
+    print(f"{tracking.rollback(arguments.model or _params().model_name, arguments.reason).uri} is champion again")
+
+
+def _measure(arguments: Arguments) -> None:
+    from ddpm.promotion import headline
+    from ddpm.stages.deployed import measure_model
+
+    measured = measure_model(_params(), arguments.model, arguments.out)
+    key, name = headline(measured.metrics)
+    print(f"{arguments.model}: {name} {measured.metrics[key]:.4f} under protocol {measured.protocol.id}")
 
 
 def _sample(arguments: Arguments) -> None:

@@ -389,6 +389,11 @@ class Params(Section):
             )
         return self
 
+    @property
+    def model_name(self) -> str:
+        """The registered model's."""
+        return f"ddpm-{self.data.dataset_name}"
+
     def variant(self, name: str) -> VariantConfig:
         """The named model's configuration, or a UserError that lists those there are."""
         if name not in self.models:

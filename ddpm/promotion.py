@@ -15,7 +15,7 @@ _HEADLINES = {"fid": "FID", "wasserstein": "Wasserstein distance"}
 # Between models of one rank: the likelihood, and what an image costs. Lower is better.
 _TIE_BREAKERS = {"nll_validation": "NLL", "gflops_per_image": "GFLOP an image"}
 
-_NAMES = {
+NAMES = {
     **_HEADLINES,
     "inception_score": "IS",
     "kid": "KID",
@@ -26,8 +26,8 @@ _NAMES = {
 }
 _HIGHER_IS_BETTER = {"inception_score", "precision", "recall"}
 
-# What a protocol says of the model's own sampling. Measuring a model once more changes the others.
-_OWN_FIELDS = {"sampler", "steps", "variance", "eta", "spacing", "clip", "dynamic_threshold", "weights"}
+# What a protocol says of the sampling plan, which is the model's own or one for all.
+_PLAN_FIELDS = {"sampler", "steps", "variance", "eta", "spacing", "clip", "dynamic_threshold"}
 
 
 def headline(metrics: Mapping[str, Any]) -> tuple[str, str]:
@@ -158,7 +158,7 @@ def _much_worse(challenger: Candidate, champion: Candidate, tolerances: Mapping[
         ours, theirs = challenger.metrics[key], champion.metrics[key]
         loss = theirs - ours if key in _HIGHER_IS_BETTER else ours - theirs
         if loss > tolerance * abs(theirs):
-            yield f"{_NAMES[key]} {ours:.4g} against {theirs:.4g} is worse by more than {100 * tolerance:g} %"
+            yield f"{NAMES[key]} {ours:.4g} against {theirs:.4g} is worse by more than {100 * tolerance:g} %"
 
 
 def _figures(challenger: Candidate, champion: Candidate | None) -> tuple[dict[str, str], ...]:
@@ -169,7 +169,7 @@ def _figures(challenger: Candidate, champion: Candidate | None) -> tuple[dict[st
 
     return tuple(
         {"figure": name, "challenger": shown(challenger, key), "champion": shown(champion, key)}
-        for key, name in _NAMES.items()
+        for key, name in NAMES.items()
         if key in challenger.metrics
     )
 
@@ -181,13 +181,16 @@ def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ite
         yield f"{name}: {_short(before.get(name))} → {_short(after.get(name))}"
 
 
-def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, Any]) -> bool:
+def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, Any], *, own_plan: bool) -> bool:
     """Whether the champion, measured once more, could come under the challenger's protocol.
 
-    It keeps its own sampling plan; what it is measured against, and how, would be the challenger's.
+    Args:
+        champion: the protocol its figures have.
+        challenger: the protocol they would have to have.
+        own_plan: whether models are measured each by its own sampling plan; that does not change.
     """
     differing = {name for name in {*champion, *challenger} if champion.get(name) != challenger.get(name)}
-    return bool(differing) and not differing & _OWN_FIELDS
+    return bool(differing) and "weights" not in differing and not (own_plan and differing & _PLAN_FIELDS)
 
 
 def _short(value: Any) -> str:

@@ -138,16 +138,17 @@ def test_the_reason_stays_short_where_hashes_differ():
 
 
 @pytest.mark.parametrize(
-    ("changed", "helps"),
+    ("changed", "own_plan", "helps"),
     [
-        ({}, False),
-        ({"id": "x", "samples": 500}, True),
-        ({"id": "x", "samples": 500, "reference_sha256": "c" * 64}, True),
-        ({"id": "x", "samples": 500, "sampler": "ancestral"}, False),
+        ({}, True, False),
+        ({"id": "x", "samples": 500, "reference_sha256": "c" * 64}, True, True),
+        ({"id": "x", "samples": 500, "sampler": "ancestral"}, True, False),
+        ({"id": "x", "samples": 500, "sampler": "ancestral"}, False, True),
+        ({"id": "x", "weights": "imported"}, False, False),
     ],
 )
-def test_measuring_the_champion_again_helps_unless_it_samples_in_another_way(changed, helps):
-    assert measuring_again_helps(PROTOCOL, {**PROTOCOL, **changed}) == helps
+def test_measuring_the_champion_again_helps_unless_what_differs_is_its_own(changed, own_plan, helps):
+    assert measuring_again_helps(PROTOCOL, {**PROTOCOL, **changed}, own_plan=own_plan) == helps
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,14 @@ def measure(
         name: what messages call it.
 
     Raises:
-        UserError: the model and the data are of two kinds, the plan is not one of the model's, or the extractor is
-            missing or damaged.
+        UserError: the model and the data are of two kinds or shapes, the plan is not one of the model's, or the
+            extractor is missing or damaged.
     """
     if samples.kind.name != data.kind.name:
         raise UserError(f"{name} makes {samples.kind.name}, but the prepared data are {data.kind.name}")
+    if samples.kind.shape != data.kind.shape:
+        made, prepared = ("×".join(map(str, shape)) for shape in (samples.kind.shape, data.kind.shape))
+        raise UserError(f"{name} makes {data.kind.name} of {made}, but the prepared data are of {prepared}")
     choices = sampling.model_dump()
     try:
         samples.plan(**choices)

@@ -6,6 +6,7 @@ is imported when a function here first needs it, so that everything else works w
 
 from ddpm.tracking.champion import champion_to_measure, find_champion, promote, promote_by_hand, rollback
 from ddpm.tracking.evaluations import Evaluation, evaluation_of, log_comparison
+from ddpm.tracking.notes import comparison_note
 from ddpm.tracking.outputs import lineage_of, model_name
 from ddpm.tracking.records import Figures, log_measurement, recorded_figures, recorded_fingerprint
 from ddpm.tracking.registry import Registration, find, register, resolve
@@ -18,6 +19,7 @@ __all__ = [
     "Figures",
     "Registration",
     "champion_to_measure",
+    "comparison_note",
     "end_run",
     "evaluation_of",
     "find",

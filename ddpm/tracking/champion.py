@@ -130,8 +130,12 @@ def find_champion(model: str, root: Path = Path()) -> Registration | None:
 
 
 @store_answers()
-def champion_to_measure(variant: str, root: Path = Path()) -> Registration | None:
-    """The champion, if the variant's version can be ranked against it only once it is measured under its protocol."""
+def champion_to_measure(variant: str, root: Path = Path(), *, own_plan: bool = True) -> Registration | None:
+    """The champion, if the variant's version can be ranked against it only once it is measured under its protocol.
+
+    Args:
+        own_plan: whether models are measured each by its own sampling plan.
+    """
     challenger = _registered(variant, root)
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
@@ -140,7 +144,7 @@ def champion_to_measure(variant: str, root: Path = Path()) -> Registration | Non
         return None
     protocol = _candidate(mlflow, challenger.model, str(challenger.version)).protocol
     present = _candidate(mlflow, challenger.model, champion, protocol["id"]).protocol
-    if not measuring_again_helps(present, protocol):
+    if not measuring_again_helps(present, protocol, own_plan=own_plan):
         return None
     return describe(client, client.get_model_version(challenger.model, champion))
 

@@ -43,7 +43,7 @@ assert sample(net, plan, torch.randn(2, 1, 8, 8), lambda: None).shape == (2, 1, 
 
 
 def test_the_runtime_imports_with_numpy_alone():
-    run("import ddpm, ddpm.cli, ddpm.deploy.runtime", TOOLS | {"torch", "scipy"})
+    run("import ddpm, ddpm.cli, ddpm.deploy.integrity, ddpm.deploy.runtime", TOOLS | {"torch", "scipy"})
 
 
 @pytest.mark.parametrize("tool", ["mlflow", "prefect", "dvc", "torch"])
