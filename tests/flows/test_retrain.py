@@ -115,6 +115,7 @@ def test_a_run_that_was_stopped_before_its_promotion_is_finished_by_the_next(aga
     assert len(runs_of_mlflow(again)) == 1
 
 
+@pytest.mark.slow
 def test_new_data_makes_a_new_version_and_a_worse_one_is_no_champion(again):
     write_outputs(again / "finished", fid=30.0)
     (again / "content").write_text(json.dumps({"version": 2}))
