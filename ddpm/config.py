@@ -279,7 +279,7 @@ class ExtractorConfig(Section):
 # What `evaluation.protocol` stands for, key by key; inception-50k is the papers' on CIFAR-10, of the published training
 # images all.
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    "digits-2k": {"samples": 2000, "resamples": 200, "nll_samples": 50},
+    "digits-2k": {"samples": 2000, "resamples": 200, "nll_samples": 40},
     "inception-50k": {
         "features": "inception",
         "reference": "all",
@@ -311,7 +311,7 @@ class EvaluationConfig(Section):
     splits: Positive = Field(10, description="splits of the Inception Score")
     resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
     nll_samples: int = Field(
-        50, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
+        40, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
     )
 
     @model_validator(mode="before")
