@@ -165,12 +165,17 @@ def find_inception(weights: str | None) -> Path | None:
     return cached_inception() if cached_inception().is_file() else None
 
 
-def missing_inception() -> UserError:
-    """What to do where InceptionV3 is asked for and not at hand."""
-    return UserError(
-        f"extractor.kind is `inception`, but its weights are not at hand: put torch-fidelity's {INCEPTION_FILE} "
-        f"(SHA-256 starts with {INCEPTION_SHA256_START}) at {cached_inception()}, or name it in extractor.weights"
+def where_inception_goes() -> str:
+    """What to do to have InceptionV3."""
+    return (
+        f"put torch-fidelity's {INCEPTION_FILE} (SHA-256 starts with {INCEPTION_SHA256_START}) at "
+        f"{cached_inception()}, or name it in extractor.weights"
     )
+
+
+def missing_inception() -> UserError:
+    """What to say where InceptionV3 is asked for and not at hand."""
+    return UserError(f"extractor.kind is `inception`, but its weights are not at hand: {where_inception_goes()}")
 
 
 def fit_cnn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ddpm.config import EvaluationConfig, Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation
-from ddpm.evaluation.extractor import Extractor, Features
+from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256_START, Extractor, Features
 from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import (
     NEIGHBOURHOOD,
@@ -49,11 +49,8 @@ class ImageMeasure:
         options = params.evaluation
         self._train_split, validation = data.split("train"), data.split("validation")
         _check_enough(options, len(self._train_split), len(validation))
-        if options.features == "inception" and extractor.identity["kind"] != "inception":
-            raise UserError(
-                f"evaluation.protocol {options.protocol} measures in InceptionV3's features, but extractor/ holds a "
-                f"{extractor.identity['kind']} network: run `ddpm fit-extractor`"
-            )
+        if options.features == "inception":
+            _check_published(extractor.identity, options.protocol)
         self._extractor = extractor
         self._train = cached_features(self._extractor, self._train_split, cache)
         self._validation = cached_features(self._extractor, validation, cache)
@@ -195,6 +192,18 @@ def _both(a: Features, b: Features) -> Features:
     whole.put(0, a)
     whole.put(len(a), b)
     return whole
+
+
+def _check_published(identity: dict[str, Any], protocol: str) -> None:
+    """Refuse features that are not the papers'."""
+    wanted = f"evaluation.protocol {protocol} measures in InceptionV3's features with torch-fidelity's {INCEPTION_FILE}"
+    if identity["kind"] != "inception":
+        raise UserError(f"{wanted}, but extractor/ holds a {identity['kind']} network: run `ddpm fit-extractor`")
+    if not identity["sha256"].startswith(INCEPTION_SHA256_START):
+        raise UserError(
+            f"{wanted}, whose SHA-256 starts with {INCEPTION_SHA256_START}, but extractor/ was made with a file of "
+            f"{identity['sha256']}"
+        )
 
 
 def _check_enough(options: EvaluationConfig, train: int, validation: int) -> None:
