@@ -92,7 +92,7 @@ def test_stopping_lets_the_command_end_by_itself_and_dvc_leave_its_locks(before,
             time.sleep(0.5); pathlib.Path("saved").write_text("yes"); sys.exit(130)
         signal.signal(signal.SIGINT, save)
         pathlib.Path("ready").write_text("yes")
-        time.sleep(60)
+        time.sleep(600)
         """,
     )
     children, outcome = Children(), []

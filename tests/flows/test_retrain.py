@@ -254,7 +254,7 @@ def test_ctrl_c_in_a_terminal_ends_a_flow_with_a_server_of_its_own_cleanly(graph
     started = time.monotonic()
     os.killpg(flow.pid, signal.SIGINT)  # as a terminal does: to every process at once
     output, _ = flow.communicate(timeout=180)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     assert flow.returncode == 130
     assert "Traceback" not in output
     assert re.search(r"Finished in state (Crashed|Cancelled)", output)
