@@ -276,8 +276,8 @@ class ExtractorConfig(Section):
     steps: Positive = Field(600, description="optimiser steps of the small CNN")
 
 
-# What `evaluation.protocol` stands for, where it differs from the defaults. inception-50k is the papers' on CIFAR-10: of
-# its training images, all.
+# What `evaluation.protocol` stands for, where it differs from the defaults. inception-50k is the papers' on CIFAR-10,
+# whose training images are this project's whole data.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "digits-2k": {},
     "inception-50k": {

@@ -59,8 +59,8 @@ class Result:
 
     def _interval(self, key: str) -> str:
         """The ends of a figure's 95 % interval."""
-        ends = [self.metrics.get(f"{key}_{end}") for end in ("low", "high")]
-        return "" if None in ends else " [{:.2f}, {:.2f}]".format(*ends)
+        low, high = (self.metrics.get(f"{key}_{end}") for end in ("low", "high"))
+        return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
 
     def _distances(self) -> dict[str, str]:
         """The figures of points and sequences, each beside its floor."""

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from ddpm.config import Params
-from ddpm.data.store import PreparedData, SplitName
+from ddpm.data.store import SPLITS, PreparedData, SplitName
 from ddpm.evaluation.bootstrap import interval, wasserstein_deviation
 from ddpm.evaluation.distances import MAX_COUNT, chosen, mmd, wasserstein
 from ddpm.evaluation.extractor import coordinates
@@ -34,10 +34,8 @@ class ValueMeasure:
     def figures(self) -> dict[str, float | int]:
         """Each with its floor: what the validation data score against the same training data."""
         generated = np.concatenate(self._batches)
-        count = min(len(generated), MAX_COUNT, *(len(self._data.split(name)) for name in ("train", "validation")))
-        reference, validation = (
-            coordinates(self._data.kind, self._real(name, count)) for name in ("train", "validation")
-        )
+        count = min(len(generated), MAX_COUNT, *(len(self._data.split(name)) for name in SPLITS))
+        reference, validation = (coordinates(self._data.kind, self._real(name, count)) for name in SPLITS)
         samples = coordinates(self._data.kind, generated[:count])
         distance = wasserstein(samples, reference)
         deviation = wasserstein_deviation(samples, reference, resamples=self._resamples, seed=self._seed)

@@ -110,6 +110,7 @@ for batches in (8, 30):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_images(project: Path):
     """600 more images, 118 MB of them, and less than half of that in memory."""

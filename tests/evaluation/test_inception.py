@@ -61,9 +61,13 @@ def pictures() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def found(weights: Path, pictures: list[np.ndarray]) -> list[Features]:
-    extractor = InceptionExtractor(weights, torch.device("cpu"))
-    return [extract(extractor, [images], COUNT) for images in pictures]
+def inception(weights: Path) -> InceptionExtractor:
+    return InceptionExtractor(weights, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def found(inception: InceptionExtractor, pictures: list[np.ndarray]) -> list[Features]:
+    return [extract(inception, [images], COUNT) for images in pictures]
 
 
 class AsTensors(torch.utils.data.Dataset):
@@ -136,14 +140,14 @@ def test_another_weights_file_is_refused(weights: Path, tmp_path: Path):
         load_extractor(tmp_path, weights=str(other), device=torch.device("cpu"))
 
 
-def test_the_papers_protocol_is_of_the_papers_weights(weights: Path, project: Path):
+def test_the_papers_protocol_is_of_the_papers_weights(weights: Path, inception: InceptionExtractor, project: Path):
     params = Params.model_validate(
         {"evaluation": {"protocol": "inception-50k"}, "extractor": {"kind": "inception"}, "models": {"ddpm": {}}}
     )
-    data, cpu = PreparedData.open(project / "prepared"), torch.device("cpu")
+    data = PreparedData.open(project / "prepared")
     with pytest.raises(UserError, match=f"SHA-256 starts with 6726825d, but .* a file of {sha256_of(weights)}"):
-        ImageMeasure(params, data, InceptionExtractor(weights, cpu), project / "cache")
-    fitted = load_extractor(project / "extractor", weights=None, device=cpu)
+        ImageMeasure(params, data, inception, project / "cache")
+    fitted = load_extractor(project / "extractor", weights=None, device=torch.device("cpu"))
     with pytest.raises(UserError, match="extractor/ holds a classifier network: run `ddpm fit-extractor`"):
         ImageMeasure(params, data, fitted, project / "cache")
 
