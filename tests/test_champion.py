@@ -4,6 +4,12 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -11,8 +17,10 @@ import pytest
 from finished import VARIANT, write_outputs
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from tiny import TINY_PARAMS, write_params
 
 from ddpm import tracking
+from ddpm.cli import main
 from ddpm.errors import UserError
 from ddpm.tracking import Figures
 
@@ -31,7 +39,7 @@ def register(root: Path, **figures) -> None:
     client.log_batch(run_id, [Metric(key, value, 0, 0) for key, value in metrics.items() if key != "protocol"])
     client.log_dict(run_id, protocol, "protocol.json")
     known = {"lineage": tracking.lineage_of(VARIANT, root), "parity_passed": "true"}
-    client.create_model_version(MODEL, str(root), run_id, tags=known)
+    client.create_model_version(MODEL, f"runs:/{run_id}/model", run_id, tags=known)
 
 
 def registered(root: Path, *versions: dict) -> None:
@@ -101,18 +109,39 @@ def test_an_alias_moved_in_mlflow_itself_is_history_too(finished):
 
 
 @pytest.mark.parametrize(
-    ("act", "message"),
+    ("command", "answer"),
     [
-        (lambda: tracking.promote_by_hand(MODEL, 7, "why not"), r"^ddpm-dots has no version 7; it has 1$"),
-        (lambda: tracking.promote_by_hand("ddpm-none", 1, "x"), r"^there is no registered model ddpm-none in sqlite:"),
-        (lambda: tracking.rollback("ddpm-none", "x"), r"^there is no registered model ddpm-none in sqlite:"),
-        (lambda: tracking.rollback(MODEL, "x"), r"^ddpm-dots has no champion in sqlite:"),
+        ("promote --to 7 --reason bright", "ddpm promote: ddpm-dots has no version 7; it has 1\n"),
+        (
+            "promote --to 1 --reason bright --model ddpm-x",
+            "ddpm promote: there is no registered model ddpm-x in sqlite:",
+        ),
+        ("promote --to 1", "ddpm promote: --to VERSION and --reason WHY go together\n"),
+        ("promote tiny --reason bright", "ddpm promote: --to VERSION and --reason WHY go together\n"),
+        ("rollback --reason dull --model ddpm-x", "ddpm rollback: there is no registered model ddpm-x in sqlite:"),
+        ("rollback --reason dull", "ddpm rollback: ddpm-dots has no champion in sqlite:"),
     ],
 )
-def test_what_is_not_there_is_named_in_one_line(finished, act, message):
+def test_what_cannot_be_done_by_hand_is_answered_in_one_line(finished, capsys, command, answer):
+    write_params(finished, {**TINY_PARAMS, "data": {"source": "digits", "name": "dots"}})
     register(finished)
-    with pytest.raises(UserError, match=message):
-        act()
+    assert main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(answer)
+    assert said.count("\n") == 1
+
+
+def test_the_command_line_promotes_and_goes_back(finished, capsys):
+    write_params(finished, {**TINY_PARAMS, "data": {"source": "digits", "name": "dots"}})
+    registered(finished, {"fid": 20.0}, {"fid": 30.0})
+    assert main(["promote", "--to", "2", "--reason", "sharper"]) == 0
+    assert main(["rollback", "--reason", "too sharp"]) == 0
+    promoted, back = capsys.readouterr().out.splitlines()
+    assert promoted.startswith(
+        "models:/ddpm-dots/2 is champion: by hand: sharper; the policy would not have it: no lower"
+    )
+    assert back == "models:/ddpm-dots/1 is champion again"
+    assert champion() == 1
 
 
 def test_a_champion_measured_again_is_ranked_under_the_challengers_protocol(finished):
@@ -175,3 +204,33 @@ def test_two_processes_that_finish_at_once_end_as_if_in_turn(finished, monkeypat
     store = tracking.store_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert racers(finished, store, rounds=8) <= IN_TURN
+
+
+@pytest.mark.slow
+def test_two_processes_race_for_the_alias_of_a_server_too(finished, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    options = ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--workers", "1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *options, "--backend-store-uri", tracking.store_uri()],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
+    )
+    try:
+        wait_until_healthy(f"{address}/health")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert racers(finished, address, rounds=4) <= IN_TURN
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def wait_until_healthy(url: str) -> None:
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            return urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.3)

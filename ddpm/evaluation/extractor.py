@@ -7,7 +7,7 @@ beside it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,20 +44,24 @@ class Features:
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, positions: Tensor) -> Features:
+    def __getitem__(self, positions: Tensor | slice) -> Features:
         """Those of some of the images."""
         spatial = None if self.spatial is None else self.spatial[positions]
         return Features(self.features[positions], self.logits[positions], spatial)
 
-    @classmethod
-    def concatenated(cls, parts: Sequence[Features]) -> Features:
-        """All parts' images, in order."""
-        spatial = [part.spatial for part in parts if part.spatial is not None]
-        return cls(
-            torch.cat([part.features for part in parts]),
-            torch.cat([part.logits for part in parts]),
-            torch.cat(spatial) if spatial else None,
-        )
+    def room_for(self, count: int) -> Features:
+        """Uninitialised features of `count` images, as wide as these."""
+        spatial = None if self.spatial is None else self.spatial.new_empty(count, self.spatial.shape[1])
+        wide = self.features.new_empty(count, self.features.shape[1])
+        return Features(wide, self.logits.new_empty(count, self.logits.shape[1]), spatial)
+
+    def put(self, first: int, part: Features) -> None:
+        """Overwrite those of the images from `first` on."""
+        rows = slice(first, first + len(part))
+        self.features[rows] = part.features
+        self.logits[rows] = part.logits
+        if self.spatial is not None and part.spatial is not None:
+            self.spatial[rows] = part.spatial
 
 
 class Extractor(Protocol):
@@ -161,12 +165,17 @@ def find_inception(weights: str | None) -> Path | None:
     return cached_inception() if cached_inception().is_file() else None
 
 
-def missing_inception() -> UserError:
-    """What to do where InceptionV3 is asked for and not at hand."""
-    return UserError(
-        f"extractor.kind is `inception`, but its weights are not at hand: put torch-fidelity's {INCEPTION_FILE} "
-        f"(SHA-256 starts with {INCEPTION_SHA256_START}) at {cached_inception()}, or name it in extractor.weights"
+def where_inception_goes() -> str:
+    """What to do to have InceptionV3."""
+    return (
+        f"put torch-fidelity's {INCEPTION_FILE} (SHA-256 starts with {INCEPTION_SHA256_START}) at "
+        f"{cached_inception()}, or name it in extractor.weights"
     )
+
+
+def missing_inception() -> UserError:
+    """What to say where InceptionV3 is asked for and not at hand."""
+    return UserError(f"extractor.kind is `inception`, but its weights are not at hand: {where_inception_goes()}")
 
 
 def fit_cnn(

@@ -20,10 +20,23 @@ BATCH = 100  # images through the extractor together: InceptionV3 enlarges each 
 _FORMAT = 1  # of the cached files, and of what the extractors make of an image
 
 
-def extract(extractor: Extractor, batches: Iterable[NDArray[np.uint8]]) -> Features:
-    """Run batches [n, H, W, C] uint8 through the extractor; of each only its features are kept."""
-    parts = [extractor(images[first : first + BATCH]) for images in batches for first in range(0, len(images), BATCH)]
-    return Features.concatenated(parts)
+def extract(extractor: Extractor, batches: Iterable[NDArray[np.uint8]], count: int) -> Features:
+    """Run batches [n, H, W, C] uint8, `count` ≥ 1 images in all, through the extractor, and keep their features alone.
+
+    The room for them is taken at once: small results left between large activations would keep the allocator from
+    using those again.
+    """
+    whole: Features | None = None
+    done = 0
+    for images in batches:
+        for first in range(0, len(images), BATCH):
+            part = extractor(images[first : first + BATCH])
+            whole = whole or part.room_for(count)
+            whole.put(done, part)
+            done += len(part)
+    if whole is None or done != count:
+        raise ValueError(f"{done} images, not {count}")
+    return whole
 
 
 def cached_features(extractor: Extractor, split: Split, cache: Path) -> Features:
@@ -35,7 +48,7 @@ def cached_features(extractor: Extractor, split: Split, cache: Path) -> Features
     path = cache / f"{_key(extractor, split)}.npz"
     if (found := _read(path)) is not None and len(found) == len(split):
         return found
-    features = extract(extractor, split.batches(BATCH))
+    features = extract(extractor, split.batches(BATCH), len(split))
     arrays = {"features": features.features.numpy(), "logits": features.logits.numpy()}
     if features.spatial is not None:
         arrays["spatial"] = features.spatial.numpy()

@@ -10,13 +10,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddpm.config import Params
+from ddpm.config import EvaluationConfig, Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation
-from ddpm.evaluation.extractor import Features, load_extractor
+from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256_START, Extractor, Features
 from ddpm.evaluation.features import cached_features, extract
-from ddpm.evaluation.metrics import frechet_distance, inception_score, kernel_distance, nearest, precision_recall
+from ddpm.evaluation.metrics import (
+    NEIGHBOURHOOD,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
 from ddpm.evaluation.pictures import grid
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
@@ -31,41 +38,38 @@ class ImageMeasure:
     not the image: memory grows by kilobytes an image, whatever its size.
     """
 
-    def __init__(self, params: Params, data: PreparedData, extractor: Path, cache: Path, device: torch.device) -> None:
+    def __init__(self, params: Params, data: PreparedData, extractor: Extractor, cache: Path) -> None:
         """
         Args:
-            extractor: what `ddpm fit-extractor` wrote.
             cache: a directory for the features of the real images.
 
         Raises:
-            UserError: the extractor is missing, damaged or not the protocol's, or there are too few images.
+            UserError: the extractor is not the protocol's, or there are too few images.
         """
         options = params.evaluation
         self._train_split, validation = data.split("train"), data.split("validation")
-        _check_enough(params, len(validation))
-        self._extractor = load_extractor(extractor, weights=params.extractor.weights, device=device)
-        self.identity: dict[str, Any] = self._extractor.identity
-        if options.features == "inception" and self.identity["kind"] != "inception":
-            raise UserError(
-                f"evaluation.protocol {options.protocol} measures in InceptionV3's features, but {extractor} holds a "
-                f"{self.identity['kind']} extractor: run `ddpm fit-extractor`"
-            )
+        _check_enough(options, len(self._train_split), len(validation))
+        if options.features == "inception":
+            _check_published(extractor.identity, options.protocol)
+        self._extractor = extractor
         self._train = cached_features(self._extractor, self._train_split, cache)
         self._validation = cached_features(self._extractor, validation, cache)
         whole = options.reference == "all"
-        self._reference = Features.concatenated([self._train, self._validation]) if whole else self._train
+        self._reference = _both(self._train, self._validation) if whole else self._train
         self._splits, self._resamples, self._seed = options.splits, options.resamples, params.seed
-        self._features: list[Features] = []
-        self._distances: list[torch.Tensor] = []
+        self._features, self._count = self._train.room_for(options.samples), 0
+        self._distances = torch.empty(options.samples)
         self._shown = np.empty((0, *data.kind.shape), np.uint8)
-        self._closest = _Closest(self._shown, torch.empty(0), torch.empty((0, NEIGHBOURS), dtype=torch.int64))
+        self._neighbours = min(NEIGHBOURS, len(self._train))
+        self._closest = _Closest(self._shown, torch.empty(0), torch.empty((0, self._neighbours), dtype=torch.int64))
 
     def add(self, generated: NDArray[np.uint8]) -> None:
-        """Take generated images [n, H, W, C] into account."""
-        features = extract(self._extractor, [generated])
-        distances, positions = nearest(features.features, self._train.features, min(NEIGHBOURS, len(self._train)))
-        self._features.append(features)
-        self._distances.append(distances[:, 0])
+        """Take generated images [n, H, W, C] into account, evaluation.samples in all."""
+        features = extract(self._extractor, [generated], len(generated))
+        distances, positions = nearest(features.features, self._train.features, self._neighbours)
+        self._features.put(self._count, features)
+        self._distances[self._count : self._count + len(features)] = distances[:, 0]
+        self._count += len(features)
         self._shown = np.concatenate([self._shown, generated[: GRID_IMAGES - len(self._shown)]])
         self._closest = self._closest.with_more(generated, distances[:, 0], positions)
 
@@ -82,7 +86,7 @@ class ImageMeasure:
           are nearer than the nearest twentieth of the validation images; 0.05 is what new images score.
         - `sfid`: of InceptionV3's spatial features alone.
         """
-        generated = Features.concatenated(self._features)
+        generated = self._features[: self._count]
         return {
             **self._frechet(generated),
             **self._score(generated),
@@ -149,7 +153,7 @@ class ImageMeasure:
         return {"precision": precision, "recall": recall}
 
     def _memorisation(self) -> dict[str, float]:
-        distances = torch.cat(self._distances)
+        distances = self._distances[: self._count]
         real, _ = nearest(self._validation.features, self._train.features)
         near = real.flatten().quantile(NEAR)
         return {
@@ -165,7 +169,7 @@ class _Closest(NamedTuple):
     images: NDArray[np.uint8]
     distances: torch.Tensor
     positions: torch.Tensor
-    """Of each image's neighbours in the training split, [n, NEIGHBOURS]."""
+    """Of each image's neighbours in the training split, [n, neighbours], nearest first."""
 
     def with_more(self, images: NDArray[np.uint8], distances: torch.Tensor, positions: torch.Tensor) -> _Closest:
         """The nearest of these and of more images."""
@@ -183,15 +187,35 @@ def _spread(images: Features, count: int) -> Features:
     return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()]
 
 
-def _check_enough(params: Params, validation: int) -> None:
+def _both(a: Features, b: Features) -> Features:
+    whole = a.room_for(len(a) + len(b))
+    whole.put(0, a)
+    whole.put(len(a), b)
+    return whole
+
+
+def _check_published(identity: dict[str, Any], protocol: str) -> None:
+    """Refuse features that are not the papers'."""
+    wanted = f"evaluation.protocol {protocol} measures in InceptionV3's features with torch-fidelity's {INCEPTION_FILE}"
+    if identity["kind"] != "inception":
+        raise UserError(f"{wanted}, but extractor/ holds a {identity['kind']} network: run `ddpm fit-extractor`")
+    if not identity["sha256"].startswith(INCEPTION_SHA256_START):
+        raise UserError(
+            f"{wanted}, whose SHA-256 starts with {INCEPTION_SHA256_START}, but extractor/ was made with a file of "
+            f"{identity['sha256']}"
+        )
+
+
+def _check_enough(options: EvaluationConfig, train: int, validation: int) -> None:
     """Refuse before the work what no figure could be computed of."""
-    splits = params.evaluation.splits
+    needed = max(2 * options.splits, NEIGHBOURHOOD + 1)
     for count, what in (
-        (params.evaluation.samples, "evaluation.samples"),
+        (options.samples, "evaluation.samples"),
+        (train, "the number of training images"),
         (validation, "the number of validation images"),
     ):
-        if count < 2 * splits:
+        if count < needed:
             raise UserError(
-                f"{what} is {count}, but an Inception Score of evaluation.splits = {splits} parts needs at least "
-                f"{2 * splits}: use more images or fewer splits"
+                f"{what} is {count}, but an Inception Score of evaluation.splits = {options.splits} parts, and "
+                f"precision and recall, need at least {needed}: use more images or fewer splits"
             )

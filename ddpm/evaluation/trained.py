@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.data.store import PreparedData, Split, SplitName
+from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bound
 from ddpm.evaluation.distances import chosen
 from ddpm.model import Model
@@ -36,12 +36,11 @@ def likelihood_bounds(
     """
     if not images or model.kind.name != "images":
         return {}
-    names: tuple[SplitName, ...] = ("train", "validation")
     return {
         name: likelihood_bound(
             model.network, model.process(), _encoded(model, data.split(name), images, batch_size, seed), seed=seed
         )
-        for name in names
+        for name in SPLITS
     }
 
 

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import cdist
 
 from ddpm.config import Params
-from ddpm.data.store import PreparedData, SplitName
+from ddpm.data.store import SPLITS, PreparedData, SplitName
 from ddpm.evaluation.bootstrap import interval, wasserstein_deviation
 from ddpm.evaluation.distances import MAX_COUNT, chosen, mmd, wasserstein
-from ddpm.evaluation.extractor import coordinates, load_coordinates
+from ddpm.evaluation.extractor import coordinates
 from ddpm.evaluation.plots import SHOWN, side_by_side
 
 
 class ValueMeasure:
     """The figures of generated points or sequences, which are added a batch at a time."""
 
-    def __init__(self, params: Params, data: PreparedData, extractor: Path) -> None:
+    def __init__(self, params: Params, data: PreparedData, bandwidth: float) -> None:
         """
-        Raises:
-            UserError: the extractor is missing or was made for images.
+        Args:
+            bandwidth: of MMD's kernel.
         """
-        self.identity: dict[str, Any] = load_coordinates(extractor)
+        self._bandwidth = bandwidth
         self._data, self._resamples, self._seed = data, params.evaluation.resamples, params.seed
         self._batches: list[NDArray[np.float32]] = []
 
@@ -37,12 +34,9 @@ class ValueMeasure:
     def figures(self) -> dict[str, float | int]:
         """Each with its floor: what the validation data score against the same training data."""
         generated = np.concatenate(self._batches)
-        count = min(len(generated), MAX_COUNT, *(len(self._data.split(name)) for name in ("train", "validation")))
-        reference, validation = (
-            coordinates(self._data.kind, self._real(name, count)) for name in ("train", "validation")
-        )
+        count = min(len(generated), MAX_COUNT, *(len(self._data.split(name)) for name in SPLITS))
+        reference, validation = (coordinates(self._data.kind, self._real(name, count)) for name in SPLITS)
         samples = coordinates(self._data.kind, generated[:count])
-        bandwidth = self.identity["bandwidth"]
         distance = wasserstein(samples, reference)
         deviation = wasserstein_deviation(samples, reference, resamples=self._resamples, seed=self._seed)
         low, high = interval(distance, deviation)
@@ -51,8 +45,8 @@ class ValueMeasure:
             "wasserstein_low": low,
             "wasserstein_high": high,
             "wasserstein_floor": wasserstein(validation, reference),
-            "mmd": mmd(samples, reference, bandwidth),
-            "mmd_floor": mmd(validation, reference, bandwidth),
+            "mmd": mmd(samples, reference, self._bandwidth),
+            "mmd_floor": mmd(validation, reference, self._bandwidth),
             "samples": len(generated),
             "same_count": count,
         }

@@ -21,7 +21,7 @@ from ddpm.device import pick_device
 from ddpm.errors import UserError
 from ddpm.evaluation.comparison import Compared, Comparison, Curve, Recorded, ranked
 from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
-from ddpm.evaluation.extractor import Features, coordinates, load_coordinates, load_extractor
+from ddpm.evaluation.extractor import coordinates, load_coordinates, load_extractor
 from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.page import Pictures, page
@@ -247,7 +247,7 @@ def _over_steps(
             for each, curve in zip(opened, curves, strict=True):
                 first: list[NDArray[Any]] = []
                 drawn = each.sampled_by(plan).batches(count, seed=params.seed, batch_size=params.evaluation.batch_size)
-                value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps))
+                value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps), count)
                 curve.append((plan.steps, value))
                 pictured.append(np.concatenate(first))
     return curves, shown
@@ -270,8 +270,8 @@ class _Measure(Protocol):
     shown: int  # data a picture
     identity: dict[str, Any]
 
-    def distance(self, drawn: Iterable[NDArray[Any]]) -> float:
-        """Of what comes in batches."""
+    def distance(self, drawn: Iterable[NDArray[Any]], count: int) -> float:
+        """Of `count` data that come in batches."""
         ...
 
     def pictures(self, drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
@@ -288,11 +288,11 @@ class _Images:
         self._extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
         names: tuple[SplitName, ...] = ("train", "validation") if params.evaluation.reference == "all" else ("train",)
         splits = [cached_features(self._extractor, data.split(name), root / FEATURES) for name in names]
-        self._reference = Features.concatenated(splits).features
+        self._reference = torch.cat([split.features for split in splits])
         self.identity = self._extractor.identity
 
-    def distance(self, drawn: Iterable[NDArray[np.uint8]]) -> float:
-        return frechet_distance(extract(self._extractor, drawn).features, self._reference)
+    def distance(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> float:
+        return frechet_distance(extract(self._extractor, drawn, count).features, self._reference)
 
     def pictures(self, drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
         return [grid(images, GRID_COLUMNS) for images in drawn]
@@ -309,10 +309,10 @@ class _Values:
         self._train, self._validation = data.split("train"), data.split("validation")
         self._real = self._validation.rows(chosen(len(self._validation), SHOWN, params.seed))
 
-    def distance(self, drawn: Iterable[NDArray[np.float32]]) -> float:
+    def distance(self, drawn: Iterable[NDArray[np.float32]], count: int) -> float:
         values = np.concatenate(list(drawn))
         # As many as an evaluation takes, whose figures are the same then.
-        count = min(len(values), MAX_COUNT, len(self._train), len(self._validation))
+        count = min(count, MAX_COUNT, len(self._train), len(self._validation))
         reference = self._train.rows(chosen(len(self._train), count, self._seed))
         return wasserstein(coordinates(self._kind, values[:count]), coordinates(self._kind, reference))
 

@@ -18,6 +18,7 @@ from ddpm.device import pick_device
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.evaluation.denoising import denoising
+from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.images import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
 from ddpm.evaluation.pictures import captioned, save_png
@@ -123,18 +124,25 @@ def measure(
         samples.plan(**choices)
     except ValueError as error:
         raise UserError(f"{name} cannot be sampled by evaluation.sampling: {error}") from None
-    figures = (
-        ImageMeasure(params, data, root / EXTRACTOR, root / FEATURES, device)
-        if data.kind.name == "images"
-        else ValueMeasure(params, data, root / EXTRACTOR)
-    )
-    protocol = protocol_of(params, sampling, variance, weights, data, figures.identity)
+    figures, identity = _measure_of(params, data, root, device)
     options = params.evaluation
     with bar(options.samples, "img", f"samples of {name}") as progress:
         for batch in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size, **choices):
             figures.add(batch)
             progress.update(len(batch))
+    protocol = protocol_of(params, sampling, variance, weights, data, identity)
     return Measurement(figures.figures(), protocol, figures.pictures())
+
+
+def _measure_of(
+    params: Params, data: PreparedData, root: Path, device: torch.device
+) -> tuple[ImageMeasure | ValueMeasure, dict[str, Any]]:
+    """What measures this kind of data, and the identity of the features it does it in."""
+    if data.kind.name == "images":
+        extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
+        return ImageMeasure(params, data, extractor, root / FEATURES), extractor.identity
+    identity = load_coordinates(root / EXTRACTOR)
+    return ValueMeasure(params, data, identity["bandwidth"]), identity
 
 
 def protocol_of(

@@ -46,6 +46,10 @@ def test_the_runtime_imports_with_numpy_alone():
     run("import ddpm, ddpm.cli, ddpm.deploy.integrity, ddpm.deploy.runtime", TOOLS | {"torch", "scipy"})
 
 
+def test_the_watch_over_the_champion_needs_no_torch():
+    run("import flows.monitor", {"torch", "scipy", "sklearn", "torchvision", "onnx"})
+
+
 @pytest.mark.parametrize("tool", ["mlflow", "prefect", "dvc", "torch"])
 def test_importing_the_package_imports_no_tool(tool):
     run(f"import sys, ddpm, ddpm.cli; assert {tool!r} not in sys.modules", set())

@@ -115,6 +115,7 @@ def test_a_run_that_was_stopped_before_its_promotion_is_finished_by_the_next(aga
     assert len(runs_of_mlflow(again)) == 1
 
 
+@pytest.mark.slow
 def test_new_data_makes_a_new_version_and_a_worse_one_is_no_champion(again):
     write_outputs(again / "finished", fid=30.0)
     (again / "content").write_text(json.dumps({"version": 2}))
@@ -205,7 +206,7 @@ def start(graph) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for flow in started:
         if flow.poll() is None:
             flow.terminate()
-            flow.communicate(timeout=60)
+            flow.communicate(timeout=180)
 
 
 SLOW_TRAINING = """
@@ -241,7 +242,7 @@ def test_an_interrupted_flow_lets_the_training_save_and_leaves_no_process(graph,
     *_, group = wait_until_training(graph, flow)
     assert group_members(group)
     flow.send_signal(number)
-    output, _ = flow.communicate(timeout=60)
+    output, _ = flow.communicate(timeout=180)
     assert flow.returncode in (130, -signal.SIGTERM), output
     assert (graph / "saved").exists()
     assert not group_members(group)
@@ -257,8 +258,8 @@ def test_ctrl_c_in_a_terminal_ends_a_flow_with_a_server_of_its_own_cleanly(graph
     *_, group = wait_until_training(graph, flow)
     started = time.monotonic()
     os.killpg(flow.pid, signal.SIGINT)  # as a terminal does: to every process at once
-    output, _ = flow.communicate(timeout=60)
-    assert time.monotonic() - started < 30
+    output, _ = flow.communicate(timeout=180)
+    assert time.monotonic() - started < 120
     assert flow.returncode == 130
     assert "Traceback" not in output
     assert re.search(r"Finished in state (Crashed|Cancelled)", output)
