@@ -171,7 +171,10 @@ def _add_compare(command: Callable[[str, Callable[[Arguments], None], str], argp
 
 
 def _integers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 5,10,20, found {text!r}") from None
 
 
 def _add_promotion(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
