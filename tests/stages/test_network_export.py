@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.data.kinds import ImageKind
 from ddpm.deploy.export import export_denoiser
 from ddpm.interop.published import Published
 from ddpm.nets.unet import UNet
@@ -30,7 +31,9 @@ def test_every_option_is_exported(options, tmp_path):
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-    published = Published(NetworkConfig(**SMALL, **options), ProcessConfig(), SamplingConfig(), 8, 1, weights)
+    published = Published(
+        NetworkConfig(**SMALL, **options), ProcessConfig(), SamplingConfig(), ImageKind((8, 8, 1)), weights
+    )
     model = assemble(published, variant="tiny", data_name="digits", fingerprint="0")
     export_denoiser(model, tmp_path / "denoiser.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "denoiser.onnx", providers=["CPUExecutionProvider"])
