@@ -68,7 +68,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short: {error}") from None
     except Exception as error:  # of pickle, of zipfile, or torch's own
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path}: damaged, cut short, or more than tensors ({reason})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")

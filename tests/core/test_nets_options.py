@@ -272,7 +272,7 @@ def test_sequences_are_learned_by_the_same_network():
     kind = ValueKind("sequences", (1, 8), (-1.0,), (1.0,))
     torch.manual_seed(0)
     network = build_network(config, kind)
-    options = {"steps": 200, "batch_size": 32, "learning_rate": 3e-3, "warmup_steps": 10, "log_every": 50}
+    options = {"steps": 100, "batch_size": 32, "learning_rate": 3e-3, "warmup_steps": 10, "log_every": 20}
     curve = train(
         network, build_process(config), InMemoryImages(waves), seed=0, encode=kind.encode, ema_decay=0.9, **options
     )

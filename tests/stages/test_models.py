@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny import run_cli
 
@@ -202,3 +203,56 @@ def test_a_stage_without_its_input_says_which_stage_makes_it(
     assert error.count("\n") == 1
     assert main([stage, "huge"]) == 2
     assert "there is no model 'huge' in params.yaml; it has: tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("prepared/images.npy", "train tiny"),
+        ("prepared/train.npy", "train tiny"),
+        ("prepared/manifest.json", "train tiny"),
+        ("extractor/extractor.json", "evaluate tiny"),
+        ("extractor/model.safetensors", "evaluate tiny"),
+        ("models/tiny/model.safetensors", "export tiny"),
+        ("models/tiny/model.json", "export tiny"),
+        ("deploy/tiny/denoiser.onnx", "sample deploy/tiny --out a.npz"),
+        ("deploy/tiny/sampler.json", "sample deploy/tiny --out a.npz"),
+    ],
+)
+def test_a_truncated_file_is_named_by_the_command_that_reads_it(trained: Path, capsys, file: str, command: str):
+    from ddpm.cli import main
+
+    whole = Path(file).read_bytes()
+    Path(file).write_bytes(whole[: len(whole) // 2])
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert str(Path(file).parent) in error
+    assert "damaged" in error or "does not load" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"width": 10}, "groups is 4, which does not divide a level's 10 channels (width × multiplier)"),
+        ({"attention_resolutions": [16]}, "attention_resolutions names [16], but the levels are 8, 4 pixels a side"),
+        (
+            {"multipliers": [1, 1, 1, 1, 1]},
+            "8 is not a multiple of 16: use fewer multipliers or another data.image_size",
+        ),
+        ({"kind": "vae"}, "network.kind vae and objective.loss elbo go together; found vae and simple"),
+        ({"kind": "mlp"}, "kind: mlp is for points; the data are images"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_training(project: Path, capsys, network: dict, words: str):
+    from ddpm.cli import main
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    tiny = params["models"]["tiny"]
+    tiny["network"] = network if "kind" in network else {**tiny["network"], **network}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    assert main(["train", "tiny"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not Path("models").exists()
