@@ -108,7 +108,8 @@ def _kind(stem: Tensor, flags: Flags, where: str) -> DataKind:
 def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:
     """The configuration, as the shapes tell it."""
     stem = theirs["init_conv.weight"]
-    width, dims = stem.shape[0], stem.ndim - 2
+    width, channels, dims = stem.shape[0], stem.shape[1], stem.ndim - 2
+    out_channels = len(theirs["final_conv.weight"])
     levels = len({key.split(".")[1] for key in theirs if key.startswith("downs.")})
     unshuffles = "downs.0.3.1.weight" in theirs
     resamples = [f"downs.{level}.3{'.1' * (unshuffles and level < levels - 1)}.weight" for level in range(levels)]
@@ -120,7 +121,8 @@ def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:
         f"convolutions of {dims} axes": dims not in (1, 2),
         "random or learned Fourier features of the time": "time_mlp.0.weights" in theirs,
         "an init_dim other than dim": theirs["time_mlp.1.weight"].shape[1] != width,
-        "self-conditioning": stem.shape[1] == 2 * theirs["final_conv.weight"].shape[0],
+        "self-conditioning": channels == 2 * out_channels,
+        f"an out_dim of {out_channels} for {channels} channels": out_channels not in (channels, 2 * channels),
         f"channels that are no multiple of the first level's {width}": any(m % 1 for m in multipliers),
         "attentions of different widths": inner != heads * head_width,
     }

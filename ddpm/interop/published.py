@@ -18,9 +18,9 @@ from ddpm.nets import build
 
 @dataclass(frozen=True)
 class Flags:
-    """What no checkpoint tells, by the names it had where the network was trained; None where it was not given.
+    """What a checkpoint may not tell, by the names it had where the network was trained; None where it was not given.
 
-    The first is of both kinds of `.pt` file, the next two are GaussianDiffusion1D's, the others OpenAI's.
+    The first is of any images, the next two are GaussianDiffusion1D's, the others OpenAI's.
     """
 
     image_size: int | None = None

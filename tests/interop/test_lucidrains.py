@@ -121,6 +121,7 @@ def test_another_network_is_named(change, words):
     [
         (lambda: Unet(8, dim_mults=(1, 2), self_condition=True), FLAGS, "self-conditioning"),
         (lambda: Unet(8, dim_mults=(1, 2), init_dim=16), FLAGS, "init_dim"),
+        (lambda: Unet(8, dim_mults=(1, 2), out_dim=5), FLAGS, "an out_dim of 5 for 3 channels"),
         (lambda: Unet(8, dim_mults=(1, 2), channels=4), FLAGS, "4 channels: not a denoiser of grey or RGB images"),
         (lambda: Unet1D(8, dim_mults=(1, 2), attn_heads=2), FLAGS, "attentions of different widths"),
         (lambda: Unet(8, dim_mults=(1, 2, 4)), Flags(image_size=18), "18 is not a multiple of 4"),
