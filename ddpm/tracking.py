@@ -595,3 +595,24 @@ def resolve(uri: str, root: Path = Path()) -> Path:
         raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None
     except KeyError:
         raise UserError(f"{uri}: not a model that `ddpm register` made") from None
+
+
+@_store_answers()
+def pinned(uri: str, root: Path = Path()) -> str:
+    """`models:/NAME@ALIAS` as `models:/NAME/VERSION`, by what the alias means now; any other URI as it is.
+
+    Raises:
+        UserError: no such model, or none with this alias.
+        UpstreamError: the server does not answer.
+    """
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if not (uri.startswith("models:/") and alias):
+        return uri
+    mlflow = load_mlflow(root)
+    try:
+        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+    except mlflow.MlflowException as error:
+        if _is_connection_failure(error):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None
