@@ -22,7 +22,7 @@ from ddpm.errors import first_complaint
 from ddpm.serve.answers import MEDIA_TYPES, encode
 from ddpm.serve.batching import Batcher, QueueFullError
 from ddpm.serve.metrics import Metrics
-from ddpm.serve.middleware import ClientLeftError, Envelope
+from ddpm.serve.middleware import CLIENT_LEFT, ClientLeftError, Envelope
 from ddpm.serve.models import Choice, ModelKeeper, ServedModel
 from ddpm.serve.schemas import EXAMPLES, Drawn, Format, ImageRequest, Limits, ModelCard, Problem, State
 from ddpm.serve.settings import Settings
@@ -136,6 +136,8 @@ def _application(service: Service) -> FastAPI:
     )
     app.add_exception_handler(HTTPException, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(ClientLeftError, _on_departure)
+    app.add_exception_handler(Exception, _on_fault)
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
@@ -250,6 +252,15 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     if first["loc"] == ("body",):
         return _problem(request, 422, 'expected a JSON object, such as {"n": 4}')
     return _problem(request, 422, first_complaint([{**each, "loc": each["loc"][1:]} for each in error.errors()]))
+
+
+async def _on_departure(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _on_fault(request: Request, error: Exception) -> JSONResponse:
+    """What happened is nobody's business out there; starlette passes the error on to the log."""
+    return _problem(request, 500, "the service failed; its log says why, under this request's identifier")
 
 
 def _problem(request: Request, status: int, reason: str, headers: Any = None) -> JSONResponse:

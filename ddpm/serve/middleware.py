@@ -1,4 +1,4 @@
-"""Around every request: an identifier, bounds on its body, a line in the log, figures, and an answer come what may.
+"""Around every request: an identifier, bounds on its body, a line in the log, figures.
 
 Plain ASGI: what starlette offers for middleware hides from the application that its client has left.
 """
@@ -79,7 +79,6 @@ class Envelope:
             await exchange.answer(refusal.status, str(refusal))
         except Exception:
             logger.exception("a request failed", extra={"fields": {"id": exchange.id}})
-            await exchange.answer(500, "the service failed; its log says why under this request's identifier")
         finally:
             self.active -= 1
             self._record(exchange, time.monotonic() - started)
@@ -140,12 +139,12 @@ class _Exchange:
         # What the application wants in the request's line of the log.
         self.notes: dict[str, Any] = {}
         scope.setdefault("state", {}).update(request_id=self.id, notes=self.notes)
-        self._send, self._envelope, self._begun = send, envelope, False
+        self._send, self._envelope = send, envelope
 
     async def send(self, message: Message) -> None:
         """Pass a message of the answer on, its head with our own lines."""
         if message["type"] == "http.response.start":
-            self._begun, self.status = True, message["status"]
+            self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.id
             headers["X-Content-Type-Options"] = "nosniff"
@@ -154,9 +153,7 @@ class _Exchange:
         await self._send(message)
 
     async def answer(self, status: int, reason: str) -> None:
-        """Answer in one line, unless an answer has begun."""
-        if self._begun:
-            return
+        """Answer in one line, in the application's stead."""
         body = json.dumps({"detail": reason, "request_id": self.id}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
