@@ -59,9 +59,10 @@ class Service:
         Args:
             model: a deploy directory or an MLflow URI.
             settings: the bounds.
-            on_failure: called, in another thread, if the first model cannot be loaded.
+            on_failure: called, from any thread, with what keeps the service from serving.
         """
         self.settings = settings
+        self._on_failure = on_failure
         self.metrics = Metrics()
         self.keeper = ModelKeeper(
             model, self.metrics, threads=settings.threads, poll=settings.poll, on_failure=on_failure
@@ -80,9 +81,15 @@ class Service:
         """Load and draw, from the application's start to its end."""
         self.keeper.start()
         drawing = asyncio.create_task(self.batcher.run())
+        drawing.add_done_callback(self._stopped_drawing)
         yield
         self.keeper.stop()
         drawing.cancel()
+
+    def _stopped_drawing(self, drawing: asyncio.Task[None]) -> None:
+        """A service that cannot draw any more shall not look as if it could."""
+        if not drawing.cancelled() and isinstance(error := drawing.exception(), Exception):
+            self._on_failure(error)
 
     def stop(self) -> None:
         """Accept no more; what was accepted goes on."""

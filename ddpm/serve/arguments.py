@@ -36,7 +36,7 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
 
-    def bound(name: str, kind: Callable[[str], float], least: int, text: str) -> None:
+    def bound(name: str, kind: Callable[[str], float], least: float, text: str) -> None:
         default = getattr(Settings, name)
         serve.add_argument(
             "--" + name.replace("_", "-"),
@@ -53,8 +53,8 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     bound("max_images", int, 1, "images a request")
     bound("max_evaluations", int, 1, "images times steps a request")
     bound("max_body", int, 2, "bytes of a request's body")
-    bound("body_seconds", float, 0, "from a request's head to the end of its body; then 408")
-    bound("timeout", float, 0, "from a request to its images; then 504, and they are drawn no more")
+    bound("body_seconds", float, 0.001, "from a request's head to the end of its body; then 408")
+    bound("timeout", float, 0.001, "from a request to its images; then 504, and they are drawn no more")
     bound("grace", float, 0, "that accepted requests have after the signal to stop")
     bound("poll", float, 0, "between two looks at where the alias points; 0: never again")
 
@@ -64,7 +64,7 @@ def chosen_settings(arguments: argparse.Namespace) -> Settings:
     return Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
 
 
-def _at_least(least: int, kind: Callable[[str], float]) -> Callable[[str], float]:
+def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = kind(text)
         if not least <= value < float("inf"):

@@ -171,8 +171,9 @@ class Batcher:
         """As much as fits into a batch with the job that waits longest."""
         shares: list[Share] = []
         room = self._batch_size
-        for job in self._queue:
-            if room and job.draws_like(self._queue[0]):
+        wanted = [job for job in self._queue if not job.images.done()]
+        for job in wanted:
+            if room and job.draws_like(wanted[0]):
                 count = min(room, job.count - job.started)
                 shares.append(Share(job, job.started, count))
                 room -= count

@@ -32,3 +32,4 @@ def log_as_json_lines() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("ddpm").setLevel(logging.INFO)
+    logging.captureWarnings(True)

@@ -5,67 +5,97 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
+from conftest import Server, wait_until
 from PIL import Image
 
 from ddpm.deploy.runtime import Sampler
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-Browse = Callable[..., str]
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
-def browse(server, tmp_path: Path) -> Browse:
-    """Open the page in a window; returns what has become of it."""
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-
-    def browse(*options: str) -> str:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
-        command += [f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=5000", *options, server.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return browse
+def page(browser: Browser, server: Server) -> Browser:
+    """The page, with its first pictures."""
+    browser.open(server.url)
+    settle(browser)
+    return browser
 
 
-def test_the_page_asks_for_the_model_and_shows_what_it_draws(browse: Browse, deploy: Path):
-    page = browse("--dump-dom")
-    pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
-    drawn = np.stack([np.array(Image.open(io.BytesIO(base64.b64decode(png)))) for png in pictures])
-    np.testing.assert_array_equal(drawn[..., None], Sampler(deploy).sample(16, seed=0))
-    assert re.search(r'id="steps" min="1" max="20"', page)
-    assert re.findall(r'<option value="(\w+)"', page) == ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2s", "unipc"]
-    assert re.search(r'role="status"[^>]*>16 of seed 0 in [\d.]+ s, by ddpm-dots@', page)
+def settle(page: Browser) -> str:
+    """Wait until the page has said how its latest wish ended; returns that."""
+    said = 'document.querySelector("#said")?.textContent ?? ""'
+    wait_until(lambda: page.run(said) not in ("", "drawing …"))
+    return page.run(said)
 
 
-def test_pixels_stay_pixels_when_enlarged(browse: Browse, tmp_path: Path):
+def pictures(page: Browser) -> np.ndarray:
+    sources = page.run('[...document.querySelectorAll("#pictures img")].map(image => image.src)')
+    drawn = [np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))) for source in sources]
+    return np.stack(drawn)[..., None]
+
+
+def put(page: Browser, **values: object) -> None:
+    """Move sliders as a hand does."""
+    for name, value in values.items():
+        page.run(f'by("{name}").value = "{value}"; by("{name}").dispatchEvent(new Event("input", {{bubbles: true}}))')
+
+
+def test_it_asks_for_the_model_and_shows_what_it_draws_unasked(page, deploy):
+    np.testing.assert_array_equal(pictures(page), Sampler(deploy).sample(16, seed=0))
+    assert re.fullmatch(r"16 of seed 0 in [\d.]+ s, by ddpm-dots@\w+", settle(page))
+    assert page.run('by("steps").max') == "20"
+    names = page.run('[...by("sampler").options].map(option => option.value)')
+    assert names == ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2s", "unipc"]
+
+
+def test_sliders_and_buttons_say_what_is_drawn(page, deploy):
+    put(page, n=4, steps=20, sampler="ancestral", seed=5)
+    assert page.run('[by("n-shown").value, by("steps-shown").value, by("eta").disabled]') == ["4", "20", True]
+    for seed, button in [(5, "draw"), (6, "another")]:
+        page.run(f'by("{button}").click()')
+        assert settle(page).startswith(f"4 of seed {seed} ")
+        expected = Sampler(deploy).sample(4, seed=seed, steps=20, sampler="ancestral")
+        np.testing.assert_array_equal(pictures(page), expected)
+
+
+def test_a_refusal_is_shown_in_the_services_words(page):
+    page.run('by("n").max = 5000')
+    put(page, n=5000)
+    page.run('by("draw").click()')
+    assert settle(page) == "`n` must be at most 1024, found 5000"
+    assert page.run('by("said").className') == "bad"
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+@pytest.mark.parametrize(("scheme", "bright"), [("light", True), ("dark", False)])
+def test_it_fits_a_phone_and_a_desk_and_follows_the_systems_colours(browser, server, width, scheme, bright):
+    browser.open(server.url, width=width, scheme=scheme)
+    settle(browser)
+    screen = browser.screen()
+    assert (screen[2, 2] > 128) == bright
+    assert browser.run("document.documentElement.scrollWidth") == width
+
+
+def test_pixels_stay_pixels_when_enlarged(page):
     """A smoothed enlargement of black and white would be full of greys."""
-    browse(f"--screenshot={tmp_path / 'page.png'}", "--window-size=1100,900")
-    screen = np.array(Image.open(tmp_path / "page.png").convert("L"))[300:700, 500:900]
-    _, counts = np.unique(screen, return_counts=True)
-    assert np.sort(counts)[-3:].sum() > 0.99 * screen.size
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [500, 1100])
-@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
-def test_it_fits_any_window_and_follows_the_systems_colours(browse: Browse, tmp_path: Path, width: int, scheme: int):
-    shot = tmp_path / "page.png"
-    browse(f"--screenshot={shot}", f"--window-size={width},900", f"--blink-settings=preferredColorScheme={scheme}")
-    screen = np.array(Image.open(shot).convert("L"))
-    assert screen.shape[1] == width
-    assert (screen[2, 2] > 128) == bool(scheme)
-    # The right margin is empty: nothing reaches beyond the window.
-    assert np.ptp(screen[:, -8:]) == 0
+    box = page.run('(({x, y, width, height}) => [x, y, width, height])(by("pictures").getBoundingClientRect())')
+    x, y, width, height = map(round, box)
+    shown = page.screen()[y : y + height, x : x + width]
+    _, counts = np.unique(shown, return_counts=True)
+    assert width > 300
+    assert np.sort(counts)[-3:].sum() > 0.98 * counts.sum()
 
 
 def test_it_takes_nothing_from_anywhere_else(server):
