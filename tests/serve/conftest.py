@@ -54,6 +54,16 @@ class Server:
         """Its lines, each of them JSON."""
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
+    def line(self, **fields: Any) -> dict[str, Any]:
+        """The one line of the log with these fields; it comes after the answer."""
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self.log() if fields.items() <= line.items()]
+
+        wait_until(lambda: bool(found()))
+        (line,) = found()
+        return line
+
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)

@@ -102,7 +102,7 @@ def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
     for given_id, kept in [("order-66.b:1", True), ("x" * 65, False), ("a b", False)]:
         answer = server.client.get("/v1/model", headers={"X-Request-ID": given_id})
         assert (answer.headers["X-Request-ID"] == given_id) == kept
-        (line,) = (line for line in server.log() if line.get("id") == answer.headers["X-Request-ID"])
+        line = server.line(id=answer.headers["X-Request-ID"])
         assert (line["method"], line["path"], line["status"]) == ("GET", "/v1/model", 200)
 
 
@@ -276,7 +276,6 @@ def test_a_fault_inside_is_told_to_the_log_and_not_to_the_client(start, tmp_path
     assert answer.status_code == 500
     assert "log" in answer.json()["detail"]
     assert "onnx" not in answer.text.lower()
-    (line,) = (line for line in server.log() if line["level"] == "error")
-    assert line["id"] == answer.json()["request_id"]
+    line = server.line(id=answer.json()["request_id"], level="error")
     assert "Traceback" in line["traceback"]
     assert server.draw(n=1).status_code == 200
