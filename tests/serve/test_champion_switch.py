@@ -56,8 +56,8 @@ async def draw_all_the_while(server: Server, crown: Any) -> list[httpx.Response]
             answers.append(await client.post("/v1/images", json={"n": 3, "seed": seed, "format": "npy"}))
 
     async def until_it_draws(version: int) -> None:
-        while answers[-1].headers["X-Model"] != f"models:/ddpm-dots/{version}":
-            await asyncio.sleep(0.05)
+        name = f"models:/ddpm-dots/{version}"
+        await asyncio.to_thread(wait_until, lambda: answers[-1].headers["X-Model"] == name)
 
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
         asking = [asyncio.create_task(ask_on(client, seed)) for seed in range(8)]
@@ -65,8 +65,7 @@ async def draw_all_the_while(server: Server, crown: Any) -> list[httpx.Response]
         await asyncio.to_thread(crown, 2)
         await until_it_draws(2)
         await asyncio.to_thread(crown, 3)
-        while not server.metric("ddpm_model_reloads_total", outcome="failed"):
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(wait_until, lambda: server.metric("ddpm_model_reloads_total", outcome="failed") > 0)
         assert answers[-1].headers["X-Model"] == "models:/ddpm-dots/2"
         await asyncio.to_thread(crown, 1)
         await until_it_draws(1)

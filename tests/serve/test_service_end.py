@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PATIENCE, Server
+from conftest import PATIENCE, Server, wait_until
 from networks import write_deploy
 from tiny import run_cli
 
@@ -29,11 +29,9 @@ async def load(server: Server, count: int, *, signals: int = 1) -> list[httpx.Re
             return [asyncio.create_task(client.post("/v1/images", json={"n": 2, "seed": i})) for i in range(number)]
 
         accepted = send(count)
-        while server.metric("ddpm_batch_images_count") < 2:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_until, lambda: server.metric("ddpm_batch_images_count") >= 2)
         server.process.send_signal(signal.SIGTERM)
-        while (await client.get("/ready")).status_code == 200:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_until, lambda: server.client.get("/ready").status_code == 503)
         late = await asyncio.gather(*send(count // 2))
         for _ in range(signals - 1):
             server.process.send_signal(signal.SIGTERM)
