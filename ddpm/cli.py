@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ddpm import __version__
 from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.serve.arguments import add_arguments, chosen_settings
 
 if TYPE_CHECKING:
     from ddpm.config import Params
@@ -36,6 +37,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
 Beside the stages:
 
   ddpm sample MODEL --n 64 --out samples.png
+  ddpm serve MODEL          images over HTTP, and a page to look at them
   ddpm import SOURCE --out models/V         a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT           a model directory as diffusers' DDPMPipeline reads it
   ddpm config             params.yaml with every default filled in, and what each key means
@@ -76,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _install_hint() -> str:
-    return "install ddpm[train] for the stages, ddpm[pipeline] for DVC, MLflow and Prefect"
+    return (
+        "install ddpm[train] for the stages, ddpm[serve] for an exported model, "
+        "ddpm[pipeline] for DVC, MLflow and Prefect"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    add_arguments(command("serve", _serve, "draw images over HTTP from an exported model"))
     _add_interop(command)
     return parser
 
@@ -248,6 +254,12 @@ def _sample(arguments: Arguments) -> None:
         eta=arguments.eta,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _serve(arguments: Arguments) -> None:
+    from ddpm.serve.server import serve
+
+    serve(arguments.model, arguments.host, arguments.port, chosen_settings(arguments))
 
 
 def _import(arguments: Arguments) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, first_complaint
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -379,23 +379,7 @@ def validate(model: type[Model], raw: Any, where: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {describe(error)}") from None
-
-
-def describe(error: ValidationError) -> str:
-    """The first complaint of a validation, in one line: the key, what is expected, what was found."""
-    first, *others = error.errors(include_url=False)
-    # A part in angle brackets is the name of a union's member, which is not in the file.
-    key = ".".join(part for part in map(str, first["loc"]) if not part.startswith("<"))
-    if first["type"] == "extra_forbidden":
-        text = f"unknown key `{key}`"
-    elif first["type"] == "missing":
-        text = f"the key `{key}` is missing"
-    elif first["type"] == "value_error":
-        text = f"{key + ': ' if key else ''}{first['ctx']['error']}"
-    else:
-        text = f"`{key}`: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
-    return text + (f" (and {len(others)} more)" if others else "")
+        raise UserError(f"{where}: {first_complaint(error.errors(include_url=False))}") from None
 
 
 def explain(params: Params) -> str:

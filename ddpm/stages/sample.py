@@ -114,11 +114,9 @@ def _write_picture(images: NDArray[Any], out: Path, kind: DataKind) -> None:
 
 
 def _write_directory(images: NDArray[np.uint8], out: Path, kind: DataKind) -> None:
-    from PIL import Image
+    from ddpm.evaluation.pictures import as_picture
 
     digits = len(str(len(images) - 1))
     with atomic_directory(out) as temporary:
         for index, image in enumerate(images):
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-                temporary / f"{index:0{digits}d}.png"
-            )
+            as_picture(image).save(temporary / f"{index:0{digits}d}.png")
