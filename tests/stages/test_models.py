@@ -92,7 +92,11 @@ def test_parity_is_recorded(trained: Path):
     parity = json.loads((trained / "deploy/tiny/parity.json").read_text())
     assert parity["passed"] is True
     assert 0 < parity["max_abs_difference"] <= parity["tolerance"]
-    assert parity["denoiser_sha256"] == sha256_of(trained / "deploy/tiny/denoiser.onnx")
+    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx"}
+    for name, file in parity["files"].items():
+        assert file["passed"]
+        assert file["max_abs_difference"] <= parity["max_abs_difference"]
+        assert file["sha256"] == sha256_of(trained / "deploy/tiny" / name)
 
 
 def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, monkeypatch: pytest.MonkeyPatch):
@@ -108,7 +112,7 @@ def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, 
 
     before = sha256_of(trained / "deploy/tiny/denoiser.onnx")
     monkeypatch.setattr(stage, "export_denoiser", lossy)
-    with pytest.raises(UserError, match=r"differs from the trained one by .*nothing was exported"):
+    with pytest.raises(UserError, match=r"denoiser.onnx differs from the trained model by .*nothing was exported"):
         stage.export_variant(load_params(), "tiny")
     assert sha256_of(trained / "deploy/tiny/denoiser.onnx") == before
 
