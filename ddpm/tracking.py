@@ -292,8 +292,8 @@ class Outputs:
         )
         if not outputs.parity["passed"]:
             raise UserError(
-                f"{deploy / 'parity.json'}: an exported file differs from the trained model by more than its tolerance; "
-                "it is not registered"
+                f"{deploy / 'parity.json'}: an exported file differs from the trained model by more than its "
+                "tolerance; it is not registered"
             )
         return outputs
 

@@ -32,13 +32,10 @@ NAMED_PLANS: dict[str, dict[str, Any]] = {
 }
 
 
-def export_denoiser(model: Model, path: Path, *, most_weights: int = MOST_WEIGHTS) -> None:
+def export_denoiser(model: Model, path: Path) -> None:
     """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t int64 [N]) → out [N, C, ...].
 
     N is free. The file's bytes depend on the model alone.
-
-    Args:
-        most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended.
     """
     network = model.network.to("cpu").eval()
     example = (torch.zeros(2, *model.kind.network_shape), torch.zeros(2, dtype=torch.int64))
@@ -61,12 +58,12 @@ def export_denoiser(model: Model, path: Path, *, most_weights: int = MOST_WEIGHT
     proto = program.model_proto
     _drop_provenance(proto)
     _set_metadata(proto, facts(model))
-    _write(proto, path, most_weights)
+    write(proto, path)
 
 
 def export_half(denoiser: Path, path: Path) -> None:
     """Write the same denoiser in fp16: float32 outside, so that it takes the other's place."""
-    _write(in_half_precision(onnx.load(denoiser)), path, MOST_WEIGHTS)
+    write(in_half_precision(onnx.load(denoiser)), path)
 
 
 def export_sampler(model: Model, denoiser: Path, path: Path) -> None:
@@ -82,7 +79,7 @@ def export_sampler(model: Model, denoiser: Path, path: Path) -> None:
     plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}
     sampling = model.card.config.sampling.model_dump(mode="json")
     _set_metadata(loop, {**facts(model), "sampling": sampling, "columns": COLUMNS, "plans": plans})
-    _write(loop, path, MOST_WEIGHTS)
+    write(loop, path)
 
 
 def facts(model: Model) -> dict[str, Any]:
@@ -146,8 +143,12 @@ def _set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:
     onnx.helper.set_model_props(proto, texts)
 
 
-def _write(proto: ModelProto, path: Path, most_weights: int) -> None:
-    """Save, and hold against ONNX's own rules, shapes included."""
+def write(proto: ModelProto, path: Path, *, most_weights: int = MOST_WEIGHTS) -> None:
+    """Save, and hold against ONNX's own rules, shapes included.
+
+    Args:
+        most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended.
+    """
     if sum(tensor.ByteSize() for tensor in proto.graph.initializer) > most_weights:
         onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
     else:

@@ -79,8 +79,7 @@ def sampler_model(denoiser: ModelProto, kind: DataKind) -> ModelProto:
     The weights go into the loop's body: onnxruntime optimises a body with its own initializers as it does a graph, but
     stops at weights that the body takes from outside.
     """
-    decode, constants = _decoder(kind)
-    decode.node[-1].output[0] = kind.name
+    decode = _decoder(kind)
     decoded = _info(kind.name, ["N", *kind.shape], TensorProto.UINT8 if kind.name == "images" else TensorProto.FLOAT)
     scan = make_node(
         "Scan",
@@ -99,7 +98,7 @@ def sampler_model(denoiser: ModelProto, kind: DataKind) -> ModelProto:
             _info("z", ["S", "M", *kind.network_shape]),
         ],
         outputs=[decoded, _state("x0", kind)],
-        initializer=constants,
+        initializer=decode.initializer,
     )
     return make_model(graph, ir_version=denoiser.ir_version, opset_imports=denoiser.opset_import)
 
@@ -129,13 +128,16 @@ def _body(denoiser: GraphProto, kind: DataKind) -> GraphProto:
     )
 
 
-def _decoder(kind: DataKind) -> tuple[GraphProto, list[TensorProto]]:
-    """From `x0` to data as they are stored, and the initializers that takes."""
-    if not isinstance(kind, ValueKind):
-        return to_pixels.to_model_proto().graph, []
-    return to_values.to_model_proto().graph, [
-        from_array(values, name) for name, values in zip(("centre", "half"), kind.scale(), strict=True)
-    ]
+def _decoder(kind: DataKind) -> GraphProto:
+    """From `x0` to data as they are stored."""
+    if isinstance(kind, ValueKind):
+        graph = to_values.to_model_proto().graph
+        centre, half = kind.scale()
+        graph.initializer.extend([from_array(centre, "centre"), from_array(half, "half")])
+    else:
+        graph = to_pixels.to_model_proto().graph
+    graph.node[-1].output[0] = kind.name
+    return graph
 
 
 def _prefixed(graph: GraphProto, prefix: str) -> GraphProto:
