@@ -77,7 +77,7 @@ def sampler_model(denoiser: ModelProto, kind: DataKind) -> ModelProto:
     """The loop around a denoiser, (x [N, C, ...], t [N]) → out [N, C or 2C, ...]: this module's inputs and outputs.
 
     The weights go into the loop's body: onnxruntime optimises a body with its own initializers as it does a graph, but
-    stops at weights that the body takes from outside.
+    stops at those that the body takes from outside (docs/onnx.md).
     """
     decode = _decoder(kind)
     decoded = _info(kind.name, ["N", *kind.shape], TensorProto.UINT8 if kind.name == "images" else TensorProto.FLOAT)

@@ -160,7 +160,7 @@ class Sampler:
         """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""
         device = "cpu" if self.providers[0] == CPU else "cuda"
         noisy = plan.column("to_noise") != 0
-        state = import_onnxruntime().OrtValue.ortvalue_from_numpy(x, device)
+        state = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), device)
         rows = _rows_at_once(plan, x.nbytes)
         for first in range(0, len(plan), rows):
             part = slice(first, first + rows)
