@@ -24,7 +24,7 @@ OPSET = 20
 # A file may hold 2 GiB, protobuf's limit; this leaves room for all that is not weights.
 MOST_WEIGHTS = 2**31 - 2**24
 
-# Plans that sampler.onnx tells the tables of, beside the model's own: from the best to the quickest.
+# Plans that sampler.onnx tells the tables of, beside the model's own: from the most steps to the fewest.
 NAMED_PLANS: dict[str, dict[str, Any]] = {
     "ddim-50": {"sampler": "ddim", "steps": 50, "eta": 0.0},
     "dpmpp_2m-20": {"sampler": "dpmpp_2m", "steps": 20},

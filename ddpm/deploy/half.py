@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from onnx import GraphProto, ModelProto
 
+from ddpm.deploy.runtime import import_onnxruntime
+
 # Angles up to T need more than the eleven bits of fp16.
 EMBEDDING = ("Sin", "Cos")
 
 
 def in_half_precision(denoiser: ModelProto) -> ModelProto:
     """The network in fp16, by onnxruntime's own converter; inputs, outputs and the time's embedding stay float32."""
+    import_onnxruntime()  # first, since it is what keeps onnxruntime from reporting
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -17,7 +20,7 @@ def in_half_precision(denoiser: ModelProto) -> ModelProto:
     del denoiser.graph.value_info[:]
     half = convert_float_to_float16(denoiser, keep_io_types=True, node_block_list=_embedding(denoiser.graph))
     # It casts a value anew for every node that needs it, under one name.
-    nodes = list({node.name: node for node in half.graph.node}.values())
+    nodes = list({node.output[0]: node for node in half.graph.node}.values())
     del half.graph.node[:]
     half.graph.node.extend(nodes)
     # And between two nodes of the embedding down to fp16 and up again.

@@ -107,7 +107,7 @@ class Sampler:
         """What it runs on, in a line."""
         threads = f", {self._threads} threads" if self._threads else ""
         version = import_onnxruntime().__version__
-        return f"{self._precision} on {' then '.join(self.providers)} (onnxruntime {version}{threads})"
+        return f"{self.file.name} on {' then '.join(self.providers)} (onnxruntime {version}{threads})"
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""

@@ -49,7 +49,5 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
                     f"{'export.fp16_tolerance' if '.fp16.' in name else 'export.parity_tolerance'} {allowed:g}; "
                     "nothing was exported"
                 )
-            print(
-                f"{variant}: {name} differs from the trained model by at most {found:.1e} {run} ({allowed:g} allowed)"
-            )
+            print(f"{variant}: {name} is the trained model to {found:.1e} {run} (allowed: {allowed:g})")
         write_json(out / "parity.json", parity)

@@ -86,7 +86,7 @@ def _exported(directory: Path) -> Samples:
     from ddpm.deploy.runtime import Sampler
 
     sampler = Sampler(directory)
-    print(f"sampling in {sampler.where}")
+    print(f"sampling with {sampler.where}")
     return sampler
 
 

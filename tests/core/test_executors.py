@@ -5,7 +5,6 @@ import functools
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +23,7 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import COLUMNS, SAMPLERS, inversion_plan, plan_for, sampling_plan
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
 
+onnxruntime = runtime.import_onnxruntime()
 PREDICTIONS = ("epsilon", "x0", "v")
 
 

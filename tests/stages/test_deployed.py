@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 import ddpm
@@ -17,9 +16,11 @@ from ddpm.config import SamplingConfig, load_params
 from ddpm.deploy import runtime
 from ddpm.deploy.export import MOST_WEIGHTS, activation_bytes, export_half, export_sampler, write
 from ddpm.deploy.parity import measure_parity
-from ddpm.deploy.runtime import CPU, Sampler
+from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.errors import UserError
 from ddpm.model import Model
+
+onnxruntime = import_onnxruntime()
 
 README = Path(__file__).parents[2] / "README.md"
 NOISY = {"sampler": "ancestral", "variance": "fixed_large", "steps": 9}
@@ -35,7 +36,7 @@ def model(trained: Path) -> Model:
     return ddpm.load(trained / "models/tiny").sampled_by(load_params().variant("tiny").sampling)
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(path: Path):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(path, options, providers=[CPU])
@@ -200,7 +201,7 @@ def test_a_late_timestep_is_not_rounded_to_half_precision(deploy: Path):
 def test_what_it_runs_on_is_said_in_a_line(deploy: Path):
     sampler = Sampler(deploy, threads=2)
     sampler.warm_up(3)
-    assert sampler.where == f"fp32 on CPUExecutionProvider (onnxruntime {onnxruntime.__version__}, 2 threads)"
+    assert sampler.where == f"denoiser.onnx on CPUExecutionProvider (onnxruntime {onnxruntime.__version__}, 2 threads)"
     with pytest.raises(UserError, match=r"has no AbacusExecutionProvider here; it has: .*CPUExecution"):
         Sampler(deploy, providers=["AbacusExecutionProvider", CPU])
     with pytest.raises(UserError, match=r"denoiser.fp16.onnx does not load"):
