@@ -35,6 +35,8 @@ def test_a_model_that_learns_its_variance_is_trained_exported_and_sampled(projec
     for options in ({}, {"sampler": "ancestral"}, {"sampler": "ancestral", "variance": "fixed_small"}):
         ours, theirs = (each.sample(6, seed=9, **options).astype(int) for each in (model, sampler))
         assert np.abs(ours - theirs).max() <= 1
+        in_graph = Sampler(project / "deploy/tiny", in_graph=True).sample(6, seed=9, **options).astype(int)
+        assert np.abs(ours - in_graph).max() <= 1
         drawn[options.get("variance")] = ours
     assert not np.array_equal(drawn[None], drawn["fixed_small"])
 

@@ -93,7 +93,11 @@ def test_parity_is_recorded(trained: Path):
     parity = json.loads((trained / "deploy/tiny/parity.json").read_text())
     assert parity["passed"] is True
     assert 0 < parity["max_abs_difference"] <= parity["tolerance"]
-    assert parity["denoiser_sha256"] == sha256_of(trained / "deploy/tiny/denoiser.onnx")
+    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx"}
+    for name, file in parity["files"].items():
+        assert file["passed"]
+        assert file["max_abs_difference"] <= parity["max_abs_difference"]
+        assert file["sha256"] == sha256_of(trained / "deploy/tiny" / name)
 
 
 def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,17 +113,20 @@ def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, 
 
     before = sha256_of(trained / "deploy/tiny/denoiser.onnx")
     monkeypatch.setattr(stage, "export_denoiser", lossy)
-    with pytest.raises(UserError, match=r"differs from the trained one by .*nothing was exported"):
+    with pytest.raises(UserError, match=r"denoiser.onnx differs from the trained model by .*nothing was exported"):
         stage.export_variant(load_params(), "tiny")
     assert sha256_of(trained / "deploy/tiny/denoiser.onnx") == before
 
 
-def test_the_onnx_file_tells_no_paths_and_is_the_same_again(trained: Path):
-    content = (trained / "deploy/tiny/denoiser.onnx").read_bytes()
-    assert b".py" not in content
-    before = sha256_of(trained / "deploy/tiny/denoiser.onnx")
-    assert run_cli(trained, "export", "tiny").returncode == 0
-    assert sha256_of(trained / "deploy/tiny/denoiser.onnx") == before
+def test_the_exported_files_tell_no_paths_and_are_the_same_again(trained: Path):
+    files = sorted((trained / "deploy/tiny").iterdir())
+    assert [file.name for file in files] == ["denoiser.onnx", "parity.json", "sampler.json", "sampler.onnx"]
+    before = {file: file.read_bytes() for file in files}
+    assert not any(b".py" in content for content in before.values())
+    done = run_cli(trained, "export", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "sampler.onnx is the trained model to " in done.stdout
+    assert {file: file.read_bytes() for file in files} == before
 
 
 def test_figures_and_pictures(trained: Path):

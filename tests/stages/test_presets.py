@@ -40,9 +40,10 @@ def check_parity(directory: Path, name: str) -> None:
     assert read_json(directory / "deploy" / name / "parity.json")["passed"]
     plan = load_params(directory / "params.yaml").variant(name).sampling
     ours = ddpm.load(directory / "models" / name).sampled_by(plan).sample(3, seed=1)
-    theirs = Sampler(directory / "deploy" / name).sample(3, seed=1)
-    assert ours.dtype == theirs.dtype
-    np.testing.assert_allclose(ours.astype(float), theirs.astype(float), atol=1 if ours.dtype == np.uint8 else 1e-3)
+    for in_graph in (False, True):
+        theirs = Sampler(directory / "deploy" / name, in_graph=in_graph).sample(3, seed=1)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours.astype(float), theirs.astype(float), atol=1 if ours.dtype == np.uint8 else 1e-3)
 
 
 def stages(directory: Path, *commands: str) -> None:
