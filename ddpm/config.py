@@ -306,12 +306,50 @@ class ExtractorConfig(Section):
     steps: Positive = Field(600, description="optimiser steps of the small CNN")
 
 
-class EvaluationConfig(Section):
-    """How a model is measured. All of it enters the protocol that each figure carries."""
+# What `evaluation.protocol` stands for, where it differs from the defaults. inception-50k is the papers' on CIFAR-10,
+# whose training images are this project's whole data.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "digits-2k": {},
+    "inception-50k": {
+        "features": "inception",
+        "reference": "all",
+        "samples": 50_000,
+        "resamples": 50,
+        "nll_samples": 1000,
+    },
+    "quick": {"samples": 256, "splits": 2, "resamples": 50, "nll_samples": 0},
+}
 
+
+class EvaluationConfig(Section):
+    """How a model is measured. All that decides a figure enters the protocol that each figure carries."""
+
+    protocol: Literal["digits-2k", "inception-50k", "quick"] = Field(
+        "digits-2k", description="values of the keys below, where they are not written"
+    )
+    features: Literal["any", "inception"] = Field(
+        "any", description="any: of the extractor there is; inception: of InceptionV3 or none"
+    )
+    reference: Literal["train", "all"] = Field(
+        "train", description="real images that generated ones are held against: the training split, or both splits"
+    )
     samples: Positive = Field(2000, description="images drawn to be measured")
+    sampling: SamplingConfig | None = Field(
+        None, description="a plan that every model is measured under; null: each under its own"
+    )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     splits: Positive = Field(10, description="splits of the Inception Score")
+    resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
+    nll_samples: int = Field(
+        40, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, raw: Any) -> Any:
+        """Put the protocol's values under the keys that are given."""
+        name = raw.get("protocol") if isinstance(raw, dict) else None
+        return {**PROTOCOLS[name], **raw} if isinstance(name, str) and name in PROTOCOLS else raw
 
 
 class ExportConfig(Section):
@@ -342,6 +380,15 @@ class Params(Section):
         for name in self.variants:
             if name not in self.models:
                 raise ValueError(f"`variants` names {name!r}, but `models` has only: {', '.join(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_features_asked_for_are_made(self) -> Params:
+        if self.evaluation.features == "inception" and self.extractor.kind != "inception":
+            raise ValueError(
+                f"evaluation.protocol {self.evaluation.protocol} measures in InceptionV3's features, but "
+                f"extractor.kind is {self.extractor.kind}: set it to inception"
+            )
         return self
 
     def variant(self, name: str) -> VariantConfig:

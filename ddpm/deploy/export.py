@@ -93,7 +93,6 @@ def facts(model: Model) -> dict[str, Any]:
         "process": card.config.process.model_dump(mode="json"),
         "data": card.data.model_dump(mode="json"),
         "training": card.training.model_dump(mode="json"),
-        "fingerprint": card.training.fingerprint,
         "opset": OPSET,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -133,15 +133,21 @@ class Sampler:
         Raises:
             ValueError: a name or a number that no plan can be made of.
         """
-        plan = self.plan(**overrides)
         images = np.empty((count, *self.shape), dtype=self.kind.dtype)
+        done = 0
+        for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
+            images[done : done + len(batch)] = batch
+            done += len(batch)
+            on_batch(done)
+        return images
+
+    def batches(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> Iterator[NDArray[Any]]:
+        """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
+        plan = self.plan(**overrides)
         batch_size = min(batch_size, self.largest_batch)
         for first in range(0, count, batch_size):
             noise = ImageNoise(seed, min(batch_size, count - first), self.kind.network_shape, first=first)
-            x = self.run(plan, noise.draw(), noise.draw)
-            images[first : first + len(x)] = self.kind.decode(x)
-            on_batch(first + len(x))
-        return images
+            yield self.kind.decode(self.run(plan, noise.draw(), noise.draw))
 
     def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
         """Run a plan from x_T [N, C, H, W] to x_0 in about [−1, 1]; `draw` gives the z of each row that adds noise."""

@@ -12,10 +12,12 @@ from PIL import Image
 from tiny import run_cli
 
 import ddpm
-from ddpm.config import load_params
+from ddpm.config import SamplingConfig, load_params
 from ddpm.deploy.runtime import Sampler
 from ddpm.errors import UserError
+from ddpm.evaluation.pictures import CAPTION_HEIGHT
 from ddpm.files import sha256_of
+from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.sample import sample_to
 
 
@@ -137,8 +139,43 @@ def test_figures_and_pictures(trained: Path):
     assert 1 <= metrics["inception_score"] <= 10
     assert metrics["samples"] == 64
     assert protocol["sampler"] == "ddim"
-    assert Image.open(trained / "reports/tiny/samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
-    assert Image.open(trained / "reports/tiny/denoising.png").size == (6 * 34 + 2, 8 * 34 + 2)
+    assert protocol["samples"] == 64
+    assert 0 <= metrics["precision"] <= 1
+    assert 0 <= metrics["recall"] <= 1
+    assert metrics["fid_low"] < metrics["fid"] < metrics["fid_high"]
+    for picture, columns in (("samples", 8), ("denoising", 6), ("neighbours", 8)):
+        size = Image.open(trained / f"reports/tiny/{picture}.png").size
+        assert size == (columns * 34 + 2, 8 * 34 + 2 + CAPTION_HEIGHT)
+
+
+def test_the_likelihood_is_the_sum_of_its_terms(trained: Path):
+    metrics = json.loads((trained / "reports/tiny/metrics.json").read_text())
+    table = np.loadtxt(trained / "reports/tiny/nll.csv", delimiter=",", skiprows=1)
+    assert table[:, 0].tolist() == list(range(50 + 1))  # the decoder's term first, the prior's last
+    assert metrics["nll_train"] == pytest.approx(table[:, 1].sum())
+    assert metrics["nll_validation"] == pytest.approx(table[:, 2].sum())
+
+
+def test_a_plan_for_all_models_is_part_of_the_protocol(trained: Path):
+    params = load_params()
+    plan = SamplingConfig(sampler="ancestral", steps=4)
+    evaluation = params.evaluation.model_copy(update={"sampling": plan, "nll_samples": 0})
+    before = json.loads((trained / "reports/tiny/metrics.json").read_text())
+    evaluate_variant(params.model_copy(update={"evaluation": evaluation}), "tiny")
+    metrics = json.loads((trained / "reports/tiny/metrics.json").read_text())
+    protocol = json.loads((trained / "reports/tiny/protocol.json").read_text())
+    assert (protocol["sampler"], protocol["steps"]) == ("ancestral", 4)
+    assert metrics["protocol"] != before["protocol"]
+    assert metrics["gflops_per_image"] == pytest.approx(before["gflops_per_image"] * 4 / 5)
+    assert "nll_train" not in metrics
+    assert (trained / "reports/tiny/nll.csv").read_text() == "t,train,validation\n"
+
+
+def test_a_plan_that_a_model_has_not_is_refused(trained: Path):
+    params = load_params()
+    evaluation = params.evaluation.model_copy(update={"sampling": SamplingConfig(steps=51)})
+    with pytest.raises(UserError, match=r"models/tiny cannot be sampled by evaluation.sampling: .*found 51"):
+        evaluate_variant(params.model_copy(update={"evaluation": evaluation}), "tiny")
 
 
 def test_the_same_figures_again(trained: Path):
