@@ -24,7 +24,12 @@ def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Imag
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
-    return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+    return as_picture(canvas)
+
+
+def as_picture(image: NDArray[np.uint8]) -> Image.Image:
+    """An image [H, W, 1] in grey, [H, W, 3] in colour."""
+    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
 
 
 def beside(images: Sequence[Image.Image], *, gap: int = 12) -> Image.Image:

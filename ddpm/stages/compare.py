@@ -119,11 +119,13 @@ def _check(models: Sequence[str], out: Path, samples: int) -> None:
 def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) -> list[SamplingConfig]:
     """What all are measured by, the fewest steps first."""
     shortest = min(opened, key=lambda each: each.timesteps)
-    chosen_steps = sorted(set(steps or [number for number in STEPS if number <= shortest.timesteps]))
+    longest = shortest.timesteps
+    usual = [number for number in STEPS if number <= longest] or [longest]
+    chosen_steps = sorted(set(steps or usual))
     for number in chosen_steps:
-        if not 1 <= number <= shortest.timesteps:
+        if not 1 <= number <= longest:
             raise UserError(
-                f"--steps: expected numbers from 1 to {shortest.timesteps}, the timesteps of {shortest.compared.name}; "
+                f"--steps: expected numbers from 1 to {longest}, the timesteps of {shortest.compared.name}; "
                 f"found {number}"
             )
     return [validate(SamplingConfig, {"sampler": sampler, "steps": number}, "--sampler") for number in chosen_steps]

@@ -9,7 +9,7 @@ from ddpm.tracking.evaluations import Evaluation, evaluation_of, log_comparison
 from ddpm.tracking.notes import comparison_note
 from ddpm.tracking.outputs import lineage_of, model_name
 from ddpm.tracking.records import Figures, log_measurement, recorded_figures, recorded_fingerprint
-from ddpm.tracking.registry import Registration, find, register, resolve
+from ddpm.tracking.registry import Registration, find, pinned, register, resolve
 from ddpm.tracking.runs import RUN_ID, end_run, live_curve, run_url, start_run, ui_url
 from ddpm.tracking.store import load_mlflow, store_uri
 
@@ -30,6 +30,7 @@ __all__ = [
     "log_comparison",
     "log_measurement",
     "model_name",
+    "pinned",
     "promote",
     "promote_by_hand",
     "recorded_figures",

@@ -185,7 +185,7 @@ def test_the_command_line(trained):
     arguments = ("compare", "tiny", "deploy/tiny", "--steps", "2", "--samples", "8", "--out", "page")
     done = run_cli(trained, *arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "tiny, deploy/tiny: page/report.html\n"
+    assert done.stdout.splitlines()[-1] == "tiny, deploy/tiny: page/report.html"
     record = json.loads((trained / "page/comparison.json").read_text())
     assert [model["name"] for model in record["models"]] == ["tiny", "deploy/tiny"]
     assert record["over_steps"]["conditions"]["samples"] == 8
