@@ -25,7 +25,6 @@ FIGURES = (
     Figure("recall", "Recall", "higher"),
     Figure("wasserstein", "Wasserstein distance", "lower"),
     Figure("mmd", "MMD", "lower"),
-    Figure("nll", "NLL, bits/dim", "lower"),
     Figure("nll_validation", "NLL of validation images, bits/dim", "lower"),
     Figure("nll_train", "NLL of training images, bits/dim", "lower"),
     Figure("gflops_per_image", "GFLOP an image", "lower"),

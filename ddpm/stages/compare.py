@@ -88,10 +88,11 @@ def compare(
     measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
 
     own = [each.samples.sample(measure.shown, seed=params.seed) for each in opened]
+    names = [each.compared.name for each in opened]
     curves, drawn = _over_steps(opened, plans, measure, count, params)
-    pictures = [Pictures("by its own plan", measure.pictures(own))]
+    pictures = [Pictures("by its own plan", measure.pictures(names, own))]
     for plan, shown in zip(plans, drawn, strict=True):
-        pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(shown)))
+        pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(names, shown)))
     comparison = Comparison(
         models=[_with_likelihood(each, params, data) for each in opened],
         key=measure.key,
@@ -276,8 +277,8 @@ class _Measure(Protocol):
         """Of `count` data that come in batches."""
         ...
 
-    def pictures(self, drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
-        """Of what each model has drawn: a picture a model, or one of all."""
+    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
+        """Of what each model has drawn: a picture a model, or one of all, with their names."""
         ...
 
 
@@ -296,7 +297,7 @@ class _Images:
     def distance(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> float:
         return frechet_distance(extract(self._extractor, drawn, count).features, self._reference)
 
-    def pictures(self, drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
+    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
         return [grid(images, GRID_COLUMNS) for images in drawn]
 
 
@@ -318,7 +319,6 @@ class _Values:
         reference = self._train.rows(chosen(len(self._train), count, self._seed))
         return wasserstein(coordinates(self._kind, values[:count]), coordinates(self._kind, reference))
 
-    def pictures(self, drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:
-        return [
-            side_by_side([("real", self._real), *((str(number), values) for number, values in enumerate(drawn, 1))])
-        ]
+    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:
+        titles = [name.replace("$", r"\$") for name in names]  # which would begin a formula
+        return [side_by_side([("real", self._real), *zip(titles, drawn, strict=True)])]
