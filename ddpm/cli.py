@@ -141,24 +141,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    return int(text)
+
+
 def _add_interop(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
     bring = command("import", _import, "make a model directory of a published checkpoint")
     bring.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a .pt file of openai/improved-diffusion or guided-diffusion, or a directory of diffusers' UNet2DModel",
+        help="a .pt file of openai/improved-diffusion, guided-diffusion or denoising_diffusion_pytorch, or a directory "
+        "of diffusers' UNet2DModel",
     )
     bring.add_argument("--out", type=Path, required=True, help="the model directory, such as models/V")
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
-    bring.add_argument("--image-size", type=int, help="pixels a side, where SOURCE does not tell")
+    bring.add_argument("--image-size", type=_positive, help="pixels a side, where SOURCE does not tell")
+    built = bring.add_argument_group("of denoising_diffusion_pytorch's sequences", "as GaussianDiffusion1D was given")
+    built.add_argument("--seq-length", type=_positive)
+    built.add_argument("--auto-normalize", action=argparse.BooleanOptionalAction, default=True)
     flags = bring.add_argument_group(
-        "of a .pt file", "named and meant as on the command line that trained it, for what its shapes do not tell"
+        "of OpenAI's files", "named and meant as on the command line that trained it, for what its shapes do not tell"
     )
-    flags.add_argument("--num-heads", type=int)
-    flags.add_argument("--num-head-channels", type=int)
+    flags.add_argument("--num-heads", type=_positive)
+    flags.add_argument("--num-head-channels", type=_positive)
     flags.add_argument("--noise-schedule", choices=["linear", "cosine"])
-    flags.add_argument("--diffusion-steps", type=int)
+    flags.add_argument("--diffusion-steps", type=_positive)
     flags.add_argument("--rescale-timesteps", action=argparse.BooleanOptionalAction)
     flags.add_argument("--use-new-attention-order", action="store_true")
     flags.add_argument("--predict-xstart", action="store_true")
@@ -255,7 +265,7 @@ def _serve(arguments: Arguments) -> None:
 def _import(arguments: Arguments) -> None:
     from dataclasses import fields
 
-    from ddpm.interop.openai import Flags
+    from ddpm.interop.published import Flags
     from ddpm.stages.interop import import_model
 
     flags = Flags(**{field.name: getattr(arguments, field.name) for field in fields(Flags)})
