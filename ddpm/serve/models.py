@@ -176,4 +176,4 @@ class ModelKeeper:
         model = load_model(name, threads=self._threads)
         self._metrics.show_model(model.name)
         self.current = model
-        logger.info("the model is loaded", extra={"fields": {"model": model.name}})
+        logger.info("the model is loaded", extra={"fields": {"model": model.name, "where": model.sampler.where}})

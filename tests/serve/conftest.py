@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from networks import write_deploy
+from denoisers import write_deploy
 from service import Server
 
 

@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import onnx
 import pytest
+from denoisers import network
 from finished import VARIANT, empty_store, write_outputs
-from networks import network
 from service import PATIENCE, Server, wait_until
 
 from ddpm import tracking

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from denoisers import write_deploy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import write_deploy
 from PIL import Image
 from service import PATIENCE, ROOT, wait_until
 

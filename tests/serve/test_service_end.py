@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from networks import write_deploy
+from denoisers import write_deploy
 from service import PATIENCE, Server, wait_until
 from tiny import run_cli
 
