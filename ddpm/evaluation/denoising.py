@@ -46,7 +46,7 @@ def forward_and_reverse(model: Model, real: NDArray[np.float32], seed: int) -> I
     x0 = kind.encode(torch.from_numpy(real)).to(model.device)
     process, noise = model.process(), model.noise(len(x0), seed)
     forward = [(0, real)]
-    for t in np.linspace(0, process.timesteps - 1, PANEL_MOMENTS).round().astype(int)[1:]:
+    for t in np.unique(np.linspace(0, process.timesteps - 1, PANEL_MOMENTS).round().astype(int))[1:]:
         xt = process.q_sample(x0, torch.full((len(x0),), int(t), device=model.device), noise())
         forward.append((int(t) + 1, kind.decode(xt.cpu().numpy())))
 

@@ -252,16 +252,20 @@ def save_coordinates(bandwidth: float, directory: Path) -> None:
     write_json(directory / "extractor.json", {"kind": "coordinates", "bandwidth": bandwidth, "sha256": identity})
 
 
+def _read_facts(directory: Path) -> dict[str, Any]:
+    try:
+        return read_json(directory / "extractor.json")
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{directory / 'extractor.json'} is missing or damaged: run `ddpm fit-extractor`") from None
+
+
 def load_coordinates(directory: Path) -> dict[str, Any]:
     """What `save_coordinates` wrote: kind, bandwidth and sha256.
 
     Raises:
-        UserError: it is missing, or was made for images.
+        UserError: it is missing or damaged, or was made for images.
     """
-    try:
-        facts = read_json(directory / "extractor.json")
-    except FileNotFoundError:
-        raise UserError(f"{directory / 'extractor.json'} is missing: run `ddpm fit-extractor`") from None
+    facts = _read_facts(directory)
     if facts["kind"] != "coordinates":
         raise UserError(f"{directory} was made for images: run `ddpm fit-extractor`")
     return facts
@@ -274,14 +278,11 @@ def load_extractor(directory: Path, *, weights: str | None, device: torch.device
         weights: the InceptionV3 file, where the directory says `inception`; None for torch-fidelity's cache.
 
     Raises:
-        UserError: a file is missing or is not the one recorded.
+        UserError: a file is missing or damaged, or is not the one recorded.
     """
     from safetensors.torch import load_file
 
-    try:
-        facts = read_json(directory / "extractor.json")
-    except FileNotFoundError:
-        raise UserError(f"{directory / 'extractor.json'} is missing: run `ddpm fit-extractor`") from None
+    facts = _read_facts(directory)
     if facts["kind"] == "coordinates":
         raise UserError(f"{directory} was not made for images: run `ddpm fit-extractor`")
     if facts["kind"] == "inception":

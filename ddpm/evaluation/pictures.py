@@ -23,7 +23,12 @@ def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Imag
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
-    return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+    return as_picture(canvas)
+
+
+def as_picture(image: NDArray[np.uint8]) -> Image.Image:
+    """An image [H, W, 1] in grey, [H, W, 3] in colour."""
+    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
 
 
 def captioned(image: Image.Image, text: str) -> Image.Image:

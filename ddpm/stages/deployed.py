@@ -51,7 +51,7 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
         params,
         sampling=params.evaluation.sampling or own,
         variance=sampler.facts["process"]["variance"],
-        weights=sampler.facts.get("weights", "ema"),
+        weights=sampler.facts.get("training", {}).get("weights", "ema"),
         data=PreparedData.open(root / PREPARED),
         root=root,
         device=pick_device(),

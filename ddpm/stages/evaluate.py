@@ -75,7 +75,15 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         device=device,
         name=f"models/{variant}",
     )
-    bounds = likelihood_bounds(model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed)
+    with bar(2 * options.nll_samples, "img", f"likelihood of {variant}") as progress:
+        bounds = likelihood_bounds(
+            model,
+            data,
+            images=options.nll_samples,
+            batch_size=options.batch_size,
+            seed=params.seed,
+            on_batch=progress.update,
+        )
     protocol = measured.protocol
     metrics = {
         **measured.metrics,

@@ -7,7 +7,7 @@ is imported when a function here first needs it, so that everything else works w
 from ddpm.tracking.champion import champion_to_measure, find_champion, promote, promote_by_hand, rollback
 from ddpm.tracking.outputs import lineage_of, model_name
 from ddpm.tracking.records import Figures, log_measurement, recorded_figures, recorded_fingerprint
-from ddpm.tracking.registry import Registration, find, register, resolve
+from ddpm.tracking.registry import Registration, find, pinned, register, resolve
 from ddpm.tracking.runs import RUN_ID, end_run, live_curve, run_url, start_run, ui_url
 from ddpm.tracking.store import load_mlflow, store_uri
 
@@ -24,6 +24,7 @@ __all__ = [
     "load_mlflow",
     "log_measurement",
     "model_name",
+    "pinned",
     "promote",
     "promote_by_hand",
     "recorded_figures",

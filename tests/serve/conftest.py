@@ -1,0 +1,39 @@
+"""Servers to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from denoisers import write_deploy
+from service import Server
+
+
+@pytest.fixture(scope="session")
+def deploy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_deploy(tmp_path_factory.mktemp("serve") / "dots")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers of the test's own; those that still run at its end are killed."""
+    servers: list[Server] = []
+
+    def start(*arguments: Any, **environment: str) -> Server:
+        servers.append(Server(tmp_path, *arguments, **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(deploy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for every test that leaves it as it was."""
+    server = Server(tmp_path_factory.mktemp("server"), deploy)
+    yield server
+    assert server.stop() == 0
