@@ -368,6 +368,8 @@ Tolerance = Annotated[float, Field(ge=0)]
 class Tolerances(Section):
     """How much worse than the champion a new one may be, as a share of the champion's figure; null: at will."""
 
+    fid: Tolerance | None = Field(0.05, description="higher by, though the intervals overlap")
+    wasserstein: Tolerance | None = Field(0.05, description="the same")
     inception_score: Tolerance | None = Field(0.1, description="lower by")
     kid: Tolerance | None = Field(0.25, description="higher by; it is small, and its noise a large share of it")
     precision: Tolerance | None = Field(0.1, description="lower by")

@@ -108,27 +108,21 @@ def test_an_alias_moved_in_mlflow_itself_is_history_too(finished):
     assert tracking.rollback(MODEL, "a slip").version == champion() == 1
 
 
-@pytest.mark.parametrize(
-    ("command", "answer"),
-    [
-        ("promote --to 7 --reason bright", "ddpm promote: ddpm-dots has no version 7; it has 1\n"),
-        (
-            "promote --to 1 --reason bright --model ddpm-x",
-            "ddpm promote: there is no registered model ddpm-x in sqlite:",
-        ),
-        ("promote --to 1", "ddpm promote: --to VERSION and --reason WHY go together\n"),
-        ("promote tiny --reason bright", "ddpm promote: --to VERSION and --reason WHY go together\n"),
-        ("rollback --reason dull --model ddpm-x", "ddpm rollback: there is no registered model ddpm-x in sqlite:"),
-        ("rollback --reason dull", "ddpm rollback: ddpm-dots has no champion in sqlite:"),
-    ],
-)
-def test_what_cannot_be_done_by_hand_is_answered_in_one_line(finished, capsys, command, answer):
+def test_what_cannot_be_done_by_hand_is_answered_in_one_line(finished, capsys):
     write_params(finished, {**TINY_PARAMS, "data": {"source": "digits", "name": "dots"}})
     register(finished)
-    assert main(command.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(answer)
-    assert said.count("\n") == 1
+    for command, answer in {
+        "promote --to 7 --reason x": "ddpm promote: ddpm-dots has no version 7; it has 1\n",
+        "promote --to 1 --reason x --model ddpm-x": "ddpm promote: there is no registered model ddpm-x in sqlite:",
+        "promote --to 1": "ddpm promote: --to VERSION and --reason WHY go together\n",
+        "promote tiny --reason x": "ddpm promote: --to VERSION and --reason WHY go together\n",
+        "rollback --reason x --model ddpm-x": "ddpm rollback: there is no registered model ddpm-x in sqlite:",
+        "rollback --reason x": "ddpm rollback: ddpm-dots has no champion in sqlite:",
+    }.items():
+        assert main(command.split()) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(answer)
+        assert said.count("\n") == 1
 
 
 def test_the_command_line_promotes_and_goes_back(finished, capsys):
@@ -203,7 +197,7 @@ IN_TURN = {(3, '["1", "2", "3"]'), (3, '["1", "3"]')}
 def test_two_processes_that_finish_at_once_end_as_if_in_turn(finished, monkeypatch):
     store = tracking.store_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    assert racers(finished, store, rounds=8) <= IN_TURN
+    assert racers(finished, store, rounds=5) <= IN_TURN
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def test_a_runtime_that_draws_other_samples_is_named_with_the_one_there_was(regi
     before = replace(recorded, samples=recorded.samples + 0.5, runtime="onnxruntime 0.1, SomeProvider")
     fault = find_fault(deploy, before)
     assert fault.startswith("from the same noise it draws samples that differ by up to 0.5 (onnxruntime ")
-    assert fault.endswith("at registration onnxruntime 0.1, SomeProvider)")
+    assert fault.endswith("; at registration onnxruntime 0.1, SomeProvider)")
 
 
 RECORDED = {"fid": 20.0, "fid_low": 19.0, "fid_high": 22.0, "recall": 0.5}

@@ -59,15 +59,22 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
         (around(13), around(10), False, "no lower FID: 13.0000 [12.0000, 14.0000] against 10.0000"),
         (around(10), around(11), False, "no lower FID: 10.0000 [9.0000, 11.0000] against 11.0000"),
         # Within the overlap the likelihood and the cost decide, unless one is lower and the other higher.
-        (around(11, nll_validation=3.0), around(10, nll_validation=3.2), True, "lower NLL at the same FID"),
+        (around(10.4, nll_validation=3.0), around(10, nll_validation=3.2), True, "lower NLL at the same FID"),
         (around(10, nll_validation=3.2), around(11, nll_validation=3.0), False, "NLL 3.2 against 3"),
         (around(10, nll_validation=3.19), around(11, nll_validation=3.2), False, "no lower FID"),
-        (around(11, gflops_per_image=5.0), around(10, gflops_per_image=9.0), True, "lower GFLOP an image"),
+        (around(10.4, gflops_per_image=5.0), around(10, gflops_per_image=9.0), True, "lower GFLOP an image"),
         (
             around(11, gflops_per_image=5.0, nll_validation=3.2),
             around(10, gflops_per_image=9.0, nll_validation=3.0),
             False,
             "NLL 3.2 against 3; GFLOP an image 5 against 9",
+        ),
+        # Overlapping intervals alone are not the same quality.
+        (
+            around(11, nll_validation=3.0),
+            around(10, nll_validation=3.2),
+            False,
+            "but FID 11 against 10 is worse by more",
         ),
         # A lower FID does not pay for the diversity that is gone.
         (candidate(5, recall=0.4), candidate(9, recall=0.5), False, "but recall 0.4 against 0.5 is worse by more than"),

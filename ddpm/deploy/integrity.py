@@ -35,35 +35,37 @@ class Fingerprint:
         Raises:
             UserError: a file is missing or damaged.
         """
-        sampler = Sampler(deploy)
-        version = import_onnxruntime().__version__
-        return cls(
-            files={path.name: sha256_of(path) for path in sorted(deploy.iterdir())},
-            samples=_draw(sampler),
-            runtime=f"onnxruntime {version}, {sampler.providers[0]}",
-        )
+        samples, runtime = _draw(deploy)
+        files = {path.name: sha256_of(path) for path in sorted(deploy.iterdir()) if path.is_file()}
+        return cls(files, samples, runtime)
 
 
-def _draw(sampler: Sampler) -> Float32:
-    """A few samples from noise that is always the same, by the model's own plan, shortened if it is long."""
+def _draw(deploy: Path) -> tuple[Float32, str]:
+    """A few samples from noise that is always the same, by the model's own plan, shortened if it is long; and on what
+    they were drawn.
+    """
+    sampler = Sampler(deploy)
     plan = sampler.plan(steps=min(sampler.facts["sampling"]["steps"], MOST_STEPS))
     noise = ImageNoise(0, COUNT, sampler.kind.network_shape)
-    return sampler.run(plan, noise.draw(), noise.draw)
+    samples = sampler.run(plan, noise.draw(), noise.draw)
+    return samples, f"onnxruntime {import_onnxruntime().__version__}, {sampler.providers[0]}"
 
 
 def find_fault(deploy: Path, recorded: Fingerprint) -> str | None:
     """What is wrong with a deploy directory, in one line; None: its files and its samples are those recorded."""
     faults = _changed_files(deploy, recorded.files)
     try:
-        present = Fingerprint.of(deploy)
+        samples, runtime = _draw(deploy)
     except Exception as error:  # a damaged file can lead to any
         return "; ".join([*faults, f"it does not run: {' '.join(str(error).split())}"])
-    if present.samples.shape != recorded.samples.shape:
-        return "; ".join([*faults, f"it draws {present.samples.shape}, at registration {recorded.samples.shape}"])
-    difference = float(np.abs(present.samples - recorded.samples).max())
+    if samples.shape != recorded.samples.shape:
+        return "; ".join([*faults, f"it draws {samples.shape}, at registration {recorded.samples.shape}"])
+    difference = float(np.abs(samples - recorded.samples).max())
     if not difference <= TOLERANCE:  # nor where it is not a number
-        where = present.runtime if faults else f"{present.runtime}, at registration {recorded.runtime}"
-        faults.append(f"from the same noise it draws samples that differ by up to {difference:.3g} ({where})")
+        faults.append(
+            f"from the same noise it draws samples that differ by up to {difference:.3g} ({runtime}; at registration "
+            f"{recorded.runtime})"
+        )
     return "; ".join(faults) or None
 
 

@@ -64,6 +64,9 @@ def promote_by_hand(
 ) -> Decision:
     """Make a version champion whatever the policy says of it, and keep both the reason and the policy's.
 
+    Args:
+        policy: None: the default one.
+
     Raises:
         UserError: there is no such model or version.
         UpstreamError: the server does not answer, or another process is moving the alias.

@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from finished import VARIANT, write_outputs
 from prefect import get_client
+from prefect.events.schemas.automations import AutomationCore
 from prefect.states import State
 
 from ddpm import tracking
@@ -13,6 +15,7 @@ from flows.monitor import monitor
 
 pytestmark = pytest.mark.usefixtures("server")
 
+ROOT = Path(__file__).parents[2]
 MODEL = "ddpm-dots"
 
 
@@ -56,6 +59,16 @@ def test_a_healthy_champion_passes_and_a_flipped_byte_of_it_raises_the_alarm(cha
     [event] = events("ddpm.champion.damaged")
     assert event["resource"]["prefect.resource.id"] == "ddpm.model.ddpm-dots"
     assert event["payload"]["reason"] in state.message
+
+
+def test_the_server_takes_the_automation_and_it_listens_to_every_alarm():
+    [described] = yaml.safe_load((ROOT / "flows" / "automations.yaml").read_text())["automations"]
+    with get_client(sync_client=True) as client:
+        made = client.create_automation(AutomationCore.model_validate(described))
+        listening = client.read_automation(made).trigger
+        client.delete_automation(made)
+    assert listening.expect == {"ddpm.champion.damaged", "ddpm.champion.drifted"}
+    assert listening.match.root == {"prefect.resource.id": "ddpm.model.*"}
 
 
 def test_without_a_champion_there_is_nothing_to_watch(graph, store):
