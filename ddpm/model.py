@@ -51,6 +51,7 @@ class TrainingFacts(Section):
     final_loss: float | None = None
     precision: str | None = None
     device: str | None = None
+    devices: int | None = None  # that trained together
     torch: str | None = None  # version
     fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
     weights: Literal["ema", "imported"] = "ema"
