@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ddpm.errors import UserError, first_complaint
 
@@ -214,12 +214,22 @@ class ObjectiveConfig(Section):
         return self
 
 
+def _positive_auto_or_none(value: Any) -> Any:
+    if value is None or value == "auto" or (type(value) is int and value > 0):
+        return value
+    raise ValueError(f"expected a number above 0, auto or null, found {value!r}")
+
+
+# Of a union's members pydantic complains one by one.
+MicroBatchSize = Annotated[int | Literal["auto"] | None, BeforeValidator(_positive_auto_or_none)]
+
+
 class TrainingConfig(Section):
     """Algorithm 1 of Ho et al. 2020 and its optimiser."""
 
     steps: Positive = Field(800_000, description="optimiser steps")
     batch_size: Positive = Field(128, description="images a step, of all devices together")
-    micro_batch_size: Positive | Literal["auto"] | None = Field(
+    micro_batch_size: MicroBatchSize = Field(
         None, description="images at once on a device, for want of memory; auto: halved whenever it runs out; null: all"
     )
     devices: Positive = Field(1, description="processes that train together on this machine: a GPU each, or the CPU")

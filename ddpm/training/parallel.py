@@ -131,8 +131,14 @@ def joined() -> Iterator[Ranks]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    yield Ranks(dist.get_rank(), dist.get_world_size())
+    store, rank, count = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it starts its processes again, and with it the addresses of those that are gone,
+    # which would be waited for. On one machine its count tells the starts apart; of several each counts for itself.
+    if os.environ["GROUP_WORLD_SIZE"] == "1":
+        store = dist.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    yield Ranks(rank, count)
     # After an error the others may be gone, and taking leave of them would take for ever.
     dist.destroy_process_group()
 
@@ -183,5 +189,5 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
 
 def _reason(codes: list[int]) -> int:
-    """Of the exit codes of those that failed the one that started it: a process fails when another has left it."""
-    return min(codes, key=lambda code: (code not in _DELIBERATE, code))
+    """Of the exit codes of those that failed the one that began it: the others lost a process, or were ended for it."""
+    return min(codes, key=lambda code: (code not in _DELIBERATE, code == -signal.SIGTERM, code))

@@ -79,7 +79,7 @@ def test_so_it_is_with_every_objective(project: Path, model: str):
     tiny = params["models"]["tiny"]
     if model == "imp":
         tiny["network"]["dropout"] = 0.0
-        tiny["process"] |= {"variance": "learned_range", "timesteps": 4}
+        tiny["process"] |= {"variance": "learned_range", "timesteps": 5}
         tiny["objective"] = {"loss": "vlb", "timestep_sampler": "importance"}
     else:
         tiny |= {
@@ -99,7 +99,7 @@ def test_so_it_is_with_every_objective(project: Path, model: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_is_killed_and_all_go_on_from_the_last_checkpoint(project: Path, tmp_path: Path, rank: int):
+def test_one_is_killed_and_all_go_on_from_the_last_checkpoint(project: Path, rank: int):
     set_training(project, devices=2, steps=120, checkpoint_every=10)
     process = start_training(project)
     wait_for_checkpoint(project, process)
@@ -182,14 +182,12 @@ def test_what_goes_wrong_in_all_is_said_once(project: Path):
     [
         ({"devices": 9}, "a batch_size of 8 cannot be shared by 9 devices"),
         ({"devices": 2, "micro_batch_size": "auto"}, "micro_batch_size: auto is for one device"),
-        ({"micro_batch_size": 0}, "micro_batch_size"),
-        ({"micro_batch_size": "some"}, "micro_batch_size"),
+        ({"micro_batch_size": 0}, "micro_batch_size: expected a number above 0, auto or null, found 0"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(project: Path, options: dict, complaint: str):
     from ddpm.errors import UserError
 
     set_training(project, **options)
-    with pytest.raises(UserError, match=complaint) as refused:
+    with pytest.raises(UserError, match=complaint):
         load_params()
-
