@@ -64,7 +64,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     Raises:
         UserError: the configuration does not fit the data or the machine, the loss diverged, the memory does not
             suffice, or another process trains this model.
-        UpstreamError: a checkpoint cannot be written.
+        UpstreamError: a checkpoint, or the model, cannot be written.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     config = params.variant(variant)

@@ -211,7 +211,8 @@ def _load(images: Images, indices: Any, encode: Callable[[Tensor], Tensor], devi
 
 def _noise_like(x0: Tensor, count: int) -> Tensor:
     """Noise for `count` data like those of x0 and laid out as they are, which decides where a drawn number goes."""
-    return torch.randn_like(torch.empty_strided((count, *x0.shape[1:]), x0.stride(), dtype=x0.dtype, device=x0.device))
+    datum = x0.shape[1:]
+    return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
