@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,40 @@ def start_run(variant: str, root: Path = Path()) -> str:
     experiment = _experiment(mlflow, model_name(root), root)
     name = f"{variant} {time.strftime('%Y-%m-%d %H:%M')}"
     return client.create_run(experiment, run_name=name, tags={"variant": variant, **_git_tags(root)}).info.run_id
+
+
+@_store_answers()
+def log_study(
+    name: str,
+    parameters: Mapping[str, Any],
+    points: Iterable[tuple[int, Metrics]],
+    files: Iterable[Path],
+    root: Path = Path(),
+) -> str:
+    """Record a finished study of many models as one run, in an experiment of its own.
+
+    Args:
+        name: the experiment's, as `ddpm-<name>`.
+        parameters: nested; logged flat.
+        points: (step, metrics).
+        files: artifacts.
+
+    Returns:
+        The run's identifier.
+    """
+    mlflow = load_mlflow(root)
+    client = mlflow.MlflowClient()
+    experiment = _experiment(mlflow, f"ddpm-{name}", root)
+    run_name = f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
+    run_id = client.create_run(experiment, run_name=run_name, tags=_git_tags(root)).info.run_id
+    for key, value in _flatten(dict(parameters)):
+        client.log_param(run_id, key, value)
+    now = _now()
+    _log_metrics(client, run_id, [(now, step, metrics) for step, metrics in points])
+    for file in files:
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id)
+    return run_id
 
 
 def end_run(run_id: str, status: str, root: Path = Path()) -> None:

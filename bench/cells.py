@@ -1,0 +1,107 @@
+"""The cells of a study: arrays that are expensive to compute, kept under a hash of all that decides them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import ddpm
+from ddpm.diffusion.likelihood import likelihood_bound
+from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.schedules import spaced_timesteps
+from ddpm.files import atomic_file, sha256_of
+from ddpm.model import Model
+
+# What decides samples and bounds beside the weights and the plan, as far as it is ours.
+_CODE = (
+    "data/kinds.py",
+    "diffusion/likelihood.py",
+    "diffusion/noise.py",
+    "diffusion/process.py",
+    "diffusion/sampling.py",
+    "diffusion/schedules.py",
+)
+
+BATCH = 250  # images; does not change the samples
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the SHA-256 of its weights."""
+
+    model: Model
+    sha256: str
+
+
+class Cells:
+    """A directory of arrays; a study that was killed finds there what it had."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        package = Path(inspect.getfile(ddpm)).parent
+        self._code = [sha256_of(package / name) for name in _CODE]
+
+    def samples(self, trained: TrainedModel, count: int, seed: int, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
+        """`count` images [count, H, W, C] of a seed, by a plan (overrides of the model's own)."""
+        rows = trained.model.plan(**plan)
+        decisive = {
+            "samples": count,
+            "seed": seed,
+            "timesteps": rows.timesteps.tolist(),
+            # To seven digits, float32's: the posterior is reached by two formulas, ancestral and DDIM's with η = 1.
+            "table": [f"{value + 0.0:.6e}" for value in rows.table.ravel()],
+        }
+        return self._cached(trained, decisive, lambda: trained.model.sample(count, seed=seed, batch_size=BATCH, **plan))
+
+    def bounds(
+        self, trained: TrainedModel, parts: list[NDArray[np.uint8]], *, variance: str, steps: int
+    ) -> NDArray[np.float64]:
+        """The bound on −log₂ p of each part of some images, in bits per dimension, [len(parts)].
+
+        Args:
+            parts: images [n, H, W, C] each.
+            variance: of the reverse steps; a fixed one is no matter of training.
+            steps: of the process, respaced; T leaves it whole.
+        """
+        decisive = {
+            "variance": variance,
+            "steps": steps,
+            "parts": [hashlib.sha256(part.tobytes()).hexdigest() for part in parts],
+        }
+        return self._cached(trained, decisive, lambda: _bounds(trained.model, parts, variance, steps))
+
+    def _cached(
+        self, trained: TrainedModel, decisive: dict[str, Any], compute: Callable[[], NDArray[Any]]
+    ) -> NDArray[Any]:
+        process = trained.model.card.config.process.model_dump(mode="json")
+        text = json.dumps({**decisive, "weights": trained.sha256, "process": process, "code": self._code})
+        path = self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
+        if not path.is_file():
+            array = compute()
+            with atomic_file(path) as temporary:
+                np.save(temporary, array)
+        return np.load(path)
+
+
+def _bounds(model: Model, parts: list[NDArray[np.uint8]], variance: str, steps: int) -> NDArray[np.float64]:
+    # Both ends are kept, as improved DDPM keeps them: the decoder's term is that of t = 0.
+    visited = model.schedule.respaced(spaced_timesteps(len(model.schedule), steps, "linspace"))
+    prediction = model.card.config.process.prediction
+    process = GaussianProcess(visited, prediction=prediction, variance=variance, device=model.device)
+    original = torch.from_numpy(visited.timesteps).to(model.device)
+    encoded = (model.kind.encode(torch.from_numpy(part).to(model.device)) for part in parts)
+    return np.array(
+        [
+            likelihood_bound(lambda x, t: model.network(x, original[t]), process, [x], seed=number).bits_per_dim
+            for number, x in enumerate(encoded)
+        ]
+    )
