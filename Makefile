@@ -48,7 +48,7 @@ test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu
 
 # As in `ddpm`: threads that spin while they wait starve beside any other busy process.
-ablation: setup  ## the papers' claims measured on the digits, an hour or two: bench/results/ablation.json, docs/ablation.md
+ablation: setup  ## the papers' claims, measured on the digits in an hour of one core: docs/ablation.md
 	@GOMP_SPINCOUNT=1000 python -m bench.ablation
 
 lint: setup  ## style and types

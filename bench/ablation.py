@@ -40,7 +40,7 @@ PRESET = "ddpm"
 LOSSES, SCHEDULES = ("simple", "hybrid", "vlb"), ("linear", "cosine")
 PRESET_AS = ("simple", "linear")  # which of the six the preset is
 
-# What a column of the first table changes of the default plan.
+# What a column of the first tables changes of the default plan.
 SAMPLERS: dict[str, dict[str, Any]] = {
     "ancestral-large": {"sampler": "ancestral", "variance": "fixed_large"},
     "ancestral-small": {"sampler": "ancestral", "variance": "fixed_small"},
@@ -49,7 +49,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "ddim-1": {"sampler": "ddim", "eta": 1.0},
     "dpmpp_2m": {"sampler": "dpmpp_2m"},
 }
-GRID_PLAN = SamplingConfig()
+SPACINGS = ("leading", "trailing")  # DDIM's, and the one that is the default here
 # Improved DDPM's: the model's own variance, and both ends of the process visited.
 MODEL_PLAN = {"sampler": "ancestral", "spacing": "linspace"}
 
@@ -66,7 +66,7 @@ class Scale:
     grid_steps: tuple[int, ...] = (5, 10, 20, 50, 100, 1000)
     few_steps: tuple[int, ...] = (10, 50)  # at which the six models are compared
     samples: int = 500  # images a cell
-    likelihood_images: int = 200  # validation images
+    likelihood_images: int = 100  # validation images
     likelihood_groups: int = 5  # of them, for its jackknife
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the preset's sections
     extractor: Mapping[str, Any] = field(default_factory=dict)  # overrides
@@ -108,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, UpstreamError, Interrupted) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("ablation: interrupted; the same command goes on from here", file=sys.stderr)
+        return Interrupted.exit_code
     return 0
 
 
@@ -127,7 +130,10 @@ def study(params: Params, scale: Scale) -> dict[str, Any]:
     claims = [*sampler_claims(grid), *model_claims(fid, better_fixed_variance(bits))]
     return {
         "protocol": measured.protocol(),
-        "samplers": [{"sampler": name, "steps": steps, **_measured(e)} for (name, steps), e in grid.items()],
+        "samplers": [
+            {"spacing": spacing, "sampler": name, "steps": steps, **_measured(e)}
+            for (spacing, name, steps), e in grid.items()
+        ],
         "fid": [
             {"loss": loss, "schedule": schedule, "steps": steps, **_measured(e)}
             for (loss, schedule, steps), e in fid.items()
@@ -149,7 +155,7 @@ def six_models(params: Params, scale: Scale) -> Params:
     changed = {
         section: getattr(preset, section).model_copy(update=update) for section, update in scale.overrides.items()
     }
-    preset = preset.model_copy(update={**changed, "sampling": GRID_PLAN})
+    preset = preset.model_copy(update={**changed, "sampling": SamplingConfig()})
     models = {
         name_of(loss, schedule): preset.model_copy(
             update={
@@ -187,11 +193,14 @@ class _Study:
         self._extractor = load_extractor(scale.folder / EXTRACTOR, weights=None, device=self._device)
         self._reference = extract(self._extractor, self._data.split("train").batches(BATCH))
 
-    def samplers(self) -> dict[tuple[str, int], Estimate]:
-        """FID by sampler and S, of the preset itself."""
+    def samplers(self) -> dict[tuple[str, str, int], Estimate]:
+        """FID by spacing, sampler and S, of the preset itself."""
         trained = self._trained(*PRESET_AS)
         return {
-            (name, steps): self._fid(f"{name}, S = {steps}", trained, {**plan, "steps": steps})
+            (spacing, name, steps): self._fid(
+                f"{spacing}, {name}, S = {steps}", trained, {**plan, "spacing": spacing, "steps": steps}
+            )
+            for spacing in SPACINGS
             for steps in self._scale.grid_steps
             for name, plan in SAMPLERS.items()
         }
@@ -227,8 +236,8 @@ class _Study:
             "samples": scale.samples,
             "groups": GROUPS,
             "likelihood": {"images": scale.likelihood_images, "groups": scale.likelihood_groups},
-            "spacing": {"samplers": GRID_PLAN.spacing, "models": MODEL_PLAN["spacing"]},
-            "clip": GRID_PLAN.clip,
+            "spacing": {"samplers": list(SPACINGS), "models": MODEL_PLAN["spacing"]},
+            "clip": SamplingConfig().clip,
             "timesteps": preset.process.timesteps,
             "network": preset.network.model_dump(mode="json"),
             "training": preset.training.model_dump(mode="json"),
@@ -237,7 +246,7 @@ class _Study:
     def _trained(self, loss: str, schedule: str) -> TrainedModel:
         """A model of the study."""
         name, root = name_of(loss, schedule), self._scale.folder
-        model = load(root / MODELS / name, self._device).sampled_by(GRID_PLAN)
+        model = load(root / MODELS / name, self._device).sampled_by(SamplingConfig())
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # left out of torch's stub
         return TrainedModel(model, sha256_of(root / MODELS / name / "model.safetensors"))
 
@@ -276,7 +285,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
 
 def _points(results: Mapping[str, Any]) -> list[tuple[int, dict[str, float]]]:
     """The figures for MLflow: a metric a row of the tables, S as its step."""
-    named = [(f"fid/{row['sampler']}", row) for row in results["samplers"]]
+    named = [(f"fid/{row['spacing']}/{row['sampler']}", row) for row in results["samplers"]]
     named += [(f"fid/{row['loss']}-{row['schedule']}", row) for row in results["fid"]]
     named += [
         (f"bits_per_dim/{row['loss']}-{row['schedule']}-{row['variance']}", row) for row in results["bits_per_dim"]

@@ -86,28 +86,29 @@ class Claim:
 
 # --- what is claimed (Song et al. 2021, table 1; Nichol & Dhariwal 2021, tables 1 and 2, figures 8 and 10)
 
-Sampled = Mapping[tuple[str, int], Estimate]  # by sampler and number of steps S
+Sampled = Mapping[tuple[str, str, int], Estimate]  # by spacing, sampler and number of steps S
 Trained = Mapping[tuple[str, str, int], Estimate]  # by loss, schedule and S
 Pairs = list[tuple[tuple[str, str], tuple[str, str]]]  # (loss, schedule) of either side of an inequality
 
 
 def sampler_claims(fid: Sampled) -> list[Claim]:
-    """Of DDIM, and of σ̂, which is ancestral sampling with σ² = β (`large`; `small` is σ² = β̃)."""
-    few = sorted({steps for _, steps in fid if steps <= FEW_STEPS})
+    """Of DDIM, and of σ̂, which is ancestral sampling with σ² = β (`ancestral-large`; `ancestral-small` is σ² = β̃)."""
+    spacings = dict.fromkeys(spacing for spacing, _, _ in fid)
+    few = sorted({steps for _, _, steps in fid if steps <= FEW_STEPS})
 
-    def compare(a: str, b: str, steps: int, factor: float = 1.0) -> Comparison:
-        return below(_statement("FID", steps, a, b, factor), fid[a, steps], fid[b, steps], factor)
+    def compare(spacing: str, a: str, b: str, factor: float = 1.0) -> tuple[Comparison, ...]:
+        return tuple(
+            below(_statement("FID", s, a, b, factor), fid[spacing, a, s], fid[spacing, b, s], factor) for s in few
+        )
 
-    return [
-        Claim(
-            "DDIM beats ancestral sampling at few steps",
-            tuple(compare("ddim-0", "ancestral-small", steps) for steps in few),
-        ),
-        Claim(
-            "σ̂ collapses at few steps",
-            tuple(compare("ancestral-small", "ancestral-large", steps, 1 / COLLAPSE) for steps in few),
-        ),
-    ]
+    claims = []
+    for spacing in spacings:
+        where = f"at few steps ({spacing})"
+        claims += [
+            Claim(f"DDIM beats ancestral sampling {where}", compare(spacing, "ddim-0", "ancestral-small")),
+            Claim(f"σ̂ collapses {where}", compare(spacing, "ancestral-small", "ancestral-large", 1 / COLLAPSE)),
+        ]
+    return claims
 
 
 def better_fixed_variance(bits: Mapping[tuple[str, str, str, int], Estimate]) -> Trained:

@@ -26,9 +26,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         "`make ablation` measures it and writes this page and `bench/results/ablation.json`.",
         _protocol(protocol),
         "## FID of the preset `ddpm` by sampler and number of steps S",
-        _sampler_table(results["samplers"]),
+        *(
+            f"S steps, `{spacing}` spacing:\n\n{_sampler_table(results['samplers'], spacing)}"
+            for spacing in protocol["spacing"]["samplers"]
+        ),
         f"Lower is better; all cells start from the same noise. {_floor(protocol)} DDIM with η = 1 is ancestral "
-        "sampling with β̃: one table of coefficients, and so one figure.",
+        "sampling with β̃: one table of coefficients, and so one figure. `leading`, DDIM's own spacing, ends on t = 0, "
+        "where the network removes hardly any noise; `trailing` on t = T/S − 1.",
         "## Bits/dim and FID by objective and schedule",
         _model_table(results["bits_per_dim"], results["fid"]),
         f"Bits/dim at S = {protocol['timesteps']} is the full bound; at fewer steps that of the respaced process. Σ of "
@@ -54,8 +58,8 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
         f"the training split, in the features of the pipeline's own extractor ({extractor['kind']}, "
         f"{extractor['validation_accuracy']:.1%} of the validation images right, SHA-256 {extractor['sha256'][:12]}…). "
         "It does not compare with a FID under InceptionV3.",
-        f"Steps: `{protocol['spacing']['samplers']}` spacing in the first table, `{protocol['spacing']['models']}` in "
-        "the second; x̂₀ clipped.",
+        f"Models are compared under `{protocol['spacing']['models']}` spacing, improved DDPM's. x̂₀ is "
+        "clipped throughout.",
         f"Bits/dim: {likelihood['images']} validation images.",
         f"±: standard error by the jackknife that leaves out one of {protocol['groups']} groups of images "
         f"({likelihood['groups']} for bits/dim). The margin of a comparison is that of the same images, or of images "
@@ -70,8 +74,8 @@ def _floor(protocol: Mapping[str, Any]) -> str:
     return f"The {floor['images']} real validation images score {floor['value']:.1f}."
 
 
-def _sampler_table(rows: Sequence[Row]) -> str:
-    cells = {(row["sampler"], row["steps"]): row for row in rows}
+def _sampler_table(rows: Sequence[Row], spacing: str) -> str:
+    cells = {(row["sampler"], row["steps"]): row for row in rows if row["spacing"] == spacing}
     names, steps = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
     return _table(
         ["S", *(SAMPLER_TITLES[name] for name in names)],

@@ -163,12 +163,13 @@ def log_study(
         The run's identifier.
     """
     mlflow = load_mlflow(root)
+    from mlflow.entities import Param
+
     client = mlflow.MlflowClient()
     experiment = _experiment(mlflow, f"ddpm-{name}", root)
     run_name = f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
     run_id = client.create_run(experiment, run_name=run_name, tags=_git_tags(root)).info.run_id
-    for key, value in _flatten(dict(parameters)):
-        client.log_param(run_id, key, value)
+    client.log_batch(run_id, params=[Param(key, value) for key, value in _flatten(dict(parameters))])
     now = _now()
     _log_metrics(client, run_id, [(now, step, metrics) for step, metrics in points])
     for file in files:

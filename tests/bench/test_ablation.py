@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -29,11 +30,12 @@ def test_the_study_runs_to_its_page_and_does_nothing_twice(project, capsys):
     results = json.loads((folder / "ablation.json").read_text())
     page = (folder / "ablation.md").read_text()
 
-    by_sampler = {(row["sampler"], row["steps"]): row["value"] for row in results["samplers"]}
-    assert set(by_sampler) == {(name, steps) for name in ablation.SAMPLERS for steps in ablation.QUICK.grid_steps}
+    grid = {(row["spacing"], row["sampler"], row["steps"]): row["value"] for row in results["samplers"]}
+    cells = itertools.product(ablation.SPACINGS, ablation.SAMPLERS, ablation.QUICK.grid_steps)
+    assert set(grid) == set(cells)
     # DDIM with η = 1 is the posterior; it was sampled once for the two.
-    assert all(by_sampler["ddim-1", steps] == by_sampler["ancestral-small", steps] for steps in (2, 5))
-    assert by_sampler["ddim-0", 5] != by_sampler["ddim-0.5", 5]
+    assert all(grid["leading", "ddim-1", steps] == grid["leading", "ancestral-small", steps] for steps in (2, 5))
+    assert grid["leading", "ddim-0", 5] != grid["leading", "ddim-0.5", 5] != grid["trailing", "ddim-0.5", 5]
     assert {(row["loss"], row["schedule"]) for row in results["fid"]} == {
         (loss, schedule) for loss in ("simple", "hybrid", "vlb") for schedule in ("linear", "cosine")
     }
@@ -44,18 +46,18 @@ def test_the_study_runs_to_its_page_and_does_nothing_twice(project, capsys):
 
     run_id = capsys.readouterr().out.rpartition("/")[2].strip()
     client = tracking.load_mlflow().MlflowClient()
-    logged = {metric.step: metric.value for metric in client.get_metric_history(run_id, "fid/ddim-0")}
-    assert logged == {steps: by_sampler["ddim-0", steps] for steps in (2, 5)}
+    logged = {metric.step: metric.value for metric in client.get_metric_history(run_id, "fid/leading/ddim-0")}
+    assert logged == {steps: grid["leading", "ddim-0", steps] for steps in (2, 5)}
     assert client.get_run(run_id).data.params["timesteps"] == "10"
     assert {file.path for file in client.list_artifacts(run_id)} == {"ablation.json", "ablation.md"}
 
-    cells = {cell: cell.stat().st_mtime_ns for cell in (folder / "cells").iterdir()}
-    lost = min(cells)
+    before = {cell: cell.stat().st_mtime_ns for cell in (folder / "cells").iterdir()}
+    lost = min(before)
     lost.unlink()
     assert ablation.main(["--quick"]) == 0
     assert json.loads((folder / "ablation.json").read_text()) == results
     again = {cell: cell.stat().st_mtime_ns for cell in (folder / "cells").iterdir()}
-    assert [cell for cell in cells if again[cell] != cells[cell]] == [lost]
+    assert [cell for cell in before if again[cell] != before[cell]] == [lost]
 
 
 def test_params_without_the_preset_are_refused(project, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -81,12 +82,18 @@ PAPER = {
 }
 
 
+def of_samplers(change: Callable[[float], float] = lambda fid: fid) -> list[Claim]:
+    """Claims from the paper's figures, or from what a function makes of them."""
+    return sampler_claims(
+        {("leading", name, steps): figure(change(fid)) for name, row in PAPER.items() for steps, fid in row.items()}
+    )
+
+
 def test_the_papers_own_figures_bear_out_what_is_claimed_of_samplers():
-    fid = {(name, steps): figure(value) for name, row in PAPER.items() for steps, value in row.items()}
-    claims = sampler_claims(fid)
+    claims = of_samplers()
     assert verdicts(claims) == {
-        "DDIM beats ancestral sampling at few steps": "holds",
-        "σ̂ collapses at few steps": "holds",
+        "DDIM beats ancestral sampling at few steps (leading)": "holds",
+        "σ̂ collapses at few steps (leading)": "holds",
     }
     assert {comparison.statement.split(":")[0] for claim in claims for comparison in claim.comparisons} == {
         f"FID at S = {steps}" for steps in (10, 20, 50)
@@ -94,8 +101,7 @@ def test_the_papers_own_figures_bear_out_what_is_claimed_of_samplers():
 
 
 def test_figures_the_other_way_round_bear_out_nothing():
-    fid = {(name, steps): figure(1000 - value) for name, row in PAPER.items() for steps, value in row.items()}
-    assert set(verdicts(sampler_claims(fid)).values()) == {"does not hold"}
+    assert set(verdicts(of_samplers(lambda fid: 1000 - fid)).values()) == {"does not hold"}
 
 
 def measured(bits: dict[str, float], fid: dict[str, float], cosine: float) -> list[Claim]:
