@@ -71,7 +71,7 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
 
 def _floor(protocol: Mapping[str, Any]) -> str:
     floor = protocol["fid_floor"]
-    return f"The {floor['images']} real validation images score {floor['value']:.1f}."
+    return f"The {floor['images']} real validation images score {floor['value']:.2f}."
 
 
 def _sampler_table(rows: Sequence[Row], spacing: str) -> str:
@@ -79,7 +79,7 @@ def _sampler_table(rows: Sequence[Row], spacing: str) -> str:
     names, steps = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
     return _table(
         ["S", *(SAMPLER_TITLES[name] for name in names)],
-        ([str(s), *(_number(cells[name, s], 1) for name in names)] for s in steps),
+        ([str(s), *(_number(cells[name, s], 2) for name in names)] for s in steps),
     )
 
 
@@ -90,7 +90,7 @@ def _model_table(bits: Sequence[Row], fid: Sequence[Row]) -> str:
     many, few = (sorted({key[-1] for key in cells}, reverse=True) for cells in (bound, score))
 
     def fid_of(loss: str, schedule: str, variance: str, steps: int) -> str:
-        return "" if variance == "fixed_large" else _number(score[loss, schedule, steps], 1)
+        return "" if variance == "fixed_large" else _number(score[loss, schedule, steps], 2)
 
     return _table(
         ["objective", "schedule", "Σ", *(f"bits/dim, S = {s}" for s in many), *(f"FID, S = {s}" for s in few)],

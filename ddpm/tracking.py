@@ -143,6 +143,11 @@ def start_run(variant: str, root: Path = Path()) -> str:
     return client.create_run(experiment, run_name=name, tags={"variant": variant, **_git_tags(root)}).info.run_id
 
 
+def end_run(run_id: str, status: str, root: Path = Path()) -> None:
+    """Close a run that ended before its model was registered: `FAILED` or `KILLED`."""
+    load_mlflow(root).MlflowClient().set_terminated(run_id, status=status)
+
+
 @_store_answers()
 def log_study(
     name: str,
@@ -176,11 +181,6 @@ def log_study(
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id)
     return run_id
-
-
-def end_run(run_id: str, status: str, root: Path = Path()) -> None:
-    """Close a run that ended before its model was registered: `FAILED` or `KILLED`."""
-    load_mlflow(root).MlflowClient().set_terminated(run_id, status=status)
 
 
 def run_url(run_id: str, root: Path = Path()) -> str:
