@@ -44,7 +44,7 @@ def test_a_port_in_use_is_named_with_the_variable_that_changes_it(tmp_path, vari
         port = taken.getsockname()[1]
         ports = {"MLFLOW_PORT": str(free_port), "PREFECT_SERVER_API_PORT": str(free_port), variable: str(port)}
         process = serve(tmp_path, **ports)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=180)
     assert process.returncode == 2
     assert f"serve: port {port} cannot be used" in output
     assert f"{variable}=" in output
@@ -52,7 +52,7 @@ def test_a_port_in_use_is_named_with_the_variable_that_changes_it(tmp_path, vari
 
 
 def test_a_port_that_is_none_is_named(tmp_path):
-    output, _ = serve(tmp_path, MLFLOW_PORT="http").communicate(timeout=60)
+    output, _ = serve(tmp_path, MLFLOW_PORT="http").communicate(timeout=180)
     assert output == "serve: MLFLOW_PORT: expected a port number, found 'http'\n"
 
 
@@ -84,9 +84,9 @@ def test_everything_starts_and_ends_together(graph, free_port):
         assert len(own) >= 4
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=90)
+        process.communicate(timeout=180)
     assert process.returncode == 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in own) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in own if Path(f"/proc/{pid}").exists()]

@@ -94,7 +94,7 @@ def test_asked_to_stop_it_saves_and_continues(project: Path, uninterrupted: Path
     process = start_training(project)
     wait_for_checkpoint(project, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 130
     stopped = int(output.split("stopped at step ")[1].split()[0])
     assert checkpoints(project)[-1].name == f"step-{stopped:09d}", "it stops where it was, not at the last checkpoint"

@@ -1,0 +1,123 @@
+"""What the stages left behind of a variant, and what it came of."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm.errors import UserError
+from ddpm.files import read_json, sha256_of
+from ddpm.layout import DEPLOY, MODELS, PREPARED, REPORTS
+
+# The stages whose entries in dvc.lock, together, say everything that a model version came of.
+_LINEAGE = ("prepare", "train@{variant}", "evaluate@{variant}", "export@{variant}")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A variant's finished stages, as far as MLflow shall know of them."""
+
+    variant: str
+    root: Path
+    card: dict[str, Any]
+    manifest: dict[str, Any]
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    sampling: dict[str, Any]
+    parity: dict[str, Any]
+    lineage: str
+
+    @classmethod
+    def read(cls, variant: str, root: Path) -> Outputs:
+        """Read what train, evaluate and export wrote.
+
+        Raises:
+            UserError: a stage has not run, or the exported model is not the trained one.
+        """
+        reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
+        metrics = read_output(reports / "metrics.json", f"evaluate@{variant}")
+        outputs = cls(
+            variant=variant,
+            root=root,
+            card=read_output(root / MODELS / variant / "model.json", f"train@{variant}"),
+            manifest=read_output(root / PREPARED / "manifest.json", "prepare"),
+            metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
+            protocol=read_output(reports / "protocol.json", f"evaluate@{variant}"),
+            sampling=read_output(deploy / "sampler.json", f"export@{variant}")["sampling"],
+            parity=read_output(deploy / "parity.json", f"export@{variant}"),
+            lineage=lineage_of(variant, root),
+        )
+        if not outputs.parity["passed"]:
+            raise UserError(
+                f"{deploy / 'parity.json'}: the exported model differs from the trained one by "
+                f"{outputs.parity['max_abs_difference']}, more than {outputs.parity['tolerance']}; it is not registered"
+            )
+        return outputs
+
+    def parameters(self) -> dict[str, str]:
+        """Every knob that made the model and its figures, flat: `training.learning_rate`, `protocol.steps`, …"""
+        card = self.card
+        trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
+        parts = {"data": card["data"], "trained": trained, "parameters": card["parameters"], "protocol": self.protocol}
+        # The card's own sampling options are those of the time of training.
+        return dict(flatten({**card["config"], "sampling": self.sampling, **parts}))
+
+    def curve(self) -> list[tuple[int, dict[str, float]]]:
+        """The loss curve: a step and its metrics a row."""
+        with (self.root / MODELS / self.variant / "loss.csv").open(newline="", encoding="utf-8") as stream:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+        return [(int(row.pop("step")), row) for row in rows]
+
+
+def read_output(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro {stage}`") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged; run `dvc repro --force --single-item {stage}`") from None
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of nested dictionaries under dotted names, as MLflow's parameters want them."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value)
+
+
+def lineage_of(variant: str, root: Path = Path()) -> str:
+    """A hash of everything a variant came of: the entries of its stages in dvc.lock.
+
+    An imported model came of no stage; it is told by its own files, its figures' and its export's.
+
+    Raises:
+        UserError: dvc.lock lacks a stage.
+    """
+    import yaml
+
+    card = root / MODELS / variant / "model.json"
+    if card.is_file() and read_output(card, f"train@{variant}")["training"].get("weights") == "imported":
+        folders = (root / folder / variant for folder in (MODELS, REPORTS, DEPLOY))
+        files = [path for folder in folders for path in sorted(folder.iterdir())]
+        hashes = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    path = root / "dvc.lock"
+    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
+    names = [name.format(variant=variant) for name in _LINEAGE]
+    for name in names:
+        if name not in stages:
+            raise UserError(f"{path}: no entry for {name}; run `dvc repro {name}`")
+    canonical = json.dumps({name: stages[name] for name in names}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def model_name(root: Path = Path()) -> str:
+    """The registered model's name, and the experiment's: `ddpm-<dataset>`."""
+    return f"ddpm-{read_output(root / PREPARED / 'manifest.json', 'prepare')['name']}"

@@ -1,0 +1,205 @@
+"""The model registry: one version for each model that came of something new."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.metadata
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ddpm.errors import UserError
+from ddpm.files import sha256_of
+from ddpm.layout import DEPLOY, REPORTS
+from ddpm.tracking.outputs import Outputs, lineage_of, model_name
+from ddpm.tracking.runs import log_metrics, milliseconds, start_run
+from ddpm.tracking.store import is_connection_failure, load_mlflow, store_answers, store_uri
+
+# What the exported model needs to sample, besides this package.
+_REQUIREMENTS = ("numpy", "onnxruntime", "pandas")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A version of a registered model."""
+
+    model: str
+    version: int
+    run_id: str
+    aliases: tuple[str, ...]
+    reason: str | None
+    """Why it was or was not made champion; None until that was decided."""
+    created: bool = False
+    """Whether this call made it; False where a version with the same lineage was there."""
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model}/{self.version}"
+
+    def __str__(self) -> str:
+        state = "registered" if self.created else "already registered, nothing has changed since"
+        aliases = f" ({', '.join(self.aliases)})" if self.aliases else ""
+        return f"{self.uri}{aliases}: {state}"
+
+
+@store_answers()
+def find(variant: str, root: Path = Path()) -> Registration | None:
+    """The version that came of exactly what dvc.lock has for the variant, or None.
+
+    Raises:
+        UserError: a stage of the variant has not run.
+    """
+    lineage = lineage_of(variant, root)
+    client = load_mlflow(root).MlflowClient()
+    name = model_name(root)
+    for version in client.search_model_versions(f"name = '{name}' and tags.lineage = '{lineage}'"):
+        return _describe(client, version)
+    return None
+
+
+def _describe(client: Any, version: Any) -> Registration:
+    # The search leaves the aliases out of its answers.
+    version = client.get_model_version(version.name, version.version)
+    return Registration(
+        model=version.name,
+        version=int(version.version),
+        run_id=version.run_id,
+        aliases=tuple(sorted(version.aliases)),
+        reason=version.tags.get("promotion_reason"),
+    )
+
+
+@store_answers()
+def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Registration:
+    """Log a variant's model and all that is known of it, as a new version with the alias `challenger`.
+
+    Where a version of the same lineage is there already, that one is returned and nothing is logged.
+
+    Args:
+        variant: a model that was trained, evaluated and exported.
+        root: the project's folder.
+        run_id: the run that its training was logged to; None: a new one.
+
+    Raises:
+        UserError: a stage has not run, or the exported model is not the trained one.
+        UpstreamError: the server does not answer.
+    """
+    outputs = Outputs.read(variant, root)
+    if found := find(variant, root):
+        return found
+    mlflow = load_mlflow(root)
+    client = mlflow.MlflowClient()
+    with mlflow.start_run(run_id=run_id or start_run(variant, root)) as run:
+        model_id = _log_model(mlflow, outputs)
+        _log_outputs(mlflow, client, run.info.run_id, outputs, model_id)
+    made = mlflow.register_model(f"models:/{model_id}", model_name(root), tags=_version_tags(outputs))
+    client.set_registered_model_alias(made.name, "challenger", made.version)
+    return replace(_describe(client, made), run_id=run.info.run_id, created=True)
+
+
+def _log_model(mlflow: Any, outputs: Outputs) -> str:
+    """Log the deploy directory as a pyfunc model written as code; returns its identifier."""
+    import numpy as np
+    import pandas as pd  # type: ignore[import-untyped]
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema, TensorSpec
+
+    import ddpm
+
+    package = Path(ddpm.__file__).parent
+    request = [
+        ColSpec("long", "n"),
+        ColSpec("long", "seed", required=False),
+        ColSpec("string", "sampler", required=False),
+        ColSpec("long", "steps", required=False),
+        ColSpec("double", "eta", required=False),
+    ]
+    dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
+    images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))
+    return mlflow.pyfunc.log_model(
+        name=outputs.variant,
+        python_model=str(package / "deploy" / "pyfunc.py"),
+        artifacts={"deploy": str(outputs.root / DEPLOY / outputs.variant)},
+        code_paths=[str(package)],
+        signature=ModelSignature(inputs=Schema(request), outputs=Schema([images])),
+        input_example=pd.DataFrame({"n": [4], "seed": [0]}),
+        pip_requirements=_pinned(_REQUIREMENTS),
+    ).model_id
+
+
+def _pinned(modules: tuple[str, ...]) -> list[str]:
+    """The installed versions of what provides these modules, as requirements."""
+    providers = importlib.metadata.packages_distributions()
+    distributions = [providers[module][0] for module in modules]
+    return [f"{name}=={importlib.metadata.version(name)}" for name in distributions]
+
+
+def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_id: str) -> None:
+    """Log parameters, figures, the curve, pictures and the data of the active run."""
+    mlflow.log_params(outputs.parameters())
+    mlflow.log_metrics(outputs.metrics, model_id=model_id)
+    mlflow.log_metrics({"parity_max_abs_difference": outputs.parity["max_abs_difference"]}, model_id=model_id)
+    mlflow.set_tags(_version_tags(outputs))
+    lock = outputs.root / "dvc.lock"
+    if lock.is_file():  # else the model was imported, and its stages run by hand
+        mlflow.set_tag("dvc.lock", sha256_of(lock))
+        mlflow.log_artifact(str(lock))
+    logged = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+    now = milliseconds()
+    log_metrics(client, run_id, [(now, step, row) for step, row in outputs.curve() if step not in logged])
+    reports = outputs.root / REPORTS / outputs.variant
+    for name in ("samples.png", "denoising.png", "protocol.json"):
+        mlflow.log_artifact(str(reports / name))
+    _log_data(mlflow, outputs)
+
+
+def _log_data(mlflow: Any, outputs: Outputs) -> None:
+    """Name the training data, and its hash, as the run's input."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    split = outputs.manifest["splits"]["train"]
+    source = CodeDatasetSource(tags={"source": outputs.manifest["source"], "train_sha256": split["sha256"]})
+    # MLflow's digests have at most 36 characters; the tag above has all of them.
+    dataset = MetaDataset(source, name=outputs.manifest["name"], digest=split["sha256"][:16])
+    mlflow.log_input(dataset, context="training")
+
+
+def _version_tags(outputs: Outputs) -> dict[str, str]:
+    return {
+        "variant": outputs.variant,
+        "lineage": outputs.lineage,
+        "protocol": outputs.protocol["id"],
+        "data_sha256": outputs.manifest["splits"]["train"]["sha256"],
+        "parity_passed": str(outputs.parity["passed"]).lower(),
+    }
+
+
+@store_answers()
+def resolve(uri: str, root: Path = Path()) -> Path:
+    """The deploy directory within a logged model: `models:/ddpm-digits@champion`, `models:/ddpm-digits/3`, …
+
+    From a server the model is downloaded to a directory that lasts as long as this process.
+
+    Raises:
+        UserError: no such model, or not one of this project's.
+        UpstreamError: the server does not answer.
+    """
+    mlflow = load_mlflow(root)
+    destination = None
+    if not store_uri(root).startswith("sqlite:"):
+        destination = tempfile.mkdtemp(prefix="ddpm-model-")
+        atexit.register(shutil.rmtree, destination, ignore_errors=True)
+    try:
+        directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
+        flavor = mlflow.models.Model.load(str(directory)).flavors["python_function"]
+        return directory / flavor["artifacts"]["deploy"]["path"]
+    except (mlflow.MlflowException, OSError) as error:
+        if is_connection_failure(error):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None
+    except KeyError:
+        raise UserError(f"{uri}: not a model that `ddpm register` made") from None
