@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -15,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 import ddpm
+from ddpm.diffusion import sampling
 from ddpm.diffusion.likelihood import likelihood_bound
+from ddpm.diffusion.plans import SamplingPlan
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import spaced_timesteps
 from ddpm.files import atomic_file, sha256_of
@@ -51,16 +54,25 @@ class Cells:
         self._code = [sha256_of(package / name) for name in _CODE]
 
     def samples(self, trained: TrainedModel, count: int, seed: int, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
-        """`count` images [count, H, W, C] of a seed, by a plan (overrides of the model's own)."""
+        """`count` images [count, H, W, C] of a seed, by a plan (overrides of the model's own); a cell a batch."""
         rows = trained.model.plan(**plan)
-        decisive = {
-            "samples": count,
+        facts = {
             "seed": seed,
             "timesteps": rows.timesteps.tolist(),
             # To seven digits, float32's: the posterior is reached by two formulas, ancestral and DDIM's with η = 1.
             "table": [f"{value + 0.0:.6e}" for value in rows.table.ravel()],
         }
-        return self._cached(trained, decisive, lambda: trained.model.sample(count, seed=seed, batch_size=BATCH, **plan))
+        batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+        return np.concatenate(
+            [
+                self._cached(
+                    trained,
+                    {"images": [batch.start, batch.stop], **facts},
+                    functools.partial(_sampled, trained.model, rows, seed, batch),
+                )
+                for batch in batches
+            ]
+        )
 
     def bounds(
         self, trained: TrainedModel, parts: list[NDArray[np.uint8]], *, variance: str, steps: int
@@ -90,6 +102,11 @@ class Cells:
             with atomic_file(path) as temporary:
                 np.save(temporary, array)
         return np.load(path)
+
+
+def _sampled(model: Model, plan: SamplingPlan, seed: int, images: range) -> NDArray[np.uint8]:
+    noise = model.noise(len(images), seed, first=images.start)
+    return model.kind.decode(sampling.sample(model.network, plan, noise(), noise).cpu().numpy())
 
 
 def _bounds(model: Model, parts: list[NDArray[np.uint8]], variance: str, steps: int) -> NDArray[np.float64]:
