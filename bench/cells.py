@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,21 +75,25 @@ class Cells:
         )
 
     def bounds(
-        self, trained: TrainedModel, parts: list[NDArray[np.uint8]], *, variance: str, steps: int
+        self, trained: TrainedModel, parts: Sequence[NDArray[np.uint8]], *, variance: str, steps: int
     ) -> NDArray[np.float64]:
-        """The bound on −log₂ p of each part of some images, in bits per dimension, [len(parts)].
+        """The bound on −log₂ p of each part of some images, in bits per dimension, [len(parts)]; a cell a part.
 
         Args:
             parts: images [n, H, W, C] each.
             variance: of the reverse steps; a fixed one is no matter of training.
             steps: of the process, respaced; T leaves it whole.
         """
-        decisive = {
-            "variance": variance,
-            "steps": steps,
-            "parts": [hashlib.sha256(part.tobytes()).hexdigest() for part in parts],
-        }
-        return self._cached(trained, decisive, lambda: _bounds(trained.model, parts, variance, steps))
+        facts = {"variance": variance, "steps": steps}
+        bounds = [
+            self._cached(
+                trained,
+                {"seed": seed, "part": hashlib.sha256(part.tobytes()).hexdigest(), **facts},
+                functools.partial(_bound, trained.model, part, variance, steps, seed),
+            )
+            for seed, part in enumerate(parts)
+        ]
+        return np.array(bounds)
 
     def _cached(
         self, trained: TrainedModel, decisive: dict[str, Any], compute: Callable[[], NDArray[Any]]
@@ -109,16 +113,12 @@ def _sampled(model: Model, plan: SamplingPlan, seed: int, images: range) -> NDAr
     return model.kind.decode(sampling.sample(model.network, plan, noise(), noise).cpu().numpy())
 
 
-def _bounds(model: Model, parts: list[NDArray[np.uint8]], variance: str, steps: int) -> NDArray[np.float64]:
+def _bound(model: Model, images: NDArray[np.uint8], variance: str, steps: int, seed: int) -> NDArray[np.float64]:
     # Both ends are kept, as improved DDPM keeps them: the decoder's term is that of t = 0.
     visited = model.schedule.respaced(spaced_timesteps(len(model.schedule), steps, "linspace"))
     prediction = model.card.config.process.prediction
     process = GaussianProcess(visited, prediction=prediction, variance=variance, device=model.device)
     original = torch.from_numpy(visited.timesteps).to(model.device)
-    encoded = (model.kind.encode(torch.from_numpy(part).to(model.device)) for part in parts)
-    return np.array(
-        [
-            likelihood_bound(lambda x, t: model.network(x, original[t]), process, [x], seed=number).bits_per_dim
-            for number, x in enumerate(encoded)
-        ]
-    )
+    x0 = model.kind.encode(torch.from_numpy(images).to(model.device))
+    bound = likelihood_bound(lambda x, t: model.network(x, original[t]), process, [x0], seed=seed)
+    return np.array(bound.bits_per_dim)
