@@ -65,4 +65,4 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock, and the imag
 	@for name in build servers; do $(COMPILE) docker/$$name.in -o docker/$$name.lock; done
 
 clean:  ## remove what the stages made (not data/, not the MLflow store, not the environment)
-	@rm -rf prepared extractor models reports deploy .ddpm/training dvc_plots
+	@rm -rf prepared extractor models reports deploy .ddpm/training .ddpm/features dvc_plots

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bench.cells import BATCH, Cells, TrainedModel
 from bench.claims import Comparison, Estimate, better_fixed_variance, estimate, model_claims, sampler_claims
@@ -27,7 +28,8 @@ from ddpm.device import pick_device
 from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.extractor import load_extractor
-from ddpm.evaluation.metrics import Features, extract, frechet_distance
+from ddpm.evaluation.features import extract
+from ddpm.evaluation.metrics import frechet_distance
 from ddpm.files import read_json, sha256_of, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED
 from ddpm.model import load
@@ -191,7 +193,7 @@ class _Study:
         self._data = PreparedData.open(scale.folder / PREPARED)
         self._cells = Cells(scale.folder / "cells")
         self._extractor = load_extractor(scale.folder / EXTRACTOR, weights=None, device=self._device)
-        self._reference = extract(self._extractor, self._data.split("train").batches(BATCH))
+        self._reference = self._features(self._data.split("train").batches(BATCH), len(self._data.split("train")))
 
     def samplers(self) -> dict[tuple[str, str, int], Estimate]:
         """FID by spacing, sampler and S, of the preset itself."""
@@ -226,12 +228,12 @@ class _Study:
         """What the figures depend on."""
         scale, preset = self._scale, self._params.variant(name_of(*PRESET_AS))
         train, validation = self._data.split("train"), self._data.split("validation")
-        floor = extract(self._extractor, validation.batches(BATCH))
+        floor = frechet_distance(self._features(validation.batches(BATCH), len(validation)), self._reference)
         return {
             "data": self._data.manifest.name,
             "extractor": read_json(scale.folder / EXTRACTOR / "extractor.json"),
             "reference": {"split": "train", "images": len(train), "sha256": train.sha256},
-            "fid_floor": {"images": len(validation), "value": round(frechet_distance(floor, self._reference), 4)},
+            "fid_floor": {"images": len(validation), "value": round(floor, 4)},
             "seed": self._params.seed,
             "samples": scale.samples,
             "groups": GROUPS,
@@ -252,14 +254,14 @@ class _Study:
 
     def _fid(self, what: str, trained: TrainedModel, plan: Mapping[str, Any]) -> Estimate:
         images = self._cells.samples(trained, self._scale.samples, self._params.seed, plan)
-        generated = extract(self._extractor, [images])
-
-        def fid(kept: NDArray[np.int64]) -> float:
-            return frechet_distance(Features(generated.features[kept], generated.logits[kept]), self._reference)
-
-        figure = estimate(fid, len(images), GROUPS)
+        features = self._features([images], len(images))
+        figure = estimate(lambda kept: frechet_distance(features[kept], self._reference), len(images), GROUPS)
         print(f"{what}: FID {figure.value:.2f} ± {figure.error:.2f}", flush=True)
         return figure
+
+    def _features(self, batches: Iterable[NDArray[np.uint8]], count: int) -> Tensor:
+        """What FID is computed of, [count, F]."""
+        return extract(self._extractor, batches, count).features
 
     def _bits(self, what: str, trained: TrainedModel, variance: str, steps: int) -> Estimate:
         scale, split = self._scale, self._data.split("validation")

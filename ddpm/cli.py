@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ddpm import __version__
 from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.serve.arguments import add_arguments, chosen_settings
 
 if TYPE_CHECKING:
     from ddpm.config import Params
@@ -36,6 +37,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
 Beside the stages:
 
   ddpm sample MODEL --n 64 --out samples.png
+  ddpm serve MODEL          images over HTTP, and a page to look at them
   ddpm import SOURCE --out models/V         a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT           a model directory as diffusers' DDPMPipeline reads it
   ddpm config             params.yaml with every default filled in, and what each key means
@@ -76,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _install_hint() -> str:
-    return "install ddpm[train] for the stages, ddpm[pipeline] for DVC, MLflow and Prefect"
+    return (
+        "install ddpm[train] for the stages, ddpm[serve] for an exported model, "
+        "ddpm[pipeline] for DVC, MLflow and Prefect"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,8 +136,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    add_arguments(command("serve", _serve, "draw images over HTTP from an exported model"))
     _add_interop(command)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    return int(text)
 
 
 def _add_interop(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
@@ -141,18 +153,22 @@ def _add_interop(command: Callable[[str, Callable[[Arguments], None], str], argp
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a .pt file of openai/improved-diffusion or guided-diffusion, or a directory of diffusers' UNet2DModel",
+        help="a .pt file of openai/improved-diffusion, guided-diffusion or denoising_diffusion_pytorch, or a directory "
+        "of diffusers' UNet2DModel",
     )
     bring.add_argument("--out", type=Path, required=True, help="the model directory, such as models/V")
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
-    bring.add_argument("--image-size", type=int, help="pixels a side, where SOURCE does not tell")
+    bring.add_argument("--image-size", type=_positive, help="pixels a side, where SOURCE does not tell")
+    built = bring.add_argument_group("of denoising_diffusion_pytorch's sequences", "as GaussianDiffusion1D was given")
+    built.add_argument("--seq-length", type=_positive)
+    built.add_argument("--auto-normalize", action=argparse.BooleanOptionalAction, default=True)
     flags = bring.add_argument_group(
-        "of a .pt file", "named and meant as on the command line that trained it, for what its shapes do not tell"
+        "of OpenAI's files", "named and meant as on the command line that trained it, for what its shapes do not tell"
     )
-    flags.add_argument("--num-heads", type=int)
-    flags.add_argument("--num-head-channels", type=int)
+    flags.add_argument("--num-heads", type=_positive)
+    flags.add_argument("--num-head-channels", type=_positive)
     flags.add_argument("--noise-schedule", choices=["linear", "cosine"])
-    flags.add_argument("--diffusion-steps", type=int)
+    flags.add_argument("--diffusion-steps", type=_positive)
     flags.add_argument("--rescale-timesteps", action=argparse.BooleanOptionalAction)
     flags.add_argument("--use-new-attention-order", action="store_true")
     flags.add_argument("--predict-xstart", action="store_true")
@@ -240,10 +256,16 @@ def _sample(arguments: Arguments) -> None:
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
 
 
+def _serve(arguments: Arguments) -> None:
+    from ddpm.serve.server import serve
+
+    serve(arguments.model, arguments.host, arguments.port, chosen_settings(arguments))
+
+
 def _import(arguments: Arguments) -> None:
     from dataclasses import fields
 
-    from ddpm.interop.openai import Flags
+    from ddpm.interop.published import Flags
     from ddpm.stages.interop import import_model
 
     flags = Flags(**{field.name: getattr(arguments, field.name) for field in fields(Flags)})

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, first_complaint
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -143,7 +143,17 @@ class MLPConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig}
+class VAEConfig(Section):
+    """The variational autoencoder (Kingma & Welling 2014), the baseline beside the diffusion models."""
+
+    kind: Literal["vae"]
+    latent: Positive = Field(16, description="numbers of z, at most those of a datum")
+    hidden: tuple[Positive, ...] = Field(
+        (512, 256), min_length=1, description="widths of the encoder's layers; the decoder's are the same in reverse"
+    )
+
+
+_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig, "vae": VAEConfig}
 
 
 def _network_tag(value: Any) -> str | None:
@@ -155,7 +165,8 @@ def _network_tag(value: Any) -> str | None:
 AnyNetworkConfig = Annotated[
     Annotated[NetworkConfig, Tag("<unet>")]
     | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
-    | Annotated[MLPConfig, Tag("<mlp>")],
+    | Annotated[MLPConfig, Tag("<mlp>")]
+    | Annotated[VAEConfig, Tag("<vae>")],
     Discriminator(
         _network_tag,
         custom_error_type="network_kind",
@@ -179,9 +190,13 @@ class ProcessConfig(Section):
 class ObjectiveConfig(Section):
     """What training minimises, and which timesteps it looks at."""
 
-    loss: Literal["simple", "vlb", "hybrid"] = Field(
+    loss: Literal["simple", "vlb", "hybrid", "elbo"] = Field(
         "simple",
-        description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance",
+        description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance;"
+        " elbo: the bound of network.kind vae",
+    )
+    reconstruction_weight: float = Field(
+        1.0, gt=0, description="of the squared error beside the KL in elbo: 1/(2 variance) of a pixel given z"
     )
     weighting: Literal["none", "min_snr"] = Field("none", description="of the squared error over the timesteps")
     gamma: float = Field(5.0, gt=0, description="the SNR above which min_snr weighs all alike")
@@ -191,8 +206,11 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _weighting_has_an_error_to_weigh(self) -> ObjectiveConfig:
-        if self.loss == "vlb" and self.weighting != "none":
-            raise ValueError(f"`weighting: {self.weighting}` is of the squared error, which `loss: vlb` has none of")
+        if self.loss in ("vlb", "elbo") and self.weighting != "none":
+            raise ValueError(
+                f"`weighting: {self.weighting}` is over the timesteps of a squared error, which `loss: {self.loss}` "
+                "has none of"
+            )
         return self
 
 
@@ -254,12 +272,24 @@ class VariantConfig(Section):
     @model_validator(mode="after")
     def _a_learned_variance_is_learned(self) -> VariantConfig:
         learned, loss = self.process.variance == "learned_range", self.objective.loss
-        if learned and loss == "simple":
-            raise ValueError("process.variance is learned_range, which objective.loss simple does not train")
+        if learned and loss in ("simple", "elbo"):
+            raise ValueError(f"process.variance is learned_range, which objective.loss {loss} does not train")
         if not learned and loss == "hybrid":
             raise ValueError("objective.loss hybrid trains a variance: set process.variance to learned_range")
         if self.sampling.variance == "learned_range" and not learned:
             raise ValueError(f"sampling.variance is learned_range, but process.variance is {self.process.variance}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_vae_decodes_in_one_step(self) -> VariantConfig:
+        kind, loss, process = self.network.kind, self.objective.loss, self.process
+        if (kind == "vae") != (loss == "elbo"):
+            raise ValueError(f"network.kind vae and objective.loss elbo go together; found {kind} and {loss}")
+        if kind == "vae" and (process.timesteps, process.prediction) != (1, "x0"):
+            raise ValueError(
+                "network.kind vae needs process.timesteps 1 and process.prediction x0; "
+                f"found {process.timesteps} and {process.prediction}"
+            )
         return self
 
 
@@ -276,20 +306,60 @@ class ExtractorConfig(Section):
     steps: Positive = Field(600, description="optimiser steps of the small CNN")
 
 
-class EvaluationConfig(Section):
-    """How a model is measured. All of it enters the protocol that each figure carries."""
+# What `evaluation.protocol` stands for, where it differs from the defaults. inception-50k is the papers' on CIFAR-10,
+# whose training images are this project's whole data.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "digits-2k": {},
+    "inception-50k": {
+        "features": "inception",
+        "reference": "all",
+        "samples": 50_000,
+        "resamples": 50,
+        "nll_samples": 1000,
+    },
+    "quick": {"samples": 256, "splits": 2, "resamples": 50, "nll_samples": 0},
+}
 
+
+class EvaluationConfig(Section):
+    """How a model is measured. All that decides a figure enters the protocol that each figure carries."""
+
+    protocol: Literal["digits-2k", "inception-50k", "quick"] = Field(
+        "digits-2k", description="values of the keys below, where they are not written"
+    )
+    features: Literal["any", "inception"] = Field(
+        "any", description="any: of the extractor there is; inception: of InceptionV3 or none"
+    )
+    reference: Literal["train", "all"] = Field(
+        "train", description="real images that generated ones are held against: the training split, or both splits"
+    )
     samples: Positive = Field(2000, description="images drawn to be measured")
+    sampling: SamplingConfig | None = Field(
+        None, description="a plan that every model is measured under; null: each under its own"
+    )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     splits: Positive = Field(10, description="splits of the Inception Score")
+    resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
+    nll_samples: int = Field(
+        40, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, raw: Any) -> Any:
+        """Put the protocol's values under the keys that are given."""
+        name = raw.get("protocol") if isinstance(raw, dict) else None
+        return {**PROTOCOLS[name], **raw} if isinstance(name, str) and name in PROTOCOLS else raw
 
 
 class ExportConfig(Section):
     """The ONNX files and the check that they are the trained model."""
 
     parity_samples: Positive = Field(16, description="images drawn by both sides")
-    parity_steps: Positive = Field(50, description="steps of the DDIM run both sides make on the same noise")
+    parity_steps: Positive = Field(50, description="steps of the run that both sides make on the same noise")
     parity_tolerance: float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
+    fp16: bool = Field(False, description="write both files in fp16 too, for GPUs: half the bytes")
+    fp16_tolerance: float = Field(5e-2, gt=0, description="as parity_tolerance, of the fp16 files")
 
 
 class Params(Section):
@@ -310,6 +380,15 @@ class Params(Section):
         for name in self.variants:
             if name not in self.models:
                 raise ValueError(f"`variants` names {name!r}, but `models` has only: {', '.join(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_features_asked_for_are_made(self) -> Params:
+        if self.evaluation.features == "inception" and self.extractor.kind != "inception":
+            raise ValueError(
+                f"evaluation.protocol {self.evaluation.protocol} measures in InceptionV3's features, but "
+                f"extractor.kind is {self.extractor.kind}: set it to inception"
+            )
         return self
 
     def variant(self, name: str) -> VariantConfig:
@@ -349,23 +428,7 @@ def validate(model: type[Model], raw: Any, where: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {describe(error)}") from None
-
-
-def describe(error: ValidationError) -> str:
-    """The first complaint of a validation, in one line: the key, what is expected, what was found."""
-    first, *others = error.errors(include_url=False)
-    # A part in angle brackets is the name of a union's member, which is not in the file.
-    key = ".".join(part for part in map(str, first["loc"]) if not part.startswith("<"))
-    if first["type"] == "extra_forbidden":
-        text = f"unknown key `{key}`"
-    elif first["type"] == "missing":
-        text = f"the key `{key}` is missing"
-    elif first["type"] == "value_error":
-        text = f"{key + ': ' if key else ''}{first['ctx']['error']}"
-    else:
-        text = f"`{key}`: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
-    return text + (f" (and {len(others)} more)" if others else "")
+        raise UserError(f"{where}: {first_complaint(error.errors(include_url=False))}") from None
 
 
 def explain(params: Params) -> str:

@@ -11,3 +11,5 @@ REPORTS = Path("reports")
 DEPLOY = Path("deploy")
 # Unfinished training: outside every DVC output, since DVC removes those before it runs a stage again.
 TRAINING_STATES = Path(".ddpm/training")
+# Features of real images, which every evaluation needs again; may be deleted at any time.
+FEATURES = Path(".ddpm/features")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,15 +126,20 @@ class Model:
         Raises:
             ValueError: a name or a number that no plan can be made of.
         """
+        images = np.empty((count, *self.shape), dtype=self.kind.dtype)
+        done = 0
+        for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
+            images[done : done + len(batch)] = batch
+            done += len(batch)
+            on_batch(done)
+        return images
+
+    def batches(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> Iterator[NDArray[Any]]:
+        """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
         plan = self.plan(**overrides)
-        kind = self.kind
-        images = np.empty((count, *kind.shape), dtype=kind.dtype)
         for first in range(0, count, batch_size):
             noise = self.noise(min(batch_size, count - first), seed, first=first)
-            x = sampling.sample(self.network, plan, noise(), noise)
-            images[first : first + len(x)] = kind.decode(x.cpu().numpy())
-            on_batch(first + len(x))
-        return images
+            yield self.kind.decode(sampling.sample(self.network, plan, noise(), noise).cpu().numpy())
 
     def noise(self, count: int, seed: int, *, first: int = 0) -> Callable[[], Tensor]:
         """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, ...] on the model's device."""

@@ -1,7 +1,7 @@
-# Draws images from an exported model. Holds numpy, onnxruntime, Pillow and this package, and nothing else.
+# Serves an exported model over HTTP. Holds the extra `serve` and this package, and nothing else.
 #
 #   docker build -f docker/serve.Dockerfile -t ddpm-serve .
-#   docker run --rm -v "$PWD/deploy/ddpm:/model:ro" -v "$PWD/samples:/samples" --user "$(id -u):$(id -g)" ddpm-serve
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/deploy/ddpm:/model:ro" ddpm-serve
 #
 # Give PYTHON with a digest, or from your own mirror, to pin the base as well.
 ARG PYTHON=python:3.11-slim-bookworm
@@ -22,14 +22,14 @@ RUN --mount=type=bind,source=docker/serve.lock,target=/tmp/serve.lock \
 
 # onnxruntime reports its use to its maker unless told not to.
 ENV ORT_DISABLE_TELEMETRY=1
-RUN useradd --uid 10001 --create-home ddpm && install --directory --owner=ddpm /samples
+RUN useradd --uid 10001 --create-home ddpm
 USER ddpm
 
-# What a client would ask for, in small: the model loads, the network runs, an image comes out.
-HEALTHCHECK --interval=60s --timeout=30s --start-period=10s \
-    CMD ["ddpm", "sample", "/model", "--n", "1", "--steps", "1", "--out", "/tmp/health.npz"]
+EXPOSE 8000
+# Ready: the model has been loaded and has drawn. The process ends by itself when that fails.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/ready', timeout=5)"]
 
-# Python leaves at once on SIGINT; as process 1 it would not hear the usual SIGTERM.
-STOPSIGNAL SIGINT
 ENTRYPOINT ["ddpm"]
-CMD ["sample", "/model", "--n", "64", "--out", "/samples/samples.png"]
+# Beyond the container's own loopback; which machines reach it, `docker run -p` decides.
+CMD ["serve", "/model", "--host", "0.0.0.0", "--port", "8000"]

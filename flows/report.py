@@ -47,15 +47,20 @@ class Result:
             return {"model": self.variant} | self._distances() | self._version_rows()
         rows = {
             "model": self.variant,
-            "FID": f"{figure['fid']} over {all_samples} samples; lower is better",
+            "FID": f"{figure['fid']}{self._interval('fid')} over {all_samples} samples; lower is better",
             f"FID over {count}": f"{figure['fid_same_count']}; the floor, as many real images: {figure['fid_floor']}",
-            "IS": f"{figure['inception_score']} ± {figure['inception_score_std']} over {all_samples} samples",
+            "IS": f"{figure['inception_score']}{self._interval('inception_score')} over {all_samples} samples",
             f"IS over {count}": f"{figure['inception_score_same_count']}; as many real images: "
             f"{figure['inception_score_real']}",
         }
-        if "nll" in figure:
-            rows["NLL"] = f"{figure['nll']} bits/dim"
+        if "nll_validation" in figure:
+            rows["NLL"] = f"{figure['nll_validation']} bits/dim; of training images: {figure['nll_train']}"
         return rows | self._version_rows()
+
+    def _interval(self, key: str) -> str:
+        """The ends of a figure's 95 % interval."""
+        low, high = (self.metrics.get(f"{key}_{end}") for end in ("low", "high"))
+        return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
 
     def _distances(self) -> dict[str, str]:
         """The figures of points and sequences, each beside its floor."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,22 +56,26 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(bare: Path, tmp_path: Path) -> Run:
-    """Run a program of the bare environment in an empty directory: the image's variables, and none of the tests'."""
+def inside(bare: Path, tmp_path: Path) -> dict[str, Any]:
+    """How a program runs in the bare environment: in an empty directory, with the image's variables and no others."""
     home = tmp_path / "home"
     home.mkdir()
     variables = dict(step.rest.split("=", 1) for step in IMAGE if step.keyword == "ENV")
     path = f"{bare / 'bin'}{os.pathsep}/usr/bin:/bin"
+    return {
+        "cwd": tmp_path,
+        "env": {"PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1", **variables},
+        "text": True,
+    }
+
+
+@pytest.fixture
+def run(bare: Path, inside: dict[str, Any]) -> Run:
+    """Run a program of the bare environment to its end."""
 
     def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [bare / "bin" / program, *arguments],
-            cwd=tmp_path,
-            env={"PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1", **variables},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+            [bare / "bin" / program, *arguments], capture_output=True, timeout=120, check=False, **inside
         )
 
     return run
@@ -97,7 +104,7 @@ def test_it_draws_what_torch_draws(run: Run, trained_template: Path, tmp_path: P
 
 def test_nothing_else_is_in_it(run: Run, bare: Path):
     program = "import importlib.util as u, sys; print([m for m in sys.argv[1:] if u.find_spec(m)])"
-    heavy = ["torch", "torchvision", "onnx", "mlflow", "prefect", "dvc", "pydantic", "yaml", "sklearn"]
+    heavy = ["torch", "torchvision", "onnx", "mlflow", "prefect", "dvc", "yaml", "sklearn"]
     assert run("python", "-c", program, *heavy, "onnxruntime").stdout.strip() == "['onnxruntime']"
     size = sum(path.stat().st_size for path in bare.rglob("*") if path.is_file() and not path.is_symlink())
     assert size < MOST_BYTES
@@ -110,17 +117,45 @@ def test_what_would_need_more_is_said_in_a_line(run: Run, trained_template: Path
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_images_own_command_draws(run: Run, trained_template: Path, tmp_path: Path):
-    places = {"/model": str(trained_template / "deploy/tiny"), "/samples/samples.png": "samples.png"}
-    done = run(*(places.get(word, word) for word in [*of_image("ENTRYPOINT"), *of_image("CMD")]))
-    assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+@pytest.fixture
+def served(bare: Path, inside: dict[str, Any], run: Run, tmp_path: Path) -> Iterator[Callable[[Path], Any]]:
+    """Start the image's own command on a model and a free port; returns the process and its health check."""
+    started: list[subprocess.Popen[str]] = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    def start(model: Path) -> tuple[subprocess.Popen[str], Callable[[], bool]]:
+        places = {"/model": str(model), "0.0.0.0": "127.0.0.1", "8000": port}
+        program, *arguments = (places.get(word, word) for word in [*of_image("ENTRYPOINT"), *of_image("CMD")])
+        log = (tmp_path / "log").open("w")
+        started.append(subprocess.Popen([bare / "bin" / program, *arguments], stderr=log, **inside))
+        check = [word.replace("8000", port) for word in of_image("HEALTHCHECK")]
+        return started[-1], lambda: run(*check).returncode == 0
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_the_images_own_command_serves_and_its_health_check_knows(served: Any, trained_template: Path, tmp_path: Path):
+    process, is_healthy = served(trained_template / "deploy/tiny")
+    deadline = time.monotonic() + 120
+    while not is_healthy():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+    process.terminate()
+    assert process.wait(120) == 0
+    assert not is_healthy()
     # Telemetry would leave an identifier there.
     assert list((tmp_path / "home").rglob("*")) == []
 
 
-@pytest.mark.parametrize("fault", ["none", "no model", "half a model", "another shape"])
-def test_the_health_check_knows_a_model_that_draws(run: Run, trained_template: Path, tmp_path: Path, fault: str):
+@pytest.mark.parametrize("fault", ["no model", "half a model", "another shape"])
+def test_a_container_without_a_model_that_draws_ends_in_a_line(
+    served: Any, trained_template: Path, tmp_path: Path, fault: str
+):
     model = tmp_path / "model"
     shutil.copytree(trained_template / "deploy/tiny", model)
     denoiser, facts = model / "denoiser.onnx", model / "sampler.json"
@@ -130,7 +165,7 @@ def test_the_health_check_knows_a_model_that_draws(run: Run, trained_template: P
         denoiser.write_bytes(denoiser.read_bytes()[: denoiser.stat().st_size // 2])
     elif fault == "another shape":
         facts.write_text(facts.read_text().replace('"shape": [\n    8,', '"shape": [\n    9,'))
-    out = tmp_path / "health.npz"
-    places = {"/model": str(model), "/tmp/health.npz": str(out)}
-    done = run(*(places.get(word, word) for word in of_image("HEALTHCHECK")))
-    assert (done.returncode == 0) == out.exists() == (fault == "none")
+    process, is_healthy = served(model)
+    assert process.wait(120) == 2
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    assert not is_healthy()

@@ -16,7 +16,7 @@ TINY_PARAMS = {
     "seed": 3,
     "data": {"source": "digits"},
     "extractor": {"steps": 40},
-    "evaluation": {"samples": 64, "batch_size": 32, "splits": 2},
+    "evaluation": {"samples": 64, "batch_size": 32, "splits": 2, "resamples": 20, "nll_samples": 4},
     "export": {"parity_samples": 2, "parity_steps": 5},
     "variants": ["tiny"],
     "models": {

@@ -97,14 +97,14 @@ class ValueKind:
 
     def encode(self, stored: Tensor) -> Tensor:
         wide = stored.double()
-        centre, half = (wide.new_tensor(each) for each in self._scale())
+        centre, half = (wide.new_tensor(each) for each in self.scale())
         return ((wide - centre) / half).float()
 
     def decode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        centre, half = self._scale()
+        centre, half = self.scale()
         return (x * half + centre).astype(np.float32)
 
-    def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Centre and half range of each channel, shaped to broadcast over a datum; a constant channel becomes 0."""
         low, high = (
             np.reshape(np.array(end, np.float64), (-1, *[1] * (len(self.shape) - 1))) for end in (self.low, self.high)

@@ -1,23 +1,35 @@
-"""From a model directory to ONNX, and the proof that both are the same model."""
+"""From a model directory to ONNX: the network alone, and with the loop around it."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
+from onnx import GraphProto, ModelProto
 
-from ddpm.deploy.runtime import Sampler
-from ddpm.diffusion import sampling
-from ddpm.diffusion.noise import ImageNoise
+from ddpm.deploy.half import in_half_precision
+from ddpm.deploy.loop import sampler_model
+from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.files import sha256_of, write_json
 from ddpm.model import Model
 
+# The newest whose operators onnxruntime 1.31 all has kernels for on the CPU: docs/onnx.md.
 OPSET = 20
+# A file may hold 2 GiB, protobuf's limit; this leaves room for all that is not weights.
+MOST_WEIGHTS = 2**31 - 2**24
+
+# Plans that sampler.onnx tells the tables of, beside the model's own: from the most steps to the fewest.
+NAMED_PLANS: dict[str, dict[str, Any]] = {
+    "ddim-50": {"sampler": "ddim", "steps": 50, "eta": 0.0},
+    "dpmpp_2m-20": {"sampler": "dpmpp_2m", "steps": 20},
+    "unipc-10": {"sampler": "unipc", "steps": 10},
+}
 
 
 def export_denoiser(model: Model, path: Path) -> None:
@@ -45,13 +57,106 @@ def export_denoiser(model: Model, path: Path) -> None:
     assert program is not None
     proto = program.model_proto
     _drop_provenance(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save_model(proto, path)
+    _set_metadata(proto, facts(model))
+    write(proto, path)
 
 
-def _drop_provenance(proto: onnx.ModelProto) -> None:
+def export_half(denoiser: Path, path: Path) -> None:
+    """Write the same denoiser in fp16: float32 outside, so that it takes the other's place."""
+    write(in_half_precision(onnx.load(denoiser)), path)
+
+
+def export_sampler(model: Model, denoiser: Path, path: Path) -> None:
+    """Write the loop around a denoiser as one file, see `deploy.loop`. Weights that the denoiser has in a file beside
+    it stay there and serve both.
+
+    Its metadata holds what a caller must know, as JSON but for plain strings: `facts`, the model's choices `sampling`,
+    the `columns` of a plan, and `plans`, a table and timesteps of each name; `default` is the model's own.
+    """
+    loop = sampler_model(onnx.load(denoiser, load_external_data=False), model.kind)
+    timesteps = len(model.schedule)
+    named = {name: plan for name, plan in NAMED_PLANS.items() if plan["steps"] <= timesteps}
+    plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}
+    sampling = model.card.config.sampling.model_dump(mode="json")
+    _set_metadata(loop, {**facts(model), "sampling": sampling, "columns": COLUMNS, "plans": plans})
+    write(loop, path)
+
+
+def facts(model: Model) -> dict[str, Any]:
+    """What the files say of themselves: what the numbers mean, and where they come from."""
+    card = model.card
+    return {
+        "format": 1,
+        "name": f"ddpm-{card.data.name}",
+        "variant": card.variant,
+        "shape": list(card.data.shape),
+        "process": card.config.process.model_dump(mode="json"),
+        "data": card.data.model_dump(mode="json"),
+        "training": card.training.model_dump(mode="json"),
+        "opset": OPSET,
+    }
+
+
+def describe_sampler(model: Model, directory: Path) -> None:
+    """Write sampler.json: what the runtime needs beside the ONNX files."""
+    denoiser = directory / "denoiser.onnx"
+    write_json(
+        directory / "sampler.json",
+        {
+            **facts(model),
+            "sampling": model.card.config.sampling.model_dump(mode="json"),
+            "activation_bytes": activation_bytes(onnx.load(denoiser, load_external_data=False).graph),
+            "denoiser_sha256": sha256_of(denoiser),
+        },
+    )
+
+
+def activation_bytes(graph: GraphProto) -> int:
+    """What one datum takes on its way through the network: the values that are alive together, where they are most."""
+    sizes = {value.name: _bytes(value.type.tensor_type) for value in [*graph.input, *graph.value_info, *graph.output]}
+    last_use = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    alive = {value.name: sizes[value.name] for value in graph.input}
+    peak = 0
+    for index, node in enumerate(graph.node):
+        alive |= {name: sizes.get(name, 0) for name in node.output}
+        peak = max(peak, sum(alive.values()))
+        alive = {name: size for name, size in alive.items() if last_use.get(name, -1) > index}
+    return peak
+
+
+def _bytes(tensor: Any) -> int:
+    """Of a tensor whose free axis, N, is 1."""
+    width = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+    return width * math.prod(axis.dim_value or 1 for axis in tensor.shape.dim)
+
+
+def _as_json(plan: SamplingPlan) -> dict[str, Any]:
+    """A plan in the digits that float32 has."""
+    table = [[float(f"{number:.9g}") for number in row] for row in plan.table.tolist()]
+    return {"timesteps": plan.timesteps.tolist(), "table": table}
+
+
+def _set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:
+    """Strings as they are, all else as JSON."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    onnx.helper.set_model_props(proto, texts)
+
+
+def write(proto: ModelProto, path: Path, *, most_weights: int = MOST_WEIGHTS) -> None:
+    """Save, and hold against ONNX's own rules, shapes included.
+
+    Args:
+        most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended.
+    """
+    if sum(tensor.ByteSize() for tensor in proto.graph.initializer) > most_weights:
+        onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        onnx.save_model(proto, path)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _drop_provenance(proto: ModelProto) -> None:
     """Remove where in which source file each node came from: paths differ between machines, the model does not."""
-    del proto.metadata_props[:]
     graphs: list[Any] = [proto.graph, *proto.functions]
     for graph in graphs:
         del graph.metadata_props[:]
@@ -63,52 +168,3 @@ def _drop_provenance(proto: onnx.ModelProto) -> None:
             del value.metadata_props[:]
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
         del value.metadata_props[:]
-
-
-def describe_sampler(model: Model, directory: Path) -> None:
-    """Write sampler.json: what the runtime needs beside denoiser.onnx."""
-    card = model.card
-    write_json(
-        directory / "sampler.json",
-        {
-            "format": 1,
-            "name": f"ddpm-{card.data.name}",
-            "variant": card.variant,
-            "shape": list(card.data.shape),
-            "process": card.config.process.model_dump(mode="json"),
-            "sampling": card.config.sampling.model_dump(mode="json"),
-            "data": card.data.model_dump(mode="json"),
-            "fingerprint": card.training.fingerprint,
-            "opset": OPSET,
-            "denoiser_sha256": sha256_of(directory / "denoiser.onnx"),
-        },
-    )
-
-
-def measure_parity(model: Model, directory: Path, *, samples: int, steps: int, tolerance: float) -> dict[str, Any]:
-    """Hold the exported model against the trained one on the same noise over a full run: by DDIM, or where the network
-    has a variance to be wrong about, by the ancestral sampler.
-
-    Returns:
-        What parity.json says: the largest absolute difference in [−1, 1] and whether it is within `tolerance`.
-    """
-    # CPU against CPU: what is compared is the export, not two devices' arithmetic.
-    runtime = Sampler(directory, providers=["CPUExecutionProvider"])
-    model = Model(model.network.to("cpu"), model.card)
-    learned = model.card.config.process.variance == "learned_range"
-    sampler, variance = ("ancestral", "learned_range") if learned else ("ddim", None)
-    plan = model.plan(sampler=sampler, variance=variance, steps=steps, eta=0.0)
-    noise, same_noise = (ImageNoise(0, samples, model.kind.network_shape) for _ in range(2))
-    x = torch.from_numpy(noise.draw())
-    trained = sampling.sample(model.network, plan, x, lambda: torch.from_numpy(noise.draw()))
-    exported = runtime.run(plan, same_noise.draw(), same_noise.draw)
-    difference = float(np.abs(trained.numpy() - exported).max())
-    return {
-        "max_abs_difference": difference,
-        "tolerance": tolerance,
-        "passed": bool(difference <= tolerance),
-        "samples": samples,
-        "sampler": sampler,
-        "steps": steps,
-        "denoiser_sha256": sha256_of(directory / "denoiser.onnx"),
-    }

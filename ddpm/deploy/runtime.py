@@ -1,17 +1,18 @@
 """The sampler that ships: numpy and onnxruntime, and the same plan tables that torch runs.
 
-A deploy directory holds `denoiser.onnx` (one evaluation of the network) and `sampler.json` (the process, the default
-plan, the image's shape).
+A deploy directory holds `denoiser.onnx` (one evaluation of the network), `sampler.onnx` (the network and the loop
+around it), perhaps both in fp16 too, and `sampler.json` (the process, the default plan, the image's shape).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,47 +23,91 @@ from ddpm.diffusion.plans import Row, SamplingPlan, plan_for
 from ddpm.errors import UserError
 
 Float32 = NDArray[np.float32]
+Precision = Literal["fp32", "fp16"]
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+# Of the z that sampler.onnx is handed at once; more of a plan is run in pieces.
+NOISE_BYTES = 2**26
 
 
 class Sampler:
     """An exported model, ready to draw images."""
 
-    def __init__(self, directory: Path | str, *, providers: list[str] | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        providers: list[str] | None = None,
+        threads: int = 0,
+        precision: Precision = "fp32",
+        in_graph: bool | None = None,
+        memory: int = 2**31,
+    ) -> None:
         """
         Args:
             directory: what `ddpm export` wrote.
             providers: onnxruntime's execution providers, best first; None: CUDA where there is a device, else the CPU.
             threads: of the CPU provider; 0: one a core.
+            precision: fp16 where `export.fp16` made it, for GPUs.
+            in_graph: whether the loop runs inside onnxruntime, as sampler.onnx; None: on a GPU, where x then stays.
+            memory: about as many bytes as a batch's activations may take; a larger batch is split.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: a file is missing or damaged, or onnxruntime has no such provider.
         """
-        onnxruntime = import_onnxruntime()
-        directory = Path(directory)
-        try:
-            self.facts: dict[str, Any] = json.loads((directory / "sampler.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{directory} is not a deploy directory: sampler.json is missing") from None
-        except ValueError as error:
-            raise UserError(f"{directory / 'sampler.json'} is damaged: {error}") from None
+        self._directory = Path(directory)
+        self._threads, self._precision = threads, precision
+        self.facts: dict[str, Any] = _read_facts(self._directory / "sampler.json")
         try:
             data = self.facts.get("data", {})
             self.kind: DataKind = data_kind(
                 data.get("kind", "images"), self.facts["shape"], data.get("low"), data.get("high")
             )
         except (KeyError, ValueError) as error:
-            raise UserError(f"{directory / 'sampler.json'} is damaged: {error}") from None
+            raise UserError(f"{self._directory / 'sampler.json'} is damaged: {error}") from None
         self.shape: tuple[int, ...] = self.kind.shape
+        self.largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
+        self._providers = providers or available_providers()
+        if in_graph is None:  # exports of before there was a loop have none
+            in_graph = self._providers[0] != CPU and self._file("sampler").exists()
+        self.in_graph: bool = in_graph
+        self.file: Path = self._file("sampler" if in_graph else "denoiser")
+        session = self._loop if in_graph else self._denoiser
+        self.providers: list[str] = session.get_providers()
+
+    @cached_property
+    def _denoiser(self) -> Any:
+        return self._open("denoiser")
+
+    @cached_property
+    def _loop(self) -> Any:
+        return self._open("sampler")
+
+    def _file(self, name: str) -> Path:
+        return self._directory / (f"{name}.onnx" if self._precision == "fp32" else f"{name}.{self._precision}.onnx")
+
+    def _open(self, name: str) -> Any:
+        """The session of one of the directory's files."""
+        onnxruntime = import_onnxruntime()
+        path = self._file(name)
+        unknown = set(self._providers) - set(onnxruntime.get_available_providers())
+        if unknown:
+            there = ", ".join(onnxruntime.get_available_providers())
+            raise UserError(f"onnxruntime has no {', '.join(sorted(unknown))} here; it has: {there}")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                directory / "denoiser.onnx", options, providers=_described(providers or available_providers())
-            )
+            return onnxruntime.InferenceSession(path, options, providers=_described(self._providers))
         except Exception as error:  # onnxruntime's own exception types are not public
-            raise UserError(f"{directory / 'denoiser.onnx'} does not load: {error}") from None
-        self.providers: list[str] = self._session.get_providers()
+            raise UserError(f"{path} does not load: {error}") from None
+
+    @property
+    def where(self) -> str:
+        """What it runs on, in a line."""
+        threads = f", {self._threads} threads" if self._threads else ""
+        version = import_onnxruntime().__version__
+        return f"{self.file.name} on {' then '.join(self.providers)} (onnxruntime {version}{threads})"
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
@@ -81,28 +126,63 @@ class Sampler:
 
         Args:
             seed: of the noise; image i of a seed is always the same.
+            batch_size: at most; fewer where so many would not fit the memory.
             on_batch: called with the number of images done after every batch.
             overrides: as for `plan`.
 
         Raises:
             ValueError: a name or a number that no plan can be made of.
         """
-        plan = self.plan(**overrides)
         images = np.empty((count, *self.shape), dtype=self.kind.dtype)
+        done = 0
+        for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
+            images[done : done + len(batch)] = batch
+            done += len(batch)
+            on_batch(done)
+        return images
+
+    def batches(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> Iterator[NDArray[Any]]:
+        """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
+        plan = self.plan(**overrides)
+        batch_size = min(batch_size, self.largest_batch)
         for first in range(0, count, batch_size):
             noise = ImageNoise(seed, min(batch_size, count - first), self.kind.network_shape, first=first)
-            x = self.run(plan, noise.draw(), noise.draw)
-            images[first : first + len(x)] = self.kind.decode(x)
-            on_batch(first + len(x))
-        return images
+            yield self.kind.decode(self.run(plan, noise.draw(), noise.draw))
 
     def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
         """Run a plan from x_T [N, C, H, W] to x_0 in about [−1, 1]; `draw` gives the z of each row that adds noise."""
-        return run(self.denoise, plan, x, draw)
+        return self._run_in_graph(plan, x, draw) if self.in_graph else run(self.denoise, plan, x, draw)
 
     def denoise(self, x: Float32, t: NDArray[np.int64]) -> Float32:
         """One evaluation of the network: x [N, C, H, W], t [N]."""
-        return self._session.run(None, {"x": x, "t": t})[0]
+        return self._denoiser.run(None, {"x": x, "t": t})[0]
+
+    def warm_up(self, batch_size: int = 1) -> None:
+        """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
+        x = np.zeros((batch_size, *self.kind.network_shape), np.float32)
+        self.run(self.plan(steps=1), x, lambda: x)
+
+    def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
+        """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""
+        device = "cpu" if self.providers[0] == CPU else "cuda"
+        noisy = plan.column("to_noise") != 0
+        state = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), device)
+        rows = _rows_at_once(plan, x.nbytes)
+        for first in range(0, len(plan), rows):
+            part = slice(first, first + rows)
+            adds_noise = noisy[part]
+            z = np.zeros((len(adds_noise), len(x) if adds_noise.any() else 0, *x.shape[1:]), np.float32)
+            for row in np.flatnonzero(adds_noise):
+                z[row] = draw()
+            binding = self._loop.io_binding()
+            binding.bind_ortvalue_input("x", state)
+            binding.bind_cpu_input("plan", plan.table[part].astype(np.float32))
+            binding.bind_cpu_input("timesteps", plan.timesteps[part])
+            binding.bind_cpu_input("z", z)
+            binding.bind_output("x0", device)
+            self._loop.run_with_iobinding(binding)
+            (state,) = binding.get_outputs()
+        return state.numpy()
 
 
 def run(
@@ -140,6 +220,27 @@ def _hold(x0: Float32, row: Row) -> Float32:
     return np.clip(x0, -bound, bound) / bound
 
 
+def _rows_at_once(plan: SamplingPlan, row_bytes: int) -> int:
+    """Rows of a plan that sampler.onnx is given together: as many as their noise allows.
+
+    A plan that adds no noise, or that looks back at an earlier x̂_0, which a new piece would not have, is run whole.
+    """
+    looks_back = plan.column("to_prev").any() or plan.column("to_prev2").any()
+    if looks_back or not plan.column("to_noise").any():
+        return len(plan)
+    return max(1, NOISE_BYTES // row_bytes)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """sampler.json."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a deploy directory: sampler.json is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
 def import_onnxruntime() -> ModuleType:
     """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them unless told not to."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -149,16 +250,15 @@ def import_onnxruntime() -> ModuleType:
 
 
 def available_providers() -> list[str]:
-    """CUDA where onnxruntime has it and the machine has a device, then the CPU."""
-    onnxruntime = import_onnxruntime()
+    """CUDA where onnxruntime has it and the machine has a device, then the CPU. TensorRT, which takes minutes to build
+    its engines, has to be asked for."""
     has_device = Path("/proc/driver/nvidia/version").exists()
-    if has_device and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        # The CUDA libraries come as Python packages; onnxruntime finds them only when told to look.
-        onnxruntime.preload_dlls()
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    return ["CPUExecutionProvider"]
+    return [CUDA, CPU] if has_device and CUDA in import_onnxruntime().get_available_providers() else [CPU]
 
 
 def _described(providers: list[str]) -> list[Any]:
     """Providers with their options: full float32 on CUDA, since TF32's ten bits would break parity."""
-    return [(name, {"use_tf32": "0"}) if name == "CUDAExecutionProvider" else name for name in providers]
+    if CUDA in providers or TENSORRT in providers:
+        # The CUDA libraries come as Python packages; onnxruntime finds them only when told to look.
+        import_onnxruntime().preload_dlls()
+    return [(name, {"use_tf32": "0"}) if name == CUDA else name for name in providers]

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, cast
 
+import torch
 from torch import Tensor
 
-from ddpm.diffusion.likelihood import vlb_terms
+from ddpm.diffusion.likelihood import normal_kl, vlb_terms
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 
-LOSSES = ("simple", "vlb", "hybrid")
+LOSSES = ("simple", "vlb", "hybrid", "elbo")
 WEIGHTINGS = ("none", "min_snr")
 VLB_WEIGHT = 0.001  # λ of L_hybrid
+
+
+class Autoencoder(Protocol):
+    """What `elbo` trains: a network with an encoder beside its decoder."""
+
+    def encode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 [N, C, ...] → mean and log variance of q(z | x0), each [N, latent]."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z [N, latent] → the mean of p(x0 | z), [N, C, ...]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,15 +36,17 @@ class Objective:
     Attributes:
         loss: `simple`: mean squared error on the target (Ho et al. 2020, eq. 14); `vlb`: the variational bound in bits
             per dimension, less its constant prior term; `hybrid`: simple + λ vlb, in which the vlb moves only the
-            variance (Nichol & Dhariwal 2021, eq. 16).
+            variance (Nichol & Dhariwal 2021, eq. 16); `elbo`: the bound of an `Autoencoder`, which has no timesteps.
         weighting: of the squared error: `none`, or `min_snr`: min(SNR, γ) on x_0's, whatever the target (Hang et al.
             2023).
         gamma: γ of `min_snr`.
+        reconstruction_weight: C of `elbo`.
     """
 
     loss: str = "simple"
     weighting: str = "none"
     gamma: float = 5.0
+    reconstruction_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for kind, value, known in (("loss", self.loss, LOSSES), ("weighting", self.weighting, WEIGHTINGS)):
@@ -41,6 +57,8 @@ class Objective:
         self, process: GaussianProcess, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor
     ) -> Tensor:
         """The loss of each image, [N] in x0's precision; its mean over uniform t estimates the objective."""
+        if self.loss == "elbo":
+            return negative_elbo(cast("Autoencoder", denoise), x0, noise, self.reconstruction_weight)
         xt = process.q_sample(x0, t, noise)
         # A network under autocast answers in half precision; losses are not computed in it.
         out = denoise(xt, t).to(x0.dtype)
@@ -62,6 +80,22 @@ class Objective:
 
 
 L_SIMPLE = Objective()
+
+
+def negative_elbo(network: Autoencoder, x0: Tensor, noise: Tensor, reconstruction_weight: float) -> Tensor:
+    """C ‖x_0 − f(z)‖² + KL(q(z | x_0) ‖ N(0, I)) with one z ~ q (Kingma & Welling 2014, eq. 10). [N], in nats.
+
+    It is the bound on −log p(x_0), but for a constant, of a decoder N(f(z), I/(2C)).
+
+    Args:
+        noise: shaped like x0; its first numbers, as many as z's, are what z is reparametrised by.
+        reconstruction_weight: C.
+    """
+    mean, log_variance = (moment.to(x0.dtype) for moment in network.encode(x0))
+    z = mean + torch.exp(log_variance / 2) * noise.flatten(1)[:, : mean.shape[1]]
+    error = (network.decode(z).to(x0.dtype) - x0).square().flatten(1).sum(1)
+    zero = torch.zeros_like(mean)
+    return reconstruction_weight * error + normal_kl(mean, log_variance, zero, zero).sum(1)
 
 
 def _vlb(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,41 @@ from ddpm.files import read_json, sha256_of, write_json
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_START = "6726825d"
+SPATIAL_CHANNELS = 7
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor says of N images, float32 on the CPU."""
+
+    features: Tensor
+    """[N, F]."""
+    logits: Tensor
+    """[N, K], class scores."""
+    spatial: Tensor | None = None
+    """[N, S], for sFID; None where the extractor has none."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, positions: Tensor | slice) -> Features:
+        """Those of some of the images."""
+        spatial = None if self.spatial is None else self.spatial[positions]
+        return Features(self.features[positions], self.logits[positions], spatial)
+
+    def room_for(self, count: int) -> Features:
+        """Uninitialised features of `count` images, as wide as these."""
+        spatial = None if self.spatial is None else self.spatial.new_empty(count, self.spatial.shape[1])
+        wide = self.features.new_empty(count, self.features.shape[1])
+        return Features(wide, self.logits.new_empty(count, self.logits.shape[1]), spatial)
+
+    def put(self, first: int, part: Features) -> None:
+        """Overwrite those of the images from `first` on."""
+        rows = slice(first, first + len(part))
+        self.features[rows] = part.features
+        self.logits[rows] = part.logits
+        if self.spatial is not None and part.spatial is not None:
+            self.spatial[rows] = part.spatial
 
 
 class Extractor(Protocol):
@@ -33,8 +69,8 @@ class Extractor(Protocol):
 
     identity: dict[str, Any]  # what enters the evaluation protocol: kind and hash of the weights
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """[N, H, W, C] uint8 → (features [N, F], logits [N, K]), float32 on the CPU."""
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
+        """Images [N, H, W, C] uint8, few enough to go through the network together."""
         ...
 
 
@@ -70,10 +106,10 @@ class CNNExtractor:
         self.identity = identity
 
     @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
         device = next(self.network.parameters()).device
         features, logits = self.network(from_uint8(torch.from_numpy(pixels).to(device)))
-        return features.cpu(), logits.cpu()
+        return Features(features.cpu(), logits.cpu())
 
 
 class InceptionExtractor:
@@ -95,13 +131,20 @@ class InceptionExtractor:
         except Exception as error:
             raise UserError(f"{weights}: not InceptionV3 weights in torch-fidelity's format: {error}") from None
         self.network = network.eval().to(device)
+        self._spatial: Tensor | None = None
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         self.identity = {"kind": "inception", "sha256": sha256_of(weights)}
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
         features, logits = self.network(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device))
-        return features.cpu(), logits.cpu()
+        spatial, self._spatial = self._spatial, None
+        return Features(features.cpu(), logits.cpu(), spatial)
+
+    def _keep_spatial(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """sFID's features: seven channels of the 17×17 map `mixed_6/conv`, as ADM's evaluator has them."""
+        self._spatial = output[:, :SPATIAL_CHANNELS].flatten(1).cpu()
 
 
 def cached_inception() -> Path:
@@ -122,12 +165,17 @@ def find_inception(weights: str | None) -> Path | None:
     return cached_inception() if cached_inception().is_file() else None
 
 
-def missing_inception() -> UserError:
-    """What to do where InceptionV3 is asked for and not at hand."""
-    return UserError(
-        f"extractor.kind is `inception`, but its weights are not at hand: put torch-fidelity's {INCEPTION_FILE} "
-        f"(SHA-256 starts with {INCEPTION_SHA256_START}) at {cached_inception()}, or name it in extractor.weights"
+def where_inception_goes() -> str:
+    """What to do to have InceptionV3."""
+    return (
+        f"put torch-fidelity's {INCEPTION_FILE} (SHA-256 starts with {INCEPTION_SHA256_START}) at "
+        f"{cached_inception()}, or name it in extractor.weights"
     )
+
+
+def missing_inception() -> UserError:
+    """What to say where InceptionV3 is asked for and not at hand."""
+    return UserError(f"extractor.kind is `inception`, but its weights are not at hand: {where_inception_goes()}")
 
 
 def fit_cnn(
@@ -204,16 +252,20 @@ def save_coordinates(bandwidth: float, directory: Path) -> None:
     write_json(directory / "extractor.json", {"kind": "coordinates", "bandwidth": bandwidth, "sha256": identity})
 
 
+def _read_facts(directory: Path) -> dict[str, Any]:
+    try:
+        return read_json(directory / "extractor.json")
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{directory / 'extractor.json'} is missing or damaged: run `ddpm fit-extractor`") from None
+
+
 def load_coordinates(directory: Path) -> dict[str, Any]:
     """What `save_coordinates` wrote: kind, bandwidth and sha256.
 
     Raises:
-        UserError: it is missing, or was made for images.
+        UserError: it is missing or damaged, or was made for images.
     """
-    try:
-        facts = read_json(directory / "extractor.json")
-    except FileNotFoundError:
-        raise UserError(f"{directory / 'extractor.json'} is missing: run `ddpm fit-extractor`") from None
+    facts = _read_facts(directory)
     if facts["kind"] != "coordinates":
         raise UserError(f"{directory} was made for images: run `ddpm fit-extractor`")
     return facts
@@ -226,14 +278,11 @@ def load_extractor(directory: Path, *, weights: str | None, device: torch.device
         weights: the InceptionV3 file, where the directory says `inception`; None for torch-fidelity's cache.
 
     Raises:
-        UserError: a file is missing or is not the one recorded.
+        UserError: a file is missing or damaged, or is not the one recorded.
     """
     from safetensors.torch import load_file
 
-    try:
-        facts = read_json(directory / "extractor.json")
-    except FileNotFoundError:
-        raise UserError(f"{directory / 'extractor.json'} is missing: run `ddpm fit-extractor`") from None
+    facts = _read_facts(directory)
     if facts["kind"] == "coordinates":
         raise UserError(f"{directory} was not made for images: run `ddpm fit-extractor`")
     if facts["kind"] == "inception":
@@ -257,6 +306,6 @@ def accuracy(extractor: Extractor, images: Images, labels: NDArray[np.int64], ba
     right = 0
     for first in range(0, len(images), batch_size):
         batch = np.arange(first, min(first + batch_size, len(images)))
-        _, logits = extractor(images.rows(batch))
+        logits = extractor(images.rows(batch)).logits
         right += int((logits.argmax(1).numpy() == labels[batch]).sum())
     return right / len(images)

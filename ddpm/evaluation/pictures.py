@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SHOWN_SIDE = 32  # images smaller than this are enlarged by a whole factor
+CAPTION_HEIGHT = 14
 
 
 def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Image:
@@ -22,7 +23,20 @@ def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Imag
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
-    return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+    return as_picture(canvas)
+
+
+def as_picture(image: NDArray[np.uint8]) -> Image.Image:
+    """An image [H, W, 1] in grey, [H, W, 3] in colour."""
+    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+
+
+def captioned(image: Image.Image, text: str) -> Image.Image:
+    """The picture with a line of text under it."""
+    canvas = Image.new(image.mode, (image.width, image.height + CAPTION_HEIGHT), "white")
+    canvas.paste(image)
+    ImageDraw.Draw(canvas).text((2, image.height + 1), text, fill="black")
+    return canvas
 
 
 def save_png(image: Image.Image, path: Path) -> None:

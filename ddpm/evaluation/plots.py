@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float32]
 
+SHOWN = 2000  # points or sequences to choose for a picture
 DOT_COUNT, LINE_COUNT = 2000, 4
 
 

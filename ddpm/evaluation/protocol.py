@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from ddpm.errors import UserError
+from ddpm.promotion import differing_fields
 
 
 @dataclass(frozen=True)
@@ -14,8 +18,8 @@ class EvaluationProtocol:
 
     extractor: str  # kind
     extractor_sha256: str  # of its weights
-    reference: str  # the split that generated images are held against
-    reference_sha256: str  # of its pixels
+    reference: str  # what generated images are held against: the training split, or all
+    reference_sha256: str  # of its images
     reference_count: int
     samples: int
     sampler: str
@@ -27,6 +31,11 @@ class EvaluationProtocol:
     dynamic_threshold: float | None
     weights: str  # "ema"
     splits: int  # of the Inception Score
+    kid_subsets: int
+    kid_subset_size: int  # at most
+    neighbourhood: int  # k of precision and recall
+    nll_samples: int  # of each split
+    resamples: int  # of the bootstrap behind the intervals
     seed: int
 
     @property
@@ -37,3 +46,18 @@ class EvaluationProtocol:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def refuse_to_mix(protocols: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that figures may stand side by side.
+
+    Args:
+        protocols: of each model, by name: what protocol.json says.
+
+    Raises:
+        UserError: two protocols differ; it names the fields.
+    """
+    (first, protocol), *others = protocols.items()
+    for name, other in others:
+        if differences := "; ".join(differing_fields(protocol, other)):
+            raise UserError(f"{first} and {name} were measured under different protocols: {differences}")

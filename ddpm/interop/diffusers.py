@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, validate
+from ddpm.data.kinds import ImageKind
 from ddpm.diffusion.schedules import SCHEDULES, Float64, Schedule
 from ddpm.errors import UserError
 from ddpm.files import read_json, write_json
-from ddpm.interop.published import Published, read_tensors, refuse_other_keys, shaped_like, swap_halves, unet_of
+from ddpm.interop.published import (
+    Published,
+    network_of,
+    read_saved,
+    refuse_other_keys,
+    shaped_like,
+    swap_halves,
+    tensors_alone,
+)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLED_WEIGHTS = "diffusion_pytorch_model.bin"
@@ -70,7 +79,8 @@ def read(directory: Path, image_size: int | None = None) -> Published:
     config = _read_config(_model_folder(directory) / "config.json")
     schedulers = [directory / "scheduler" / "scheduler_config.json", directory / "scheduler_config.json"]
     scheduler = _read_config(next((path for path in schedulers if path.is_file()), schedulers[-1]))
-    return convert(config, scheduler, read_tensors(weights_file(directory)), image_size, str(directory))
+    weights = weights_file(directory)
+    return convert(config, scheduler, tensors_alone(read_saved(weights), str(weights)), image_size, str(directory))
 
 
 def weights_file(directory: Path) -> Path:
@@ -109,14 +119,15 @@ def convert(
             f"{where}: {channels} channels in and {out_channels} out do not go with the scheduler's variance_type "
             f"{scheduler.get('variance_type')!r}"
         )
-    ours = unet_of(network, side, channels, out_channels, where)
+    kind = ImageKind((side, side, channels))
+    ours = network_of(network, kind, out_channels, where)
     names = _their_names(network, ours.state_dict())
     theirs = {_new_name(name): tensor for name, tensor in theirs.items()}
     refuse_other_keys(theirs, (part for parts in names.values() for part in parts), where)
     weights = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
     if config.get("flip_sin_to_cos", True):
         weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
-    return Published(network, process, sampling, side, channels, shaped_like(weights, ours, where))
+    return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
 
 
 def _network(config: Mapping[str, Any], side: int, where: str) -> NetworkConfig:
@@ -280,9 +291,12 @@ def write(published: Published, directory: Path) -> None:
     from safetensors.torch import save_file
 
     unet, scheduler = directory / "unet", directory / "scheduler"
-    config = _their_config(published)
+    network, kind = published.network, published.kind
+    if not isinstance(network, NetworkConfig) or not isinstance(kind, ImageKind):
+        raise UserError(f"diffusers' UNet2DModel is a unet of images; this model is a {network.kind} of {kind.name}")
+    config = _their_config(network, kind, len(published.weights["out_conv.bias"]))
     weights = {}
-    for name, parts in _their_names(published.network, published.weights).items():
+    for name, parts in _their_names(network, published.weights).items():
         for part, tensor in zip(parts, published.weights[name].chunk(len(parts)), strict=True):
             linear = ".attentions." in part
             weights[part] = (tensor.flatten(1) if linear and tensor.ndim > 2 else tensor).contiguous()
@@ -301,8 +315,7 @@ def write(published: Published, directory: Path) -> None:
     )
 
 
-def _their_config(published: Published) -> dict[str, Any]:
-    network = published.network
+def _their_config(network: NetworkConfig, kind: ImageKind, out_channels: int) -> dict[str, Any]:
     for key, value in {
         "resample": "plain" if network.resample == "plain" else None,
         "rescale_residuals": network.rescale_residuals or None,
@@ -313,15 +326,16 @@ def _their_config(published: Published) -> dict[str, Any]:
             shown = list(value) if isinstance(value, tuple) else value
             raise UserError(f"network.{key} is {shown}, which diffusers' UNet2DModel does not have")
     widths = [network.width * multiplier for multiplier in network.multipliers]
-    attends = [published.image_size // 2**level in network.attention_resolutions for level in range(len(widths))]
+    channels, side, _ = kind.network_shape
+    attends = [side // 2**level in network.attention_resolutions for level in range(len(widths))]
     residual = network.resample == "residual"
     plain = _RESNET_BLOCKS if residual else _ATTENDING[False]
     blocks = [_ATTENDING[True] if attending else plain for attending in attends]
     return {
         "_class_name": "UNet2DModel",
-        "sample_size": published.image_size,
-        "in_channels": published.channels,
-        "out_channels": len(published.weights["out_conv.bias"]),
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": out_channels,
         "down_block_types": [down for down, _ in blocks],
         "up_block_types": [up for _, up in reversed(blocks)],
         "block_out_channels": widths,
@@ -362,16 +376,16 @@ def _head_channels(network: NetworkConfig, widths: list[int], attends: list[bool
 def _their_scheduler(published: Published) -> dict[str, Any]:
     process, sampling = published.process, published.sampling
     betas = Schedule.named(process.schedule, process.timesteps).betas
-    held = process.schedule == "linear" and betas[-1] >= 0.999
+    # A short linear schedule is held below 1, which its two ends cannot say, and of the sigmoid they have no name.
+    named = process.schedule in _SCHEDULE_NAMES and not (process.schedule == "linear" and betas[-1] >= 0.999)
     predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": process.timesteps,
-        "beta_schedule": _SCHEDULE_NAMES[process.schedule],
+        "beta_schedule": _SCHEDULE_NAMES.get(process.schedule, "linear"),
         "beta_start": float(betas[0]),
         "beta_end": float(betas[-1]),
-        # A short linear schedule is held below 1, which their two ends cannot say.
-        "trained_betas": betas.tolist() if held else None,
+        "trained_betas": None if named else betas.tolist(),
         "variance_type": process.variance,
         "prediction_type": predictions[process.prediction],
         "clip_sample": sampling.clip,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ddpm.config import LinearAttentionConfig, ProcessConfig
+from ddpm.config import LinearAttentionConfig, ProcessConfig, SamplingConfig, validate
+from ddpm.data.kinds import DataKind, ImageKind, ValueKind
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
-from ddpm.nets.linear_attention import LinearAttentionUNet
+from ddpm.interop.published import Flags, Published, network_of, refuse_other_keys, shaped_like, tensors_alone
 
 # Our names to theirs, each rule applied in turn.
 _RENAMED = [
@@ -41,152 +39,127 @@ _RENAMED = [
     (r"\.out_norm\.gain$", ".to_out.1.g"),
     (r"\.norm\.gain$", ".norm.g"),
 ]
-_DIFFUSION_BUFFERS = ("betas", "loss_weight")
+_PREFIXES = ("init_conv.", "time_mlp.", "downs.", "mid_", "ups.", "final_")
+# Those that any such network has and whose shapes tell it.
+_TELLING = {"init_conv.weight", "time_mlp.1.weight", "final_conv.weight"}
+# Those of a GaussianDiffusion that tell the process.
+_BUFFERS = {"betas", "loss_weight"}
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A network of ours with the weights of a checkpoint."""
-
-    network: LinearAttentionConfig
-    weights: dict[str, Tensor]
-    dims: int
-    """1: sequences, 2: images."""
-    channels: int
-    """Of the data."""
-    process: ProcessConfig | None
-    """What the checkpoint says of the process; None where it is of a network alone."""
+def is_theirs(saved: Mapping[str, Any]) -> bool:
+    """Whether a file's content is what the package saves: a Trainer's, a GaussianDiffusion's, or a network's alone."""
+    return isinstance(saved.get("model"), Mapping) or bool(saved.keys() & {"betas", "init_conv.weight"})
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A `.safetensors` or `.pt` file; of a pickle only tensors and plain values are loaded.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds code.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged: {error}") from None
-    except Exception as error:  # of pickle, of zipfile, or torch's own
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a checkpoint of tensors alone ({reason})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
-    return found
-
-
-def convert(state_dict: Mapping[str, Any], *, heads: int = 4, where: str = "checkpoint") -> Converted:
-    """The network of a checkpoint, as ours.
+def convert(saved: Mapping[str, Any], flags: Flags, where: str = "checkpoint") -> Published:
+    """The network and the process of a checkpoint.
 
     Args:
-        state_dict: of a Unet or a Unet1D, of the GaussianDiffusion around it, or what its Trainer saves, of which the
-            averaged weights are taken.
-        heads: attention heads, where the weights do not tell (Unet1D).
+        saved: what a Trainer saves, of which the averaged weights are taken, or the state_dict of a GaussianDiffusion
+            or a GaussianDiffusion1D.
         where: what errors call it.
 
     Raises:
-        UserError: it is of another network, or of an option that ours lacks; missing and unexpected keys are named.
+        UserError: it is of another network, or of an option that ours lacks, or a flag that it needs was not given.
     """
-    network, buffers = _parts(state_dict)
+    diffusion = tensors_alone(_diffusion(saved), where)
+    theirs = {key.removeprefix("model."): value for key, value in diffusion.items() if key.startswith("model.")}
+    theirs = theirs or diffusion
+    strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
+    refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
+    if not diffusion.keys() >= _BUFFERS:
+        raise UserError(f"{where}: a network alone; its process is told by the GaussianDiffusion around it: save that")
     try:
-        config, dims, channels, out_channels = _described(network, heads)
+        network = _network(theirs, where)
     except KeyError as error:
-        raise UserError(f"{where}: not a Unet or Unet1D of denoising_diffusion_pytorch: missing {error}") from None
-    except _UnsupportedError as error:
-        raise UserError(f"{where}: {error}") from None
-    with torch.device("meta"):
-        side = 2 ** len(config.multipliers)
-        options = config.model_dump(exclude={"kind"})
-        ours = LinearAttentionUNet(side, channels, out_channels=out_channels, dims=dims, **options).state_dict()
-    weights = _renamed(network, ours, dims, where)
-    process = _process(buffers, out_channels == 2 * channels, where) if buffers else None
-    return Converted(config, weights, dims, channels, process)
+        raise UserError(f"{where}: another network: missing {error.args[0]}") from None
+    kind = _kind(theirs["init_conv.weight"], flags, where)
+    out_channels = len(theirs["final_conv.weight"])
+    ours = network_of(network, kind, out_channels, where)
+    process = _process(diffusion, out_channels > kind.network_shape[0], where)
+    sampling = SamplingConfig(sampler="ancestral", steps=process.timesteps)
+    weights = _renamed(theirs, ours.state_dict(), where)
+    return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
 
 
-class _UnsupportedError(Exception):
-    pass
+def _diffusion(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The GaussianDiffusion's tensors out of what a Trainer saves around them."""
+    if isinstance(saved.get("ema"), Mapping):
+        ema = saved["ema"]
+        return {key.removeprefix("ema_model."): value for key, value in ema.items() if key.startswith("ema_model.")}
+    return saved["model"] if isinstance(saved.get("model"), Mapping) else saved
 
 
-def _parts(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The network's tensors, and those that tell of the process, out of whatever was saved around them."""
-    if isinstance(state.get("ema"), Mapping):
-        state = {key.removeprefix("ema_model."): value for key, value in state["ema"].items() if "ema_model." in key}
-    elif isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    buffers = {key: state[key] for key in _DIFFUSION_BUFFERS if key in state}
-    if not buffers:
-        return dict(state), buffers
-    network = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-    return network, buffers
+def _kind(stem: Tensor, flags: Flags, where: str) -> DataKind:
+    """Of the data: the first convolution tells the channels and the axes, the flags the rest."""
+    channels = stem.shape[1]
+    if stem.ndim == 3:
+        if flags.seq_length is None:
+            raise UserError(f"{where}: it is of sequences, whose length it does not tell: give --seq-length")
+        low = 0.0 if flags.auto_normalize else -1.0
+        return ValueKind("sequences", (channels, flags.seq_length), low=(low,) * channels, high=(1.0,) * channels)
+    if flags.image_size is None:
+        raise UserError(f"{where}: it is of images, whose size it does not tell: give --image-size")
+    if channels not in (1, 3):
+        raise UserError(f"{where}: {channels} channels: not a denoiser of grey or RGB images")
+    return ImageKind((flags.image_size, flags.image_size, channels))
 
 
-def _described(theirs: Mapping[str, Tensor], heads: int) -> tuple[LinearAttentionConfig, int, int, int]:
-    """The configuration, the number of axes, and the channels in and out, as the shapes tell them."""
-    stem, middle = theirs["init_conv.weight"], theirs["final_conv.weight"]
-    width, channels, out_channels, dims = stem.shape[0], stem.shape[1], middle.shape[0], stem.ndim - 2
-    if dims not in (1, 2):
-        raise _UnsupportedError(f"init_conv.weight is {list(stem.shape)}, neither of images nor of sequences")
-    if "time_mlp.0.weights" in theirs:
-        raise _UnsupportedError("random or learned Fourier features of the time are not supported")
-    if theirs["time_mlp.1.weight"].shape[1] != width:
-        raise _UnsupportedError("an init_dim other than dim is not supported")
-    if channels == 2 * out_channels:
-        raise _UnsupportedError("self-conditioning is not supported")
+def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:
+    """The configuration, as the shapes tell it."""
+    stem = theirs["init_conv.weight"]
+    width, channels, dims = stem.shape[0], stem.shape[1], stem.ndim - 2
+    out_channels = len(theirs["final_conv.weight"])
     levels = len({key.split(".")[1] for key in theirs if key.startswith("downs.")})
     unshuffles = "downs.0.3.1.weight" in theirs
     resamples = [f"downs.{level}.3{'.1' * (unshuffles and level < levels - 1)}.weight" for level in range(levels)]
     multipliers = [theirs[name].shape[0] / width for name in resamples]
-    if any(multiplier % 1 for multiplier in multipliers):
-        raise _UnsupportedError(f"a level's channels are no multiple of the first one's {width}")
-    memory = theirs.get("mid_attn.mem_kv")
-    qkv = theirs["mid_attn.to_qkv.weight" if dims == 2 else "mid_attn.fn.fn.to_qkv.weight"]
-    heads = heads if memory is None else memory.shape[1]
-    if qkv.shape[0] % (3 * heads):
-        raise _UnsupportedError(f"{qkv.shape[0] // 3} channels of attention are no multiple of {heads} heads")
-    config = LinearAttentionConfig(
-        kind="linear-attention",
-        width=width,
-        multipliers=tuple(int(multiplier) for multiplier in multipliers),
-        heads=heads,
-        head_width=qkv.shape[0] // (3 * heads),
-        memory=0 if memory is None else memory.shape[2],
-        full_attention=tuple(level for level in range(levels) if f"downs.{level}.2.to_out.weight" in theirs),
-        downsample="unshuffle" if unshuffles else "conv",
+    # A Unet1D has no memory, which would tell the heads; those of its linear attentions are fixed.
+    inner = theirs["mid_attn.to_qkv.weight" if dims == 2 else "mid_attn.fn.fn.to_qkv.weight"].shape[0] // 3
+    _, heads, memory, head_width = theirs["mid_attn.mem_kv"].shape if dims == 2 else (2, 4, 0, 32)
+    unsupported = {
+        f"convolutions of {dims} axes": dims not in (1, 2),
+        "random or learned Fourier features of the time": "time_mlp.0.weights" in theirs,
+        "an init_dim other than dim": theirs["time_mlp.1.weight"].shape[1] != width,
+        "self-conditioning": channels == 2 * out_channels,
+        f"an out_dim of {out_channels} for {channels} channels": out_channels not in (channels, 2 * channels),
+        f"channels that are no multiple of the first level's {width}": any(m % 1 for m in multipliers),
+        "attentions of different widths": inner != heads * head_width,
+    }
+    for option, used in unsupported.items():
+        if used:
+            raise UserError(f"{where}: it uses {option}, which ddpm does not have")
+    return validate(
+        LinearAttentionConfig,
+        {
+            "kind": "linear-attention",
+            "width": width,
+            "multipliers": [int(multiplier) for multiplier in multipliers],
+            "heads": heads,
+            "head_width": head_width,
+            "memory": memory,
+            "full_attention": [level for level in range(levels) if f"downs.{level}.2.to_out.weight" in theirs],
+            "downsample": "unshuffle" if unshuffles else "conv",
+        },
+        where,
     )
-    return config, dims, channels, out_channels
 
 
-def _renamed(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], dims: int, where: str) -> dict[str, Tensor]:
-    """Their tensors under our names, in our shapes."""
-    names = {name: _their_name(name, ours, dims) for name in ours}
-    missing, unexpected = sorted(set(names.values()) - set(theirs)), sorted(set(theirs) - set(names.values()))
-    if missing or unexpected:
-        raise UserError(f"{where}: another network: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    weights = {}
-    for name, expected in ours.items():
-        tensor = theirs[names[name]]
+def _renamed(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Their tensors under our names."""
+    names = {name: _their_name(name, ours) for name in ours}
+    refuse_other_keys(theirs, names.values(), where)
+    weights = {name: theirs[their_name] for name, their_name in names.items()}
+    for name in weights:
+        # In the linear attention their learned keys and values have the features first, as ours have everywhere.
         if name.endswith("memory") and not _is_linear(name, ours):
-            tensor = tensor.transpose(-1, -2)
-        if name.endswith("gain"):
-            tensor = tensor.flatten()
-        if tensor.shape != expected.shape:
-            found, wanted = list(tensor.shape), list(expected.shape)
-            raise UserError(f"{where}: another network: {names[name]} is {found}, expected {wanted}")
-        weights[name] = tensor.to(torch.float32).contiguous()
+            weights[name] = weights[name].transpose(-1, -2)
     return weights
 
 
-def _their_name(name: str, ours: Mapping[str, Tensor], dims: int) -> str:
+def _their_name(name: str, ours: Mapping[str, Tensor]) -> str:
     attention = re.match(r"(.*attention)\.(.*)", name)
-    if attention and dims == 1:  # the attention is wrapped in a norm, and that in a residual sum
+    if attention and ours["stem.weight"].ndim == 3:  # the attention is wrapped in a norm, and that in a residual sum
         inner = "fn" if attention[2].startswith("norm.") else "fn.fn"
         name = f"{attention[1]}.{inner}.{attention[2]}"
     if attention and attention[2].startswith("out."):
@@ -200,10 +173,9 @@ def _is_linear(name: str, ours: Mapping[str, Tensor]) -> bool:
     return name.replace("memory", "out_norm.gain") in ours
 
 
-def _process(buffers: Mapping[str, Tensor], learned: bool, where: str) -> ProcessConfig:
+def _process(diffusion: Mapping[str, Tensor], learned: bool, where: str) -> ProcessConfig:
     """The process that a diffusion's buffers are of."""
-
-    betas = buffers["betas"].double().numpy()
+    betas = diffusion["betas"].double().numpy()
     for schedule in ("linear", "cosine", "sigmoid"):
         named = Schedule.named(schedule, len(betas))
         if np.allclose(betas, named.betas, rtol=1e-4, atol=1e-7):
@@ -215,13 +187,12 @@ def _process(buffers: Mapping[str, Tensor], learned: bool, where: str) -> Proces
     weights = {"epsilon": np.ones_like(snr), "x0": snr, "v": snr / (snr + 1)}
     noisy = snr < 1
     for prediction, weight in weights.items():
-        if np.allclose(buffers["loss_weight"].double().numpy()[noisy], weight[noisy], rtol=1e-3, atol=1e-6):
-            return ProcessConfig.model_validate(
-                {
-                    "timesteps": len(betas),
-                    "schedule": schedule,
-                    "prediction": prediction,
-                    "variance": "learned_range" if learned else "fixed_small",
-                }
-            )
+        if np.allclose(diffusion["loss_weight"].double().numpy()[noisy], weight[noisy], rtol=1e-3, atol=1e-6):
+            process = {
+                "timesteps": len(betas),
+                "schedule": schedule,
+                "prediction": prediction,
+                "variance": "learned_range" if learned else "fixed_small",
+            }
+            return validate(ProcessConfig, process, where)
     raise UserError(f"{where}: its loss_weight is of no prediction that ddpm has")

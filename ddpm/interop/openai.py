@@ -7,16 +7,15 @@ the names of the original command lines.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
-from ddpm.interop.published import Published, read_tensors, refuse_other_keys, shaped_like, swap_halves, unet_of
+from ddpm.interop.published import Flags, Published, network_of, refuse_other_keys, shaped_like, swap_halves
 
 GROUPS = 32
 _RESIDUAL = {
@@ -48,31 +47,6 @@ _TELLING = {
 _PREFIXES = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What the command line said that trained the network; None where it was not given."""
-
-    image_size: int | None = None
-    num_heads: int | None = None
-    num_head_channels: int | None = None
-    noise_schedule: Literal["linear", "cosine"] | None = None
-    diffusion_steps: int | None = None
-    rescale_timesteps: bool | None = None
-    use_new_attention_order: bool = False
-    predict_xstart: bool = False
-    sigma_small: bool = False
-    dropout: float = 0.0
-
-
-def read(path: Path, flags: Flags) -> Published:
-    """The network in a `.pt` file.
-
-    Raises:
-        UserError: the file is damaged, of another network, or a flag that its shapes do not replace was not given.
-    """
-    return convert(read_tensors(path), flags, str(path))
-
-
 def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint") -> Published:
     """The network of a state dict.
 
@@ -81,7 +55,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         where: what errors call it.
 
     Raises:
-        UserError: as `read`.
+        UserError: it is of another network, or a flag that its shapes do not replace was not given.
     """
     strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
     refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
@@ -115,7 +89,8 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         prediction="x0" if flags.predict_xstart else "epsilon",
         variance="learned_range" if learned else "fixed_small" if flags.sigma_small else "fixed_large",
     )
-    ours = unet_of(network, image_size, channels, out_channels, where)
+    kind = ImageKind((image_size, image_size, channels))
+    ours = network_of(network, kind, out_channels, where)
     modules = dict(module_names(network, image_size))
     names = {name: _renamed(name, modules) for name in ours.state_dict()}
     refuse_other_keys(theirs, names.values(), where)
@@ -127,7 +102,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
             if ".qkv." in name:
                 weights[name] = _regrouped(weights[name], network.heads, network.head_channels)
     sampling = SamplingConfig(sampler="ancestral", steps=timesteps, spacing="linspace")
-    return Published(network, process, sampling, image_size, channels, shaped_like(weights, ours, where))
+    return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
 
 
 def module_names(network: NetworkConfig, image_size: int) -> Iterator[tuple[str, str]]:

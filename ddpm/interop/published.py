@@ -5,33 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.config import AnyNetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError
-from ddpm.nets.unet import UNet
+from ddpm.nets import build
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a checkpoint may not tell, by the names it had where the network was trained; None where it was not given.
+
+    The first is of any images, the next two are GaussianDiffusion1D's, the others OpenAI's.
+    """
+
+    image_size: int | None = None
+    seq_length: int | None = None
+    auto_normalize: bool = True
+    num_heads: int | None = None
+    num_head_channels: int | None = None
+    noise_schedule: Literal["linear", "cosine"] | None = None
+    diffusion_steps: int | None = None
+    rescale_timesteps: bool | None = None
+    use_new_attention_order: bool = False
+    predict_xstart: bool = False
+    sigma_small: bool = False
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published U-Net in our terms."""
+    """A published network in our terms."""
 
-    network: NetworkConfig
+    network: AnyNetworkConfig
     process: ProcessConfig
     sampling: SamplingConfig
-    image_size: int
-    channels: int
+    kind: DataKind
     weights: dict[str, Tensor]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors by name of a `.safetensors` file, or of a `.pt` or `.bin` pickle, of which nothing else is loaded.
+def read_saved(path: Path) -> dict[str, Any]:
+    """What a `.safetensors` file holds, or a `.pt` or `.bin` pickle, of which only tensors and plain values are loaded.
 
     Raises:
-        UserError: the file is missing, damaged, holds code, or anything but tensors by name.
+        UserError: the file is missing, damaged, or holds code or no dictionary.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -47,23 +68,36 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short: {error}") from None
     except Exception as error:  # of pickle, of zipfile, or torch's own
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path}: damaged, cut short, or more than tensors ({reason})") from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path}: expected tensors by name, a network's state_dict")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
     return found
 
 
-def unet_of(network: NetworkConfig, image_size: int, channels: int, out_channels: int, where: str) -> nn.Module:
-    """Our network of that configuration without memory for its weights.
+def tensors_alone(found: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """What was read, as a network's state_dict.
 
     Raises:
-        UserError: the options do not fit together.
+        UserError: it holds anything but tensors by name.
     """
-    options: dict[str, Any] = network.model_dump(exclude={"kind"})
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{where}: expected tensors by name, a network's state_dict; {name!r} is none")
+    return dict(found)
+
+
+def network_of(network: AnyNetworkConfig, kind: DataKind, out_channels: int, where: str) -> nn.Module:
+    """Our network of that configuration, for that kind of data, without memory for its weights.
+
+    Raises:
+        UserError: the options do not fit together, or do not fit the data.
+    """
+    channels, side, *others = kind.network_shape
+    options = network.model_dump()
     try:
         with torch.device("meta"):
-            return UNet(image_size, channels, out_channels=out_channels, **options)
+            return build(options, image_size=side, channels=channels, out_channels=out_channels, dims=1 + len(others))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 

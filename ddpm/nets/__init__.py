@@ -10,11 +10,17 @@ from torch import nn
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
 from ddpm.nets.unet import UNet
+from ddpm.nets.vae import VAE
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "linear-attention": LinearAttentionUNet, "mlp": MLP}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "linear-attention": LinearAttentionUNet,
+    "mlp": MLP,
+    "vae": VAE,
+}
 
 # The axes of the data, beside the channels, that a kind is made for.
-AXES: dict[str, tuple[int, ...]] = {"unet": (1, 2), "linear-attention": (1, 2), "mlp": (0,)}
+AXES: dict[str, tuple[int, ...]] = {"unet": (1, 2), "linear-attention": (1, 2), "mlp": (0,), "vae": (0, 1, 2)}
 DATA = ("points", "sequences", "images")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddpm.config import Params
-from ddpm.deploy.export import describe_sampler, export_denoiser, measure_parity
+from ddpm.deploy.export import describe_sampler, export_denoiser, export_half, export_sampler
+from ddpm.deploy.parity import measure_parity
+from ddpm.deploy.runtime import Precision
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import DEPLOY, MODELS
@@ -13,32 +15,39 @@ from ddpm.model import load
 
 
 def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `deploy/V/`: denoiser.onnx, sampler.json and parity.json.
+    """Write `deploy/V/`: denoiser.onnx, sampler.onnx, with export.fp16 both as .fp16.onnx, sampler.json, parity.json.
 
     Raises:
-        UserError: there is no model, or the exported one differs from it by more than export.parity_tolerance;
-            then nothing is written.
+        UserError: there is no model, or an exported one differs from it by more than its tolerance; then nothing is
+            written.
     """
     config = params.variant(variant)
     model = load(root / MODELS / variant).sampled_by(config.sampling)
     options = params.export
+    tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
     with atomic_directory(root / DEPLOY / variant) as out:
         export_denoiser(model, out / "denoiser.onnx")
+        export_sampler(model, out / "denoiser.onnx", out / "sampler.onnx")
+        if options.fp16:
+            tolerances["fp16"] = options.fp16_tolerance
+            export_half(out / "denoiser.onnx", out / "denoiser.fp16.onnx")
+            export_sampler(model, out / "denoiser.fp16.onnx", out / "sampler.fp16.onnx")
         describe_sampler(model, out)
         parity = measure_parity(
             model,
             out,
             samples=options.parity_samples,
             steps=min(options.parity_steps, len(model.schedule)),
-            tolerance=options.parity_tolerance,
+            tolerances=tolerances,
         )
-        print(
-            f"{variant}: the exported model differs from the trained one by at most {parity['max_abs_difference']:.1e} "
-            f"over {parity['steps']} DDIM steps (allowed: {options.parity_tolerance:g})"
-        )
-        if not parity["passed"]:
-            raise UserError(
-                f"{variant}: the ONNX model differs from the trained one by {parity['max_abs_difference']:.3g}, "
-                f"more than export.parity_tolerance {options.parity_tolerance:g}; nothing was exported"
-            )
+        run = f"over {parity['steps']} steps of {parity['sampler']}"
+        for name, file in parity["files"].items():
+            found, allowed = file["max_abs_difference"], file["tolerance"]
+            if not file["passed"]:
+                raise UserError(
+                    f"{variant}: {name} differs from the trained model by {found:.3g} {run}, more than "
+                    f"{'export.fp16_tolerance' if '.fp16.' in name else 'export.parity_tolerance'} {allowed:g}; "
+                    "nothing was exported"
+                )
+            print(f"{variant}: {name} is the trained model to {found:.1e} {run} (allowed: {allowed:g})")
         write_json(out / "parity.json", parity)

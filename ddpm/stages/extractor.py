@@ -25,6 +25,7 @@ from ddpm.evaluation.extractor import (
     save_cnn,
     save_coordinates,
     save_inception,
+    where_inception_goes,
 )
 from ddpm.files import atomic_directory
 from ddpm.layout import EXTRACTOR, PREPARED
@@ -49,6 +50,8 @@ def fit_extractor(params: Params, *, root: Path = Path()) -> None:
                 raise missing_inception()
             save_inception(weights, out)
         else:
+            if params.extractor.kind == "auto" and data.manifest.shape[2] == 3:
+                print(f"FID will not compare with papers', for want of InceptionV3's weights: {where_inception_goes()}")
             _fit_small(params, data, kind, out)
 
 

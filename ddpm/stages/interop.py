@@ -5,25 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddpm.config import NetworkConfig, ObjectiveConfig, VariantConfig
-from ddpm.data.kinds import data_kind
+from ddpm.config import ObjectiveConfig, VariantConfig
+from ddpm.data.kinds import ValueKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
-from ddpm.interop import diffusers, openai
-from ddpm.interop.openai import Flags
-from ddpm.interop.published import Published
+from ddpm.interop import diffusers, lucidrains, openai
+from ddpm.interop.published import Flags, Published, read_saved, tensors_alone
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, save
 from ddpm.stages.train import write_curve
 
 
 def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None = None) -> str:
-    """Write the model directory `out` from a `.pt` file or a diffusers directory.
+    """Write the model directory `out` from a checkpoint file or a diffusers directory.
 
     The card's facts of data and training stay empty but for the name, since no such checkpoint tells them; the
     fingerprint is the SHA-256 of the file of weights, and loss.csv has no rows.
 
     Args:
-        flags: what a `.pt` file does not tell; of a directory, only the image size is looked at.
+        flags: what the source does not tell; those it has no need of are not looked at.
         data_name: what the model was trained on; by default the name of `out`.
 
     Returns:
@@ -33,20 +32,28 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
         UserError: the source is damaged, of another network or lacks something, or `out` is there already.
     """
     _must_be_new(out)
-    if source.is_dir():
-        published, weights = diffusers.read(source, flags.image_size), diffusers.weights_file(source)
-    else:
-        published, weights = openai.read(source, flags), source
+    published, weights = _read(source, flags)
     name = data_name or "-".join(re.findall(r"[a-z0-9]+", out.resolve().name.lower())) or "imported"
     model = assemble(published, variant=out.resolve().name, data_name=name, fingerprint=sha256_of(weights))
     with atomic_directory(out) as temporary:
         save(model, temporary)
         write_curve([], temporary / "loss.csv")
+    process, shape = published.process, "×".join(map(str, model.shape))
     return (
-        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {published.image_size}×{published.image_size}, "
-        f"{published.process.schedule} schedule of {published.process.timesteps} steps. To evaluate and export it, "
+        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.kind.name} of {shape}, "
+        f"{process.schedule} schedule of {process.timesteps} steps. To evaluate and export it, "
         f"name {model.card.variant} under `models` in params.yaml, with the `sampling` it shall have"
     )
+
+
+def _read(source: Path, flags: Flags) -> tuple[Published, Path]:
+    """The model, and the file that has its weights."""
+    if source.is_dir():
+        return diffusers.read(source, flags.image_size), diffusers.weights_file(source)
+    saved, where = read_saved(source), str(source)
+    if lucidrains.is_theirs(saved):
+        return lucidrains.convert(saved, flags, where), source
+    return openai.convert(tensors_alone(saved, where), flags, where), source
 
 
 def assemble(published: Published, *, variant: str, data_name: str, fingerprint: str) -> Model:
@@ -57,13 +64,14 @@ def assemble(published: Published, *, variant: str, data_name: str, fingerprint:
         objective=ObjectiveConfig(loss="hybrid" if published.process.variance == "learned_range" else "simple"),
         sampling=published.sampling,
     )
-    shape = (published.image_size, published.image_size, published.channels)
-    network = build_network(config, data_kind("images", shape))
+    kind = published.kind
+    network = build_network(config, kind)
     network.load_state_dict(published.weights)
+    low, high = (kind.low, kind.high) if isinstance(kind, ValueKind) else (None, None)
     card = ModelCard(
         variant=variant,
         config=config,
-        data=DataFacts(name=data_name, shape=shape, classes=None),
+        data=DataFacts(name=data_name, shape=kind.shape, classes=None, kind=kind.name, low=low, high=high),
         training=TrainingFacts(fingerprint=fingerprint, weights="imported"),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
@@ -78,13 +86,9 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     """
     _must_be_new(out)
     model = load(model_directory)
-    height, _, channels = model.shape
     config = model.card.config
-    if not isinstance(config.network, NetworkConfig):
-        raise UserError(f"{model_directory}: diffusers' UNet2DModel is no {config.network.kind} network")
-    published = Published(
-        config.network, config.process, config.sampling, height, channels, dict(model.network.state_dict())
-    )
+    weights = dict(model.network.state_dict())
+    published = Published(config.network, config.process, config.sampling, model.kind, weights)
     with atomic_directory(out) as temporary:
         diffusers.write(published, temporary)
 

@@ -63,15 +63,13 @@ def sample_to(
 
 def open_model(model: str) -> Samples:
     """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime)."""
-    from ddpm.deploy.runtime import Sampler
-
     if model.startswith(("models:/", "runs:/")):
         from ddpm import tracking
 
-        return Sampler(tracking.resolve(model))
+        return _exported(tracking.resolve(model))
     directory = Path(model)
     if (directory / "sampler.json").is_file():
-        return Sampler(directory)
+        return _exported(directory)
     if (directory / "model.json").is_file():
         from ddpm.device import pick_device
         from ddpm.model import load
@@ -81,6 +79,15 @@ def open_model(model: str) -> Samples:
         f"{model}: expected a model directory (model.json), a deploy directory (sampler.json) or a URI such as "
         f"models:/ddpm-digits@champion; {'it has neither file' if directory.is_dir() else 'no such directory'}"
     )
+
+
+def _exported(directory: Path) -> Samples:
+    """A deploy directory, and a line about what it runs on."""
+    from ddpm.deploy.runtime import Sampler
+
+    sampler = Sampler(directory)
+    print(f"sampling with {sampler.where}")
+    return sampler
 
 
 def _writer(out: Path) -> Any:
@@ -114,11 +121,9 @@ def _write_picture(images: NDArray[Any], out: Path, kind: DataKind) -> None:
 
 
 def _write_directory(images: NDArray[np.uint8], out: Path, kind: DataKind) -> None:
-    from PIL import Image
+    from ddpm.evaluation.pictures import as_picture
 
     digits = len(str(len(images) - 1))
     with atomic_directory(out) as temporary:
         for index, image in enumerate(images):
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-                temporary / f"{index:0{digits}d}.png"
-            )
+            as_picture(image).save(temporary / f"{index:0{digits}d}.png")

@@ -42,6 +42,7 @@ DECISIVE_CODE = (
     "nets/linear_attention.py",
     "nets/mlp.py",
     "nets/unet.py",
+    "nets/vae.py",
     "stages/train.py",
     "training/checkpoint.py",
     "training/ema.py",
@@ -116,7 +117,7 @@ def _run(
     variant: str,
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out."""
-    options, objective = config.training, config.objective
+    options = config.training
     with (
         bar(options.steps * options.batch_size, "img", variant) as progress,
         stop_requests() as should_stop,
@@ -138,8 +139,8 @@ def _run(
             data.split("train"),
             seed=params.seed,
             encode=data.kind.encode,
-            objective=Objective(objective.loss, objective.weighting, objective.gamma),
-            timestep_sampler=objective.timestep_sampler,
+            objective=Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
+            timestep_sampler=config.objective.timestep_sampler,
             precision=precision,
             checkpoints=checkpoints,
             on_resume=on_resume,

@@ -6,7 +6,7 @@ is imported when a function here first needs it, so that everything else works w
 
 from ddpm.tracking.champion import promote
 from ddpm.tracking.outputs import lineage_of, model_name
-from ddpm.tracking.registry import Registration, find, register, resolve
+from ddpm.tracking.registry import Registration, find, pinned, register, resolve
 from ddpm.tracking.runs import RUN_ID, end_run, live_curve, log_study, run_url, start_run, ui_url
 from ddpm.tracking.store import load_mlflow, store_uri
 
@@ -20,6 +20,7 @@ __all__ = [
     "load_mlflow",
     "log_study",
     "model_name",
+    "pinned",
     "promote",
     "register",
     "resolve",

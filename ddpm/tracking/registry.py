@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.metadata
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,14 +194,38 @@ def resolve(uri: str, root: Path = Path()) -> Path:
     if not store_uri(root).startswith("sqlite:"):
         destination = tempfile.mkdtemp(prefix="ddpm-model-")
         atexit.register(shutil.rmtree, destination, ignore_errors=True)
-    try:
+    with _named(uri, mlflow, root):
         directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
-        flavor = mlflow.models.Model.load(str(directory)).flavors["python_function"]
-        return directory / flavor["artifacts"]["deploy"]["path"]
+        flavors = mlflow.models.Model.load(str(directory)).flavors
+    try:
+        return directory / flavors["python_function"]["artifacts"]["deploy"]["path"]
+    except KeyError:
+        raise UserError(f"{uri}: not a model that `ddpm register` made") from None
+
+
+@store_answers()
+def pinned(uri: str, root: Path = Path()) -> str:
+    """`models:/NAME@ALIAS` as `models:/NAME/VERSION`, by what the alias means now; any other URI as it is.
+
+    Raises:
+        UserError: no such model, or none with this alias.
+        UpstreamError: the server does not answer.
+    """
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if not (uri.startswith("models:/") and alias):
+        return uri
+    mlflow = load_mlflow(root)
+    with _named(uri, mlflow, root):
+        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+
+
+@contextlib.contextmanager
+def _named(uri: str, mlflow: Any, root: Path) -> Iterator[None]:
+    """Around what asks for a model: say in one line that there is none."""
+    try:
+        yield
     except (mlflow.MlflowException, OSError) as error:
         if is_connection_failure(error):
             raise
         first_line = str(error).partition("\n")[0]
         raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None
-    except KeyError:
-        raise UserError(f"{uri}: not a model that `ddpm register` made") from None

@@ -1,35 +1,97 @@
-"""Torch and numpy run one table to the same images; neither sees more of a sampler than the table."""
+"""Torch, numpy and the loop in an ONNX graph run one table to the same images; none sees more of a sampler than the
+table."""
+
+import functools
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from onnxscript import FLOAT, INT64, script
+from onnxscript import opset20 as op
 
 from ddpm.config import SamplingConfig
+from ddpm.data.kinds import data_kind
 from ddpm.deploy import runtime
+from ddpm.deploy.loop import sampler_model
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import COLUMNS, SAMPLERS, inversion_plan, plan_for, sampling_plan
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
 
+onnxruntime = runtime.import_onnxruntime()
 PREDICTIONS = ("epsilon", "x0", "v")
 
 
 def denoiser(xp, learned):
-    """A network of a line, in numpy or in torch: it mixes pixels and knows the time."""
+    """A network of a line, in numpy or in torch: it mixes pixels and knows the time. Its operations are those that
+    every library rounds alike, since a plan's first rows can make hundreds of a last bit."""
 
     def denoise(x, t):
-        time = xp.cos(0.01 * t.reshape(-1, *[1] * (x.ndim - 1)))
-        time = time.astype(x.dtype) if xp is np else time.to(x.dtype)
-        out = xp.tanh(0.7 * xp.roll(x, 1, -1) - 0.4 * x + time)
-        return xp.concatenate([out, xp.sin(3 * x)], 1) if learned else out
+        t = t.reshape(-1, *[1] * (x.ndim - 1))
+        t = t.astype(x.dtype) if xp is np else t.to(x.dtype)
+        mixed = 0.7 * xp.roll(x, 1, -1) - 0.4 * x + t / (t + 50)
+        out = mixed / (1 + abs(mixed))
+        return xp.concatenate([out, x / (1 + abs(x))], 1) if learned else out
 
     return denoise
 
 
-def both(plan, shape, *, learned=False, seed=0):
-    """The images of either executor, from the same noise in float32."""
+@script(default_opset=op)
+def denoiser_in_onnx(x: FLOAT, t: INT64):
+    """The same in ONNX, its two halves."""
+    time = op.Unsqueeze(op.Cast(t, to=FLOAT.dtype), op.Range(1, op.Size(op.Shape(x)), 1))
+    rolled = op.Concat(op.Slice(x, [-1], [1000], [-1]), op.Slice(x, [0], [-1], [-1]), axis=-1)
+    mixed = 0.7 * rolled - 0.4 * x + time / (time + 50.0)
+    return mixed / (1.0 + op.Abs(mixed)), x / (1.0 + op.Abs(x))
+
+
+def kind_of(shape):
+    """Data that a network sees in this shape."""
+    if len(shape) == 3:
+        return data_kind("images", [*shape[1:], shape[0]])
+    channels = range(shape[0])
+    return data_kind(
+        "points" if len(shape) == 1 else "sequences", shape, [-3.0 - c for c in channels], [5.0 + c for c in channels]
+    )
+
+
+@functools.cache
+def loop_session(shape, learned):
+    """The denoiser of a line with the loop around it, for data of a shape."""
+    halves = denoiser_in_onnx.to_model_proto().graph
+    names = [value.name for value in halves.output]
+    last = make_node("Concat", names, ["out"], axis=1) if learned else make_node("Identity", names[:1], ["out"])
+    x, t, out = (
+        make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape]),
+        make_tensor_value_info("t", TensorProto.INT64, ["N"]),
+        make_tensor_value_info("out", TensorProto.FLOAT, ["N", shape[0] * (1 + learned), *shape[1:]]),
+    )
+    graph = make_graph([*halves.node, last], "line", [x, t], [out])
+    denoiser = make_model(graph, opset_imports=[make_opsetid("", 20)], ir_version=10)
+    model = sampler_model(denoiser, kind_of(shape))
+    onnx.checker.check_model(model, full_check=True)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def by_graph(plan, shape, learned, seed):
+    """(decoded, x0) of the graph's loop."""
+    noise = ImageNoise(seed, shape[0], shape[1:])
+    noisy = plan.column("to_noise") != 0
+    x = noise.draw()
+    z = np.zeros((len(plan), shape[0] if noisy.any() else 0, *shape[1:]), np.float32)
+    for row in np.flatnonzero(noisy):
+        z[row] = noise.draw()
+    feed = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps, "z": z}
+    return loop_session(shape[1:], learned).run(None, feed)
+
+
+def executed(plan, shape, *, learned=False, seed=0):
+    """The images of torch, of numpy and of the graph, from the same noise in float32."""
     noise = ImageNoise(seed, shape[0], shape[1:])
     x = noise.draw()
     by_torch = sampling.sample(
@@ -38,7 +100,9 @@ def both(plan, shape, *, learned=False, seed=0):
     noise = ImageNoise(seed, shape[0], shape[1:])
     by_numpy = runtime.run(denoiser(np, learned), plan, noise.draw(), noise.draw)
     assert by_numpy.dtype == np.float32
-    return by_torch.numpy(), by_numpy
+    decoded, in_graph = by_graph(plan, shape, learned, seed)
+    np.testing.assert_array_equal(decoded, kind_of(shape[1:]).decode(in_graph))
+    return by_torch.numpy(), by_numpy, in_graph
 
 
 @given(
@@ -54,20 +118,22 @@ def both(plan, shape, *, learned=False, seed=0):
     seed=st.integers(0, 100),
 )
 @settings(deadline=None, max_examples=200)
-def test_both_executors_draw_the_same_images(schedule, shape, seed, **options):
+def test_all_executors_draw_the_same_images(schedule, shape, seed, **options):
     plan = sampling_plan(Schedule.named(schedule, 200), **options)
-    by_torch, by_numpy = both(plan, shape, learned=options["variance"] == "learned_range", seed=seed)
-    np.testing.assert_allclose(by_torch, by_numpy, rtol=0, atol=1e-5)
+    by_torch, *others = executed(plan, shape, learned=options["variance"] == "learned_range", seed=seed)
+    for other in others:
+        np.testing.assert_allclose(by_torch, other, rtol=0, atol=1e-5)
 
 
 @given(st.sampled_from(PREDICTIONS), st.sampled_from(sorted(SPACINGS)), st.integers(1, 30))
 @settings(deadline=None, max_examples=30)
-def test_both_executors_invert_alike(prediction, spacing, steps):
+def test_all_executors_invert_alike(prediction, spacing, steps):
     plan = inversion_plan(Schedule.named("linear", 200), steps=steps, prediction=prediction, spacing=spacing)
     assert len(plan) == steps
     assert np.all(np.diff(plan.timesteps) > 0)
-    by_torch, by_numpy = both(plan, (3, 1, 4, 4))
-    np.testing.assert_allclose(by_torch, by_numpy, rtol=1e-5, atol=1e-5)
+    by_torch, *others = executed(plan, (3, 1, 4, 4))
+    for other in others:
+        np.testing.assert_allclose(by_torch, other, rtol=1e-5, atol=1e-5)
 
 
 @given(

@@ -243,6 +243,7 @@ def test_the_configuration_knows_every_objective():
     params = Params.model_validate({"models": {"ddpm": {}}})
     assert params.models["ddpm"].objective.model_dump() == {
         "loss": "simple",
+        "reconstruction_weight": 1.0,
         "weighting": "none",
         "gamma": 5.0,
         "timestep_sampler": "uniform",

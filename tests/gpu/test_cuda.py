@@ -1,10 +1,13 @@
 """What holds on a CUDA device."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from ddpm.data.loader import InMemoryImages
+from ddpm.deploy.runtime import CPU, CUDA, Sampler
 from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import sampling_plan
@@ -65,3 +68,11 @@ def test_the_device_draws_what_the_cpu_draws():
             ).cpu()
         )
     torch.testing.assert_close(*images, rtol=0, atol=1e-3)
+
+
+def test_the_exported_sampler_draws_on_the_device_what_it_draws_on_the_cpu(trained: Path):
+    deploy, options = trained / "deploy/tiny", {"sampler": "ancestral", "steps": 20, "seed": 3}
+    on_device = Sampler(deploy)
+    assert (on_device.providers[0], on_device.in_graph) == (CUDA, True)
+    drawn = on_device.sample(5, **options).astype(int)
+    np.testing.assert_allclose(drawn, Sampler(deploy, providers=[CPU]).sample(5, **options).astype(int), atol=1)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from networks import ours
 
 from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.interop.diffusers import convert, read, write
 from ddpm.interop.published import Published
@@ -83,17 +85,6 @@ def config_of(options):
     return dict(peer(options).config) | {"_class_name": "UNet2DModel"}
 
 
-def ours(found: Published) -> torch.nn.Module:
-    network = UNet(
-        found.image_size,
-        found.channels,
-        out_channels=len(found.weights["out_conv.bias"]),
-        **found.network.model_dump(exclude={"kind"}),
-    )
-    network.load_state_dict(found.weights)
-    return network.eval()
-
-
 def question(side, channels=3, count=2):
     x = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(1))
     return x, torch.tensor([3, 977])
@@ -111,7 +102,7 @@ def test_a_saved_model_is_read_as_the_same_network(name, tmp_path):
     found = read(tmp_path)
     network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in theirs.parameters())
-    x, t = question(found.image_size)
+    x, t = question(found.kind.shape[0])
     y = torch.tensor([4, 0]) if "num_class_embeds" in PEERS[name] else None
     with torch.no_grad():
         assert_equal(network(x, t, y), theirs(x, t, class_labels=y).sample)
@@ -193,7 +184,7 @@ def network_of_ours(options, process=None):
     torch.manual_seed(0)
     network = randomised(UNet(8, 1, out_channels=out_channels, **options))
     sampling = SamplingConfig(sampler="ancestral", steps=process.timesteps, spacing="leading")
-    found = Published(NetworkConfig(**options), process, sampling, 8, 1, dict(network.state_dict()))
+    found = Published(NetworkConfig(**options), process, sampling, ImageKind((8, 8, 1)), dict(network.state_dict()))
     return network, found
 
 
@@ -221,6 +212,7 @@ def test_what_we_write_diffusers_loads_and_we_read_again(name, tmp_path):
         {"timesteps": 10, "variance": "fixed_small"},
         {"timesteps": 30, "schedule": "cosine", "variance": "fixed_large", "prediction": "v"},
         {"timesteps": 30, "schedule": "cosine", "variance": "learned_range"},
+        {"timesteps": 30, "schedule": "sigmoid", "variance": "fixed_small"},
     ],
 )
 def test_the_pipeline_draws_what_we_draw(process, tmp_path):

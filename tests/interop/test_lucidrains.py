@@ -3,10 +3,14 @@
 import pytest
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, Unet, Unet1D
+from networks import ours
 
 from ddpm.errors import UserError
-from ddpm.interop.lucidrains import Converted, convert, read
-from ddpm.nets import build
+from ddpm.interop.lucidrains import convert
+from ddpm.interop.published import Flags
+
+FLAGS = Flags(image_size=16, seq_length=16)
+BUFFERS = dict(GaussianDiffusion(Unet(8, dim_mults=(1,)), image_size=8).named_buffers())
 
 
 def randomised(network):
@@ -18,14 +22,9 @@ def randomised(network):
     return network.eval()
 
 
-def ours(converted: Converted, side: int) -> torch.nn.Module:
-    options = converted.network.model_dump()
-    out_channels = len(converted.weights["out_conv.bias"])
-    network = build(
-        options, image_size=side, channels=converted.channels, out_channels=out_channels, dims=converted.dims
-    )
-    network.load_state_dict(converted.weights)
-    return network.eval()
+def diffusion_around(network):
+    """The state_dict of a GaussianDiffusion, of which theirs takes no network that learns its variance."""
+    return BUFFERS | {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
 
 
 PEERS = {
@@ -42,15 +41,16 @@ PEERS = {
 def test_the_network_is_theirs(name):
     torch.manual_seed(0)
     peer = randomised(PEERS[name]())
-    converted = convert(peer.state_dict())
-    network = ours(converted, 16)
+    found = convert(diffusion_around(peer), FLAGS)
+    network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in peer.parameters())
-    x = torch.randn(3, converted.channels, *[16] * converted.dims, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(3, *found.kind.network_shape, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([0, 17, 999])
     with torch.no_grad():
-        expected, found = peer(x, t), network(x, t)
-    assert found.shape == expected.shape
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+        expected, answer = peer(x, t), network(x, t)
+    assert answer.shape == expected.shape
+    assert (answer - expected).norm() <= 1e-5 * expected.norm()
+    assert (found.process.variance == "learned_range") == ("learned" in name)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
@@ -60,28 +60,32 @@ def test_a_diffusion_tells_its_process(schedule, theirs, prediction):
     peer = GaussianDiffusion(
         network, image_size=8, timesteps=100, objective=theirs, beta_schedule=schedule, min_snr_loss_weight=True
     )
-    process = convert(peer.state_dict()).process
+    found = convert(peer.state_dict(), FLAGS)
+    process = found.process
     assert (process.timesteps, process.schedule, process.prediction) == (100, schedule, prediction)
     assert process.variance == "fixed_small"
+    assert (found.sampling.sampler, found.sampling.steps) == ("ancestral", 100)
 
 
-def trainers_checkpoint(tmp_path):
-    """What their Trainer writes: the averaged weights differ from the last ones."""
-    torch.manual_seed(0)
-    diffusion = GaussianDiffusion1D(Unet1D(8, dim_mults=(1, 2), channels=1), seq_length=16, objective="pred_v")
-    averaged = {f"ema_model.{name}": tensor + 1 for name, tensor in diffusion.state_dict().items()}
-    averaged |= {f"ema_model.{name}": diffusion.state_dict()[name] for name in ("betas", "loss_weight")}
-    saved = {"step": 3, "model": diffusion.state_dict(), "opt": {"state": {}}, "scaler": None, "version": "2.3.4"}
-    saved["ema"] = {"initted": torch.tensor(True), "step": torch.tensor(3), **averaged}
-    torch.save(saved, tmp_path / "model-1.pt")
-    return diffusion, tmp_path / "model-1.pt"
+def test_sequences_have_the_range_that_theirs_normalises():
+    state = GaussianDiffusion1D(Unet1D(8, dim_mults=(1, 2), channels=2), seq_length=16).state_dict()
+    kinds = [convert(state, Flags(seq_length=16, auto_normalize=value)).kind for value in (True, False)]
+    assert [(kind.shape, kind.low, kind.high) for kind in kinds] == [
+        ((2, 16), (0.0, 0.0), (1.0, 1.0)),
+        ((2, 16), (-1.0, -1.0), (1.0, 1.0)),
+    ]
 
 
-def test_a_trainers_checkpoint_gives_the_averaged_weights(tmp_path):
-    diffusion, path = trainers_checkpoint(tmp_path)
-    converted = convert(read(path), where=str(path))
-    assert (converted.dims, converted.channels, converted.process.schedule) == (1, 1, "cosine")
-    torch.testing.assert_close(converted.weights["out_conv.bias"], diffusion.model.final_conv.bias.detach() + 1)
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Unet(8, dim_mults=(1, 2)), "give --image-size"),
+        (Unet1D(8, dim_mults=(1, 2)), "give --seq-length"),
+    ],
+)
+def test_what_the_file_does_not_tell_is_asked_for(network, words):
+    with pytest.raises(UserError, match=words):
+        convert(diffusion_around(network), Flags())
 
 
 def changed(state, **changes):
@@ -92,42 +96,37 @@ def changed(state, **changes):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"downs.0.0.mlp.1.bias": None}, r"another network: missing \['downs.0.0.mlp.1.bias'\], unexpected \[\]"),
-        ({"extra.weight": torch.zeros(1)}, r"missing \[\], unexpected \['extra.weight'\]"),
-        ({"mid_block1.block1.norm.g": torch.zeros(1, 3, 1, 1)}, r"mid_block1.block1.norm.g is \[3\], expected \[16\]"),
-        ({"init_conv.weight": None}, "not a Unet or Unet1D.*missing 'init_conv.weight'"),
-        ({"time_mlp.1.weight": torch.zeros(32, 16)}, "init_dim"),
-        ({"time_mlp.0.weights": torch.zeros(8)}, "Fourier"),
+        ({"model.downs.0.0.mlp.1.bias": None}, r"another network: missing downs.0.0.mlp.1.bias; unexpected nothing"),
+        ({"model.extra.weight": torch.zeros(1)}, r"another network: missing .*; unexpected extra.weight"),
+        ({"model.mid_extra.weight": torch.zeros(1)}, r"missing nothing; unexpected mid_extra.weight"),
+        ({"model.mid_block1.block1.norm.g": torch.zeros(1, 3, 1, 1)}, r"middle_in.norm1.gain is \[1, 3, 1, 1\]"),
+        ({"model.init_conv.weight": None}, "another network: missing init_conv.weight"),
+        ({"model.downs.1.3.weight": None}, "another network: missing downs.1.3.weight"),
+        ({"model.mid_attn.mem_kv": 3}, "expected tensors by name.*'model.mid_attn.mem_kv' is none"),
+        ({"model.time_mlp.1.weight": torch.zeros(32, 16)}, "init_dim"),
+        ({"model.time_mlp.0.weights": torch.zeros(8)}, "Fourier"),
+        ({"betas": None}, "a network alone"),
+        ({"betas": torch.full((1000,), 0.1)}, "betas are of another schedule"),
     ],
 )
 def test_another_network_is_named(change, words):
-    state = Unet(8, dim_mults=(1, 2)).state_dict()
+    state = diffusion_around(Unet(8, dim_mults=(1, 2)))
     with pytest.raises(UserError, match=words) as caught:
-        convert(changed(state, **change), where="theirs.pt")
+        convert(changed(state, **change), FLAGS, where="theirs.pt")
     assert str(caught.value).startswith("theirs.pt: ")
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [({"self_condition": True}, "self-conditioning"), ({"init_dim": 16}, "init_dim"), ({"channels": 4}, None)],
+    ("network", "flags", "words"),
+    [
+        (lambda: Unet(8, dim_mults=(1, 2), self_condition=True), FLAGS, "self-conditioning"),
+        (lambda: Unet(8, dim_mults=(1, 2), init_dim=16), FLAGS, "init_dim"),
+        (lambda: Unet(8, dim_mults=(1, 2), out_dim=5), FLAGS, "an out_dim of 5 for 3 channels"),
+        (lambda: Unet(8, dim_mults=(1, 2), channels=4), FLAGS, "4 channels: not a denoiser of grey or RGB images"),
+        (lambda: Unet1D(8, dim_mults=(1, 2), attn_heads=2), FLAGS, "attentions of different widths"),
+        (lambda: Unet(8, dim_mults=(1, 2, 4)), Flags(image_size=18), "18 is not a multiple of 4"),
+    ],
 )
-def test_options_that_ours_lacks_are_refused(options, words):
-    state = Unet(8, dim_mults=(1, 2), **options).state_dict()
-    if words is None:
-        assert convert(state).channels == 4
-        return
+def test_what_ours_lacks_is_refused(network, flags, words):
     with pytest.raises(UserError, match=words):
-        convert(state)
-
-
-def test_files_that_are_no_checkpoints(tmp_path):
-    class Code:
-        def __reduce__(self):
-            return print, ("executed",)
-
-    torch.save({"model": Code()}, tmp_path / "code.pt")
-    (tmp_path / "cut.pt").write_bytes(trainers_checkpoint(tmp_path)[1].read_bytes()[:1000])
-    (tmp_path / "cut.safetensors").write_bytes(b"x" * 100)
-    for name in ("code.pt", "cut.pt", "cut.safetensors", "absent.pt"):
-        with pytest.raises(UserError, match=name):
-            read(tmp_path / name)
+        convert(diffusion_around(network()), flags)

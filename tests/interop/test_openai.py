@@ -9,10 +9,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import ours
 
 from ddpm.errors import UserError
-from ddpm.interop.openai import Flags, convert, read
-from ddpm.nets.unet import UNet
+from ddpm.interop.openai import convert
+from ddpm.interop.published import Flags, read_saved, tensors_alone
 
 
 class State(dict):
@@ -192,17 +193,6 @@ def residual_downs(state):
     return {f"input_blocks.{(ups[0] + 1) * (level + 1)}.0" for level in range(len(ups))} if ups else set()
 
 
-def ours(found):
-    network = UNet(
-        found.image_size,
-        found.channels,
-        out_channels=len(found.weights["out_conv.bias"]),
-        **found.network.model_dump(exclude={"kind"}),
-    )
-    network.load_state_dict(found.weights)
-    return network.eval()
-
-
 FLAGS = {"image_size": 8, "noise_schedule": "cosine", "diffusion_steps": 1000}
 CASES = {
     "improved": ({}, {"heads": 4}, {"num_heads": 4}),
@@ -310,19 +300,19 @@ class Evil:
 def test_files_that_cannot_be_trusted_or_read(tmp_path, capsys):
     path = tmp_path / "model.pt"
     with pytest.raises(UserError, match="no such file"):
-        read(path, Flags())
+        read_saved(path)
     torch.save(published(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged, cut short, or more than tensors"):
-        read(path, Flags())
+        read_saved(path)
     torch.save({"a": Evil()}, path)
     with pytest.raises(UserError, match="more than tensors"):
-        read(path, Flags())
+        read_saved(path)
     path.write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(UserError, match="more than tensors"):
-        read(path, Flags())
+        read_saved(path)
     assert "executed" not in capsys.readouterr().out
     torch.save({"step": 3}, path)
-    with pytest.raises(UserError, match="expected tensors by name"):
-        read(path, Flags())
+    with pytest.raises(UserError, match=r"expected tensors by name.*'step' is none"):
+        tensors_alone(read_saved(path), str(path))

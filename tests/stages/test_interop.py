@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, Trainer, Trainer1D, Unet, Unet1D
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from tiny import TINY_PARAMS, write_params
+from torch.utils.data import TensorDataset
 
 import ddpm
 from ddpm.cli import main
@@ -35,16 +39,18 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "peer"
 
 
+def name_peer(**sections: dict) -> None:
+    """Put the imported model into params.yaml."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    empty = {section: {} for section in ("network", "objective", "training")}
+    params["models"]["peer"] = {**empty, **sections}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
 def test_an_imported_model_is_sampled_evaluated_and_exported(project: Path, published: Path, capsys):
     assert main(["import", str(published), "--out", "models/peer", "--data-name", "digits"]) == 0
     assert "name peer under `models` in params.yaml" in capsys.readouterr().out
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    params["models"]["peer"] = {
-        **{section: {} for section in ("network", "objective", "training")},
-        "process": {"timesteps": 40},
-        "sampling": {"steps": 4, "spacing": "leading"},
-    }
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+    name_peer(process={"timesteps": 40}, sampling={"steps": 4, "spacing": "leading"})
     for stage in ("evaluate", "export"):
         assert main([stage, "peer"]) == 0
     assert json.loads(Path("deploy/peer/parity.json").read_text())["passed"] is True
@@ -85,11 +91,15 @@ def test_there_and_back_again(trained: Path):
         (["import", "params.yaml", "--out", "m"], "params.yaml: damaged, cut short, or more than tensors"),
         (["import", "prepared", "--out", "models"], "models: exists already"),
         (["import", "models/tiny/model.safetensors", "--out", "m"], "another network: missing input_blocks.0.0.weight"),
+        (["import", "cut.pt", "--out", "m"], "cut.pt: damaged, cut short"),
+        (["import", "another.pt", "--out", "m"], "another network: missing final_conv.weight, init_conv.weight, time"),
         (["export-diffusers", "nowhere", "m"], "nowhere is not a model directory"),
         (["export-diffusers", "models/tiny", "models"], "models: exists already"),
     ],
 )
 def test_wrong_requests_get_one_line_and_exit_code_2(trained: Path, capsys, arguments, words):
+    torch.save({"step": 1, "model": {"conv.weight": torch.zeros(100)}}, "another.pt")
+    Path("cut.pt").write_bytes(Path("another.pt").read_bytes()[:-100])
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert words in error
@@ -120,3 +130,55 @@ def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
     torch.testing.assert_close(weights["time_mlp.0.weight"], first)
     torch.testing.assert_close(weights["down.1.attentions.0.qkv.weight"], network.down[1].attentions[0].qkv.weight)
     assert model.sample(2, steps=2).shape == (2, 8, 8, 1)
+
+
+def trained_by_lucidrains(kind: str) -> tuple[Path, torch.nn.Module]:
+    """What a Trainer of denoising_diffusion_pytorch saves before its first step, and the network it averages: here away
+    from the one it trains."""
+    torch.manual_seed(0)
+    if kind == "images":
+        Path("pictures").mkdir()
+        for number in range(100):
+            Image.new("L", (8, 8), number).save(f"pictures/{number}.png")
+        diffusion = GaussianDiffusion(Unet(8, dim_mults=(1, 2), channels=1), image_size=8, timesteps=40)
+        trainer = Trainer(diffusion, "pictures", calculate_fid=False)
+    else:
+        diffusion = GaussianDiffusion1D(Unet1D(8, dim_mults=(1, 2), channels=2), seq_length=16, timesteps=40)
+        trainer = Trainer1D(diffusion, TensorDataset(torch.rand(20, 2, 16)))
+    averaged = trainer.ema.ema_model.model
+    with torch.no_grad():
+        for parameter in averaged.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    trainer.save(1)
+    return Path("results/model-1.pt"), averaged.eval()
+
+
+@pytest.mark.parametrize(("kind", "flags"), [("images", ("--image-size", "8")), ("sequences", ("--seq-length", "16"))])
+def test_a_trainers_checkpoint_is_imported_sampled_evaluated_and_exported(
+    kind: str, flags: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if kind == "images":
+        request.getfixturevalue("project")
+    else:
+        monkeypatch.chdir(tmp_path)
+        np.save("rows.npy", np.random.default_rng(0).random((60, 2, 16)))
+        write_params(tmp_path, TINY_PARAMS | {"data": {"source": "sequences", "path": "rows.npy"}})
+        for stage in ("fetch", "prepare", "fit-extractor"):
+            assert main([stage]) == 0
+    checkpoint, peer = trained_by_lucidrains(kind)
+    assert main(["import", str(checkpoint), "--out", "models/peer", *flags]) == 0
+    name_peer(process={"timesteps": 40}, sampling={"steps": 4})
+    for stage in ("evaluate", "export"):
+        assert main([stage, "peer"]) == 0
+    assert json.loads(Path("deploy/peer/parity.json").read_text())["passed"] is True
+
+    model = ddpm.load("models/peer")
+    x, t = torch.randn(3, *model.kind.network_shape), torch.tensor([0, 20, 39])
+    with torch.no_grad():
+        expected = peer(x, t)
+        assert (model.network(x, t) - expected).norm() <= 1e-5 * expected.norm()
+    assert model.card.config.process.prediction == ("v" if kind == "images" else "epsilon")
+    drawn = model.sample(5, steps=4)
+    assert drawn.shape == (5, *model.shape)
+    if kind == "sequences":
+        assert ((drawn >= -1e-6) & (drawn <= 1 + 1e-6)).all()  # as theirs are

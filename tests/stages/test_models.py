@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny import run_cli
 
 import ddpm
-from ddpm.config import load_params
+from ddpm.config import SamplingConfig, load_params
 from ddpm.deploy.runtime import Sampler
 from ddpm.errors import UserError
+from ddpm.evaluation.pictures import CAPTION_HEIGHT
 from ddpm.files import sha256_of
+from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.sample import sample_to
 
 
@@ -92,7 +95,11 @@ def test_parity_is_recorded(trained: Path):
     parity = json.loads((trained / "deploy/tiny/parity.json").read_text())
     assert parity["passed"] is True
     assert 0 < parity["max_abs_difference"] <= parity["tolerance"]
-    assert parity["denoiser_sha256"] == sha256_of(trained / "deploy/tiny/denoiser.onnx")
+    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx"}
+    for name, file in parity["files"].items():
+        assert file["passed"]
+        assert file["max_abs_difference"] <= parity["max_abs_difference"]
+        assert file["sha256"] == sha256_of(trained / "deploy/tiny" / name)
 
 
 def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, monkeypatch: pytest.MonkeyPatch):
@@ -108,17 +115,20 @@ def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, 
 
     before = sha256_of(trained / "deploy/tiny/denoiser.onnx")
     monkeypatch.setattr(stage, "export_denoiser", lossy)
-    with pytest.raises(UserError, match=r"differs from the trained one by .*nothing was exported"):
+    with pytest.raises(UserError, match=r"denoiser.onnx differs from the trained model by .*nothing was exported"):
         stage.export_variant(load_params(), "tiny")
     assert sha256_of(trained / "deploy/tiny/denoiser.onnx") == before
 
 
-def test_the_onnx_file_tells_no_paths_and_is_the_same_again(trained: Path):
-    content = (trained / "deploy/tiny/denoiser.onnx").read_bytes()
-    assert b".py" not in content
-    before = sha256_of(trained / "deploy/tiny/denoiser.onnx")
-    assert run_cli(trained, "export", "tiny").returncode == 0
-    assert sha256_of(trained / "deploy/tiny/denoiser.onnx") == before
+def test_the_exported_files_tell_no_paths_and_are_the_same_again(trained: Path):
+    files = sorted((trained / "deploy/tiny").iterdir())
+    assert [file.name for file in files] == ["denoiser.onnx", "parity.json", "sampler.json", "sampler.onnx"]
+    before = {file: file.read_bytes() for file in files}
+    assert not any(b".py" in content for content in before.values())
+    done = run_cli(trained, "export", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "sampler.onnx is the trained model to " in done.stdout
+    assert {file: file.read_bytes() for file in files} == before
 
 
 def test_figures_and_pictures(trained: Path):
@@ -129,8 +139,43 @@ def test_figures_and_pictures(trained: Path):
     assert 1 <= metrics["inception_score"] <= 10
     assert metrics["samples"] == 64
     assert protocol["sampler"] == "ddim"
-    assert Image.open(trained / "reports/tiny/samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
-    assert Image.open(trained / "reports/tiny/denoising.png").size == (6 * 34 + 2, 8 * 34 + 2)
+    assert protocol["samples"] == 64
+    assert 0 <= metrics["precision"] <= 1
+    assert 0 <= metrics["recall"] <= 1
+    assert metrics["fid_low"] < metrics["fid"] < metrics["fid_high"]
+    for picture, columns in (("samples", 8), ("denoising", 6), ("neighbours", 8)):
+        size = Image.open(trained / f"reports/tiny/{picture}.png").size
+        assert size == (columns * 34 + 2, 8 * 34 + 2 + CAPTION_HEIGHT)
+
+
+def test_the_likelihood_is_the_sum_of_its_terms(trained: Path):
+    metrics = json.loads((trained / "reports/tiny/metrics.json").read_text())
+    table = np.loadtxt(trained / "reports/tiny/nll.csv", delimiter=",", skiprows=1)
+    assert table[:, 0].tolist() == list(range(50 + 1))  # the decoder's term first, the prior's last
+    assert metrics["nll_train"] == pytest.approx(table[:, 1].sum())
+    assert metrics["nll_validation"] == pytest.approx(table[:, 2].sum())
+
+
+def test_a_plan_for_all_models_is_part_of_the_protocol(trained: Path):
+    params = load_params()
+    plan = SamplingConfig(sampler="ancestral", steps=4)
+    evaluation = params.evaluation.model_copy(update={"sampling": plan, "nll_samples": 0})
+    before = json.loads((trained / "reports/tiny/metrics.json").read_text())
+    evaluate_variant(params.model_copy(update={"evaluation": evaluation}), "tiny")
+    metrics = json.loads((trained / "reports/tiny/metrics.json").read_text())
+    protocol = json.loads((trained / "reports/tiny/protocol.json").read_text())
+    assert (protocol["sampler"], protocol["steps"]) == ("ancestral", 4)
+    assert metrics["protocol"] != before["protocol"]
+    assert metrics["gflops_per_image"] == pytest.approx(before["gflops_per_image"] * 4 / 5)
+    assert "nll_train" not in metrics
+    assert (trained / "reports/tiny/nll.csv").read_text() == "t,train,validation\n"
+
+
+def test_a_plan_that_a_model_has_not_is_refused(trained: Path):
+    params = load_params()
+    evaluation = params.evaluation.model_copy(update={"sampling": SamplingConfig(steps=51)})
+    with pytest.raises(UserError, match=r"models/tiny cannot be sampled by evaluation.sampling: .*found 51"):
+        evaluate_variant(params.model_copy(update={"evaluation": evaluation}), "tiny")
 
 
 def test_the_same_figures_again(trained: Path):
@@ -202,3 +247,56 @@ def test_a_stage_without_its_input_says_which_stage_makes_it(
     assert error.count("\n") == 1
     assert main([stage, "huge"]) == 2
     assert "there is no model 'huge' in params.yaml; it has: tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("prepared/images.npy", "train tiny"),
+        ("prepared/train.npy", "train tiny"),
+        ("prepared/manifest.json", "train tiny"),
+        ("extractor/extractor.json", "evaluate tiny"),
+        ("extractor/model.safetensors", "evaluate tiny"),
+        ("models/tiny/model.safetensors", "export tiny"),
+        ("models/tiny/model.json", "export tiny"),
+        ("deploy/tiny/denoiser.onnx", "sample deploy/tiny --out a.npz"),
+        ("deploy/tiny/sampler.json", "sample deploy/tiny --out a.npz"),
+    ],
+)
+def test_a_truncated_file_is_named_by_the_command_that_reads_it(trained: Path, capsys, file: str, command: str):
+    from ddpm.cli import main
+
+    whole = Path(file).read_bytes()
+    Path(file).write_bytes(whole[: len(whole) // 2])
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert str(Path(file).parent) in error
+    assert "damaged" in error or "does not load" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"width": 10}, "groups is 4, which does not divide a level's 10 channels (width × multiplier)"),
+        ({"attention_resolutions": [16]}, "attention_resolutions names [16], but the levels are 8, 4 pixels a side"),
+        (
+            {"multipliers": [1, 1, 1, 1, 1]},
+            "8 is not a multiple of 16: use fewer multipliers or another data.image_size",
+        ),
+        ({"kind": "vae"}, "network.kind vae and objective.loss elbo go together; found vae and simple"),
+        ({"kind": "mlp"}, "kind: mlp is for points; the data are images"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_training(project: Path, capsys, network: dict, words: str):
+    from ddpm.cli import main
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    tiny = params["models"]["tiny"]
+    tiny["network"] = network if "kind" in network else {**tiny["network"], **network}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    assert main(["train", "tiny"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not Path("models").exists()

@@ -5,36 +5,41 @@ import pytest
 import torch
 
 from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.data.kinds import ImageKind, ValueKind
 from ddpm.deploy.export import export_denoiser
 from ddpm.interop.published import Published
 from ddpm.nets.unet import UNet
 from ddpm.stages.interop import assemble
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
+IMAGES = ImageKind((8, 8, 1))
+SEQUENCES = ValueKind("sequences", (1, 8), low=(-1.0,), high=(1.0,))
+ADM = {"scale_shift": True, "resample": "residual", "head_channels": 4, "checkpointing": True, "num_classes": 3}
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {"scale_shift": True, "resample": "residual", "head_channels": 4, "checkpointing": True, "num_classes": 3},
-        {"resample": "plain", "rescale_residuals": True, "frequency_shift": 0, "timestep_scale": 0.25},
-        {"downsample_padding": "asymmetric", "middle_attention": False, "norm_epsilon": 1e-6},
+        (IMAGES, ADM),
+        (SEQUENCES, ADM),
+        (IMAGES, {"resample": "plain", "rescale_residuals": True, "frequency_shift": 0, "timestep_scale": 0.25}),
+        (IMAGES, {"downsample_padding": "asymmetric", "middle_attention": False, "norm_epsilon": 1e-6}),
     ],
-    ids=["adm", "plain", "asymmetric"],
+    ids=["adm", "adm, 1-D", "plain", "asymmetric"],
 )
-def test_every_option_is_exported(options, tmp_path):
+def test_every_option_is_exported(kind, options, tmp_path):
     import onnxruntime
 
     torch.manual_seed(0)
-    network = UNet(8, 1, **SMALL, **options)
+    network = UNet(8, 1, **SMALL, **options, dims=len(kind.network_shape) - 1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-    published = Published(NetworkConfig(**SMALL, **options), ProcessConfig(), SamplingConfig(), 8, 1, weights)
+    published = Published(NetworkConfig(**SMALL, **options), ProcessConfig(), SamplingConfig(), kind, weights)
     model = assemble(published, variant="tiny", data_name="digits", fingerprint="0")
     export_denoiser(model, tmp_path / "denoiser.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "denoiser.onnx", providers=["CPUExecutionProvider"])
-    x, t = torch.randn(3, 1, 8, 8), torch.tensor([0, 17, 999])
+    x, t = torch.randn(3, *kind.network_shape), torch.tensor([0, 17, 999])
     (exported,) = session.run(None, {"x": x.numpy(), "t": t.numpy()})
     with torch.no_grad():
         expected = model.network(x, t).numpy()

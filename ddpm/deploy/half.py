@@ -1,0 +1,42 @@
+"""A network in half the bytes: fp16 weights and arithmetic, for GPUs."""
+
+from __future__ import annotations
+
+from onnx import GraphProto, ModelProto
+
+from ddpm.deploy.runtime import import_onnxruntime
+
+# Angles up to T need more than the eleven bits of fp16.
+EMBEDDING = ("Sin", "Cos")
+
+
+def in_half_precision(denoiser: ModelProto) -> ModelProto:
+    """The network in fp16, by onnxruntime's own converter; inputs, outputs and the time's embedding stay float32."""
+    import_onnxruntime()  # first, since it is what keeps onnxruntime from reporting
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    # The converter infers its own shapes; given ours, it takes a Resize's float32 scales for an fp16 value.
+    del denoiser.graph.value_info[:]
+    half = convert_float_to_float16(denoiser, keep_io_types=True, node_block_list=_embedding(denoiser.graph))
+    # It casts a value anew for every node that needs it, under one name.
+    nodes = list({node.output[0]: node for node in half.graph.node}.values())
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    # And between two nodes of the embedding down to fp16 and up again.
+    model = OnnxModel(half)
+    model.remove_cascaded_cast_nodes()
+    model.remove_useless_cast_nodes()
+    model.topological_sort()
+    return model.model
+
+
+def _embedding(graph: GraphProto) -> list[str]:
+    """Names of the nodes from the timestep to its sines and cosines."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    todo, found = [node for node in graph.node if node.op_type in EMBEDDING], set[str]()
+    while todo:
+        node = todo.pop()
+        found.add(node.name)
+        todo += [made_by[name] for name in node.input if name in made_by]
+    return sorted(found)

@@ -1,0 +1,153 @@
+"""The third executor of a sampling plan: the loop inside the ONNX graph.
+
+The plan is data: a Scan takes its rows one by one and carries x and the two latest x̂_0, so one file runs every sampler
+in any number of steps. Its inputs and outputs:
+
+- `x`: x_T, float32 [N, C, ...] standard normal.
+- `plan`: float32 [S, columns], a row a step, the columns of `diffusion.plans`.
+- `timesteps`: int64 [S], what the network is told.
+- `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
+- → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
+- → `x0`: float32 [N, C, ...], the same in about [−1, 1].
+
+The noise comes from outside because it belongs to the image: drawn as `diffusion.noise` draws it, these are the images
+of the other two executors. onnxruntime's RandomNormalLike takes its seed as an attribute, fixed at export, and a
+counter-based generator would be of integer operators that have no CUDA kernel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx.compose import add_prefix_graph
+from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
+from onnx.numpy_helper import from_array
+from onnxscript import DOUBLE, FLOAT, INT64, UINT8, script
+from onnxscript import opset20 as op
+
+from ddpm.data.kinds import DataKind, ValueKind
+from ddpm.diffusion.plans import COLUMNS
+
+# --- what a row does, and what its end is shown as, in ONNX
+
+
+@script(default_opset=op)
+def update(
+    x: FLOAT, previous: FLOAT, earlier: FLOAT, row: FLOAT, z: FLOAT, out: FLOAT, v: FLOAT
+) -> tuple[FLOAT, FLOAT, FLOAT]:
+    """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
+    (
+        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out,
+    ) = op.Split(row, num_outputs=10)  # fmt: skip
+    free = x0_from_x * x + x0_from_out * out
+    if quantile > 0.0:
+        flat = op.Flatten(free)
+        count = op.Shape(flat, start=1)
+        ascending, _ = op.TopK(op.Abs(flat), count, largest=0)
+        place = quantile * op.Cast(count - 1, to=FLOAT.dtype)
+        below = op.Gather(ascending, op.Cast(op.Floor(place), to=INT64.dtype), axis=1)
+        above = op.Gather(ascending, op.Cast(op.Ceil(place), to=INT64.dtype), axis=1)
+        bound = op.Clip(below + (above - below) * (place - op.Floor(place)), 1.0, op.Squeeze(clip))
+        held = op.Reshape(op.Max(op.Min(flat, bound), -bound) / bound, op.Shape(free))
+    else:
+        held = op.Clip(free, op.Squeeze(-clip), op.Squeeze(clip))
+    after = to_x0 * held + to_x * x + to_prev * previous + to_prev2 * earlier
+    if to_noise > 0.0:
+        # To the shape of x, because broadcasting would take another count of z for an answer.
+        after = after + to_noise * op.Exp(log_noise_from_out * v) * op.Reshape(z, op.Shape(x))
+    return after, held, op.Identity(previous)
+
+
+@script(default_opset=op)
+def to_pixels(x0: FLOAT) -> UINT8:
+    """As `ImageKind.decode`."""
+    return op.Transpose(op.Cast(op.Clip(op.Round((x0 + 1.0) * 127.5), 0.0, 255.0), to=UINT8.dtype), perm=[0, 2, 3, 1])
+
+
+@script(default_opset=op)
+def to_values(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
+    """As `ValueKind.decode`."""
+    return op.Cast(op.Cast(x0, to=DOUBLE.dtype) * half + centre, to=FLOAT.dtype)
+
+
+# --- the model of them
+
+
+def sampler_model(denoiser: ModelProto, kind: DataKind) -> ModelProto:
+    """The loop around a denoiser, (x [N, C, ...], t [N]) → out [N, C or 2C, ...]: this module's inputs and outputs.
+
+    The weights go into the loop's body: onnxruntime optimises a body with its own initializers as it does a graph, but
+    stops at those that the body takes from outside (docs/onnx.md).
+    """
+    decode = _decoder(kind)
+    decoded = _info(kind.name, ["N", *kind.shape], TensorProto.UINT8 if kind.name == "images" else TensorProto.FLOAT)
+    scan = make_node(
+        "Scan",
+        ["x", "nothing", "nothing", "plan", "timesteps", "z"],
+        ["x0", "latest", "second_latest"],
+        body=_body(denoiser.graph, kind),
+        num_scan_inputs=3,
+    )
+    graph = make_graph(
+        [make_node("Sub", ["x", "x"], ["nothing"]), scan, *decode.node],
+        "sampler",
+        inputs=[
+            _state("x", kind),
+            _info("plan", ["S", len(COLUMNS)]),
+            _info("timesteps", ["S"], TensorProto.INT64),
+            _info("z", ["S", "M", *kind.network_shape]),
+        ],
+        outputs=[decoded, _state("x0", kind)],
+        initializer=decode.initializer,
+    )
+    return make_model(graph, ir_version=denoiser.ir_version, opset_imports=denoiser.opset_import)
+
+
+def _body(denoiser: GraphProto, kind: DataKind) -> GraphProto:
+    """One row: the network, told the time, and `update` of what it says."""
+    (said,) = denoiser.output
+    if said.type.tensor_type.shape.dim[1].dim_value == 2 * kind.network_shape[0]:
+        halves, v = make_node("Split", ["denoiser.out"], ["out", "v"], axis=1, num_outputs=2), []
+    else:
+        halves, v = make_node("Identity", ["denoiser.out"], ["out"]), [from_array(np.zeros(1, np.float32), "v")]
+    network = _prefixed(denoiser, "denoiser.")
+    told = [make_node("Shape", ["x"], ["batch"], end=1), make_node("Expand", ["timestep", "batch"], ["t"])]
+    step = _prefixed(update.to_model_proto().graph, "update.")
+    return make_graph(
+        [*told, *network.node, halves, *step.node],
+        "row",
+        inputs=[
+            *(_state(name, kind) for name in ("x", "previous", "earlier")),
+            _info("row", [len(COLUMNS)]),
+            _info("timestep", [], TensorProto.INT64),
+            _info("z", ["M", *kind.network_shape]),
+        ],
+        outputs=[_state(output.name, kind) for output in step.output],
+        initializer=[*network.initializer, *v],
+        value_info=network.value_info,
+    )
+
+
+def _decoder(kind: DataKind) -> GraphProto:
+    """From `x0` to data as they are stored."""
+    if isinstance(kind, ValueKind):
+        graph = to_values.to_model_proto().graph
+        centre, half = kind.scale()
+        graph.initializer.extend([from_array(centre, "centre"), from_array(half, "half")])
+    else:
+        graph = to_pixels.to_model_proto().graph
+    graph.node[-1].output[0] = kind.name
+    return graph
+
+
+def _prefixed(graph: GraphProto, prefix: str) -> GraphProto:
+    """With names of its own but for its inputs: a graph and the graphs in it share one name space."""
+    return add_prefix_graph(graph, prefix, rename_inputs=False)
+
+
+def _state(name: str, kind: DataKind) -> ValueInfoProto:
+    return _info(name, ["N", *kind.network_shape])
+
+
+def _info(name: str, shape: list[int | str], element: int = TensorProto.FLOAT) -> ValueInfoProto:
+    return make_tensor_value_info(name, element, shape)

@@ -1,0 +1,221 @@
+"""How images are measured: FID and its kin in an extractor's features, and whether they copy the training images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddpm.config import EvaluationConfig, Params
+from ddpm.data.store import PreparedData
+from ddpm.errors import UserError
+from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation
+from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256_START, Extractor, Features
+from ddpm.evaluation.features import cached_features, extract
+from ddpm.evaluation.metrics import (
+    NEIGHBOURHOOD,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
+from ddpm.evaluation.pictures import grid
+
+GRID_COLUMNS, GRID_IMAGES = 8, 64
+CLOSEST, NEIGHBOURS = 8, 7
+NEAR = 0.05  # share of the held-out images that count as near copies of training images
+
+
+class ImageMeasure:
+    """The figures of generated images, which are added a batch at a time.
+
+    What is kept of each image is its features, float32 [F + K], which KID, precision and recall need all together, and
+    not the image: memory grows by kilobytes an image, whatever its size.
+    """
+
+    def __init__(self, params: Params, data: PreparedData, extractor: Extractor, cache: Path) -> None:
+        """
+        Args:
+            cache: a directory for the features of the real images.
+
+        Raises:
+            UserError: the extractor is not the protocol's, or there are too few images.
+        """
+        options = params.evaluation
+        self._train_split, validation = data.split("train"), data.split("validation")
+        _check_enough(options, len(self._train_split), len(validation))
+        if options.features == "inception":
+            _check_published(extractor.identity, options.protocol)
+        self._extractor = extractor
+        self._train = cached_features(self._extractor, self._train_split, cache)
+        self._validation = cached_features(self._extractor, validation, cache)
+        whole = options.reference == "all"
+        self._reference = _both(self._train, self._validation) if whole else self._train
+        self._splits, self._resamples, self._seed = options.splits, options.resamples, params.seed
+        self._features, self._count = self._train.room_for(options.samples), 0
+        self._distances = torch.empty(options.samples)
+        self._shown = np.empty((0, *data.kind.shape), np.uint8)
+        self._neighbours = min(NEIGHBOURS, len(self._train))
+        self._closest = _Closest(self._shown, torch.empty(0), torch.empty((0, self._neighbours), dtype=torch.int64))
+
+    def add(self, generated: NDArray[np.uint8]) -> None:
+        """Take generated images [n, H, W, C] into account, evaluation.samples in all."""
+        features = extract(self._extractor, [generated], len(generated))
+        distances, positions = nearest(features.features, self._train.features, self._neighbours)
+        self._features.put(self._count, features)
+        self._distances[self._count : self._count + len(features)] = distances[:, 0]
+        self._count += len(features)
+        self._shown = np.concatenate([self._shown, generated[: GRID_IMAGES - len(self._shown)]])
+        self._closest = self._closest.with_more(generated, distances[:, 0], positions)
+
+    def figures(self) -> dict[str, float | int]:
+        """What the images score, and what real ones do under the same measures.
+
+        - `…_low`, `…_high`: the bootstrap's 95 % interval.
+        - `fid_floor`, `kid_floor`: of the real validation images against the training images.
+          `inception_score_real`: their IS.
+        - `…_same_count`: of as many generated images as there are validation images. FID and IS depend on the number
+          of images, and only these compare with the real ones.
+        - `nearest_distance`: median distance, in feature space, to the nearest training image;
+          `nearest_distance_real`: that of the validation images. `near_copies`: the share of generated images that
+          are nearer than the nearest twentieth of the validation images; 0.05 is what new images score.
+        - `sfid`: of InceptionV3's spatial features alone.
+        """
+        generated = self._features[: self._count]
+        return {
+            **self._frechet(generated),
+            **self._score(generated),
+            **self._kernel(generated),
+            **self._manifold(generated),
+            **self._memorisation(),
+            "samples": len(generated),
+            "same_count": self._same_count(generated),
+        }
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """File names and pictures: the first images, and those nearest to a training image with their neighbours."""
+        closest = self._closest
+        rows = [
+            np.concatenate([image[None], self._train_split.rows(positions.numpy())])
+            for image, positions in zip(closest.images, closest.positions, strict=True)
+        ]
+        return {
+            "samples.png": grid(self._shown, GRID_COLUMNS),
+            "neighbours.png": grid(np.concatenate(rows), len(rows[0])),
+        }
+
+    def _same_count(self, generated: Features) -> int:
+        return min(len(self._validation), len(generated))
+
+    def _frechet(self, generated: Features) -> dict[str, float]:
+        count = self._same_count(generated)
+        reference = self._reference.features
+        fid = frechet_distance(generated.features, reference)
+        deviation = frechet_deviation(generated.features, reference, resamples=self._resamples, seed=self._seed)
+        low, high = interval(fid, deviation)
+        figures = {
+            "fid": fid,
+            "fid_low": low,
+            "fid_high": high,
+            "fid_same_count": frechet_distance(_spread(generated, count).features, reference),
+            "fid_floor": frechet_distance(_spread(self._validation, count).features, self._train.features),
+        }
+        if generated.spatial is not None and self._reference.spatial is not None:
+            figures["sfid"] = frechet_distance(generated.spatial, self._reference.spatial)
+        return figures
+
+    def _score(self, generated: Features) -> dict[str, float]:
+        count, splits = self._same_count(generated), self._splits
+        score, spread = inception_score(generated.logits, splits)
+        deviation = score_deviation(generated.logits, splits, resamples=self._resamples, seed=self._seed)
+        low, high = interval(score, deviation)
+        return {
+            "inception_score": score,
+            "inception_score_std": spread,
+            "inception_score_low": low,
+            "inception_score_high": high,
+            "inception_score_same_count": inception_score(_spread(generated, count).logits, splits)[0],
+            "inception_score_real": inception_score(_spread(self._validation, count).logits, splits)[0],
+        }
+
+    def _kernel(self, generated: Features) -> dict[str, float]:
+        kid, spread = kernel_distance(generated.features, self._reference.features)
+        floor, _ = kernel_distance(self._validation.features, self._train.features)
+        return {"kid": kid, "kid_std": spread, "kid_floor": floor}
+
+    def _manifold(self, generated: Features) -> dict[str, float]:
+        precision, recall = precision_recall(generated.features, self._reference.features)
+        return {"precision": precision, "recall": recall}
+
+    def _memorisation(self) -> dict[str, float]:
+        distances = self._distances[: self._count]
+        real, _ = nearest(self._validation.features, self._train.features)
+        near = real.flatten().quantile(NEAR)
+        return {
+            "nearest_distance": float(distances.median()),
+            "nearest_distance_real": float(real.median()),
+            "near_copies": float((distances < near).double().mean()),
+        }
+
+
+class _Closest(NamedTuple):
+    """The generated images nearest to a training image so far, nearest first."""
+
+    images: NDArray[np.uint8]
+    distances: torch.Tensor
+    positions: torch.Tensor
+    """Of each image's neighbours in the training split, [n, neighbours], nearest first."""
+
+    def with_more(self, images: NDArray[np.uint8], distances: torch.Tensor, positions: torch.Tensor) -> _Closest:
+        """The nearest of these and of more images."""
+        both = torch.cat([self.distances, distances])
+        kept = both.argsort(stable=True)[:CLOSEST]
+        return _Closest(
+            np.concatenate([self.images, images])[kept.numpy()],
+            both[kept],
+            torch.cat([self.positions, positions])[kept],
+        )
+
+
+def _spread(images: Features, count: int) -> Features:
+    """Those of `count` images at even distances, so that data sorted by class keeps its classes."""
+    return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()]
+
+
+def _both(a: Features, b: Features) -> Features:
+    whole = a.room_for(len(a) + len(b))
+    whole.put(0, a)
+    whole.put(len(a), b)
+    return whole
+
+
+def _check_published(identity: dict[str, Any], protocol: str) -> None:
+    """Refuse features that are not the papers'."""
+    wanted = f"evaluation.protocol {protocol} measures in InceptionV3's features with torch-fidelity's {INCEPTION_FILE}"
+    if identity["kind"] != "inception":
+        raise UserError(f"{wanted}, but extractor/ holds a {identity['kind']} network: run `ddpm fit-extractor`")
+    if not identity["sha256"].startswith(INCEPTION_SHA256_START):
+        raise UserError(
+            f"{wanted}, whose SHA-256 starts with {INCEPTION_SHA256_START}, but extractor/ was made with a file of "
+            f"{identity['sha256']}"
+        )
+
+
+def _check_enough(options: EvaluationConfig, train: int, validation: int) -> None:
+    """Refuse before the work what no figure could be computed of."""
+    needed = max(2 * options.splits, NEIGHBOURHOOD + 1)
+    for count, what in (
+        (options.samples, "evaluation.samples"),
+        (train, "the number of training images"),
+        (validation, "the number of validation images"),
+    ):
+        if count < needed:
+            raise UserError(
+                f"{what} is {count}, but an Inception Score of evaluation.splits = {options.splits} parts, and "
+                f"precision and recall, need at least {needed}: use more images or fewer splits"
+            )

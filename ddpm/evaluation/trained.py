@@ -1,0 +1,78 @@
+"""Figures that need the trained network itself: its bound on the likelihood, and what an image costs."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
+from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bound
+from ddpm.evaluation.distances import chosen
+from ddpm.model import Model
+
+
+def gigaflops_per_image(model: Model) -> float:
+    """10⁹ floating-point operations of an image under the model's plan: convolutions and matrix products, a
+    multiplication and an addition each, as torch counts them.
+    """
+    # On no device, where only shapes are computed: on the CPU torch does not count attention.
+    network = copy.deepcopy(model.network).to("meta")
+    x = torch.zeros(1, *model.kind.network_shape, device="meta")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(x, torch.zeros(1, dtype=torch.int64, device="meta"))
+    return counter.get_total_flops() * len(model.plan()) / 1e9
+
+
+def likelihood_bounds(
+    model: Model,
+    data: PreparedData,
+    *,
+    images: int,
+    batch_size: int,
+    seed: int,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> dict[SplitName, LikelihoodBound]:
+    """The full bound of `images` images of each split, chosen at random, or of all if there are fewer.
+
+    None where `images` is 0, and of points and sequences, which are not on 256 levels.
+
+    Args:
+        on_batch: called with the number of images of each batch that is done.
+    """
+    if not images or model.kind.name != "images":
+        return {}
+
+    def batches(split: Split) -> Iterator[Tensor]:
+        rows = np.sort(chosen(len(split), images, seed))
+        for first in range(0, len(rows), batch_size):
+            stored = split.rows(rows[first : first + batch_size])
+            yield model.kind.encode(torch.from_numpy(stored).to(model.device))
+            on_batch(len(stored))
+
+    return {
+        name: likelihood_bound(model.network, model.process(), batches(data.split(name)), seed=seed) for name in SPLITS
+    }
+
+
+def likelihood_figures(bounds: Mapping[SplitName, LikelihoodBound]) -> dict[str, float]:
+    """`nll_train` and `nll_validation`, in bits per dimension."""
+    return {f"nll_{name}": bound.bits_per_dim for name, bound in bounds.items()}
+
+
+def likelihood_table(bounds: Mapping[SplitName, LikelihoodBound]) -> str:
+    """The bound's terms as CSV, in bits per dimension: the decoder's at t = 0, the prior's at t = T (Nichol & Dhariwal
+    2021, figure 2, shows those between). A heading alone where there are none.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["t", "train", "validation"])
+    columns = [[*bound.terms.tolist(), bound.prior] for bound in bounds.values()]
+    writer.writerows((t, *terms) for t, terms in enumerate(zip(*columns, strict=True)))
+    return text.getvalue()

@@ -1,0 +1,54 @@
+"""Drawn data as the bytes of an answer."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddpm.data.kinds import DataKind
+from ddpm.evaluation.pictures import as_picture, grid
+from ddpm.serve.models import Choice, ServedModel
+from ddpm.serve.schemas import Drawn, Format
+
+MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "npy": "application/octet-stream", "json": "application/json"}
+
+
+def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, seed: int) -> bytes:
+    """Data [N, *shape] in the form asked for; of images alone in PNG."""
+    if form == "png":
+        columns = max(1, round(len(data) ** 0.5))
+        return _png(as_picture(data[0]) if len(data) == 1 else grid(data, columns))
+    if form == "npy":
+        stream = io.BytesIO()
+        np.save(stream, data, allow_pickle=False)
+        return stream.getvalue()
+    kind = model.sampler.kind
+    return (
+        Drawn(
+            model=model.name,
+            kind=kind.name,
+            shape=list(kind.shape),
+            seed=seed,
+            data=_entries(data, kind),
+            **choice._asdict(),
+        )
+        .model_dump_json()
+        .encode()
+    )
+
+
+def _entries(data: NDArray[Any], kind: DataKind) -> list[Any]:
+    if kind.name == "images":
+        return [base64.b64encode(_png(as_picture(image))).decode() for image in data]
+    return data.tolist()
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()

@@ -1,0 +1,275 @@
+"""The service's endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from importlib import resources
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from numpy.typing import NDArray
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from ddpm import __version__
+from ddpm.diffusion.plans import SAMPLERS, SamplingPlan
+from ddpm.errors import first_complaint
+from ddpm.serve.answers import MEDIA_TYPES, encode
+from ddpm.serve.batching import Batcher, QueueFullError
+from ddpm.serve.metrics import Metrics
+from ddpm.serve.middleware import CLIENT_LEFT, ClientLeftError, Envelope
+from ddpm.serve.models import Choice, ModelKeeper, ServedModel
+from ddpm.serve.schemas import EXAMPLES, Drawn, Format, ImageRequest, Limits, ModelCard, Problem, State
+from ddpm.serve.settings import Settings
+
+_DESCRIPTION = """\
+Images from a diffusion model. Requests that follow the same sampling plan are drawn together; each gets what it would
+get alone. Refusals say why in one line: 400 and 422 for what is asked, 408 and 413 for how it was sent, 429 when too
+many wait, 503 when there is no model or the service is stopping, 504 when it took too long.
+"""
+
+_REFUSALS = {
+    400: "The body is not JSON.",
+    413: "The body is too long.",
+    415: "The body is not said to be JSON.",
+    422: "A value that cannot be: which, what was found, what is expected.",
+    429: "Too many requests wait; `Retry-After` says how many seconds to.",
+    503: "No model is loaded, or the service is stopping.",
+    504: "The images were not drawn in time.",
+}
+
+# The page is whole in itself: it may ask this service, and nobody else.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+)
+
+
+class Service:
+    """The application and the parts it is made of."""
+
+    def __init__(
+        self, model: str, settings: Settings, *, on_failure: Callable[[Exception], object] = lambda error: None
+    ) -> None:
+        """
+        Args:
+            model: a deploy directory or an MLflow URI.
+            settings: the bounds.
+            on_failure: called, from any thread, with what keeps the service from serving.
+        """
+        self.settings = settings
+        self._on_failure = on_failure
+        self.metrics = Metrics()
+        self.keeper = ModelKeeper(
+            model, self.metrics, threads=settings.threads, poll=settings.poll, on_failure=on_failure
+        )
+        self.batcher = Batcher(
+            self.metrics, batch_size=settings.batch_size, window=settings.window, queue=settings.queue
+        )
+        routes = _application(self)
+        self.envelope = Envelope(
+            routes, self.metrics, settings, frozenset(getattr(route, "path", "") for route in routes.routes)
+        )
+        self.stopping = False
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """Load and draw, from the application's start to its end."""
+        self.keeper.start()
+        drawing = asyncio.create_task(self.batcher.run())
+        drawing.add_done_callback(self._stopped_drawing)
+        yield
+        self.keeper.stop()
+        drawing.cancel()
+
+    def _stopped_drawing(self, drawing: asyncio.Task[None]) -> None:
+        """A service that cannot draw any more shall not look as if it could."""
+        if not drawing.cancelled() and isinstance(error := drawing.exception(), Exception):
+            self._on_failure(error)
+
+    def stop(self) -> None:
+        """Accept no more; what was accepted goes on."""
+        self.stopping = self.envelope.closing = True
+
+    def abandon(self) -> None:
+        """Refuse what was accepted and is not done."""
+        self.batcher.abandon(_unavailable("the service is stopping, and could not wait for these images"))
+
+    def model(self) -> ServedModel:
+        """The model for a request that comes now."""
+        if self.stopping:
+            raise _unavailable("the service is stopping")
+        if self.keeper.current is None:
+            raise _unavailable("the model is being loaded")
+        return self.keeper.current
+
+    def accept(self, asked: ImageRequest, model: ServedModel) -> tuple[Format, Choice, SamplingPlan]:
+        """What a request comes to, with this model.
+
+        Raises:
+            HTTPException: more than the model or the service will do.
+        """
+        kind, most = model.sampler.kind.name, self.settings
+        form = asked.format or ("png" if kind == "images" else "json")
+        if form == "png" and kind != "images":
+            raise HTTPException(422, f"`format`: this model draws {kind}, expected npy or json, found 'png'")
+        if asked.n > most.max_images:
+            raise HTTPException(422, f"`n` must be at most {most.max_images}, found {asked.n}")
+        choice = model.choice(asked.sampler, asked.steps, asked.eta)
+        try:
+            plan = model.plan(choice)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        if asked.n * len(plan) > most.max_evaluations:
+            raise HTTPException(
+                422, f"`n` × `steps` must be at most {most.max_evaluations}, found {asked.n} × {len(plan)}"
+            )
+        return form, choice, plan
+
+
+def _application(service: Service) -> FastAPI:
+    app = FastAPI(
+        title="ddpm",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=service.running,
+        redoc_url=None,
+        # What the process does is told by /metrics and the log alone.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.add_exception_handler(HTTPException, _on_refusal)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(ClientLeftError, _on_departure)
+    app.add_exception_handler(Exception, _on_fault)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        html = resources.files(__package__).joinpath("index.html").read_text(encoding="utf-8")
+        return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    @app.post(
+        "/v1/images",
+        summary="Draw images",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The images. `X-Model` names the version that drew them.",
+                "content": {
+                    "image/png": {},
+                    "application/octet-stream": {},
+                    "application/json": {"schema": {"$ref": "#/components/schemas/Drawn"}},
+                },
+            },
+            **{status: {"model": Problem, "description": text} for status, text in _REFUSALS.items()},
+        },
+    )
+    async def images(asked: Annotated[ImageRequest, Body(openapi_examples=EXAMPLES)], request: Request) -> Response:
+        model = service.model()
+        form, choice, plan = service.accept(asked, model)
+        request.state.notes.update(n=asked.n, steps=len(plan), sampler=choice.sampler, model=model.name)
+        try:
+            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n)
+        except QueueFullError as full:
+            raise HTTPException(429, "too many requests wait", headers={"Retry-After": str(full.retry_after)}) from None
+        data = await _drawn(drawing, request, service.settings.timeout)
+        content = await asyncio.to_thread(encode, data, form, model, choice, asked.seed)
+        return Response(content, media_type=MEDIA_TYPES[form], headers={"X-Model": quote(model.name, safe=":/@")})
+
+    @app.get("/v1/model", summary="What is served", responses={503: {"model": Problem}})
+    async def model_card() -> ModelCard:
+        model = service.model()
+        facts, kind = model.sampler.facts, model.sampler.kind
+        return ModelCard(
+            model=model.name,
+            kind=kind.name,
+            shape=list(kind.shape),
+            timesteps=facts["process"]["timesteps"],
+            sampling=facts["sampling"],
+            samplers=list(SAMPLERS),
+            limits=Limits(max_images=service.settings.max_images, max_evaluations=service.settings.max_evaluations),
+        )
+
+    @app.get("/health", summary="Whether the process is alive")
+    async def health() -> State:
+        return State(status="alive")
+
+    @app.get("/ready", summary="Whether requests are taken", responses={503: {"model": Problem}})
+    async def ready() -> State:
+        service.model()
+        return State(status="ready")
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    _describe_answer(app)
+    return app
+
+
+def _describe_answer(app: FastAPI) -> None:
+    """Add the schema of the JSON answer, which is written without FastAPI's help, to the OpenAPI document."""
+    document = app.openapi()
+    schema = Drawn.model_json_schema(ref_template="#/components/schemas/{model}")
+    document["components"]["schemas"]["Drawn"] = schema
+
+
+async def _drawn(drawing: asyncio.Future[NDArray[Any]], request: Request, seconds: float) -> NDArray[Any]:
+    """The images, unless the client leaves or time runs out: then nobody draws them any more."""
+    departure: asyncio.Future[None] = asyncio.create_task(_departure(request))
+    ends: list[asyncio.Future[Any]] = [drawing, departure]
+    try:
+        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if drawing.done():
+            return drawing.result()
+        if departure.done():
+            raise ClientLeftError
+        raise HTTPException(504, f"not drawn within {seconds:g} s")
+    finally:
+        departure.cancel()
+        drawing.cancel()
+
+
+async def _departure(request: Request) -> None:
+    """Return when the client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _unavailable(reason: str) -> HTTPException:
+    return HTTPException(503, reason, headers={"Retry-After": "1"})
+
+
+async def _on_refusal(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _problem(request, error.status_code, error.detail, error.headers)
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    """The first thing wrong with a body, in one line."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _problem(request, 400, f"the body is not JSON: {first['ctx']['error']}")
+    if isinstance(error.body, bytes):
+        return _problem(request, 415, "expected JSON, and the header `Content-Type: application/json`")
+    if first["loc"] == ("body",):
+        return _problem(request, 422, 'expected a JSON object, such as {"n": 4}')
+    return _problem(request, 422, first_complaint([{**each, "loc": each["loc"][1:]} for each in error.errors()]))
+
+
+async def _on_departure(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _on_fault(request: Request, error: Exception) -> JSONResponse:
+    """What happened is nobody's business out there; starlette passes the error on to the log."""
+    return _problem(request, 500, "the service failed; its log says why, under this request's identifier")
+
+
+def _problem(request: Request, status: int, reason: str, headers: Any = None) -> JSONResponse:
+    line = " ".join(reason.split())[:300]
+    return JSONResponse({"detail": line, "request_id": request.state.request_id}, status, headers=headers)

@@ -1,0 +1,74 @@
+"""The command line of `ddpm serve`. Standard library alone, as all of the command line's own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+
+from ddpm.serve.settings import Settings
+
+MANUAL = """\
+Draw images over HTTP from an exported model. Needs ddpm[serve]; for a registered model ddpm[pipeline] too.
+
+  ddpm serve deploy/ddpm
+  ddpm serve models:/ddpm-digits@champion     and follow the alias: a new champion takes over, no request fails
+
+  POST /v1/images   {"n": 16, "seed": 0, "sampler": "ddim", "steps": 50, "eta": 0.0, "format": "png"}
+                    every key may be left out; png, npy or json. Image i of a seed is always the same
+  GET  /            a page with the pictures and sliders
+  GET  /v1/model    what is served, and within which limits
+  GET  /docs        the same as OpenAPI; /openapi.json
+  GET  /health      the process is alive
+  GET  /ready       503 until the model is loaded, and from the signal to stop on
+  GET  /metrics     for Prometheus
+
+Requests that wait at the same time for the same plan are drawn together. SIGTERM and Ctrl-C let the accepted ones
+finish; a second signal does not. The log is on standard error, a JSON object a line. Nobody is asked who they are: to
+be reached from other machines, put a proxy in front that does.
+"""
+
+
+def add_arguments(serve: argparse.ArgumentParser) -> None:
+    """Describe the command, and its options with the defaults of `Settings`."""
+    serve.description, serve.formatter_class = MANUAL, argparse.RawDescriptionHelpFormatter
+    serve.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
+
+    def bound(name: str, kind: Callable[[str], float], least: float, text: str) -> None:
+        default = getattr(Settings, name)
+        serve.add_argument(
+            "--" + name.replace("_", "-"),
+            type=_at_least(least, kind),
+            default=default,
+            metavar="SECONDS" if kind is float else "N",
+            help=f"{text} (default: {default})",
+        )
+
+    bound("threads", int, 0, "of onnxruntime on the CPU; 0: one a core")
+    bound("batch_size", int, 1, "images drawn at once; memory grows with it")
+    bound("window", float, 0, "that a batch with room waits for company")
+    bound("queue", int, 1, "requests that may wait; one more gets 429 and when to try again")
+    bound("max_images", int, 1, "images a request")
+    bound("max_evaluations", int, 1, "images times steps a request")
+    bound("max_body", int, 2, "bytes of a request's body")
+    bound("body_seconds", float, 0.001, "from a request's head to the end of its body; then 408")
+    bound("timeout", float, 0.001, "from a request to its images; then 504, and they are drawn no more")
+    bound("grace", float, 0, "that accepted requests have after the signal to stop")
+    bound("poll", float, 0, "between two looks at where the alias points; 0: never again")
+
+
+def chosen_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings that a command line comes to."""
+    return Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+
+
+def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a number from {least} up, found {text}")
+        return value
+
+    return number

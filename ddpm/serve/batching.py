@@ -1,0 +1,214 @@
+"""Dynamic batching: requests that follow the same plan are drawn together.
+
+One batch runs at a time, in a thread of its own. All else here belongs to the event loop, and so needs no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import SamplingPlan
+from ddpm.serve.metrics import Metrics
+from ddpm.serve.models import Choice, ServedModel
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may; `retry_after` seconds should see them served."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+
+@dataclass(eq=False)
+class Job:
+    """What one request wants drawn."""
+
+    model: ServedModel
+    choice: Choice
+    plan: SamplingPlan
+    seed: int
+    count: int
+    images: asyncio.Future[NDArray[Any]]
+    """Data [count, *shape], as the model's kind stores them; cancelled: nobody waits for them."""
+    arrived: float = field(default_factory=time.monotonic)
+    drawn: list[NDArray[Any]] = field(default_factory=list)
+    started: int = 0
+    """How many of the images are drawn, or being drawn."""
+
+    def draws_like(self, other: Job) -> bool:
+        """Whether the two can share a batch."""
+        return self.model is other.model and self.choice == other.choice
+
+
+@dataclass(frozen=True)
+class Share:
+    """A job's images `first` .. `first + count − 1`, in a batch."""
+
+    job: Job
+    first: int
+    count: int
+
+
+def draw(shares: Sequence[Share]) -> list[NDArray[Any]]:
+    """Run one plan for all shares at once; each gets the images that it would get alone, to the rounding of floats."""
+    job = shares[0].job
+    kind = job.model.sampler.kind
+    noises = [ImageNoise(share.job.seed, share.count, kind.network_shape, first=share.first) for share in shares]
+
+    def noise() -> NDArray[np.float32]:
+        return np.concatenate([each.draw() for each in noises])
+
+    x = job.model.sampler.run(job.plan, noise(), noise)
+    return np.split(kind.decode(x), np.cumsum([share.count for share in shares])[:-1])
+
+
+class Batcher:
+    """A bounded queue of jobs, and the one batch that is being drawn."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        batch_size: int = 64,
+        window: float = 0.005,
+        queue: int = 256,
+        draw: Callable[[Sequence[Share]], list[NDArray[Any]]] = draw,
+    ) -> None:
+        """
+        Args:
+            metrics: what is told of every batch.
+            batch_size: images a batch at most; a larger job is drawn in turns with the others.
+            window: seconds, from a job's arrival, that a batch with room waits for company.
+            queue: jobs that may wait.
+            draw: what a batch is drawn by.
+        """
+        self._metrics = metrics
+        self._batch_size, self._window, self._capacity, self._draw = batch_size, window, queue, draw
+        self._queue: deque[Job] = deque()
+        self._running: list[Share] = []
+        self._changed = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "sampling")
+        self._seconds_per_evaluation = 0.0
+
+    def submit(
+        self, model: ServedModel, choice: Choice, plan: SamplingPlan, *, seed: int, count: int
+    ) -> asyncio.Future[NDArray[Any]]:
+        """Queue a job. Who no longer wants its images cancels the future; the job then leaves the queue.
+
+        Raises:
+            QueueFullError: too many jobs wait.
+        """
+        if len(self._queue) >= self._capacity:
+            raise QueueFullError(self._seconds_to_serve_all())
+        images: asyncio.Future[NDArray[Any]] = asyncio.get_running_loop().create_future()
+        job = Job(model, choice, plan, seed, count, images)
+        images.add_done_callback(lambda _: self._forget(job))
+        self._queue.append(job)
+        self._note_change()
+        return images
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is being drawn."""
+        return bool(self._running)
+
+    def abandon(self, error: Exception) -> None:
+        """Fail every job with `error`. A batch that is being drawn cannot be stopped; nobody will see it."""
+        for job in [*self._queue, *(share.job for share in self._running)]:
+            if not job.images.done():
+                job.images.set_exception(error)
+
+    async def run(self) -> None:
+        """Draw batches until cancelled."""
+        while True:
+            shares = await self._next_batch()
+            self._running = shares
+            for share in shares:
+                share.job.started += share.count
+                self._queue.remove(share.job)
+            self._note_change()
+            started = time.monotonic()
+            try:
+                parts = await asyncio.get_running_loop().run_in_executor(self._thread, self._draw, shares)
+            except Exception as error:
+                for share in shares:
+                    if not share.job.images.done():
+                        share.job.images.set_exception(error)
+            else:
+                self._count(shares, time.monotonic() - started)
+                for share, part in zip(shares, parts, strict=True):
+                    self._hand_over(share.job, part)
+            finally:
+                self._running = []
+
+    async def _next_batch(self) -> list[Share]:
+        """Wait for a job, then for its company: until the batch is full, or the window of the first job is over."""
+        while True:
+            self._changed.clear()
+            shares = self._company()
+            patience = shares[0].job.arrived + self._window - time.monotonic() if shares else None
+            full = sum(share.count for share in shares) >= self._batch_size
+            if patience is not None and (full or patience <= 0):
+                return shares
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._changed.wait()
+
+    def _company(self) -> list[Share]:
+        """As much as fits into a batch with the job that waits longest."""
+        shares: list[Share] = []
+        room = self._batch_size
+        wanted = [job for job in self._queue if not job.images.done()]
+        for job in wanted:
+            if room and job.draws_like(wanted[0]):
+                count = min(room, job.count - job.started)
+                shares.append(Share(job, job.started, count))
+                room -= count
+        return shares
+
+    def _hand_over(self, job: Job, part: NDArray[Any]) -> None:
+        """Give a job what was drawn for it. One that wants more waits for its next turn, behind the others."""
+        if job.images.done():
+            return
+        job.drawn.append(part)
+        if job.started == job.count:
+            job.images.set_result(np.concatenate(job.drawn))
+        else:
+            self._queue.append(job)
+            self._note_change()
+
+    def _forget(self, job: Job) -> None:
+        with contextlib.suppress(ValueError):
+            self._queue.remove(job)
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self._metrics.queue.set(len(self._queue))
+        self._changed.set()
+
+    def _count(self, shares: list[Share], seconds: float) -> None:
+        images = sum(share.count for share in shares)
+        evaluations = images * len(shares[0].job.plan)
+        self._seconds_per_evaluation = seconds / evaluations
+        self._metrics.batch_images.observe(images)
+        self._metrics.batch_requests.observe(len(shares))
+        self._metrics.batch_seconds.observe(seconds)
+        self._metrics.evaluations.inc(evaluations)
+
+    def _seconds_to_serve_all(self) -> int:
+        """How long the queue should take, at the speed of the last batch: 1 to 60."""
+        evaluations = sum((job.count - job.started) * len(job.plan) for job in self._queue)
+        return min(60, max(1, math.ceil(evaluations * self._seconds_per_evaluation)))

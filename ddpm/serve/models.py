@@ -1,0 +1,179 @@
+"""The model that is served: loaded, tried once, and followed when its alias in the registry moves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm.deploy.runtime import Sampler
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import SamplingPlan
+from ddpm.errors import UserError
+from ddpm.files import sha256_of
+from ddpm.serve.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+# After failures the looks at the registry become rarer, down to one in so many seconds.
+_MOST_PATIENCE = 60.0
+
+
+class Choice(NamedTuple):
+    """What a request chooses of its sampling plan, the model's own values filled in. Equal choices share a batch."""
+
+    sampler: str
+    steps: int
+    eta: float
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model ready to draw."""
+
+    name: str
+    """`models:/ddpm-digits/3`; of a directory, its model's name and the start of its description's SHA-256."""
+    sampler: Sampler
+
+    def choice(self, sampler: str | None, steps: int | None, eta: float | None) -> Choice:
+        """The choice with the model's own values where there is None."""
+        own: dict[str, Any] = self.sampler.facts["sampling"]
+        return Choice(
+            own["sampler"] if sampler is None else sampler,
+            own["steps"] if steps is None else steps,
+            own.get("eta", 0.0) if eta is None else eta,
+        )
+
+    def plan(self, choice: Choice) -> SamplingPlan:
+        """The choice's sampling plan.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self.sampler.plan(**choice._asdict())
+
+
+def load_model(name: str, *, threads: int = 0) -> ServedModel:
+    """Load a deploy directory or a registered version, and draw with it once.
+
+    Raises:
+        UserError: no such model, or one that does not draw.
+        UpstreamError: the registry does not answer.
+    """
+    if _is_uri(name):
+        from ddpm import tracking
+
+        directory = tracking.resolve(name)
+    else:
+        directory = Path(name)
+    sampler = Sampler(directory, threads=threads)
+    _try(sampler, name)
+    if not _is_uri(name):
+        digest = sha256_of(directory / "sampler.json")[:12]
+        name = f"{sampler.facts.get('name', directory.resolve().name)}@{digest}"
+    return ServedModel(name, sampler)
+
+
+def _is_uri(name: str) -> bool:
+    return name.startswith(("models:/", "runs:/"))
+
+
+def _try(sampler: Sampler, name: str) -> None:
+    """One step of one image: memory is set aside, and a model that cannot draw is known before it is asked to."""
+    noise = ImageNoise(0, 1, sampler.kind.network_shape)
+    try:
+        x = sampler.run(sampler.plan(steps=1), noise.draw(), noise.draw)
+    except Exception as error:  # onnxruntime's own exception types are not public
+        raise UserError(f"{name} loads, but does not draw: {str(error).splitlines()[0]}") from None
+    if x.shape != (1, *sampler.kind.network_shape) or not np.isfinite(x).all():
+        raise UserError(f"{name} loads, but draws no numbers of shape {list(sampler.kind.network_shape)}")
+
+
+class ModelKeeper:
+    """Loads the model in a thread of its own, and again when its alias points elsewhere.
+
+    A request keeps the model it was accepted with; `current` is what the next one gets. A new version that fails to
+    load changes nothing but the log and the metrics, and is tried again.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        metrics: Metrics,
+        *,
+        threads: int = 0,
+        poll: float = 10.0,
+        on_failure: Callable[[Exception], object] = lambda error: None,
+    ) -> None:
+        """
+        Args:
+            model: a deploy directory or an MLflow URI.
+            metrics: what is told of the loaded model.
+            threads: of onnxruntime on the CPU; 0: one a core.
+            poll: seconds between two looks at the alias; 0: none after the first.
+            on_failure: called, in the keeper's thread, with what kept the first model from being loaded.
+        """
+        self.current: ServedModel | None = None
+        self._model, self._metrics = model, metrics
+        self._threads, self._poll, self._on_failure = threads, poll, on_failure
+        self._stopped = threading.Event()
+        # As a daemon it keeps nobody from leaving, whatever registry it is waiting for.
+        self._thread = threading.Thread(target=self._keep, name="model-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load, and return."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look at the registry no more."""
+        self._stopped.set()
+
+    def _keep(self) -> None:
+        try:
+            self._load(self._wanted())
+        except Exception as error:
+            self._on_failure(error)
+            return
+        if not (self._poll and _is_uri(self._model)):
+            return
+        failures, said = 0, ""
+        while not self._stopped.wait(max(self._poll, min(_MOST_PATIENCE, self._poll * 2**failures))):
+            try:
+                self._follow()
+            except Exception as error:  # whatever it is, there is a model that works
+                self._metrics.reloads.labels("failed").inc()
+                failures += 1
+                if str(error) != said:
+                    said = str(error)
+                    logger.error(
+                        "the model stays, another could not be loaded",
+                        extra={"fields": {"model": self.current and self.current.name, "reason": said}},
+                    )
+            else:
+                failures, said = 0, ""
+
+    def _wanted(self) -> str:
+        """The version that the URI means now."""
+        if not _is_uri(self._model):
+            return self._model
+        from ddpm import tracking
+
+        return tracking.pinned(self._model)
+
+    def _follow(self) -> None:
+        """Load what the alias points to, if that is not what is served."""
+        wanted = self._wanted()
+        if self.current is not None and wanted != self.current.name:
+            self._load(wanted)
+            self._metrics.reloads.labels("loaded").inc()
+
+    def _load(self, name: str) -> None:
+        model = load_model(name, threads=self._threads)
+        self._metrics.show_model(model.name)
+        self.current = model
+        logger.info("the model is loaded", extra={"fields": {"model": model.name}})

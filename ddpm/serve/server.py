@@ -1,0 +1,101 @@
+"""The process of a service: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from ddpm.errors import UserError
+from ddpm.serve.app import Service
+from ddpm.serve.logs import log_as_json_lines
+from ddpm.serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# For answers that are written to slow readers when all is drawn.
+_LAST_BYTES_SECONDS = 5
+
+
+def serve(model: str, host: str, port: int, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, and then until what was accepted is done or the grace is over.
+
+    Raises:
+        UserError: the address cannot be used, or there is no such model.
+        UpstreamError: the registry does not answer.
+    """
+    log_as_json_lines()
+    listener = _listen(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    print(f"{address} serves {model}; Ctrl-C stops it", flush=True)
+    server = _Server(model, settings)
+    server.run(sockets=[listener])
+    if server.failure:
+        raise server.failure
+    if server.unfinished:
+        # A batch cannot be stopped midway, and Python would wait for its thread.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--host {host} --port {port} cannot be listened on: {reason}") from None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but when told to stop it first refuses new requests, aloud, until the accepted ones are done."""
+
+    def __init__(self, model: str, settings: Settings) -> None:
+        self.failure: Exception | None = None
+        self.unfinished = False
+        self._service = Service(model, settings, on_failure=self._fail)
+        self._grace = settings.grace
+        # When the grace is over; None: nobody has told us to stop.
+        self._deadline: float | None = None
+        super().__init__(
+            uvicorn.Config(
+                self._service.envelope,
+                # What is installed beside shall not change how requests are read.
+                http="h11",
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+            )
+        )
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the end; a second one does not wait for it."""
+        now = time.monotonic()
+        self._deadline = now + self._grace if self._deadline is None else now
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's own heartbeat, ten times a second."""
+        if self._deadline is not None and not self.should_exit:
+            if not self._service.stopping:
+                self._service.stop()
+                logger.info("stopping", extra={"fields": {"active": self._service.envelope.active}})
+            over = time.monotonic() >= self._deadline
+            if over:
+                self.unfinished = self._service.batcher.busy
+                self._service.abandon()
+            self.should_exit = over or not self._service.envelope.active
+        return await super().on_tick(counter)

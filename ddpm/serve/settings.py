@@ -1,0 +1,33 @@
+"""What a service is allowed to take on. Standard library alone: the command line shows these defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The bounds of a service; `ddpm serve --help` says what each is for."""
+
+    threads: int = 0
+    """Of onnxruntime on the CPU; 0: one a core."""
+    batch_size: int = 64
+    """Images a batch, at most."""
+    window: float = 0.005
+    """Seconds that an idle service waits for company before it draws a batch that is not full."""
+    queue: int = 256
+    """Requests that may wait."""
+    max_images: int = 1024
+    """Of one request."""
+    max_evaluations: int = 65536
+    """Images × evaluations of the network an image, of one request."""
+    max_body: int = 16384
+    """Bytes of a request's body."""
+    body_seconds: float = 10.0
+    """From a request's head to the end of its body."""
+    timeout: float = 60.0
+    """Seconds from a request to its images."""
+    grace: float = 30.0
+    """Seconds that accepted requests have once the service was told to stop."""
+    poll: float = 10.0
+    """Seconds between two looks at where a registry's alias points; 0: never."""

@@ -1,0 +1,158 @@
+"""The variational autoencoder: its bound against torch's distributions, what it learns, and that it is a one-step
+process to all that samples."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+from ddpm.config import Params, load_params
+from ddpm.data.kinds import ImageKind, ValueKind
+from ddpm.data.loader import InMemoryImages
+from ddpm.diffusion.objectives import Objective
+from ddpm.diffusion.plans import SAMPLERS, sampling_plan
+from ddpm.diffusion.sampling import sample
+from ddpm.diffusion.schedules import SCHEDULES, Schedule
+from ddpm.errors import UserError
+from ddpm.model import build_network, build_process
+from ddpm.nets import build
+from ddpm.nets.vae import VAE
+from ddpm.training.loop import train
+
+CONFIG = {
+    "network": {"kind": "vae", "latent": 2, "hidden": [32]},
+    "process": {"timesteps": 1, "prediction": "x0"},
+    "objective": {"loss": "elbo", "reconstruction_weight": 50.0},
+    "sampling": {"steps": 1},
+}
+
+
+def variant(**changes):
+    """CONFIG with keys of its sections changed, validated as in params.yaml."""
+    sections = {name: {**CONFIG.get(name, {}), **changes.get(name, {})} for name in {*CONFIG, *changes}}
+    return Params.model_validate({"models": {"vae": sections}, "variants": ["vae"]}).variant("vae")
+
+
+@given(
+    weight=st.floats(0.1, 100),
+    dims=st.integers(0, 2),
+    channels=st.integers(1, 3),
+    latent=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=30)
+def test_the_loss_is_the_bound(weight, dims, channels, latent, seed):
+    """E_q[−log p(x_0 | z)] with the one z, plus the KL, less log p's constant."""
+    torch.manual_seed(seed)
+    network = VAE(3, channels, dims=dims, latent=min(latent, channels), hidden=(8,)).double()
+    x0 = torch.rand(4, channels, *[3] * dims).double() * 2 - 1
+    noise, t = torch.randn_like(x0), torch.zeros(4, dtype=torch.int64)
+    losses = Objective("elbo", reconstruction_weight=weight).training_losses(
+        build_process(variant()), network, x0, t, noise
+    )
+
+    mean, log_variance = network.encode(x0)
+    posterior = Normal(mean, torch.exp(log_variance / 2))
+    z = posterior.loc + posterior.scale * noise.flatten(1)[:, : network.latent]
+    decoder = Normal(network.decode(z), torch.tensor((2 * weight) ** -0.5).double())
+    constant = Normal(x0, decoder.scale).log_prob(x0).flatten(1).sum(1)
+    reconstruction = constant - decoder.log_prob(x0).flatten(1).sum(1)
+    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    torch.testing.assert_close(losses, reconstruction + kl_divergence(posterior, prior).sum(1))
+
+
+@given(st.sampled_from(sorted(SAMPLERS)), st.sampled_from(sorted(SCHEDULES)))
+@settings(deadline=None)
+def test_every_plan_of_its_process_is_one_decoding(sampler, schedule):
+    torch.manual_seed(0)
+    network = VAE(4, 1, latent=3, hidden=(8,)).eval()
+    options = {"prediction": "x0", "variance": "fixed_small", "clip": False}
+    plan = sampling_plan(Schedule.named(schedule, 1), sampler=sampler, steps=1, **options)
+    noise = torch.randn(5, 1, 4, 4)
+    drawn = sample(network, plan, noise, lambda: torch.full_like(noise, torch.nan))
+    with torch.no_grad():
+        torch.testing.assert_close(drawn, network.decode(noise.flatten(1)[:, :3]))
+
+
+def test_the_shapes_are_the_seeds():
+    """d → 512 → 256 → (μ, log σ²), and the same backwards."""
+    network = VAE(28, 1, latent=20)
+    layers = [
+        [m.weight.shape[::-1] for m in half if hasattr(m, "weight")] for half in (network.encoder, network.decoder)
+    ]
+    assert layers == [[(784, 512), (512, 256), (256, 40)], [(20, 256), (256, 512), (512, 784)]]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ImageKind((4, 4, 3)), ValueKind("sequences", (2, 5), (0, 0), (1, 1)), ValueKind("points", (2,), (0, 0), (1, 1))],
+    ids=lambda kind: kind.name,
+)
+def test_any_kind_of_data(kind):
+    network = build_network(variant(), kind)
+    x = torch.randn(6, *kind.network_shape)
+    assert network(x, torch.zeros(6, dtype=torch.int64)).shape == x.shape
+
+
+def test_a_gaussian_is_learned():
+    """A Gaussian of the plane from a Gaussian z: the decoder has only to become linear."""
+    config = variant()
+    root = np.array([[0.4, 0.0], [0.3, 0.2]])
+    points = (np.random.default_rng(0).standard_normal((4000, 2)) @ root.T + [0.2, -0.1]).astype(np.float32)
+    torch.manual_seed(0)
+    network = build_network(config, ValueKind("points", (2,), (-1, -1), (1, 1)))
+    options = {"steps": 600, "batch_size": 256, "learning_rate": 5e-3, "warmup_steps": 20, "decay": "cosine"}
+    objective = Objective("elbo", reconstruction_weight=50.0)
+    process = build_process(config)
+    curve = train(
+        network,
+        process,
+        InMemoryImages(points),
+        seed=0,
+        encode=lambda x: x,
+        objective=objective,
+        ema_decay=0.99,
+        **options,
+    )
+    assert curve[-1].loss < curve[0].loss
+    plan = sampling_plan(Schedule.named("linear", 1), sampler="ddim", steps=1, prediction="x0", variance="fixed_small")
+    noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1))
+    drawn = sample(network, plan, noise, lambda: noise)
+    torch.testing.assert_close(drawn.mean(0), torch.tensor([0.2, -0.1]), rtol=0, atol=0.03)
+    # The decoder's own variance, 1/(2C) = 0.01, is not drawn.
+    expected = torch.from_numpy(root @ root.T).float() - 0.01 * torch.eye(2)
+    torch.testing.assert_close(drawn.T.cov(), expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"objective": {"loss": "simple"}},
+            "network.kind vae and objective.loss elbo go together; found vae and simple",
+        ),
+        ({"network": {"kind": "mlp"}}, "go together; found mlp and elbo"),
+        ({"process": {"timesteps": 5}}, "needs process.timesteps 1 and process.prediction x0; found 5 and x0"),
+        ({"process": {"prediction": "epsilon"}}, "needs process.timesteps 1.* found 1 and epsilon"),
+        ({"process": {"variance": "learned_range"}}, "learned_range, which objective.loss elbo does not train"),
+        ({"sampling": {"steps": 2}}, "sampling.steps is 2, but the process has only 1"),
+        ({"objective": {"weighting": "min_snr"}}, "`loss: elbo` has none of"),
+        ({"network": {"latent": 0}}, "`models.vae.network.latent`.*greater than 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, changes, words):
+    sections = {name: {**CONFIG.get(name, {}), **changes.get(name, {})} for name in {*CONFIG, *changes, "training"}}
+    if "kind" in changes.get("network", {}):
+        sections["network"] = changes["network"]
+    path = tmp_path / "params.yaml"
+    path.write_text(str({"models": {"vae": sections}, "variants": ["vae"]}))
+    with pytest.raises(UserError, match=words) as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_latent_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="latent is 17, but a datum has only 16 numbers"):
+        build({"kind": "vae", "latent": 17}, image_size=4, channels=1)

@@ -1,0 +1,139 @@
+"""Images measured as they stream past: memorisation, the reference, and memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm.config import Params
+from ddpm.data.store import PreparedData
+from ddpm.errors import UserError
+from ddpm.evaluation.extractor import load_extractor
+from ddpm.evaluation.images import CLOSEST, NEIGHBOURS, ImageMeasure
+
+
+def measure_of(project: Path, **options) -> tuple[PreparedData, ImageMeasure]:
+    params = Params.model_validate(
+        {"evaluation": {"splits": 2, "resamples": 10, **options}, "models": {"ddpm": {}}, "seed": 3}
+    )
+    data = PreparedData.open(project / "prepared")
+    extractor = load_extractor(project / "extractor", weights=None, device="cpu")
+    return data, ImageMeasure(params, data, extractor, project / ".ddpm/features")
+
+
+def test_copies_of_training_images_are_seen(project: Path):
+    data, measure = measure_of(project)
+    for batch in data.split("train").batches(100):
+        measure.add(batch)
+    figures = measure.figures()
+    assert figures["nearest_distance"] == 0
+    assert figures["nearest_distance_real"] > 0
+    assert figures["near_copies"] > 0.95
+    assert figures["fid"] == pytest.approx(0, abs=1e-6)
+    assert (figures["precision"], figures["recall"]) == (1, 1)
+    picture = np.array(measure.pictures()["neighbours.png"])
+    step = 34  # an image of 8×8 enlarged to 32, and the gap
+    for row in range(CLOSEST):
+        strip = picture[2 + row * step : 34 + row * step]
+        np.testing.assert_array_equal(strip[:, 2:34], strip[:, 2 + step : 34 + step])
+    assert picture.shape[1] == 2 + (1 + NEIGHBOURS) * step
+
+
+def test_new_images_are_no_copies_and_are_the_floor(project: Path):
+    data, measure = measure_of(project)
+    for batch in data.split("validation").batches(77):
+        measure.add(batch)
+    figures = measure.figures()
+    assert figures["near_copies"] == pytest.approx(0.05, abs=0.01)
+    for figure, real in (
+        ("fid", "fid_floor"),
+        ("fid", "fid_same_count"),
+        ("kid", "kid_floor"),
+        ("nearest_distance", "nearest_distance_real"),
+        ("inception_score", "inception_score_real"),
+    ):
+        assert figures[figure] == pytest.approx(figures[real], rel=1e-3), figure
+    assert figures["fid_low"] < figures["fid"] < figures["fid_high"]
+    assert figures["inception_score_low"] < figures["inception_score"] < figures["inception_score_high"]
+
+
+def test_all_images_can_be_the_reference(project: Path):
+    data, measure = measure_of(project, reference="all")
+    for name in ("train", "validation"):
+        for batch in data.split(name).batches(100):
+            measure.add(batch)
+    figures = measure.figures()
+    assert figures["fid"] == pytest.approx(0, abs=1e-6)
+    assert figures["fid_floor"] > 1e-3  # still held-out images against the training images
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"samples": 19, "splits": 10}, "evaluation.samples is 19, but .* need at least 20"),
+        ({"samples": 3, "splits": 1}, "evaluation.samples is 3, but .* precision and recall, need at least 4"),
+        ({"splits": 200}, "the number of validation images is 359, but .* need at least 400"),
+    ],
+)
+def test_too_few_images_are_refused_before_the_work(project: Path, options, words):
+    with pytest.raises(UserError, match=words):
+        measure_of(project, **options)
+
+
+MEMORY = """
+import re
+from pathlib import Path
+import numpy as np
+from ddpm.config import Params
+from ddpm.data.store import PreparedData, Split
+from ddpm.evaluation.images import ImageMeasure
+from test_features import MeanColour
+
+SHAPE = (256, 256, 3)
+params = Params.model_validate({"evaluation": {"samples": 760, "splits": 2, "resamples": 4}, "models": {"ddpm": {}}})
+random = np.random.RandomState(0)
+real = random.randint(0, 256, (40, *SHAPE)).astype(np.uint8)
+splits = {name: Split(real, None, np.arange(40), name) for name in ("train", "validation")}
+manifest = PreparedData.open(Path("prepared")).manifest.model_copy(update={"shape": SHAPE})
+measure = ImageMeasure(params, PreparedData(manifest, splits), MeanColour(), Path("cache"))
+for batches in (8, 30):
+    for _ in range(batches):
+        pixels = np.frombuffer(random.bytes(20 * 256 * 256 * 3), np.uint8)
+        measure.add(pixels.reshape(20, *SHAPE))
+    measure.figures()
+    print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_images(project: Path):
+    """600 more images, 118 MB of them, and less than half of that in memory."""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 59_000, (few, many)
+
+
+def test_one_seed_one_report(trained: Path):
+    """Whether the features of the real images were cached or not."""
+    from ddpm.config import load_params
+    from ddpm.stages.evaluate import evaluate_variant
+
+    before = {path.name: path.read_bytes() for path in Path("reports/tiny").iterdir()}
+    assert list(Path(".ddpm/features").iterdir())
+    for path in Path(".ddpm/features").iterdir():
+        path.unlink()
+    evaluate_variant(load_params(), "tiny")
+    assert {path.name: path.read_bytes() for path in Path("reports/tiny").iterdir()} == before

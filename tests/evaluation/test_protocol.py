@@ -1,0 +1,93 @@
+"""What a figure depends on: one id for it, and no comparison across two."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from ddpm.config import PROTOCOLS, EvaluationConfig, Params, validate
+from ddpm.errors import UserError
+from ddpm.evaluation.protocol import EvaluationProtocol, refuse_to_mix
+
+PROTOCOL = EvaluationProtocol(
+    extractor="classifier",
+    extractor_sha256="a" * 64,
+    reference="train",
+    reference_sha256="b" * 64,
+    reference_count=1438,
+    samples=2000,
+    sampler="ddim",
+    steps=50,
+    variance="fixed_small",
+    eta=1.0,
+    spacing="trailing",
+    clip=True,
+    dynamic_threshold=None,
+    weights="ema",
+    splits=10,
+    kid_subsets=100,
+    kid_subset_size=1000,
+    neighbourhood=3,
+    nll_samples=40,
+    resamples=200,
+    seed=0,
+)
+
+
+def described(protocol: EvaluationProtocol) -> dict:
+    return {"id": protocol.id, **protocol.as_dict()}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(EvaluationProtocol)])
+def test_every_field_decides_the_id_and_is_named_when_it_differs(field: str):
+    value = getattr(PROTOCOL, field)
+    other = replace(PROTOCOL, **{field: f"not {value}"})
+    assert other.id != PROTOCOL.id
+    with pytest.raises(UserError, match=f"one and two were measured under different protocols: {field}: "):
+        refuse_to_mix({"one": described(PROTOCOL), "two": described(other)})
+
+
+def test_equal_protocols_mix():
+    assert PROTOCOL.id == replace(PROTOCOL).id
+    refuse_to_mix({"one": described(PROTOCOL), "two": described(PROTOCOL), "three": described(replace(PROTOCOL))})
+
+
+def params(**evaluation) -> Params:
+    extractor = {"kind": "inception"} if evaluation.get("protocol") == "inception-50k" else {}
+    return validate(Params, {"evaluation": evaluation, "extractor": extractor, "models": {"ddpm": {}}}, "params.yaml")
+
+
+def test_a_protocol_stands_for_its_values_and_other_keys_override_them():
+    papers = params(protocol="inception-50k").evaluation
+    assert (papers.samples, papers.features, papers.reference, papers.splits) == (50_000, "inception", "all", 10)
+    assert params(protocol="inception-50k", samples=10_000).evaluation.samples == 10_000
+    assert params(protocol="digits-2k").evaluation == params().evaluation == EvaluationConfig()
+    assert params(protocol="quick").evaluation.samples < 500
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_written_protocol_is_the_named_one(name: str):
+    """A configuration read back from its own values."""
+    evaluation = params(protocol=name).evaluation
+    assert EvaluationConfig.model_validate(evaluation.model_dump()) == evaluation
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"protocol": "fid-10k"}, "`evaluation.protocol`: input should be 'digits-2k', 'inception-50k' or 'quick'"),
+        ({"protocol": ["quick"]}, "`evaluation.protocol`"),
+        ({"sampling": {"step": 3}}, "unknown key `evaluation.sampling.step`"),
+        ({"protocol": "quick", "resamples": 1}, "`evaluation.resamples`"),
+        ("quick", "`evaluation`"),
+    ],
+)
+def test_a_wrong_key_is_named(evaluation, words: str):
+    with pytest.raises(UserError, match=words):
+        validate(Params, {"evaluation": evaluation, "models": {"ddpm": {}}}, "params.yaml")
+
+
+def test_the_papers_protocol_is_of_inception_features_alone():
+    with pytest.raises(UserError, match=r"inception-50k measures in .*extractor.kind is auto: set it to inception"):
+        validate(Params, {"evaluation": {"protocol": "inception-50k"}, "models": {"ddpm": {}}}, "params.yaml")

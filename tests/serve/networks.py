@@ -1,0 +1,56 @@
+"""Deploy directories made by hand: denoisers that onnxruntime runs in no time, or in as much as a test wants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SIDE = 384  # of the matrices that a busy network multiplies
+
+
+def network(shape: Sequence[int], *, answer: float = 0.0, work: int = 0, batch: int | str = "batch") -> onnx.ModelProto:
+    """A denoiser that answers x with `answer` · x, after `work` products of matrices, each some milliseconds."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])
+    t = helper.make_tensor_value_info("t", TensorProto.INT64, [batch])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [batch, *shape])
+    constants = {"answer": np.float32(answer), "zero": np.float32(0)}
+    nodes = [helper.make_node("Mul", ["x", "answer"], ["answered" if work else "out"])]
+    if work:
+        constants["matrix"] = np.full((SIDE, SIDE), 1 / SIDE, np.float32)
+        # All of it depends on x, else it would be computed once and for all.
+        nodes += [
+            helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+            helper.make_node("Add", ["matrix", "nothing"], ["product0"]),
+            *(helper.make_node("MatMul", ["matrix", f"product{i}"], [f"product{i + 1}"]) for i in range(work)),
+            helper.make_node("ReduceSum", [f"product{work}"], ["total"], keepdims=0),
+            helper.make_node("Mul", ["total", "zero"], ["none"]),
+            helper.make_node("Add", ["answered", "none"], ["out"]),
+        ]
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "denoiser", [x, t], [out], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_deploy(
+    directory: Path, *, shape: Sequence[int] = (4, 4, 1), data: dict[str, Any] | None = None, **options: Any
+) -> Path:
+    """What `ddpm export` leaves behind, of a process with 20 timesteps; `options` are `network`'s."""
+    directory.mkdir(parents=True)
+    seen = [shape[-1], *shape[:-1]] if len(shape) == 3 else shape
+    onnx.save(network(seen, **options), directory / "denoiser.onnx")
+    facts = {
+        "name": "ddpm-dots",
+        "shape": shape,
+        "process": {"timesteps": 20, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"},
+        "sampling": {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True},
+        "data": data or {},
+    }
+    (directory / "sampler.json").write_text(json.dumps(facts))
+    return directory

@@ -1,0 +1,194 @@
+"""The batcher in this process, drawing with a real exported model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm.serve.batching import Batcher, QueueFullError, Share, draw
+from ddpm.serve.metrics import Metrics
+from ddpm.serve.models import ServedModel, load_model
+
+Test = Callable[[Batcher], Awaitable[Any]]
+
+
+@pytest.fixture(scope="module")
+def model(deploy: Path) -> ServedModel:
+    return load_model(str(deploy), threads=1)
+
+
+def with_batcher(test: Test, **options: Any) -> Any:
+    """Run a test beside a batcher."""
+
+    async def run() -> Any:
+        batcher = Batcher(Metrics(), **options)
+        running = asyncio.create_task(batcher.run())
+        try:
+            return await asyncio.wait_for(test(batcher), 60)
+        finally:
+            running.cancel()
+
+    return asyncio.run(run())
+
+
+def submit(
+    batcher: Batcher,
+    model: ServedModel,
+    count: int,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
+) -> asyncio.Future[Any]:
+    choice = model.choice(sampler, steps, None)
+    return batcher.submit(model, choice, model.plan(choice), seed=seed, count=count)
+
+
+class Gate:
+    """Draws when it is opened, and remembers what."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+        self.reached, self.opened = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, shares: Any) -> list[Any]:
+        self.batches.append([(share.job.seed, share.count) for share in shares])
+        self.reached.release()
+        assert self.opened.acquire(timeout=60)
+        return draw(shares)
+
+    async def wait(self) -> None:
+        """Until a batch is being drawn."""
+        assert await asyncio.to_thread(self.reached.acquire, timeout=60)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.integers(1, 9),
+            st.integers(0, 2**64 - 1),
+            st.sampled_from([1, 5]),
+            st.sampled_from(["ddim", "ancestral"]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    batch_size=st.integers(1, 8),
+)
+def test_every_request_gets_what_it_would_get_alone(model, asked, batch_size):
+    async def test(batcher: Batcher) -> Any:
+        return await asyncio.gather(*(submit(batcher, model, *each) for each in asked))
+
+    drawn = with_batcher(test, batch_size=batch_size, window=0.0, queue=len(asked))
+    for images, (count, seed, steps, sampler) in zip(drawn, asked, strict=True):
+        alone = model.sampler.sample(count, seed=seed, steps=steps, sampler=sampler)
+        np.testing.assert_array_equal(images, alone)
+
+
+def test_those_that_wait_together_are_drawn_together_and_no_batch_is_larger_than_its_bound(model):
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        first = submit(batcher, model, 1, seed=100)
+        await gate.wait()
+        others = [submit(batcher, model, 3, seed=seed) for seed in range(3)]
+        others.append(submit(batcher, model, 1, seed=3, steps=2))  # another plan
+        for _ in range(4):
+            gate.opened.release()
+        await asyncio.gather(first, *others)
+
+    with_batcher(test, batch_size=8, window=0.0, draw=gate)
+    assert gate.batches == [[(100, 1)], [(0, 3), (1, 3), (2, 2)], [(3, 1)], [(2, 1)]]
+
+
+def test_a_large_request_lets_small_ones_in_between(model):
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        large = submit(batcher, model, 10, seed=1)
+        await gate.wait()
+        small = submit(batcher, model, 1, seed=2)
+        gate.opened.release()
+        gate.opened.release()
+        await small
+        assert not large.done()
+        for _ in range(2):
+            gate.opened.release()
+        await large
+
+    with_batcher(test, batch_size=4, window=0.0, draw=gate)
+    assert gate.batches == [[(1, 4)], [(2, 1), (1, 3)], [(1, 3)]]
+
+
+def test_an_idle_batcher_waits_for_company_until_the_batch_is_full(model):
+    """Within a window of an hour, nothing but a full batch can have been drawn."""
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        gate.opened.release()
+        first = submit(batcher, model, 2, seed=1)
+        await asyncio.sleep(0.01)
+        second = submit(batcher, model, 2, seed=2)
+        await asyncio.gather(first, second)
+
+    with_batcher(test, batch_size=4, window=3600.0, draw=gate)
+    assert gate.batches == [[(1, 2), (2, 2)]]
+
+
+def test_what_nobody_waits_for_is_not_drawn(model):
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        running, waiting = submit(batcher, model, 6, seed=1), submit(batcher, model, 1, seed=2)
+        await gate.wait()
+        running.cancel()
+        waiting.cancel()
+        last = submit(batcher, model, 1, seed=3)
+        gate.opened.release()
+        gate.opened.release()
+        await last
+
+    with_batcher(test, batch_size=4, window=0.0, queue=2, draw=gate)
+    assert gate.batches == [[(1, 4)], [(3, 1)]]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(model):
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        accepted = [submit(batcher, model, 1, seed=0)]
+        await gate.wait()
+        accepted += [submit(batcher, model, 1, seed=seed) for seed in (1, 2)]
+        with pytest.raises(QueueFullError) as refused:
+            submit(batcher, model, 1, seed=3)
+        assert 1 <= refused.value.retry_after <= 60
+        for _ in range(3):
+            gate.opened.release()
+        await asyncio.gather(*accepted)
+        gate.opened.release()
+        await submit(batcher, model, 1, seed=4)
+
+    with_batcher(test, batch_size=1, window=0.0, queue=2, draw=gate)
+
+
+def test_a_batch_that_fails_takes_no_other_with_it(model):
+    def fragile(shares: list[Share]) -> list[Any]:
+        if shares[0].job.seed == 1:
+            raise MemoryError("too much")
+        return draw(shares)
+
+    async def test(batcher: Batcher) -> None:
+        bad, good = submit(batcher, model, 1, seed=1), submit(batcher, model, 1, seed=2)
+        with pytest.raises(MemoryError):
+            await bad
+        assert len(await good) == 1
+
+    with_batcher(test, batch_size=1, window=0.0, draw=fragile)

@@ -1,0 +1,104 @@
+"""The page at `/`, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from conftest import Server, wait_until
+from PIL import Image
+
+from ddpm.deploy.runtime import Sampler
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Browser:
+    """The page, with its first pictures."""
+    browser.open(server.url)
+    settle(browser)
+    return browser
+
+
+def settle(page: Browser) -> str:
+    """Wait until the page has said how its latest wish ended; returns that."""
+    said = 'document.querySelector("#said")?.textContent ?? ""'
+    wait_until(lambda: page.run(said) not in ("", "drawing …"))
+    return page.run(said)
+
+
+def pictures(page: Browser) -> np.ndarray:
+    sources = page.run('[...document.querySelectorAll("#pictures img")].map(image => image.src)')
+    drawn = [np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))) for source in sources]
+    return np.stack(drawn)[..., None]
+
+
+def put(page: Browser, **values: object) -> None:
+    """Move sliders as a hand does."""
+    for name, value in values.items():
+        page.run(f'by("{name}").value = "{value}"; by("{name}").dispatchEvent(new Event("input", {{bubbles: true}}))')
+
+
+def test_it_asks_for_the_model_and_shows_what_it_draws_unasked(page, deploy):
+    np.testing.assert_array_equal(pictures(page), Sampler(deploy).sample(16, seed=0))
+    assert re.fullmatch(r"16 of seed 0 in [\d.]+ s, by ddpm-dots@\w+", settle(page))
+    assert page.run('by("steps").max') == "20"
+    names = page.run('[...by("sampler").options].map(option => option.value)')
+    assert names == ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2s", "unipc"]
+
+
+def test_sliders_and_buttons_say_what_is_drawn(page, deploy):
+    put(page, n=4, steps=20, sampler="ancestral", seed=5)
+    assert page.run('[by("n-shown").value, by("steps-shown").value, by("eta").disabled]') == ["4", "20", True]
+    for seed, button in [(5, "draw"), (6, "another")]:
+        page.run(f'by("{button}").click()')
+        assert settle(page).startswith(f"4 of seed {seed} ")
+        expected = Sampler(deploy).sample(4, seed=seed, steps=20, sampler="ancestral")
+        np.testing.assert_array_equal(pictures(page), expected)
+
+
+def test_a_refusal_is_shown_in_the_services_words(page):
+    page.run('by("n").max = 5000')
+    put(page, n=5000)
+    page.run('by("draw").click()')
+    assert settle(page) == "`n` must be at most 1024, found 5000"
+    assert page.run('by("said").className') == "bad"
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+@pytest.mark.parametrize(("scheme", "bright"), [("light", True), ("dark", False)])
+def test_it_fits_a_phone_and_a_desk_and_follows_the_systems_colours(browser, server, width, scheme, bright):
+    browser.open(server.url, width=width, scheme=scheme)
+    settle(browser)
+    screen = browser.screen()
+    assert (screen[2, 2] > 128) == bright
+    assert browser.run("document.documentElement.scrollWidth") == width
+
+
+def test_pixels_stay_pixels_when_enlarged(page):
+    """A smoothed enlargement of black and white would be full of greys."""
+    box = page.run('(({x, y, width, height}) => [x, y, width, height])(by("pictures").getBoundingClientRect())')
+    x, y, width, height = map(round, box)
+    shown = page.screen()[y : y + height, x : x + width]
+    _, counts = np.unique(shown, return_counts=True)
+    assert width > 300
+    assert np.sort(counts)[-3:].sum() > 0.98 * counts.sum()
+
+
+def test_it_takes_nothing_from_anywhere_else(server):
+    answer = server.client.get("/")
+    assert "connect-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert not re.search(r"https?://|//[a-z]+\.[a-z]+", answer.text)

@@ -1,0 +1,289 @@
+"""A server process: what it answers, what it refuses, and that it is well afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import re
+import socket
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import PATIENCE, wait_until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import write_deploy
+from PIL import Image
+
+from ddpm.deploy.runtime import Sampler
+from ddpm.evaluation.pictures import grid
+
+JSON = {"Content-Type": "application/json"}
+
+
+def opened(content: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(content)))
+
+
+def refusal(answer: httpx.Response) -> str:
+    """The reason, which is one line and tells nothing of the inside."""
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.headers["Content-Type"] == "application/json"
+    told = answer.json()
+    assert told.keys() == {"detail", "request_id"}
+    assert told["request_id"] == answer.headers["X-Request-ID"]
+    assert 0 < len(told["detail"].splitlines()[0]) == len(told["detail"]) <= 300
+    assert not re.search(r"Traceback|\.py|site-packages|/tmp", told["detail"])
+    return told["detail"]
+
+
+# --- Answers --------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_the_one_that_the_runtime_draws(server, deploy):
+    sampler = Sampler(deploy)
+    array = np.load(io.BytesIO(server.draw(n=5, seed=2**64 - 1, format="npy").content), allow_pickle=False)
+    expected = sampler.sample(5, seed=2**64 - 1)
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(opened(server.draw(n=5, seed=2**64 - 1).content), np.array(grid(expected, 2)))
+    one = server.draw(sampler="ancestral", steps=3)
+    assert one.headers["Content-Type"] == "image/png"
+    np.testing.assert_array_equal(opened(one.content), sampler.sample(1, sampler="ancestral", steps=3)[0, ..., 0])
+    assert one.headers["X-Model"].startswith("ddpm-dots@")
+
+
+def test_json_holds_each_image_and_how_it_came_about(server, deploy):
+    answer = server.draw(n=3, seed=4, eta=0.5, format="json").json()
+    images = np.stack([opened(base64.b64decode(png)) for png in answer.pop("data")])
+    np.testing.assert_array_equal(images[..., None], Sampler(deploy).sample(3, seed=4, eta=0.5))
+    model = answer.pop("model")
+    assert model == server.client.get("/v1/model").json()["model"]
+    assert answer == {"kind": "images", "shape": [4, 4, 1], "seed": 4, "sampler": "ddim", "steps": 5, "eta": 0.5}
+
+
+def test_a_request_larger_than_a_batch_is_one_answer(server, deploy):
+    array = np.load(io.BytesIO(server.draw(n=150, format="npy").content))
+    np.testing.assert_array_equal(array, Sampler(deploy).sample(150))
+
+
+def test_the_examples_of_the_documentation_work(server):
+    document = server.client.get("/openapi.json").json()
+    asked = document["paths"]["/v1/images"]["post"]
+    examples = asked["requestBody"]["content"]["application/json"]["examples"]
+    assert examples
+    for example in examples.values():
+        answer = server.draw(**example["value"])
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["Content-Type"] in asked["responses"]["200"]["content"]
+    named = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))
+    assert set(named) <= document["components"]["schemas"].keys()
+    assert server.client.get("/docs").status_code == 200
+
+
+def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_the_bound(start, tmp_path):
+    data = {"kind": "points", "low": [-2.0, 0.0], "high": [2.0, 1.0]}
+    deploy = write_deploy(tmp_path / "points", shape=(2,), data=data)
+    server = start(deploy, "--max-evaluations", "40")
+    expected = Sampler(deploy).sample(3, seed=1)
+    np.testing.assert_array_equal(np.load(io.BytesIO(server.draw(n=3, seed=1, format="npy").content)), expected)
+    for form in (None, "json"):
+        answer = server.draw(n=3, seed=1, format=form).json()
+        assert (answer["kind"], answer["shape"]) == ("points", [2])
+        np.testing.assert_array_equal(np.float32(answer["data"]), expected)
+    assert "draws points" in refusal(server.draw(format="png"))
+    assert server.draw(n=2, steps=20).status_code == 200
+    assert refusal(server.draw(n=3, steps=20)) == "`n` × `steps` must be at most 40, found 3 × 20"
+
+
+def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
+    for given_id, kept in [("order-66.b:1", True), ("x" * 65, False), ("a b", False)]:
+        answer = server.client.get("/v1/model", headers={"X-Request-ID": given_id})
+        assert (answer.headers["X-Request-ID"] == given_id) == kept
+        line = server.line(id=answer.headers["X-Request-ID"])
+        assert (line["method"], line["path"], line["status"]) == ("GET", "/v1/model", 200)
+
+
+# --- Refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ('{"n": -1}', "`n`: .*greater than or equal to 1, found -1"),
+        ('{"n": 0}', "`n`"),
+        ('{"n": 1025}', "`n` must be at most 1024, found 1025"),
+        (f'{{"n": {10**40}}}', "`n` must be at most 1024"),
+        ('{"n": 1' + "0" * 5000 + "}", "."),
+        ('{"n": 1.5}', "`n`: .*integer, found 1.5"),
+        ('{"n": "4"}', "`n`: .*integer, found '4'"),
+        ('{"n": true}', "`n`: .*integer, found True"),
+        ('{"n": null}', "`n`"),
+        ('{"n": NaN}', "`n`: .*found nan"),
+        ('{"n": [1]}', "`n`"),
+        ('{"seed": -1}', "`seed`"),
+        (f'{{"seed": {2**64}}}', "`seed`"),
+        ('{"sampler": "euler"}', "no sampler 'euler'; there are: ancestral, ddim"),
+        ('{"sampler": 3}', "`sampler`"),
+        ('{"steps": 0}', "`steps`"),
+        ('{"steps": 21}', "steps must be in 1..20"),
+        (f'{{"steps": {10**30}}}', "steps must be in 1..20"),
+        ('{"eta": NaN}', "`eta`: .*finite"),
+        ('{"eta": Infinity}', "`eta`: .*finite"),
+        ('{"eta": 1.1}', "`eta`"),
+        ('{"eta": "0"}', "`eta`"),
+        ('{"format": "gif"}', "`format`: .*'gif'"),
+        ('{"n": 2, "size": 64}', "unknown key `size`"),
+        ('{"line\\nbreak": 1}', "unknown key `line break`"),
+        ('{"n": "' + "x" * 9000 + '"}', "`n`"),
+        ("[]", "JSON object"),
+        ("3", "JSON object"),
+        ("null", "."),
+        ("", "."),
+        ("{", "not JSON"),
+        ("n=4", "not JSON"),
+        ("[" * 8000, "."),
+        (b'{"n": "\xff"}', "."),
+        (b"\x00" * 100, "not JSON"),
+        (b"x" * 20_000, "at most 16384 bytes"),
+        (b"x" * 3_000_000, "at most 16384 bytes"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_bad_request_is_told_in_a_line_what_is_wrong(server, asked, words):
+    reason = refusal(server.client.post("/v1/images", content=asked, headers=JSON))
+    assert re.search(words, reason), reason
+
+
+def test_a_chunked_body_is_bounded_too_and_another_type_is_refused(server):
+    chunks = (b" " * 5000 for _ in range(4))
+    assert server.client.post("/v1/images", content=chunks, headers=JSON).status_code == 413
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        answer = server.client.post("/v1/images", content='{"n": 1}', headers={"Content-Type": kind})
+        assert answer.status_code == 415
+        assert "application/json" in refusal(answer)
+
+
+def test_what_is_not_there_is_refused_in_a_line(server):
+    for answer in (
+        server.client.get("/v1/images"),
+        server.client.get("/etc/passwd"),
+        server.client.get("/%0a../x"),
+        server.client.delete("/"),
+    ):
+        assert answer.status_code in (404, 405)
+        refusal(answer)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+)
+KEYS = st.sampled_from(["n", "seed", "sampler", "steps", "eta", "format"]) | st.text(max_size=3)
+BODIES = st.dictionaries(KEYS, VALUES, max_size=4).map(json.dumps).map(str.encode) | st.binary(max_size=50)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=BODIES)
+def test_whatever_is_sent_it_is_drawn_or_refused(server, body):
+    answer = server.client.post("/v1/images", content=body, headers=JSON)
+    if answer.status_code != 200:
+        refusal(answer)
+
+
+def test_it_is_well_after_all_that(server):
+    """Bytes that are no HTTP, and connections that are left in the middle, included."""
+    host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
+    for bytes_sent in (
+        b"\x16\x03\x01\x02\x00",
+        b"GET\r\n\r\n",
+        b"POST /v1/images HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",
+    ):
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(bytes_sent)
+    assert server.client.get("/health").json() == {"status": "alive"}
+    assert server.client.get("/ready").json() == {"status": "ready"}
+    assert server.draw(n=4).status_code == 200
+    assert server.metric("ddpm_requests_total", status="500") == 0
+    assert not [line for line in server.log() if line["level"] in ("error", "critical")]
+
+
+# --- Load -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_hundred_at_once_are_all_served_and_share_batches(server, deploy):
+    sampler = Sampler(deploy)
+    expected = sampler.sample(3, seed=9), sampler.sample(2, seed=9, sampler="ancestral", steps=20)
+    asked: tuple[dict[str, Any], ...] = ({"n": 3}, {"n": 2, "sampler": "ancestral", "steps": 20})
+    images, batches = server.metric("ddpm_batch_images_sum"), server.metric("ddpm_batch_images_count")
+
+    async def all_at_once() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+            bodies = [{"seed": 9, "format": "npy", **asked[i % 2]} for i in range(200)]
+            return await asyncio.gather(*(client.post("/v1/images", json=body) for body in bodies))
+
+    answers = asyncio.run(all_at_once())
+    for i, answer in enumerate(answers):
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), expected[i % 2])
+    drawn, runs = server.metric("ddpm_batch_images_sum") - images, server.metric("ddpm_batch_images_count") - batches
+    assert drawn == 100 * 3 + 100 * 2
+    assert runs < 100
+    assert server.metric("ddpm_batch_requests_sum") > server.metric("ddpm_batch_requests_count")
+    assert server.metric("ddpm_batch_images_bucket", le="64.0") == server.metric("ddpm_batch_images_count")
+    assert server.metric("ddpm_queue_requests") == 0
+
+
+def test_one_too_many_is_refused_and_what_was_left_is_not_drawn(start, tmp_path):
+    """Three requests of a thousand images take turns at one place; two may wait."""
+    slow = write_deploy(tmp_path / "slow", work=10)
+    server = start(slow, "--threads", "1", "--batch-size", "1", "--queue", "2", "--timeout", "3600")
+
+    async def load() -> httpx.Response:
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+            asked = [client.post("/v1/images", json={"n": 1000, "steps": 20, "seed": seed}) for seed in range(3)]
+            endless = [asyncio.create_task(asked.pop())]
+            await asyncio.to_thread(wait_until, lambda: server.metric("ddpm_batch_images_count") > 0)
+            endless += map(asyncio.create_task, asked)
+            await asyncio.to_thread(wait_until, lambda: server.metric("ddpm_queue_requests") == 2)
+            refused = await client.post("/v1/images", json={})
+            for each in endless:
+                each.cancel()
+            return refused
+
+    refused = asyncio.run(load())
+    assert refused.status_code == 429
+    assert "too many" in refusal(refused)
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    wait_until(lambda: server.metric("ddpm_requests_total", status="499") == 3)
+    assert server.metric("ddpm_queue_requests") == 0
+    assert server.draw(steps=1).status_code == 200
+    assert server.metric("ddpm_batch_images_sum") < 1000
+
+
+def test_what_takes_too_long_is_given_up(start, tmp_path):
+    slow = write_deploy(tmp_path / "slow", work=10)
+    server = start(slow, "--threads", "1", "--batch-size", "1", "--timeout", "0.5", "--body-seconds", "0.5")
+    late = server.draw(n=1000, steps=20)
+    assert late.status_code == 504
+    assert late.json()["detail"] == "not drawn within 0.5 s"
+    with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port)) as connection:
+        connection.sendall(b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+    assert server.client.get("/ready").status_code == 200
+
+
+def test_a_fault_inside_is_told_to_the_log_and_not_to_the_client(start, tmp_path):
+    """This network takes one image at a time, as one exported without a dynamic axis would."""
+    server = start(write_deploy(tmp_path / "single", batch=1))
+    answer = server.draw(n=2)
+    assert answer.status_code == 500
+    assert "log" in answer.json()["detail"]
+    assert "onnx" not in answer.text.lower()
+    line = server.line(id=answer.json()["request_id"], level="error")
+    assert "Traceback" in line["traceback"]
+    assert server.draw(n=1).status_code == 200
