@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ddpm import __version__
 from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.layout import COMPARISON, COMPARISON_PAGE
 from ddpm.serve.arguments import add_arguments, chosen_settings
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ The stages, in the order in which they run (V is a model named in params.yaml):
 Beside the stages:
 
   ddpm sample MODEL --n 64 --out samples.png
+  ddpm compare A B …      models side by side, as one page                 → comparison/
+  ddpm measure MODEL --out FILE.json        figures of an exported or registered model, as of today's data
+  ddpm promote --to VERSION --reason WHY    champion by hand
+  ddpm rollback --reason WHY                champion is again who was before
   ddpm serve MODEL          images over HTTP, and a page to look at them
   ddpm import SOURCE --out models/V         a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT           a model directory as diffusers' DDPMPipeline reads it
@@ -112,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
     for_variant("export", _export, "export a model to ONNX and hold it against the trained one")
     for_variant("register", _register, "register a model's export, with its figures, in MLflow")
-    for_variant("promote", _promote, "make the newest version of a model champion, if it beats the one there is")
+    _add_promotion(command)
     command("config", _config, "print params.yaml with the defaults filled in, and what each key means")
 
     sample = command("sample", _sample, "draw images from a model")
@@ -136,9 +141,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    _add_compare(command)
     add_arguments(command("serve", _serve, "draw images over HTTP from an exported model"))
     _add_interop(command)
     return parser
+
+
+def _add_compare(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
+    compare = command("compare", _compare, "hold models side by side: pictures, figures and curves as one page")
+    compare.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a model of params.yaml, models/V, deploy/V, or a URI such as models:/ddpm-digits@champion",
+    )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=COMPARISON,
+        help="a directory for report.html and comparison.json (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--steps",
+        type=_integers,
+        help="at how many evaluations of the network an image they are measured, such as 5,10,20 "
+        "(default: 5,10,20,50,100, as far as all have so many timesteps)",
+    )
+    compare.add_argument("--sampler", default="ddim", help="that all are measured by (default: %(default)s)")
+    compare.add_argument("--samples", type=int, help="measured at each number of steps (default: evaluation.samples)")
+    compare.add_argument(
+        "--rank",
+        action="store_true",
+        help="the best model first; refused where the models were measured under different protocols",
+    )
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 5,10,20, found {text!r}") from None
+
+
+def _add_promotion(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
+    promote = command("promote", _promote, "make a version of a model champion, if it beats the one there is")
+    chosen = promote.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("variant", metavar="V", nargs="?", help="a model named in params.yaml, as it is registered now")
+    chosen.add_argument("--to", type=int, metavar="VERSION", help="this one, whatever the policy says")
+    back = command("rollback", _rollback, "make the version champion that was it before")
+    for by_hand in (promote, back):
+        by_hand.add_argument("--reason", required=by_hand is back, help="kept with the version in MLflow")
+        by_hand.add_argument("--model", metavar="NAME", help="the registered model (default: ddpm-<data>)")
+    measure = command("measure", _measure, "measure an exported model as `evaluate` would, with the data of today")
+    measure.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
+    measure.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON: its `metrics` and `protocol`")
 
 
 def _positive(text: str) -> int:
@@ -235,8 +291,31 @@ def _register(arguments: Arguments) -> None:
 def _promote(arguments: Arguments) -> None:
     from ddpm import tracking
 
-    _params().variant(arguments.variant)
-    print(tracking.promote(arguments.variant))
+    params = _params()
+    if (arguments.to is None) != (arguments.reason is None):
+        raise UserError("--to VERSION and --reason WHY go together")
+    if arguments.to is None:
+        params.variant(arguments.variant)
+        print(tracking.promote(arguments.variant, policy=params.promotion))
+    else:
+        model = arguments.model or params.model_name
+        decision = tracking.promote_by_hand(model, arguments.to, arguments.reason, policy=params.promotion)
+        print(f"models:/{model}/{arguments.to} is {decision}")
+
+
+def _rollback(arguments: Arguments) -> None:
+    from ddpm import tracking
+
+    print(f"{tracking.rollback(arguments.model or _params().model_name, arguments.reason).uri} is champion again")
+
+
+def _measure(arguments: Arguments) -> None:
+    from ddpm.promotion import headline
+    from ddpm.stages.deployed import measure_model
+
+    measured = measure_model(_params(), arguments.model, arguments.out)
+    key, name = headline(measured.metrics)
+    print(f"{arguments.model}: {name} {measured.metrics[key]:.4f} under protocol {measured.protocol.id}")
 
 
 def _sample(arguments: Arguments) -> None:
@@ -254,6 +333,21 @@ def _sample(arguments: Arguments) -> None:
         eta=arguments.eta,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _compare(arguments: Arguments) -> None:
+    from ddpm.stages.compare import compare
+
+    compared = compare(
+        _params(),
+        arguments.models,
+        arguments.out,
+        steps=arguments.steps,
+        sampler=arguments.sampler,
+        samples=arguments.samples,
+        rank=arguments.rank,
+    )
+    print(f"{', '.join(model.name for model in compared.models)}: {arguments.out / COMPARISON_PAGE}")
 
 
 def _serve(arguments: Arguments) -> None:

@@ -362,6 +362,35 @@ class ExportConfig(Section):
     fp16_tolerance: float = Field(5e-2, gt=0, description="as parity_tolerance, of the fp16 files")
 
 
+Tolerance = Annotated[float, Field(ge=0)]
+
+
+class Tolerances(Section):
+    """How much worse than the champion a new one may be, as a share of the champion's figure; null: at will."""
+
+    fid: Tolerance | None = Field(0.05, description="higher by, though the intervals overlap")
+    wasserstein: Tolerance | None = Field(0.05, description="the same")
+    inception_score: Tolerance | None = Field(0.1, description="lower by")
+    kid: Tolerance | None = Field(0.25, description="higher by; it is small, and its noise a large share of it")
+    precision: Tolerance | None = Field(0.1, description="lower by")
+    recall: Tolerance | None = Field(0.1, description="lower by")
+    mmd: Tolerance | None = Field(None, description="higher by")
+    nll_validation: Tolerance | None = Field(0.05, description="higher by")
+    gflops_per_image: Tolerance | None = Field(None, description="higher by")
+
+
+class PromotionConfig(Section):
+    """When a new version of a model becomes champion."""
+
+    gain: float = Field(
+        0.01,
+        ge=0,
+        description="where the intervals of the FID overlap: the share by which the NLL or the cost of an image must "
+        "be lower, and neither may be higher",
+    )
+    tolerances: Tolerances = Tolerances()
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -370,6 +399,7 @@ class Params(Section):
     extractor: ExtractorConfig = ExtractorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
+    promotion: PromotionConfig = PromotionConfig()
     variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
     models: dict[VariantName, VariantConfig] = Field(min_length=1)
 
@@ -390,6 +420,11 @@ class Params(Section):
                 f"extractor.kind is {self.extractor.kind}: set it to inception"
             )
         return self
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's."""
+        return f"ddpm-{self.data.dataset_name}"
 
     def variant(self, name: str) -> VariantConfig:
         """The named model's configuration, or a UserError that lists those there are."""

@@ -9,6 +9,9 @@ EXTRACTOR = Path("extractor")
 MODELS = Path("models")
 REPORTS = Path("reports")
 DEPLOY = Path("deploy")
+# Beside the pipeline: the page of a comparison, the numbers in it, and what each model draws of the same noise.
+COMPARISON = Path("comparison")
+COMPARISON_PAGE, COMPARISON_RECORD, COMPARISON_PICTURE = "report.html", "comparison.json", "samples.png"
 # Unfinished training: outside every DVC output, since DVC removes those before it runs a stage again.
 TRAINING_STATES = Path(".ddpm/training")
 # Features of real images, which every evaluation needs again; may be deleted at any time.

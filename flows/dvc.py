@@ -76,8 +76,17 @@ def reproduce(
 
 def accept_new_data(children: Children, on_line: Callable[[str], None]) -> Failure | None:
     """Have the upstream's data, whatever they are, recorded in data.dvc. Returns why that failed, or None."""
-    code, lines = _run([sys.executable, "-m", "ddpm", "fetch", "--accept"], children, on_line)
-    return Failure("fetch", lines[-1] if lines else f"ended with {code}", code) if code else None
+    return run_ddpm(["fetch", "--accept"], children, on_line)
+
+
+def run_ddpm(arguments: list[str], children: Children, on_line: Callable[[str], None]) -> Failure | None:
+    """Run a `ddpm` command that is no stage. Returns why it failed, or None.
+
+    Raises:
+        StoppedError: the flow is being stopped.
+    """
+    code, lines = _run([sys.executable, "-m", "ddpm", *arguments], children, on_line)
+    return Failure(arguments[0], lines[-1] if lines else f"ended with {code}", code) if code else None
 
 
 def _run(

@@ -14,8 +14,8 @@ from prefect.settings import PREFECT_SERVER_API_PORT
 
 from ddpm import tracking
 from ddpm.files import read_json
-from ddpm.layout import DEPLOY, REPORTS
-from ddpm.promotion import headline
+from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD, DEPLOY, REPORTS
+from ddpm.promotion import Decision, headline
 from ddpm.tracking import Registration
 
 
@@ -135,7 +135,7 @@ def publish(results: list[Result]) -> None:
         description="The models as this run leaves them",
     )
     for result in results:
-        key = re.sub(r"[^a-z0-9]+", "-", result.variant.lower()).strip("-")
+        key = _slug(result.variant)
         create_markdown_artifact(key=f"samples-{key}", markdown=_markdown(result), description=f"{result}")
         create_link_artifact(
             key=f"mlflow-{key}",
@@ -144,8 +144,36 @@ def publish(results: list[Result]) -> None:
         )
 
 
+def publish_decision(variant: str, decision: Decision) -> None:
+    """Put a promotion's outcome and the numbers it came of among the flow run's artifacts."""
+    rows = "\n".join(f"| {row['figure']} | {row['challenger']} | {row['champion']} |" for row in decision.figures)
+    table = f"\n\n| | challenger | champion |\n|---|---|---|\n{rows}" if rows else ""
+    create_markdown_artifact(
+        key=f"promotion-{_slug(variant)}", markdown=f"## {variant}\n\n{decision}{table}\n", description=f"{decision}"
+    )
+
+
+def publish_comparison(directory: Path, run_id: str) -> None:
+    """Put a comparison's figures and picture among the flow run's artifacts, and where its page is in MLflow."""
+    page = f"{tracking.run_url(run_id)}/artifacts/{COMPARISON_PAGE}"
+    note = tracking.comparison_note(
+        read_json(directory / COMPARISON_RECORD), page=page, picture=_inline(directory / COMPARISON_PICTURE)
+    )
+    create_markdown_artifact(key="comparison", markdown=note, description="Models side by side")
+    create_link_artifact(key="comparison-page", link=page, link_text="The comparison as a page, in MLflow")
+
+
+def _slug(variant: str) -> str:
+    """A variant's name as Prefect takes it in keys."""
+    return re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
+
+
 def _markdown(result: Result) -> str:
     """A page with the figures and the picture itself, which Prefect's server could not read from here."""
     rows = "\n".join(f"| {label.strip()} | {value} |" for label, value in result.rows().items())
-    picture = base64.b64encode(result.picture.read_bytes()).decode()
-    return f"## {result.variant}\n\n| | |\n|---|---|\n{rows}\n\n![samples](data:image/png;base64,{picture})\n"
+    return f"## {result.variant}\n\n| | |\n|---|---|\n{rows}\n\n![samples]({_inline(result.picture)})\n"
+
+
+def _inline(picture: Path) -> str:
+    """A PNG as the address of itself."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"

@@ -201,7 +201,7 @@ def _announce(mlflow_port: int, prefect_port: int) -> None:
     print(
         f"\n  MLflow   http://{HOST}:{mlflow_port}\n"
         f"  Prefect  http://{HOST}:{prefect_port}\n\n"
-        "  The flow `retrain` runs as prefect.yaml says; to have it run now:\n"
+        "  The flows `retrain` and `monitor` run as prefect.yaml says; to have one run now:\n"
         f"  PREFECT_API_URL=http://{HOST}:{prefect_port}/api .venv/bin/prefect deployment run retrain/weekly\n\n"
         "  Ctrl-C stops all of it.\n",
         flush=True,

@@ -47,3 +47,18 @@ def trained(trained_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(trained_template, directory)
     monkeypatch.chdir(directory)
     return directory
+
+
+@pytest.fixture
+def finished(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose stages have all run, with an MLflow store of its own, and the current directory."""
+    from finished import empty_store, write_outputs
+
+    from ddpm import tracking
+
+    for variable in ("MLFLOW_TRACKING_URI", tracking.RUN_ID):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", tmp_path / "mlflow")
+    write_outputs(tmp_path)
+    return tmp_path

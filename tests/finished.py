@@ -20,7 +20,9 @@ def empty_store(base: Path) -> Path:
     return root
 
 
-def write_outputs(root: Path, *, fid: float = 20.0, samples: int = 2000, passed: bool = True, lock: str = "1") -> None:
+def write_outputs(
+    root: Path, *, fid: float = 20.0, samples: int = 2000, passed: bool = True, lock: str = "1", **more: float
+) -> None:
     """What prepare, train, evaluate and export leave behind: images of 4×4, and a network that predicts nothing."""
     sampling = {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True}
     process = {"timesteps": 10, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"}
@@ -31,7 +33,7 @@ def write_outputs(root: Path, *, fid: float = 20.0, samples: int = 2000, passed:
     protocol = {"id": f"protocol-{samples}", "samples": samples, "steps": 5}
     metrics = {"protocol": protocol["id"], "fid": fid, "fid_same_count": fid, "fid_floor": 1.0, "same_count": 8}
     metrics |= {"inception_score": 1.5, "inception_score_std": 0.1, "inception_score_real": 2.0}
-    metrics |= {"inception_score_same_count": 1.4, "samples": samples}
+    metrics |= {"inception_score_same_count": 1.4, "samples": samples, **more}
     files = {
         "prepared/manifest.json": {"name": "dots", "source": "folder", "shape": SHAPE, "splits": {"train": split}},
         f"models/{VARIANT}/model.json": {"config": config, "data": data, "training": trained, "parameters": 1},

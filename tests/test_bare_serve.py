@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,19 +120,19 @@ def test_what_would_need_more_is_said_in_a_line(run: Run, trained_template: Path
 
 @pytest.fixture
 def served(bare: Path, inside: dict[str, Any], run: Run, tmp_path: Path) -> Iterator[Callable[[Path], Any]]:
-    """Start the image's own command on a model and a free port; returns the process and its health check."""
+    """Start the image's own command on a model and a free port; returns the process, its health check, its address."""
     started: list[subprocess.Popen[str]] = []
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
 
-    def start(model: Path) -> tuple[subprocess.Popen[str], Callable[[], bool]]:
+    def start(model: Path) -> tuple[subprocess.Popen[str], Callable[[], bool], str]:
         places = {"/model": str(model), "0.0.0.0": "127.0.0.1", "8000": port}
         program, *arguments = (places.get(word, word) for word in [*of_image("ENTRYPOINT"), *of_image("CMD")])
         log = (tmp_path / "log").open("w")
         started.append(subprocess.Popen([bare / "bin" / program, *arguments], stderr=log, **inside))
         check = [word.replace("8000", port) for word in of_image("HEALTHCHECK")]
-        return started[-1], lambda: run(*check).returncode == 0
+        return started[-1], lambda: run(*check).returncode == 0, f"http://127.0.0.1:{port}"
 
     yield start
     for process in started:
@@ -140,11 +141,13 @@ def served(bare: Path, inside: dict[str, Any], run: Run, tmp_path: Path) -> Iter
 
 
 def test_the_images_own_command_serves_and_its_health_check_knows(served: Any, trained_template: Path, tmp_path: Path):
-    process, is_healthy = served(trained_template / "deploy/tiny")
+    process, is_healthy, address = served(trained_template / "deploy/tiny")
     deadline = time.monotonic() + 120
     while not is_healthy():
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
+    with urllib.request.urlopen(address) as page:
+        assert b"<title>ddpm</title>" in page.read()
     process.terminate()
     assert process.wait(120) == 0
     assert not is_healthy()
@@ -165,7 +168,7 @@ def test_a_container_without_a_model_that_draws_ends_in_a_line(
         denoiser.write_bytes(denoiser.read_bytes()[: denoiser.stat().st_size // 2])
     elif fault == "another shape":
         facts.write_text(facts.read_text().replace('"shape": [\n    8,', '"shape": [\n    9,'))
-    process, is_healthy = served(model)
+    process, is_healthy, _ = served(model)
     assert process.wait(120) == 2
     assert len((tmp_path / "log").read_text().splitlines()) == 1
     assert not is_healthy()

@@ -74,12 +74,20 @@ def test_an_experiment_is_compared_and_drawn(first: Path):
     """README's `dvc exp run -S`, `metrics diff`, `exp show`, `plots show`; only what depends on the change runs."""
     run(first, "git", "add", "--all")
     run(first, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "first")
+    figures = first / "reports/tiny/metrics.json"
+    before = json.loads(figures.read_text())
     said = run(first, "dvc", "exp", "run", "--name", "fewer", "-S", "models.tiny.sampling.steps=3")
     assert "Stage 'train@tiny' didn't change, skipping" in said
-    change = json.loads(run(first, "dvc", "metrics", "diff", "--json"))["reports/tiny/metrics.json"]
-    assert change["fid"]["old"] != change["fid"]["new"]
-    assert change["protocol"]["old"] != change["protocol"]["new"]
-    assert "fewer" in run(first, "dvc", "exp", "show", "--csv")
+    after = json.loads(figures.read_text())
+    assert before["fid"] != after["fid"]
+    assert before["protocol"] != after["protocol"]
+    [change] = json.loads(run(first, "dvc", "metrics", "diff", "--all", "--json")).values()
+    assert {key: (each["old"], each["new"]) for key, each in change.items()} == {
+        key: (before[key], after[key]) for key in before
+    }
+    shown = json.loads(run(first, "dvc", "exp", "show", "--json"))
+    assert [entry["data"]["metrics"]["reports/tiny/metrics.json"]["data"] for entry in shown] == [after, before]
+    assert [experiment["name"] for experiment in shown[1]["experiments"]] == ["fewer"]
     run(first, "dvc", "plots", "show")
     page = (first / "dvc_plots/index.html").read_text()
     assert "Training loss" in page

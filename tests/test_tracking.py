@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished import SHAPE, VARIANT, empty_store, write_outputs
+from finished import SHAPE, VARIANT, write_outputs
 from mlflow.exceptions import MlflowException
 
 from ddpm import tracking
@@ -22,14 +21,8 @@ from ddpm.errors import UpstreamError, UserError
 
 
 @pytest.fixture
-def project(tmp_path, tmp_path_factory, monkeypatch) -> Path:
-    """A project whose stages have all run, with a store of its own."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv(tracking.RUN_ID, raising=False)
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", tmp_path / "mlflow")
-    write_outputs(tmp_path)
-    return tmp_path
+def project(finished) -> Path:
+    return finished
 
 
 def client(root: Path):
@@ -45,15 +38,21 @@ def test_a_registered_version_holds_all_that_is_known_of_it(project):
     made = tracking.register(VARIANT)
     assert (made.model, made.version, made.created, made.aliases) == ("ddpm-dots", 1, True, ("challenger",))
     run = client(project).get_run(made.run_id)
-    assert run.data.metrics["fid"] == 20.0
+    assert run.data.metrics["eval/fid"] == 20.0
+    assert run.data.metrics["export/parity_max_abs_difference"] == 1e-6
     assert run.data.params["network.multipliers"] == "[1, 2]"
     assert run.data.params["protocol.samples"] == "2000"
     assert run.data.params["trained.device"] == "cpu"
     assert run.data.tags["protocol"] == "protocol-2000"
     assert run.data.tags["lineage"] == tracking.lineage_of(VARIANT)
     assert len(run.data.tags["dvc.lock"]) == 64
-    assert [m.step for m in client(project).get_metric_history(made.run_id, "loss")] == [5, 10]
-    assert {f.path for f in client(project).list_artifacts(made.run_id)} >= {"samples.png", "protocol.json", "dvc.lock"}
+    assert [m.step for m in client(project).get_metric_history(made.run_id, "train/loss")] == [5, 10]
+    assert {f.path for f in client(project).list_artifacts(made.run_id)} >= {
+        "samples.png",
+        "metrics.json",
+        "eval_protocol.json",
+        "dvc.lock",
+    }
     [data] = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("dots", "d" * 16)
     assert run.info.status == "FINISHED"
@@ -149,6 +148,14 @@ def test_the_same_lineage_is_registered_once_and_another_one_again(project):
     assert holder(project, "challenger") == 2
 
 
+def test_a_challenger_whose_alias_was_lost_has_it_again(project):
+    tracking.register(VARIANT)
+    client(project).delete_registered_model_alias("ddpm-dots", "challenger")
+    again = tracking.register(VARIANT)
+    assert (again.aliases, again.created) == (("challenger",), False)
+    assert holder(project, "challenger") == 1
+
+
 def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(project):
     expected = [(20.0, 2000, 1, "first"), (25.0, 2000, 1, "no lower"), (10.0, 500, 1, "samples: 2000 → 500"),
                 (15.0, 2000, 4, "15.0000 against 20.0000 of version 1")]  # fmt: skip
@@ -216,20 +223,27 @@ def test_a_uri_of_nothing_is_answered_in_one_line(project, uri):
     assert "\n" not in str(caught.value)
 
 
+def machine_load(root: Path, run_id: str) -> list[str]:
+    """Metrics of the machine that a run has."""
+    return [key for key in client(root).get_run(run_id).data.metrics if key.startswith("system/")]
+
+
 def test_the_curve_of_a_training_under_way_is_sent_and_not_sent_twice(project, monkeypatch):
     run_id = tracking.start_run(VARIANT)
     monkeypatch.setenv(tracking.RUN_ID, run_id)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     with tracking.live_curve() as log:
         log(5, {"loss": 9.0, "grad_norm": float("inf")})
-        time.sleep(0.5)
+        deadline = time.monotonic() + 30
+        while not machine_load(project, run_id) and time.monotonic() < deadline:
+            time.sleep(0.1)
         log(7, {"loss": 8.0})
-    assert client(project).get_metric_history(run_id, "steps_per_second")[0].value > 0
+    assert client(project).get_metric_history(run_id, "train/steps_per_second")[0].value > 0
     made = tracking.register(VARIANT, run_id=run_id)
     assert made.run_id == run_id
-    curve = client(project).get_metric_history(run_id, "loss")
+    curve = client(project).get_metric_history(run_id, "train/loss")
     assert [(m.step, m.value) for m in curve] == [(5, 9.0), (7, 8.0), (10, 0.5)]
-    assert any(key.startswith("system/") for key in client(project).get_run(run_id).data.metrics)
+    assert machine_load(project, run_id)
 
 
 def test_without_a_run_the_live_curve_is_nobodys(project):

@@ -6,9 +6,10 @@ around it), perhaps both in fp16 too, and `sampler.json` (the process, the defau
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +113,12 @@ class Sampler:
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
         return plan_for(self.facts["process"], self.facts["sampling"], **overrides)
+
+    def sampled_by(self, sampling: Mapping[str, Any]) -> Sampler:
+        """The same network with another plan of its own, `sampling` as in params.yaml."""
+        other = copy.copy(self)
+        other.facts = {**self.facts, "sampling": dict(sampling)}
+        return other
 
     def sample(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Imag
 def as_picture(image: NDArray[np.uint8]) -> Image.Image:
     """An image [H, W, 1] in grey, [H, W, 3] in colour."""
     return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+
+
+def beside(images: Sequence[Image.Image], *, gap: int = 12) -> Image.Image:
+    """Pictures of one mode from left to right on white."""
+    width = sum(image.width + gap for image in images) - gap
+    canvas = Image.new(images[0].mode, (width, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        canvas.paste(image, (left, 0))
+        left += image.width + gap
+    return canvas
 
 
 def captioned(image: Image.Image, text: str) -> Image.Image:

@@ -41,12 +41,13 @@ def likelihood_bounds(
 ) -> dict[SplitName, LikelihoodBound]:
     """The full bound of `images` images of each split, chosen at random, or of all if there are fewer.
 
-    None where `images` is 0, and of points and sequences, which are not on 256 levels.
+    None where `images` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
+    a VAE's, whose bound with z from the prior says nothing.
 
     Args:
         on_batch: called with the number of images of each batch that is done.
     """
-    if not images or model.kind.name != "images":
+    if not images or model.kind.name != "images" or model.process().timesteps == 1:
         return {}
 
     def batches(split: Split) -> Iterator[Tensor]:

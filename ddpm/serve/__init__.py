@@ -1,0 +1,1 @@
+"""Serving: an exported model over HTTP. Needs no torch."""

@@ -35,6 +35,7 @@ many wait, 503 when there is no model or the service is stopping, 504 when it to
 
 _REFUSALS = {
     400: "The body is not JSON.",
+    408: "The body took too long to arrive.",
     413: "The body is too long.",
     415: "The body is not said to be JSON.",
     422: "A value that cannot be: which, what was found, what is expected.",

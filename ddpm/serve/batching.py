@@ -90,7 +90,8 @@ class Batcher:
         """
         Args:
             metrics: what is told of every batch.
-            batch_size: images a batch at most; a larger job is drawn in turns with the others.
+            batch_size: images a batch at most, fewer where the model's memory says so; a larger job is drawn in turns
+                with the others.
             window: seconds, from a job's arrival, that a batch with room waits for company.
             queue: jobs that may wait.
             draw: what a batch is drawn by.
@@ -158,26 +159,27 @@ class Batcher:
         """Wait for a job, then for its company: until the batch is full, or the window of the first job is over."""
         while True:
             self._changed.clear()
-            shares = self._company()
+            shares, room = self._company()
             patience = shares[0].job.arrived + self._window - time.monotonic() if shares else None
-            full = sum(share.count for share in shares) >= self._batch_size
-            if patience is not None and (full or patience <= 0):
+            if patience is not None and (patience <= 0 or not room):
                 return shares
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     await self._changed.wait()
 
-    def _company(self) -> list[Share]:
-        """As much as fits into a batch with the job that waits longest."""
+    def _company(self) -> tuple[list[Share], int]:
+        """As much as fits into a batch with the job that waits longest, and how many images more would."""
+        waiting = [job for job in self._queue if not job.images.done()]
+        if not waiting:
+            return [], 0
         shares: list[Share] = []
-        room = self._batch_size
-        wanted = [job for job in self._queue if not job.images.done()]
-        for job in wanted:
-            if room and job.draws_like(wanted[0]):
+        room = min(self._batch_size, waiting[0].model.sampler.largest_batch)
+        for job in waiting:
+            if room and job.draws_like(waiting[0]):
                 count = min(room, job.count - job.started)
                 shares.append(Share(job, job.started, count))
                 room -= count
-        return shares
+        return shares, room
 
     def _hand_over(self, job: Job, part: NDArray[Any]) -> None:
         """Give a job what was drawn for it. One that wants more waits for its next turn, behind the others."""

@@ -141,13 +141,13 @@ class ModelKeeper:
             return
         if not (self._poll and _is_uri(self._model)):
             return
-        failures, said = 0, ""
-        while not self._stopped.wait(max(self._poll, min(_MOST_PATIENCE, self._poll * 2**failures))):
+        patience, said = self._poll, ""
+        while not self._stopped.wait(patience):
             try:
                 self._follow()
             except Exception as error:  # whatever it is, there is a model that works
                 self._metrics.reloads.labels("failed").inc()
-                failures += 1
+                patience = max(self._poll, min(2 * patience, _MOST_PATIENCE))
                 if str(error) != said:
                     said = str(error)
                     logger.error(
@@ -155,7 +155,7 @@ class ModelKeeper:
                         extra={"fields": {"model": self.current and self.current.name, "reason": said}},
                     )
             else:
-                failures, said = 0, ""
+                patience, said = self._poll, ""
 
     def _wanted(self) -> str:
         """The version that the URI means now."""
@@ -176,4 +176,4 @@ class ModelKeeper:
         model = load_model(name, threads=self._threads)
         self._metrics.show_model(model.name)
         self.current = model
-        logger.info("the model is loaded", extra={"fields": {"model": model.name}})
+        logger.info("the model is loaded", extra={"fields": {"model": model.name, "where": model.sampler.where}})

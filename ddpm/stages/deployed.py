@@ -4,22 +4,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ddpm import tracking
 from ddpm.config import Params, SamplingConfig, validate
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.device import pick_device
+from ddpm.files import write_json
 from ddpm.layout import PREPARED
 from ddpm.stages.evaluate import Measurement, measure
 
 
-def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path()) -> Measurement:
+def measure_model(params: Params, model: str, out: Path, *, root: Path = Path()) -> Measurement:
+    """Write the figures of a deploy directory or a registered model to a JSON file: `metrics` and `protocol`.
+
+    Args:
+        model: `deploy/V`, or a URI such as `models:/ddpm-digits@champion`.
+
+    Raises:
+        UserError: as `evaluate_deployed`; or there is no such model.
+        UpstreamError: the MLflow server does not answer.
+    """
+    deploy = tracking.resolve(model, root) if model.startswith("models:/") else Path(model)
+    measured = evaluate_deployed(params, deploy, root=root, name=model)
+    protocol = {"id": measured.protocol.id, **measured.protocol.as_dict()}
+    write_json(out, {"metrics": measured.metrics, "protocol": protocol})
+    return measured
+
+
+def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name: str | None = None) -> Measurement:
     """Measure a deploy directory as `ddpm evaluate` measures a model, against the present `prepared/` and
     `extractor/`, under the protocol of `params`; by the model's own plan where that has none.
 
     What needs the trained network itself is left out: the likelihood and the cost of an image.
 
+    Args:
+        name: what messages call it; None: its path.
+
     Raises:
-        UserError: the directory, the extractor or the prepared data is missing, damaged or of another kind.
+        UserError: the directory, the extractor or the prepared data is missing or damaged, or the data are of another
+            kind or shape.
     """
     sampler = Sampler(deploy)
     own = validate(SamplingConfig, sampler.facts["sampling"], str(deploy / "sampler.json"))
@@ -32,5 +55,5 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path()) -> M
         data=PreparedData.open(root / PREPARED),
         root=root,
         device=pick_device(),
-        name=str(deploy),
+        name=name or str(deploy),
     )

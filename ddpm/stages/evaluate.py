@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,11 +119,14 @@ def measure(
         name: what messages call it.
 
     Raises:
-        UserError: the model and the data are of two kinds, the plan is not one of the model's, or the extractor is
-            missing or damaged.
+        UserError: the model and the data are of two kinds or shapes, the plan is not one of the model's, or the
+            extractor is missing or damaged.
     """
     if samples.kind.name != data.kind.name:
         raise UserError(f"{name} makes {samples.kind.name}, but the prepared data are {data.kind.name}")
+    if samples.kind.shape != data.kind.shape:
+        made, prepared = ("×".join(map(str, shape)) for shape in (samples.kind.shape, data.kind.shape))
+        raise UserError(f"{name} makes {data.kind.name} of {made}, but the prepared data are of {prepared}")
     choices = sampling.model_dump()
     try:
         samples.plan(**choices)
@@ -135,7 +138,7 @@ def measure(
         for batch in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size, **choices):
             figures.add(batch)
             progress.update(len(batch))
-    protocol = _protocol(params, sampling, variance, weights, data, identity)
+    protocol = protocol_of(params, sampling, variance, weights, data, identity)
     return Measurement(figures.figures(), protocol, figures.pictures())
 
 
@@ -150,14 +153,15 @@ def _measure_of(
     return ValueMeasure(params, data, identity["bandwidth"]), identity
 
 
-def _protocol(
+def protocol_of(
     params: Params,
     sampling: SamplingConfig,
     variance: str,
     weights: str,
     data: PreparedData,
-    extractor: dict[str, Any],
+    extractor: Mapping[str, Any],
 ) -> EvaluationProtocol:
+    """How a model with this plan is measured; `extractor` is the identity of what it is measured by."""
     options, train, counts = params.evaluation, data.split("train"), data.manifest.counts
     whole = options.reference == "all"
     return EvaluationProtocol(

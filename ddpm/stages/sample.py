@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.kinds import DataKind
-from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
 
-
-class Samples(Protocol):
-    """What a trained and an exported model have in common."""
-
-    @property
-    def kind(self) -> DataKind:
-        """What it draws."""
-        ...
-
-    def plan(self, **overrides: Any) -> SamplingPlan:
-        """The plan of these overrides; ValueError where there can be none."""
-        ...
-
-    def sample(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> NDArray[Any]:
-        """Draw data, images [count, H, W, C] uint8."""
-        ...
+if TYPE_CHECKING:
+    from ddpm.deploy.runtime import Sampler
+    from ddpm.model import Model
 
 
 def sample_to(
@@ -61,9 +47,9 @@ def sample_to(
     return images
 
 
-def open_model(model: str) -> Samples:
+def open_model(model: str) -> Model | Sampler:
     """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime)."""
-    if model.startswith(("models:/", "runs:/")):
+    if is_uri(model):
         from ddpm import tracking
 
         return _exported(tracking.resolve(model))
@@ -81,13 +67,18 @@ def open_model(model: str) -> Samples:
     )
 
 
-def _exported(directory: Path) -> Samples:
+def _exported(directory: Path) -> Sampler:
     """A deploy directory, and a line about what it runs on."""
     from ddpm.deploy.runtime import Sampler
 
     sampler = Sampler(directory)
     print(f"sampling with {sampler.where}")
     return sampler
+
+
+def is_uri(model: str) -> bool:
+    """Whether MODEL names something in MLflow, and not a directory."""
+    return model.startswith(("models:/", "runs:/"))
 
 
 def _writer(out: Path) -> Any:

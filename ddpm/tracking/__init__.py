@@ -4,26 +4,41 @@ Runs and models are kept in SQLite and files under `mlflow/`, or by the server t
 is imported when a function here first needs it, so that everything else works without it.
 """
 
-from ddpm.tracking.champion import promote
+from ddpm.tracking.champion import champion_to_measure, find_champion, promote, promote_by_hand, rollback
+from ddpm.tracking.evaluations import Evaluation, evaluation_of, log_comparison
+from ddpm.tracking.notes import comparison_note
 from ddpm.tracking.outputs import lineage_of, model_name
+from ddpm.tracking.records import Figures, log_measurement, recorded_figures, recorded_fingerprint
 from ddpm.tracking.registry import Registration, find, pinned, register, resolve
 from ddpm.tracking.runs import RUN_ID, end_run, live_curve, log_study, run_url, start_run, ui_url
 from ddpm.tracking.store import load_mlflow, store_uri
 
 __all__ = [
     "RUN_ID",
+    "Evaluation",
+    "Figures",
     "Registration",
+    "champion_to_measure",
+    "comparison_note",
     "end_run",
+    "evaluation_of",
     "find",
+    "find_champion",
     "lineage_of",
     "live_curve",
     "load_mlflow",
+    "log_comparison",
+    "log_measurement",
     "log_study",
     "model_name",
     "pinned",
     "promote",
+    "promote_by_hand",
+    "recorded_figures",
+    "recorded_fingerprint",
     "register",
     "resolve",
+    "rollback",
     "run_url",
     "start_run",
     "store_uri",

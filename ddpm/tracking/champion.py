@@ -1,60 +1,234 @@
-"""Which version of a registered model is the champion."""
+"""Which version of a registered model is the champion: by the policy, by hand, and the one before it.
+
+The alias `champion` says which it is. The registered model's tag `champions` holds those that were, oldest first and
+the present one last, so that one can go back.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import UserError
-from ddpm.promotion import Candidate, Decision, decide, headline
-from ddpm.tracking.registry import find
-from ddpm.tracking.store import load_mlflow, store_answers
+from ddpm.config import PromotionConfig
+from ddpm.errors import UpstreamError, UserError
+from ddpm.promotion import Candidate, Decision, decide, measuring_again_helps
+from ddpm.tracking.records import figures_of
+from ddpm.tracking.registry import TAKEN_BACK, Registration, describe, find
+from ddpm.tracking.store import load_mlflow, one_at_a_time, store_answers, store_uri
+
+_HISTORY = "champions"
+_ATTEMPTS = 5
 
 
 @store_answers()
-def promote(variant: str, root: Path = Path()) -> Decision:
-    """Make the variant's registered version champion if the policy says so; the reason becomes a tag either way.
+def promote(
+    variant: str, root: Path = Path(), policy: PromotionConfig | None = None, *, obstacle: str | None = None
+) -> Decision:
+    """Make the variant's registered version champion if the policy says so; the decision becomes tags either way.
+
+    Args:
+        variant: a registered model of params.yaml.
+        root: the project's folder.
+        policy: None: the default one.
+        obstacle: why the champion could not be measured as the challenger was, if somebody tried.
 
     Raises:
         UserError: the variant, as it is now, is not registered.
+        UpstreamError: the server does not answer, or others keep moving the alias.
     """
-    challenger = find(variant, root)
-    if challenger is None:
-        raise UserError(f"{variant} is not registered as it is now; run `ddpm register {variant}`")
+    challenger = _registered(variant, root)
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
-    champion = champion_of(client, challenger.model)
     version = str(challenger.version)
-    if champion == version:
-        decision = Decision(True, challenger.reason or "it is the champion already")
-    else:
-        decision = decide(
-            _candidate(mlflow, client, challenger.model, version),
-            _candidate(mlflow, client, challenger.model, champion) if champion else None,
-        )
-    # The alias first: if this dies between the two, the next call finds the champion and adds the tag.
-    if decision.promote:
-        client.set_registered_model_alias(challenger.model, "champion", version)
-    # Why a version once became champion stays said, also when it comes again and is refused.
-    tag = "promotion_reason" if decision.promote or challenger.reason is None else "refusal_reason"
-    client.set_model_version_tag(challenger.model, version, tag, decision.reason)
+    with one_at_a_time(root):
+        for _ in range(_ATTEMPTS):
+            champion = _champion(client, challenger.model)
+            if champion == version:
+                decision = Decision(True, challenger.reason or "it is the champion already")
+                break
+            decision = _decide(mlflow, challenger.model, version, champion, policy)
+            if not decision.promote or _crown(client, challenger.model, version, champion):
+                break
+        else:
+            raise UpstreamError(f"the champion of {challenger.model} keeps changing")
+        if obstacle and not decision.promote:
+            decision = Decision(False, f"{decision.reason}; {obstacle}", decision.figures)
+        _record(client, challenger, decision)
     return decision
 
 
-def champion_of(client: Any, model: str) -> str | None:
+@store_answers()
+def promote_by_hand(
+    model: str, version: int, reason: str, root: Path = Path(), policy: PromotionConfig | None = None
+) -> Decision:
+    """Make a version champion whatever the policy says of it, and keep both the reason and the policy's.
+
+    Args:
+        policy: None: the default one.
+
+    Raises:
+        UserError: there is no such model or version.
+        UpstreamError: the server does not answer, or another process is moving the alias.
+    """
+    mlflow = load_mlflow(root)
+    client = mlflow.MlflowClient()
+    chosen = _version(client, model, version, root)
+    with one_at_a_time(root):
+        champion = _champion(client, model)
+        if champion == str(version):
+            return Decision(True, "it is the champion already")
+        verdict = _decide(mlflow, model, str(version), champion, policy)
+        aside = "" if verdict.promote else f"; the policy would not have it: {verdict.reason}"
+        decision = Decision(True, f"by hand: {reason}{aside}", verdict.figures)
+        if not _crown(client, model, str(version), champion):
+            raise UpstreamError(f"the champion of {model} has just changed")
+        if TAKEN_BACK in client.get_model_version(model, str(version)).tags:
+            client.delete_model_version_tag(model, str(version), TAKEN_BACK)
+        _record(client, describe(client, chosen), decision)
+    return decision
+
+
+@store_answers()
+def rollback(model: str, reason: str, root: Path = Path()) -> Registration:
+    """Give the alias back to the version that had it before; the policy does not promote the present one again.
+
+    Returns:
+        The version that is champion now.
+
+    Raises:
+        UserError: there is no such model, it has no champion, or there was none before.
+        UpstreamError: the server does not answer, or another process is moving the alias.
+    """
+    client = load_mlflow(root).MlflowClient()
+    known = _versions(client, model, root)
+    with one_at_a_time(root):
+        champion = _champion(client, model)
+        if champion is None:
+            raise UserError(f"{model} has no champion in {store_uri(root)}")
+        history = [version for version in _history(client, model) if version in known]
+        while history and history[-1] == champion:
+            history.pop()
+        if not history:
+            raise UserError(f"{model}: version {champion} is the champion, and there was none before it")
+        if not _move(client, model, history[-1], champion):
+            raise UpstreamError(f"the champion of {model} has just changed")
+        client.set_registered_model_tag(model, _HISTORY, json.dumps(history))
+        client.set_model_version_tag(model, champion, TAKEN_BACK, reason)
+        return describe(client, client.get_model_version(model, history[-1]))
+
+
+@store_answers()
+def find_champion(model: str, root: Path = Path()) -> Registration | None:
+    """The version with the alias `champion`, or None where there is no such model or no champion."""
+    mlflow = load_mlflow(root)
+    client = mlflow.MlflowClient()
+    try:
+        version = _champion(client, model)
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return describe(client, client.get_model_version(model, version)) if version else None
+
+
+@store_answers()
+def champion_to_measure(variant: str, root: Path = Path(), *, own_plan: bool = True) -> Registration | None:
+    """The champion, if the variant's version can be ranked against it only once it is measured under its protocol.
+
+    Args:
+        own_plan: whether models are measured each by its own sampling plan.
+    """
+    challenger = _registered(variant, root)
+    mlflow = load_mlflow(root)
+    client = mlflow.MlflowClient()
+    champion = _champion(client, challenger.model)
+    if champion is None:
+        return None
+    protocol = _candidate(mlflow, challenger.model, str(challenger.version)).protocol
+    present = _candidate(mlflow, challenger.model, champion, protocol["id"]).protocol
+    if not measuring_again_helps(present, protocol, own_plan=own_plan):
+        return None
+    return describe(client, client.get_model_version(challenger.model, champion))
+
+
+def _registered(variant: str, root: Path) -> Registration:
+    version = find(variant, root)
+    if version is None:
+        raise UserError(f"{variant} is not registered as it is now; run `ddpm register {variant}`")
+    return version
+
+
+def _versions(client: Any, model: str, root: Path) -> dict[str, Any]:
+    """The versions of a registered model by their numbers."""
+    found = {str(version.version): version for version in client.search_model_versions(f"name = '{model}'")}
+    if not found:
+        raise UserError(f"there is no registered model {model} in {store_uri(root)}")
+    return found
+
+
+def _version(client: Any, model: str, version: int, root: Path) -> Any:
+    known = _versions(client, model, root)
+    if str(version) not in known:
+        raise UserError(f"{model} has no version {version}; it has {', '.join(sorted(known, key=int))}")
+    return known[str(version)]
+
+
+def _champion(client: Any, model: str) -> str | None:
     """The version that has the alias `champion`."""
     version = client.get_registered_model(model).aliases.get("champion")
     return None if version is None else str(version)
 
 
-def _candidate(mlflow: Any, client: Any, model: str, version: str) -> Candidate:
-    found = client.get_model_version(model, version)
-    metrics = client.get_run(found.run_id).data.metrics
-    key, measure = headline(metrics)
+def _history(client: Any, model: str) -> list[str]:
+    return json.loads(client.get_registered_model(model).tags.get(_HISTORY, "[]"))
+
+
+def _crown(client: Any, model: str, version: str, champion: str | None) -> bool:
+    """Move the alias and remember from whom; False if it was not where it is said to be."""
+    # The alias first: if this dies between the two, the next call finds the champion and adds the rest.
+    if not _move(client, model, version, champion):
+        return False
+    history = _history(client, model)
+    for each in (champion, version):
+        if each is not None and history[-1:] != [each]:
+            history.append(each)
+    client.set_registered_model_tag(model, _HISTORY, json.dumps(history))
+    return True
+
+
+def _move(client: Any, model: str, version: str, champion: str | None) -> bool:
+    """Move the alias from `champion`, having looked right before and after that nobody else has."""
+    if _champion(client, model) != champion:
+        return False
+    client.set_registered_model_alias(model, "champion", version)
+    return _champion(client, model) == version
+
+
+def _decide(mlflow: Any, model: str, version: str, champion: str | None, policy: PromotionConfig | None) -> Decision:
+    challenger = _candidate(mlflow, model, version)
+    against = _candidate(mlflow, model, champion, challenger.protocol["id"]) if champion else None
+    return decide(challenger, against, policy or PromotionConfig())
+
+
+def _candidate(mlflow: Any, model: str, version: str, protocol: str | None = None) -> Candidate:
+    """What is known of a version, measured under this protocol if it was, else under its first."""
+    found = mlflow.MlflowClient().get_model_version(model, version)
+    figures = figures_of(mlflow, found, protocol)
     return Candidate(
         name=f"version {found.version}",
-        score=metrics[key],
-        measure=measure,
-        protocol=mlflow.artifacts.load_dict(f"runs:/{found.run_id}/protocol.json"),
+        metrics=figures.metrics,
+        protocol=figures.protocol,
         parity_passed=found.tags.get("parity_passed") == "true",
+        taken_back=found.tags.get(TAKEN_BACK),
     )
+
+
+def _record(client: Any, version: Registration, decision: Decision) -> None:
+    """Tag a version with a decision and its numbers."""
+    # Why a version once became champion stays said, also when it comes again and is refused.
+    tag = "promotion_reason" if decision.promote or version.reason is None else "refusal_reason"
+    client.set_model_version_tag(version.model, str(version.version), tag, decision.reason)
+    if decision.figures:
+        figures = json.dumps(decision.figures, ensure_ascii=False)
+        client.set_model_version_tag(version.model, str(version.version), "promotion_figures", figures)

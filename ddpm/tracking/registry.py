@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib.metadata
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,12 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
 from ddpm.layout import DEPLOY, REPORTS
+from ddpm.tracking.names import PROTOCOL, evaluation, grouped
+from ddpm.tracking.notes import NOTE, run_note
 from ddpm.tracking.outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
 from ddpm.tracking.store import is_connection_failure, load_mlflow, store_answers, store_uri
+
+# The artifact with what the exported model drew from fixed noise.
+FINGERPRINT = "fingerprint.npy"
+
+# The tag that says why a version is no longer champion.
+TAKEN_BACK = "taken_back"
 
 # What the exported model needs to sample, besides this package.
 _REQUIREMENTS = ("numpy", "onnxruntime", "pandas")
@@ -32,7 +44,7 @@ class Registration:
     run_id: str
     aliases: tuple[str, ...]
     reason: str | None
-    """Why it was or was not made champion; None until that was decided."""
+    """Why it was or was not made champion, or why it no longer is; None until that was decided."""
     created: bool = False
     """Whether this call made it; False where a version with the same lineage was there."""
 
@@ -57,19 +69,21 @@ def find(variant: str, root: Path = Path()) -> Registration | None:
     client = load_mlflow(root).MlflowClient()
     name = model_name(root)
     for version in client.search_model_versions(f"name = '{name}' and tags.lineage = '{lineage}'"):
-        return _describe(client, version)
+        return describe(client, version)
     return None
 
 
-def _describe(client: Any, version: Any) -> Registration:
+def describe(client: Any, version: Any) -> Registration:
+    """What is known of a version that MLflow answered with."""
     # The search leaves the aliases out of its answers.
     version = client.get_model_version(version.name, version.version)
+    taken_back = version.tags.get(TAKEN_BACK)
     return Registration(
         model=version.name,
         version=int(version.version),
         run_id=version.run_id,
         aliases=tuple(sorted(version.aliases)),
-        reason=version.tags.get("promotion_reason"),
+        reason=f"taken back: {taken_back}" if taken_back else version.tags.get("promotion_reason"),
     )
 
 
@@ -77,7 +91,7 @@ def _describe(client: Any, version: Any) -> Registration:
 def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Registration:
     """Log a variant's model and all that is known of it, as a new version with the alias `challenger`.
 
-    Where a version of the same lineage is there already, that one is returned and nothing is logged.
+    Where a version of the same lineage is there already, that one has the alias and is returned; nothing is logged.
 
     Args:
         variant: a model that was trained, evaluated and exported.
@@ -89,21 +103,29 @@ def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Re
         UpstreamError: the server does not answer.
     """
     outputs = Outputs.read(variant, root)
-    if found := find(variant, root):
-        return found
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
+    if found := find(variant, root):
+        if "challenger" in found.aliases:
+            return found
+        # An earlier call ended between making the version and its alias; or the project is back where it was then.
+        client.set_registered_model_alias(found.model, "challenger", str(found.version))
+        return replace(found, aliases=tuple(sorted({*found.aliases, "challenger"})))
+    fingerprint = Fingerprint.of(root / DEPLOY / variant)
     with mlflow.start_run(run_id=run_id or start_run(variant, root)) as run:
         model_id = _log_model(mlflow, outputs)
         _log_outputs(mlflow, client, run.info.run_id, outputs, model_id)
-    made = mlflow.register_model(f"models:/{model_id}", model_name(root), tags=_version_tags(outputs))
+        _log_samples(mlflow, fingerprint)
+    tags = {**_version_tags(outputs), "files": json.dumps(fingerprint.files), "runtime": fingerprint.runtime}
+    made = mlflow.register_model(f"models:/{model_id}", model_name(root), tags=tags)
+    note = run_note(outputs.metrics, outputs.protocol["id"], run.info.run_id)
+    client.update_model_version(made.name, made.version, description=note)
     client.set_registered_model_alias(made.name, "challenger", made.version)
-    return replace(_describe(client, made), run_id=run.info.run_id, created=True)
+    return replace(describe(client, made), run_id=run.info.run_id, created=True)
 
 
 def _log_model(mlflow: Any, outputs: Outputs) -> str:
     """Log the deploy directory as a pyfunc model written as code; returns its identifier."""
-    import numpy as np
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema, TensorSpec
@@ -141,20 +163,30 @@ def _pinned(modules: tuple[str, ...]) -> list[str]:
 def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_id: str) -> None:
     """Log parameters, figures, the curve, pictures and the data of the active run."""
     mlflow.log_params(outputs.parameters())
-    mlflow.log_metrics(outputs.metrics, model_id=model_id)
-    mlflow.log_metrics({"parity_max_abs_difference": outputs.parity["max_abs_difference"]}, model_id=model_id)
-    mlflow.set_tags(_version_tags(outputs))
+    mlflow.log_metrics(evaluation(outputs.metrics), model_id=model_id)
+    parity = {"parity_max_abs_difference": outputs.parity["max_abs_difference"]}
+    mlflow.log_metrics(grouped("export", parity), model_id=model_id)
+    mlflow.set_tags({**_version_tags(outputs), NOTE: run_note(outputs.metrics, outputs.protocol["id"], run_id)})
     lock = outputs.root / "dvc.lock"
     if lock.is_file():  # else the model was imported, and its stages run by hand
         mlflow.set_tag("dvc.lock", sha256_of(lock))
         mlflow.log_artifact(str(lock))
-    logged = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+    logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
     now = milliseconds()
-    log_metrics(client, run_id, [(now, step, row) for step, row in outputs.curve() if step not in logged])
-    reports = outputs.root / REPORTS / outputs.variant
-    for name in ("samples.png", "denoising.png", "protocol.json"):
-        mlflow.log_artifact(str(reports / name))
+    curve = [(now, step, grouped("train", row)) for step, row in outputs.curve() if step not in logged]
+    log_metrics(client, run_id, curve)
+    mlflow.log_dict(outputs.protocol, PROTOCOL)
+    for file in sorted((outputs.root / REPORTS / outputs.variant).iterdir()):
+        if file.name != "protocol.json":
+            mlflow.log_artifact(str(file))
     _log_data(mlflow, outputs)
+
+
+def _log_samples(mlflow: Any, fingerprint: Fingerprint) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FINGERPRINT
+        np.save(path, fingerprint.samples)
+        mlflow.log_artifact(str(path))
 
 
 def _log_data(mlflow: Any, outputs: Outputs) -> None:

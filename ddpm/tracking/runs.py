@@ -10,10 +10,11 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm.tracking.names import grouped
 from ddpm.tracking.outputs import flatten, model_name
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers, store_uri
 
@@ -34,7 +35,7 @@ def start_run(variant: str, root: Path = Path()) -> str:
     client = mlflow.MlflowClient()
     experiment = experiment_id(mlflow, model_name(root), root)
     name = f"{variant} {time.strftime('%Y-%m-%d %H:%M')}"
-    return client.create_run(experiment, run_name=name, tags={"variant": variant, **_git_tags(root)}).info.run_id
+    return client.create_run(experiment, run_name=name, tags={"variant": variant, **git_tags(root)}).info.run_id
 
 
 def end_run(run_id: str, status: str, root: Path = Path()) -> None:
@@ -67,7 +68,7 @@ def log_study(
     client = mlflow.MlflowClient()
     experiment = experiment_id(mlflow, f"ddpm-{name}", root)
     run_name = f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
-    run_id = client.create_run(experiment, run_name=run_name, tags=_git_tags(root)).info.run_id
+    run_id = client.create_run(experiment, run_name=run_name, tags=git_tags(root)).info.run_id
     client.log_batch(run_id, params=[Param(key, value) for key, value in flatten(dict(parameters))])
     now = milliseconds()
     log_metrics(client, run_id, [(now, step, metrics) for step, metrics in points])
@@ -130,7 +131,7 @@ def _send(run_id: str, points: queue.SimpleQueue[tuple[int, int, Metrics] | None
                 moment, step, metrics = point
                 if before and moment > before[0]:
                     metrics = {**metrics, "steps_per_second": 1000 * (step - before[1]) / (moment - before[0])}
-                log_metrics(client, run_id, [(moment, step, metrics)])
+                log_metrics(client, run_id, [(moment, step, grouped("train", metrics))])
                 before = moment, step
     except Exception as error:  # whatever it is, it is not the training's affair
         first_line = str(error).partition("\n")[0]
@@ -150,7 +151,7 @@ def _machine_load(run_id: str) -> Iterator[None]:
         monitor.finish()
 
 
-def log_metrics(client: Any, run_id: str, points: list[tuple[int, int, Metrics]]) -> None:
+def log_metrics(client: Any, run_id: str, points: Sequence[tuple[int, int, Metrics]]) -> None:
     """Log (milliseconds since 1970, step, metrics) points; a value that is no number is left out."""
     from mlflow.entities import Metric
 
@@ -168,7 +169,7 @@ def milliseconds() -> int:
     return int(time.time() * 1000)
 
 
-def _git_tags(root: Path) -> dict[str, str]:
+def git_tags(root: Path) -> dict[str, str]:
     """The commit, and whether the tracked files differ from it; empty outside a git repository."""
 
     def git(*arguments: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ _SETTINGS = {
     # Seven, its default, are four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
 }
+
+_LOCK_SECONDS = 60
 
 
 def store_uri(root: Path = Path()) -> str:
@@ -71,6 +75,38 @@ def is_connection_failure(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextlib.contextmanager
+def one_at_a_time(root: Path = Path()) -> Iterator[None]:
+    """Within the block, no other process on this machine is in such a block for the same store.
+
+    MLflow cannot move an alias on condition of where it is. Between machines that share a server the flow takes turns
+    by a limit of Prefect's.
+
+    Raises:
+        UpstreamError: another process has been in it for a minute.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(_lock_file(root))
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except Timeout:
+        raise UpstreamError(f"another process has held {lock.lock_file} for {_LOCK_SECONDS} s") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock_file(root: Path) -> Path:
+    """Beside the database; of a server, in the machine's folder for temporary files."""
+    uri = store_uri(root)
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///").partition("?")[0] + ".lock")
+    digest = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"ddpm-{os.getuid()}-{digest}.lock"
 
 
 def experiment_id(mlflow: Any, name: str, root: Path) -> str:

@@ -43,7 +43,11 @@ assert sample(net, plan, torch.randn(2, 1, 8, 8), lambda: None).shape == (2, 1, 
 
 
 def test_the_runtime_imports_with_numpy_alone():
-    run("import ddpm, ddpm.cli, ddpm.deploy.runtime", TOOLS | {"torch", "scipy"})
+    run("import ddpm, ddpm.cli, ddpm.deploy.integrity, ddpm.deploy.runtime", TOOLS | {"torch", "scipy"})
+
+
+def test_the_watch_over_the_champion_needs_no_torch():
+    run("import flows.monitor", {"torch", "scipy", "sklearn", "torchvision", "onnx"})
 
 
 @pytest.mark.parametrize("tool", ["mlflow", "prefect", "dvc", "torch"])

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from finished import empty_store, write_outputs
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
 
 from ddpm.config import VariantConfig
 
@@ -63,6 +65,13 @@ def write_graph(root: Path, variants: tuple[str, ...] = ("one",)) -> None:
     (root / "params.yaml").write_text(
         yaml.safe_dump({"variants": list(variants), "models": dict.fromkeys(variants, sections)})
     )
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """A Prefect server for all tests that run flows; its start takes seconds."""
+    with prefect_test_harness(server_startup_timeout=180):
+        yield PREFECT_API_URL.value()
 
 
 @pytest.fixture(scope="session")

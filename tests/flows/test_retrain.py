@@ -17,28 +17,22 @@ from conftest import write_graph
 from finished import empty_store, write_outputs
 from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.settings import PREFECT_API_URL
 from prefect.states import State
-from prefect.testing.utilities import prefect_test_harness
 
 from ddpm import tracking
-from flows import retrain as module
+from flows import pipeline
 from flows.retrain import retrain
 
 ROOT = Path(__file__).parents[2]
 EVERY_STAGE = ["fetch", "prepare", "fit-extractor", "train@one", "evaluate@one", "export@one"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[str]:
-    """A Prefect server for all tests here; its start takes seconds."""
-    with prefect_test_harness(server_startup_timeout=180):
-        yield PREFECT_API_URL.value()
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch, store):
-    monkeypatch.setattr(module, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(pipeline, "PAUSES", (0.0, 0.0))
 
 
 def run(*variants: str) -> State:
@@ -85,18 +79,20 @@ def test_from_nothing_to_a_champion(after_one_run, monkeypatch):
     assert "first version" in version.reason
     [mlflow_run] = runs_of_mlflow(after_one_run)
     assert mlflow_run.info.status == "FINISHED"
-    assert mlflow_run.data.metrics["fid"] == 20.0
+    assert mlflow_run.data.metrics["eval/fid"] == 20.0
     # The training was told the run that its model is registered with.
     assert (after_one_run / "seen").read_text() == version.run_id == mlflow_run.info.run_id
 
 
 def test_the_pages_show_the_table_the_picture_and_the_way_to_mlflow(after_one_run, monkeypatch):
     monkeypatch.chdir(after_one_run)
-    keys = ArtifactFilterKey(any_=["results", "samples-one", "mlflow-one"])
+    keys = ArtifactFilterKey(any_=["results", "samples-one", "mlflow-one", "promotion-one"])
     with get_client(sync_client=True) as client:
         shown = {found.key: found.data for found in client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))}
     assert json.loads(shown["results"])[0]["FID"] == 20.0
     assert "data:image/png;base64," in shown["samples-one"]
+    assert "champion: FID 20.0000, the first version" in shown["promotion-one"]
+    assert "| FID | 20.0000 |  |" in shown["promotion-one"]
     assert tracking.find("one").run_id in shown["mlflow-one"]
 
 
@@ -119,6 +115,7 @@ def test_a_run_that_was_stopped_before_its_promotion_is_finished_by_the_next(aga
     assert len(runs_of_mlflow(again)) == 1
 
 
+@pytest.mark.slow
 def test_new_data_makes_a_new_version_and_a_worse_one_is_no_champion(again):
     write_outputs(again / "finished", fid=30.0)
     (again / "content").write_text(json.dumps({"version": 2}))
@@ -126,6 +123,14 @@ def test_new_data_makes_a_new_version_and_a_worse_one_is_no_champion(again):
     assert result.registration.version == 2
     assert result.registration.aliases == ("challenger",)
     assert "no lower FID: 30.0000 against 20.0000 of version 1" in result.registration.reason
+
+
+def test_new_data_change_the_protocol_and_what_keeps_the_champion_from_being_measured_under_it_is_said(again):
+    write_outputs(again / "finished", samples=500, fid=10.0)
+    (again / "content").write_text(json.dumps({"version": 2}))
+    [result] = run().result()
+    assert result.registration.aliases == ("challenger",)
+    assert "samples: 2000 → 500; version 1 could not be measured again: ddpm measure: " in result.registration.reason
 
 
 def test_bad_input_fails_at_once_in_the_commands_words_and_leaves_no_run_open(graph, before, calls):

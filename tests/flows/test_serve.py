@@ -77,7 +77,9 @@ def test_everything_starts_and_ends_together(graph, free_port):
             data=b"{}",
             headers={"Content-Type": "application/json"},
         )
-        [deployment] = json.loads(get(request))
+        deployments = {each["name"]: each for each in json.loads(get(request))}
+        assert deployments.keys() == {"weekly", "daily", "on-demand"}
+        deployment = deployments["weekly"]
         assert deployment["schedules"][0]["schedule"]["cron"].split()[-1] == "1"
         assert deployment["job_variables"]["working_dir"] == str(graph)
         own = processes_under(process.pid)

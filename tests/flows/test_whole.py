@@ -6,16 +6,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from test_clones import clone, run, source  # noqa: F401  (source is a fixture)
+from tiny import TINY_PARAMS, write_params
 
 from ddpm import tracking
 
 
 def retrain(where: Path) -> str:
-    """Run the flow with a server of its own, as nothing in the environment names another."""
+    return run_flow(where, "-m", "flows.retrain")
+
+
+def run_flow(where: Path, *arguments: str) -> str:
+    """Run Python with a server of Prefect's own, as nothing in the environment names another."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.retrain"],
+        [sys.executable, *arguments],
         cwd=where,
         env={**clean, "PYTHONPATH": str(where)},
         stdout=subprocess.PIPE,
@@ -40,7 +46,13 @@ def test_raw_images_to_a_champion_and_nothing_the_second_time(source, tmp_path, 
     found = tracking.find("tiny")
     client = tracking.load_mlflow().MlflowClient()
     logged = client.get_run(found.run_id)
-    assert logged.data.metrics.keys() >= {"fid", "fid_floor", "inception_score", "loss", "steps_per_second"}
+    assert logged.data.metrics.keys() >= {
+        "eval/fid",
+        "eval/fid_floor",
+        "eval/inception_score",
+        "train/loss",
+        "train/steps_per_second",
+    }
 
     run(project, "ddpm", "sample", "models:/ddpm-digits@champion", "--n", "5", "--seed", "0", "--out", "a.npz")
     run(project, "ddpm", "sample", "deploy/tiny", "--n", "5", "--seed", "0", "--out", "b.npz")
@@ -48,3 +60,36 @@ def test_raw_images_to_a_champion_and_nothing_the_second_time(source, tmp_path, 
 
     assert "Nothing has changed since models:/ddpm-digits/1: nothing to do" in retrain(project)
     assert len(client.search_runs([logged.info.experiment_id])) == 1
+
+
+WATCH = "from flows.monitor import monitor; print('in the end:', monitor(return_state=True).message)"
+
+
+@pytest.mark.slow
+def test_under_another_protocol_the_champion_is_measured_again_ranked_and_watched(source, tmp_path, monkeypatch):  # noqa: F811
+    project = clone(source, tmp_path / "project")
+    retrain(project)
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    healthy = "in the end: models:/ddpm-digits/1: files and samples are those on record; figures are those on record"
+    assert healthy in run_flow(project, "-c", WATCH)
+
+    tiny = TINY_PARAMS["models"]["tiny"]
+    more = {**tiny, "training": {**tiny["training"], "steps": 120}}
+    write_params(project, {**TINY_PARAMS, "evaluation": {"samples": 128, "splits": 2}, "models": {"tiny": more}})
+    retrain(project)
+    version = tracking.find("tiny")
+    assert version.version == 2
+    assert "of version 1" in version.reason
+    assert "not ranked" not in version.reason
+    client = tracking.load_mlflow().MlflowClient()
+    [measured] = [
+        value for tag, value in client.get_model_version("ddpm-digits", "1").tags.items() if "measured" in tag
+    ]
+    assert client.get_run(measured).data.metrics["samples"] == 128
+
+    path = tracking.resolve("models:/ddpm-digits@champion") / "denoiser.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    assert "damaged: denoiser.onnx is not the file that was registered" in run_flow(project, "-c", WATCH)

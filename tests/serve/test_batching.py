@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddpm.deploy.runtime import Sampler
 from ddpm.serve.batching import Batcher, QueueFullError, Share, draw
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.models import ServedModel, load_model
@@ -107,6 +108,20 @@ def test_those_that_wait_together_are_drawn_together_and_no_batch_is_larger_than
 
     with_batcher(test, batch_size=8, window=0.0, draw=gate)
     assert gate.batches == [[(100, 1)], [(0, 3), (1, 3), (2, 2)], [(3, 1)], [(2, 1)]]
+
+
+def test_a_model_that_needs_much_memory_is_given_smaller_batches(deploy):
+    gate = Gate()
+    sampler = Sampler(deploy, threads=1)
+    sampler.largest_batch = 2
+
+    async def test(batcher: Batcher) -> None:
+        for _ in range(2):
+            gate.opened.release()
+        await submit(batcher, ServedModel("large", sampler), 3, seed=1)
+
+    with_batcher(test, batch_size=8, window=0.0, draw=gate)
+    assert gate.batches == [[(1, 2)], [(1, 1)]]
 
 
 def test_a_large_request_lets_small_ones_in_between(model):

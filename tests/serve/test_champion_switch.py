@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import onnx
 import pytest
-from conftest import PATIENCE, Server, wait_until
+from denoisers import network
 from finished import VARIANT, empty_store, write_outputs
-from networks import network
+from service import PATIENCE, Server, wait_until
 
 from ddpm import tracking
 from ddpm.deploy.runtime import Sampler

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import Server, wait_until
 from PIL import Image
+from service import Server, wait_until
 
 from ddpm.deploy.runtime import Sampler
 

@@ -7,17 +7,19 @@ import base64
 import io
 import json
 import re
+import shutil
 import socket
+import subprocess
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from conftest import PATIENCE, wait_until
+from denoisers import write_deploy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import write_deploy
 from PIL import Image
+from service import PATIENCE, ROOT, wait_until
 
 from ddpm.deploy.runtime import Sampler
 from ddpm.evaluation.pictures import grid
@@ -82,6 +84,18 @@ def test_the_examples_of_the_documentation_work(server):
     named = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))
     assert set(named) <= document["components"]["schemas"].keys()
     assert server.client.get("/docs").status_code == 200
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_the_readmes_lines_work_as_written(server, tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("    curl -s 127.0.0.1:8000/")]
+    assert len(commands) == 3
+    for command in commands:
+        asked = command.replace("127.0.0.1:8000", server.url) + " --fail"
+        subprocess.run(asked, shell=True, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    assert Image.open(tmp_path / "samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+    assert np.load(tmp_path / "images.npy").shape == (4, 4, 4, 1)
 
 
 def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_the_bound(start, tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PATIENCE, Server, wait_until
-from networks import write_deploy
+from denoisers import write_deploy
+from service import PATIENCE, Server, wait_until
 from tiny import run_cli
 
 from ddpm.errors import UserError

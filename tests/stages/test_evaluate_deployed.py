@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ddpm.cli import main
 from ddpm.config import load_params
 from ddpm.errors import UserError
 from ddpm.stages.deployed import evaluate_deployed
@@ -23,3 +24,19 @@ def test_a_deploy_directory_without_its_description_is_named(trained: Path):
     Path("deploy/tiny/sampler.json").unlink()
     with pytest.raises(UserError, match=r"deploy/tiny is not a deploy directory: sampler.json is missing"):
         evaluate_deployed(load_params(), Path("deploy/tiny"))
+
+
+def test_the_figures_of_a_deploy_directory_are_written_to_a_file(trained: Path):
+    assert main(["measure", "deploy/tiny", "--out", "figures.json"]) == 0
+    written = json.loads(Path("figures.json").read_text())
+    assert written["protocol"] == json.loads(Path("reports/tiny/protocol.json").read_text())
+    assert written["metrics"]["samples"] == 64
+
+
+def test_a_model_of_another_shape_than_the_data_is_not_measured(trained: Path, capsys):
+    facts = json.loads(Path("deploy/tiny/sampler.json").read_text())
+    Path("deploy/tiny/sampler.json").write_text(json.dumps({**facts, "shape": [16, 16, 1]}))
+    assert main(["measure", "deploy/tiny", "--out", "figures.json"]) == 2
+    said = capsys.readouterr().err
+    assert said == "ddpm measure: deploy/tiny makes images of 16×16×1, but the prepared data are of 8×8×1\n"
+    assert not Path("figures.json").exists()

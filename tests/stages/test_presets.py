@@ -117,6 +117,13 @@ def test_points_and_sequences_through_every_stage(values_project: tuple[Path, st
     assert all((report / picture).read_bytes() == before for picture, before in pictures.items())
     check_parity(project, name)
 
+    sampler = load_params().variant(name).sampling.sampler
+    stages(project, f"compare {name} deploy/{name} --steps 2,4 --sampler {sampler}")
+    measured = read_json(project / "comparison/comparison.json")["over_steps"]
+    assert measured["figure"] == "wasserstein"
+    for curve in measured["curves"].values():
+        assert curve[1] == [4, pytest.approx(metrics["wasserstein"], rel=1e-3)]
+
     kind = ddpm.load(project / "models" / name).kind
     for model in (f"models/{name}", f"deploy/{name}"):
         stages(project, f"sample {model} --n 5 --out samples.npz", f"sample {model} --n 5 --out samples.png")

@@ -1,0 +1,29 @@
+"""Whether figures measured again are still those on record: a pure comparison, under one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ddpm.promotion import NAMES, Estimate, headline
+
+# Beside the headline. KID and MMD are too close to zero for a share of them to mean anything.
+_WATCHED = ("inception_score", "precision", "recall")
+
+
+def drifts(recorded: Mapping[str, float], measured: Mapping[str, float], tolerance: float) -> Iterator[str]:
+    """Each figure, in words, that has left its recorded interval by more than the tolerance, up or down.
+
+    Args:
+        recorded: figures on record, with `…_low` and `…_high` where they have intervals.
+        measured: the same figures, measured again.
+        tolerance: what is allowed beyond the interval, as a share of the figure on record.
+    """
+    key, _ = headline(recorded)
+    for each in (key, *_WATCHED):
+        if each not in recorded or each not in measured:
+            continue
+        before = Estimate.of(recorded, each)
+        slack = tolerance * abs(before.value)
+        low, high = min(before.low, before.value) - slack, max(before.high, before.value) + slack
+        if not low <= measured[each] <= high:  # nor if it is not a number
+            yield f"{NAMES[each]} {measured[each]:.4f}, recorded {before}"

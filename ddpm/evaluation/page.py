@@ -1,0 +1,144 @@
+"""A comparison as one HTML page that needs nothing but itself: no other file, no network, no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from PIL import Image
+
+from ddpm.evaluation.charts import curves, scatter, style_of
+from ddpm.evaluation.comparison import Compared, Comparison, best, by_protocol, differences
+from ddpm.figures import FIGURES, Figure, number
+from ddpm.promotion import headline
+
+TEMPLATE = "comparison.html"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the models draw of the same noise: a picture a model, or a single one of all of them."""
+
+    title: str
+    images: Sequence[Image.Image]
+
+
+def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
+    """The page. Equal comparisons are equal pages."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    models = comparison.models
+    return template.render(
+        models=[
+            {"name": model.name, "style": style_of(number), "version": model.recorded.version}
+            for number, model in enumerate(models)
+        ],
+        ranked=comparison.ranked,
+        differences={name: list(values.values()) for name, values in differences(models).items()},
+        groups=[_group(protocol, group) for protocol, group in by_protocol(models).items()],
+        pictures=[_row(row, models) for row in pictures],
+        charts=[chart for chart in (_over_steps(comparison), _likelihood(models), _coverage(models)) if chart],
+        conditions=comparison.conditions,
+    )
+
+
+def _group(protocol: str | None, group: Sequence[Compared]) -> dict[str, Any]:
+    """The table of the models of one protocol."""
+    rows = [_figure_row(figure, group) for figure in FIGURES if any(figure.key in m.recorded.metrics for m in group)]
+    fields = {name: value for name, value in group[0].recorded.protocol.items() if name != "id"}
+    return {"protocol": protocol, "fields": fields, "models": [model.name for model in group], "rows": rows}
+
+
+def _figure_row(figure: Figure, group: Sequence[Compared]) -> dict[str, Any]:
+    readings = [model.reading(figure.key) for model in group]
+    chosen = best(group, figure)
+    real = next((number(reading.real) for reading in readings if reading and reading.real is not None), "")
+    return {
+        "name": figure.name,
+        "better": figure.better,
+        "cells": [
+            {"text": "–" if reading is None else str(reading), "best": model.name in chosen}
+            for model, reading in zip(group, readings, strict=True)
+        ],
+        "real": real,
+    }
+
+
+def _row(row: Pictures, models: Sequence[Compared]) -> dict[str, Any]:
+    alone = len(row.images) == len(models)
+    names = [model.name for model in models] if alone else [", ".join(model.name for model in models)]
+    cells = [
+        {"source": _inline(image), "alt": f"{row.title}: {name}", "width": image.width, "height": image.height}
+        for image, name in zip(row.images, names, strict=True)
+    ]
+    return {"title": row.title, "cells": cells, "span": 1 if alone else len(models)}
+
+
+def _inline(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _over_steps(comparison: Comparison) -> dict[str, str] | None:
+    lines = comparison.over_steps
+    _, name = headline({comparison.key: 0})
+    title = f"{name} over the number of steps"
+    said = [
+        f"{model.name} {', '.join(f'{number(value)} in {steps:g}' for steps, value in line)}"
+        for model, line in zip(comparison.models, lines, strict=True)
+    ]
+    ticks = sorted({int(steps) for line in lines for steps, _ in line})
+    drawing = curves(lines, x="steps (evaluations of the network an image)", y=name, ticks=ticks)
+    return _chart(title, drawing, said, f"All measured alike: {_conditions(comparison)}. Lower is better.")
+
+
+def _conditions(comparison: Comparison) -> str:
+    found = comparison.conditions
+    return f"{found['samples']} samples of seed {found['seed']} by {found['sampler']}, eta {found['eta']:g}"
+
+
+def _likelihood(models: Sequence[Compared]) -> dict[str, str] | None:
+    """As in Nichol & Dhariwal 2021, figure 2, without the prior's term; from 1, since the axis is logarithmic."""
+    lines = [[(t + 1, bits) for t, bits in model.recorded.likelihood[:-1]] for model in models]
+    if not any(lines):
+        return None
+    said = [
+        f"{model.name} {number(sum(bits for _, bits in terms))} bits/dim, {number(terms[0][1])} of them the decoder's"
+        for model in models
+        if (terms := model.recorded.likelihood)
+    ]
+    drawing = curves(lines, x="timestep (1: the decoder's)", y="bits per dimension", marks=False)
+    return _chart(
+        "Likelihood over the timesteps",
+        drawing,
+        said,
+        "Each timestep's term of the variational bound, of validation images.",
+    )
+
+
+def _coverage(models: Sequence[Compared]) -> dict[str, str] | None:
+    found = [(model.recorded.metrics.get("recall"), model.recorded.metrics.get("precision")) for model in models]
+    points = [None if recall is None or precision is None else (recall, precision) for recall, precision in found]
+    if not any(points):
+        return None
+    said = [
+        f"{model.name} precision {number(point[1])}, recall {number(point[0])}"
+        for model, point in zip(models, points, strict=True)
+        if point
+    ]
+    drawing = scatter(points, x="recall: share of the data that is covered", y="precision: share of good samples")
+    mixed = " Not measured under one protocol: not to be ranked." if len(by_protocol(models)) > 1 else ""
+    return _chart("Precision and recall", drawing, said, f"As recorded when each model was evaluated.{mixed}")
+
+
+def _chart(title: str, drawing: str, said: Sequence[str], note: str) -> dict[str, str]:
+    return {"title": title, "drawing": drawing, "alt": f"{title}: {'; '.join(said)}", "note": note}

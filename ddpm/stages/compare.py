@@ -1,0 +1,324 @@
+"""`ddpm compare A B …`: several models side by side, as one page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from ddpm.config import Params, SamplingConfig, validate
+from ddpm.data.store import PreparedData, SplitName
+from ddpm.deploy.runtime import Sampler
+from ddpm.device import pick_device
+from ddpm.errors import UserError
+from ddpm.evaluation.comparison import Compared, Comparison, Curve, Recorded, ranked
+from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
+from ddpm.evaluation.extractor import coordinates, load_coordinates, load_extractor
+from ddpm.evaluation.features import cached_features, extract
+from ddpm.evaluation.metrics import frechet_distance
+from ddpm.evaluation.page import Pictures, page
+from ddpm.evaluation.pictures import beside, grid, save_png
+from ddpm.evaluation.plots import SHOWN, side_by_side
+from ddpm.evaluation.trained import likelihood_bounds, likelihood_table
+from ddpm.files import atomic_directory, write_bytes, write_json
+from ddpm.layout import (
+    COMPARISON_PAGE,
+    COMPARISON_PICTURE,
+    COMPARISON_RECORD,
+    EXTRACTOR,
+    FEATURES,
+    MODELS,
+    PREPARED,
+    REPORTS,
+)
+from ddpm.model import Model, load
+from ddpm.stages.evaluate import protocol_of
+from ddpm.stages.progress import bar
+from ddpm.stages.sample import is_uri, open_model
+
+STEPS = (5, 10, 20, 50, 100)
+
+SHOWN_IMAGES, GRID_COLUMNS = 16, 4
+
+
+def compare(
+    params: Params,
+    models: Sequence[str],
+    out: Path,
+    *,
+    steps: Sequence[int] | None = None,
+    sampler: str = "ddim",
+    samples: int | None = None,
+    rank: bool = False,
+    root: Path = Path(),
+) -> Comparison:
+    """Draw from all models with the same noise, measure them over the number of steps, and write `out`: report.html,
+    a page with its pictures in it, and comparison.json, its numbers.
+
+    Args:
+        models: models of params.yaml, model directories, deploy directories or MLflow URIs.
+        out: a new directory, or that of an earlier comparison.
+        steps: evaluations of the network an image at which all are measured; None: those of `STEPS` that all have.
+        sampler: that they are measured by. Each model's pictures are drawn by its own plan too.
+        samples: how many are measured at each number of steps; None: `evaluation.samples`.
+        rank: show the models by the figure that models are ranked by, the best first.
+
+    Raises:
+        UserError: no such model, models of other data than the prepared ones, a plan that cannot be made, an `out`
+            that is something else, or models to rank that were measured under different protocols.
+    """
+    count = params.evaluation.samples if samples is None else samples
+    _check(models, out, count)
+    data, device = PreparedData.open(root / PREPARED), pick_device()
+    opened = [_open(params, model, device, root) for model in models]
+    _check_data(opened, data)
+    opened = _named_apart(opened)
+    if rank:
+        order = ranked([each.compared for each in opened])
+        opened.sort(key=lambda each: order.index(each.compared))
+    plans = _plans(sampler, steps, opened)
+    measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
+
+    own = [each.samples.sample(measure.shown, seed=params.seed) for each in opened]
+    names = [each.compared.name for each in opened]
+    curves, drawn = _over_steps(opened, plans, measure, count, params)
+    pictures = [Pictures("by its own plan", measure.pictures(names, own))]
+    for plan, shown in zip(plans, drawn, strict=True):
+        pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(names, shown)))
+    comparison = Comparison(
+        models=[_with_likelihood(each, params, data) for each in opened],
+        key=measure.key,
+        over_steps=curves,
+        conditions=_conditions(params, plans[0], count, data, measure),
+        ranked=rank,
+    )
+    with atomic_directory(out) as temporary:
+        write_bytes(temporary / COMPARISON_PAGE, page(comparison, pictures).encode())
+        write_json(temporary / COMPARISON_RECORD, comparison.as_dict())
+        save_png(beside(pictures[0].images), temporary / COMPARISON_PICTURE)
+    return comparison
+
+
+def _check(models: Sequence[str], out: Path, samples: int) -> None:
+    """Refuse what can be refused before anything is read."""
+    if twice := [model for number, model in enumerate(models) if model in models[:number]]:
+        raise UserError(f"{twice[0]} is named twice")
+    if samples < 2:
+        raise UserError(f"--samples must be at least 2, found {samples}")
+    if out.exists() and not (out / COMPARISON_RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is no comparison: name a new directory, or remove it")
+
+
+def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) -> list[SamplingConfig]:
+    """What all are measured by, the fewest steps first."""
+    shortest = min(opened, key=lambda each: each.timesteps)
+    longest = shortest.timesteps
+    usual = [number for number in STEPS if number <= longest] or [longest]
+    chosen_steps = sorted(set(steps or usual))
+    for number in chosen_steps:
+        if not 1 <= number <= longest:
+            raise UserError(
+                f"--steps: expected numbers from 1 to {longest}, the timesteps of {shortest.compared.name}; "
+                f"found {number}"
+            )
+    return [validate(SamplingConfig, {"sampler": sampler, "steps": number}, "--sampler") for number in chosen_steps]
+
+
+# What the models have in common when they are measured over the steps.
+_COMMON = (
+    *("extractor", "extractor_sha256", "reference", "reference_sha256", "reference_count"),
+    *("samples", "sampler", "eta", "spacing", "clip", "seed"),
+)
+
+
+def _conditions(
+    params: Params, plan: SamplingConfig, samples: int, data: PreparedData, measure: _Measure
+) -> dict[str, Any]:
+    """The fields of the protocol that hold for all models and numbers of steps."""
+    evaluation = params.evaluation.model_copy(update={"samples": samples})
+    as_measured = params.model_copy(update={"evaluation": evaluation})
+    fields = protocol_of(as_measured, plan, "", "", data, measure.identity).as_dict()
+    return {name: fields[name] for name in _COMMON}
+
+
+# --- Opening ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model to compare, ready to be drawn from."""
+
+    compared: Compared
+    samples: Model | Sampler
+
+    @property
+    def timesteps(self) -> int:
+        """T of its process."""
+        if isinstance(self.samples, Model):
+            return self.samples.card.config.process.timesteps
+        return int(self.samples.facts["process"]["timesteps"])
+
+    def sampled_by(self, plan: SamplingConfig) -> Model | Sampler:
+        """The same weights with another plan."""
+        if isinstance(self.samples, Model):
+            return self.samples.sampled_by(plan)
+        return self.samples.sampled_by(plan.model_dump())
+
+
+def _open(params: Params, model: str, device: torch.device, root: Path) -> Opened:
+    """What MODEL names, with what is recorded of it."""
+    if model in params.models:
+        loaded = load(root / MODELS / model, device).sampled_by(params.models[model].sampling)
+        return Opened(Compared(model, model, Recorded.read(root / REPORTS / model)), loaded)
+    if is_uri(model):
+        from ddpm import tracking
+
+        samples = open_model(model)  # which says what is wrong with the URI
+        found = tracking.evaluation_of(model, root)
+        recorded = Recorded.of(found.figures.metrics, found.figures.protocol, found.likelihood, found.version)
+        return Opened(Compared(model.removeprefix("models:/"), model, recorded), samples)
+    if not Path(model).is_dir():
+        raise UserError(
+            f"{model}: expected a model of params.yaml ({', '.join(params.models)}), a model directory, a deploy "
+            "directory or a URI such as models:/ddpm-digits@champion; no such directory"
+        )
+    return Opened(
+        Compared(Path(model).resolve().name, model, Recorded.read(_reports_of(Path(model)))), open_model(model)
+    )
+
+
+def _reports_of(directory: Path) -> Path:
+    """Where the figures of models/V or deploy/V are, in this project or in another; of others there are none."""
+    directory = directory.resolve()
+    return directory.parents[1] / REPORTS / directory.name if len(directory.parents) > 1 else directory
+
+
+def _named_apart(opened: Sequence[Opened]) -> list[Opened]:
+    """Those that share a short name under what the user wrote."""
+    names = Counter(each.compared.name for each in opened)
+    return [
+        each
+        if names[each.compared.name] == 1
+        else replace(each, compared=replace(each.compared, name=each.compared.model))
+        for each in opened
+    ]
+
+
+def _check_data(opened: Sequence[Opened], data: PreparedData) -> None:
+    for each in opened:
+        kind = each.samples.kind
+        if (kind.name, kind.shape) != (data.kind.name, data.kind.shape):
+            raise UserError(
+                f"{each.compared.model} makes {_size(kind.name, kind.shape)}, but the prepared data are "
+                f"{_size(data.kind.name, data.kind.shape)}"
+            )
+
+
+def _size(name: str, shape: tuple[int, ...]) -> str:
+    return f"{name} of {'×'.join(map(str, shape))}"
+
+
+def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Compared:
+    """With the bound's terms; computed here of a trained model whose evaluation has not written them down."""
+    compared, model, options = opened.compared, opened.samples, params.evaluation
+    if compared.recorded.likelihood or not isinstance(model, Model):
+        return compared
+    bounds = likelihood_bounds(model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed)
+    return replace(compared, recorded=compared.recorded.with_likelihood(likelihood_table(bounds)))
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def _over_steps(
+    opened: Sequence[Opened], plans: Sequence[SamplingConfig], measure: _Measure, count: int, params: Params
+) -> tuple[list[Curve], list[list[NDArray[Any]]]]:
+    """Each model's figure by every plan, and of each plan the first data that each model has drawn."""
+    curves: list[Curve] = [[] for _ in opened]
+    shown: list[list[NDArray[Any]]] = [[] for _ in plans]
+    work = count * len(opened) * sum(plan.steps for plan in plans)
+    with bar(work, "eval", "samples by fewer and more steps") as progress:
+        for plan, pictured in zip(plans, shown, strict=True):
+            for each, curve in zip(opened, curves, strict=True):
+                first: list[NDArray[Any]] = []
+                drawn = each.sampled_by(plan).batches(count, seed=params.seed, batch_size=params.evaluation.batch_size)
+                value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps), count)
+                curve.append((plan.steps, value))
+                pictured.append(np.concatenate(first))
+    return curves, shown
+
+
+def _watched(
+    batches: Iterator[NDArray[Any]], first: list[NDArray[Any]], count: int, progress: tqdm, work: int
+) -> Iterator[NDArray[Any]]:
+    """The batches, of which the first `count` data go into `first`; `work` is that of a datum."""
+    for batch in batches:
+        first.append(batch[: max(0, count - sum(map(len, first)))])
+        progress.update(len(batch) * work)
+        yield batch
+
+
+class _Measure(Protocol):
+    """How far what is drawn is from the training data, and what it looks like, for one kind of data."""
+
+    key: str  # of the figure, as metrics.json has it
+    shown: int  # data a picture
+    identity: dict[str, Any]
+
+    def distance(self, drawn: Iterable[NDArray[Any]], count: int) -> float:
+        """Of `count` data that come in batches."""
+        ...
+
+    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
+        """Of what each model has drawn: a picture a model, or one of all, with their names."""
+        ...
+
+
+class _Images:
+    """FID; a grid a model."""
+
+    key, shown = "fid", SHOWN_IMAGES
+
+    def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
+        self._extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
+        names: tuple[SplitName, ...] = ("train", "validation") if params.evaluation.reference == "all" else ("train",)
+        splits = [cached_features(self._extractor, data.split(name), root / FEATURES) for name in names]
+        self._reference = torch.cat([split.features for split in splits])
+        self.identity = self._extractor.identity
+
+    def distance(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> float:
+        return frechet_distance(extract(self._extractor, drawn, count).features, self._reference)
+
+    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
+        return [grid(images, GRID_COLUMNS) for images in drawn]
+
+
+class _Values:
+    """Wasserstein distance; all models' data beside real ones, on the same axes."""
+
+    key, shown = "wasserstein", SHOWN
+
+    def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
+        self.identity = load_coordinates(root / EXTRACTOR)
+        self._kind, self._seed = data.kind, params.seed
+        self._train, self._validation = data.split("train"), data.split("validation")
+        self._real = self._validation.rows(chosen(len(self._validation), SHOWN, params.seed))
+
+    def distance(self, drawn: Iterable[NDArray[np.float32]], count: int) -> float:
+        values = np.concatenate(list(drawn))
+        # As many as an evaluation takes, whose figures are the same then.
+        count = min(count, MAX_COUNT, len(self._train), len(self._validation))
+        reference = self._train.rows(chosen(len(self._train), count, self._seed))
+        return wasserstein(coordinates(self._kind, values[:count]), coordinates(self._kind, reference))
+
+    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:
+        titles = [name.replace("$", r"\$") for name in names]  # which would begin a formula
+        return [side_by_side([("real", self._real), *zip(titles, drawn, strict=True)])]

@@ -1,0 +1,83 @@
+"""What is recorded of a model version: its figures under each protocol, and what it drew when it was registered."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm.deploy.integrity import Fingerprint
+from ddpm.tracking.names import PROTOCOL, evaluation, evaluation_among
+from ddpm.tracking.registry import FINGERPRINT, Registration
+from ddpm.tracking.runs import log_metrics, milliseconds
+from ddpm.tracking.store import load_mlflow, store_answers
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a model version, and the protocol they were measured under."""
+
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Any]
+
+
+@store_answers()
+def recorded_figures(version: Registration, protocol: str, root: Path = Path()) -> Figures:
+    """A version's figures under the protocol with this identifier; those of its registration where there are none."""
+    mlflow = load_mlflow(root)
+    return figures_of(mlflow, mlflow.MlflowClient().get_model_version(version.model, str(version.version)), protocol)
+
+
+def figures_of(mlflow: Any, version: Any, protocol: str | None = None) -> Figures:
+    """`recorded_figures` of a version as MLflow answers with it."""
+    return figures_of_run(mlflow, version.tags.get(_measured_under(protocol), version.run_id))
+
+
+def figures_of_run(mlflow: Any, run_id: str) -> Figures:
+    """The figures that a run logged, and their protocol."""
+    client = mlflow.MlflowClient()
+    # Before its file had a name of its own here, it had that of reports/.
+    named = PROTOCOL if any(file.path == PROTOCOL for file in client.list_artifacts(run_id)) else "protocol.json"
+    return Figures(
+        metrics=evaluation_among(client.get_run(run_id).data.metrics),
+        protocol=mlflow.artifacts.load_dict(f"runs:/{run_id}/{named}"),
+    )
+
+
+@store_answers()
+def log_measurement(version: Registration, figures: Figures, root: Path = Path()) -> None:
+    """Log a version's figures under another protocol than at its registration, as a run below its own."""
+    client = load_mlflow(root).MlflowClient()
+    own = client.get_run(version.run_id).info
+    protocol = figures.protocol["id"]
+    run_id = client.create_run(
+        own.experiment_id,
+        run_name=f"version {version.version} measured under {protocol}",
+        tags={"mlflow.parentRunId": own.run_id, "protocol": protocol, "model_version": version.uri},
+    ).info.run_id
+    log_metrics(client, run_id, [(milliseconds(), 0, evaluation(figures.metrics))])
+    client.log_dict(run_id, dict(figures.protocol), PROTOCOL)
+    client.set_terminated(run_id)
+    client.set_model_version_tag(version.model, str(version.version), _measured_under(protocol), run_id)
+
+
+def _measured_under(protocol: str | None) -> str:
+    """The tag that names the run with a version's figures under a protocol that is not its first."""
+    return f"measured.{protocol}"
+
+
+@store_answers()
+def recorded_fingerprint(version: Registration, root: Path = Path()) -> Fingerprint | None:
+    """What a version was when it was registered; None where that was before fingerprints were taken."""
+    mlflow = load_mlflow(root)
+    tags = mlflow.MlflowClient().get_model_version(version.model, str(version.version)).tags
+    if "files" not in tags:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow.artifacts.download_artifacts(f"runs:/{version.run_id}/{FINGERPRINT}", dst_path=folder)
+        return Fingerprint(json.loads(tags["files"]), np.load(path), tags["runtime"])

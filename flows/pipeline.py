@@ -1,0 +1,148 @@
+"""What the tasks of a flow run share: its child processes, the right to use the GPU, and when a failure is retried."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import Task, get_client
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.objects import TaskRun
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import task_run
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Failed, State
+
+from ddpm import tracking
+from ddpm.errors import UpstreamError, UserError
+from flows import dvc
+from flows.processes import Children
+
+# Of trainings and evaluations one at a time, over all flow runs. For two GPUs: `prefect gcl update gpu --limit 2`.
+GPU = "gpu"
+
+# Of promotions one at a time, over all flow runs on all machines: MLflow moves an alias wherever it is by then.
+CHAMPION = "champion"
+
+# Seconds before the second and the third attempt of a task.
+PAUSES = (10.0, 60.0)
+
+
+@dataclass
+class Pipeline:
+    """What the tasks of one flow run share."""
+
+    children: Children = field(default_factory=Children)
+    open_runs: dict[str, str] = field(default_factory=dict)
+    """The MLflow run of each variant that is in training and not registered yet."""
+    registry: threading.Lock = field(default_factory=threading.Lock)
+    """Held while registering or promoting: which version is the champion is decided for one after the other."""
+    gpu: threading.Lock = field(default_factory=threading.Lock)
+    """Held to train or evaluate, where no server limits that."""
+
+
+# Prefect runs each task in a copy of the flow's context.
+_pipeline: ContextVar[Pipeline] = ContextVar("pipeline")
+
+
+def shared() -> Pipeline:
+    """What the tasks of the present flow run share."""
+    return _pipeline.get()
+
+
+@contextlib.contextmanager
+def shared_state() -> Iterator[None]:
+    """Give the tasks what they share; in the end no child process is left, and no MLflow run is left open."""
+    pipeline = Pipeline()
+    token = _pipeline.set(pipeline)
+    _create_limits()
+    try:
+        with pipeline.children.stopped_on_error():
+            yield
+    finally:
+        _pipeline.reset(token)
+        status = "KILLED" if pipeline.children.stopping.is_set() else "FAILED"
+        for run_id in pipeline.open_runs.values():
+            with contextlib.suppress(Exception):  # the reason for being here matters more
+                tracking.end_run(run_id, status)
+
+
+def _create_limits() -> None:
+    with get_client(sync_client=True) as client:
+        for name in (GPU, CHAMPION):
+            try:
+                client.read_global_concurrency_limit_by_name(name)
+            except ObjectNotFound:
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+
+
+def gpu() -> contextlib.AbstractContextManager[Any]:
+    """The right to use the GPU: a limit over all flow runs of a server.
+
+    A run with a server of its own shares it among its own tasks; that server would not free what a killed run held.
+    """
+    return concurrency(GPU, lease_duration=60) if PREFECT_API_URL.value() else shared().gpu
+
+
+@contextlib.contextmanager
+def turn_to_promote() -> Iterator[None]:
+    """The right to make a version champion: among the tasks of this run, and among all flow runs of a server."""
+    others = concurrency(CHAMPION, lease_duration=60) if PREFECT_API_URL.value() else contextlib.nullcontext()
+    with shared().registry, others:
+        yield
+
+
+def start_own_server() -> None:
+    """Start the server that Prefect starts where none is named, out of reach of the terminal's Ctrl-C.
+
+    A terminal interrupts all its processes at once. Without its server the flow could not record how it ended, and
+    would try for minutes.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child inherits
+    try:
+        get_client(sync_client=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+# --- How a task fails -----------------------------------------------------------------------------------------------
+
+
+def _retry_can_help(task: Task[..., Any], run: TaskRun, state: State) -> bool:
+    """A failure says by its exit code whether it can. An exception is something like a database that was locked."""
+    if shared().children.stopping.is_set():
+        return False
+    return state.data.transient if isinstance(state.data, dvc.Failure) else isinstance(state.data, Exception)
+
+
+# Of every task that does something.
+OPTIONS: dict[str, Any] = {
+    "retries": len(PAUSES),
+    "retry_condition_fn": _retry_can_help,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+def pause_before_retry() -> None:
+    """Wait as long as is due before this attempt of a task."""
+    # Prefect's own delay between attempts would sleep through a cancellation.
+    attempt = task_run.run_count or 1
+    if attempt > 1:
+        shared().children.stopping.wait(PAUSES[min(attempt - 2, len(PAUSES) - 1)])
+
+
+def failed(failure: dvc.Failure) -> State:
+    return Failed(message=str(failure), data=failure)
+
+
+def refused(step: str, error: UserError | UpstreamError) -> State:
+    """The state of a task that has met one of the library's errors."""
+    return failed(dvc.Failure(step, str(error), error.exit_code))

@@ -1,0 +1,150 @@
+"""The tasks of the flow `retrain`: one DVC stage each, then MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, State
+
+from ddpm import tracking
+from ddpm.config import load_params
+from ddpm.errors import UpstreamError, UserError
+from ddpm.files import read_json
+from ddpm.tracking import Figures, Registration
+from flows import dvc, report
+from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared, turn_to_promote
+from flows.processes import StoppedError
+
+
+@task(task_run_name="fetch", **OPTIONS)
+def fetch(accept_new_data: bool) -> State | None:
+    return _run("fetch", accept_new_data=accept_new_data)
+
+
+@task(task_run_name="prepare", **OPTIONS)
+def prepare() -> State | None:
+    return _run("prepare")
+
+
+@task(name="fit-extractor", task_run_name="fit-extractor", **OPTIONS)
+def fit_extractor() -> State | None:
+    return _run("fit-extractor")
+
+
+@task(task_run_name="train {variant}", **OPTIONS)
+def train(variant: str) -> State | None:
+    with gpu():
+        return _run(f"train@{variant}", env=_live_curve(variant))
+
+
+@task(task_run_name="evaluate {variant}", **OPTIONS)
+def evaluate(variant: str) -> State | None:
+    with gpu():
+        return _run(f"evaluate@{variant}")
+
+
+@task(task_run_name="export {variant}", **OPTIONS)
+def export(variant: str) -> State | None:
+    return _run(f"export@{variant}")
+
+
+@task(task_run_name="register {variant}", **OPTIONS)
+def register(variant: str) -> Registration | State:
+    pause_before_retry()
+    pipeline = shared()
+    with pipeline.registry:
+        try:
+            version = tracking.register(variant, run_id=pipeline.open_runs.get(variant))
+        except (UserError, UpstreamError) as error:
+            return refused(f"register {variant}", error)
+    pipeline.open_runs.pop(variant, None)
+    get_run_logger().info("%s", version)
+    return version
+
+
+@task(name="measure-champion", task_run_name="measure champion for {variant}", **OPTIONS)
+def measure_champion(variant: str) -> str | State | None:
+    """Have the champion's figures under the variant's protocol; returns why that cannot be, if it cannot."""
+    pause_before_retry()
+    step, own_plan = f"measure champion for {variant}", load_params().evaluation.sampling is None
+    try:
+        with gpu():
+            champion = tracking.champion_to_measure(variant, own_plan=own_plan)
+            if champion is None:
+                return None
+            figures = measure(champion.uri)
+            if isinstance(figures, Figures):
+                return tracking.log_measurement(champion, figures)
+    except StoppedError:
+        return Cancelled(message=f"{step}: stopped with the flow")
+    except (UserError, UpstreamError) as error:
+        return refused(step, error)
+    if figures.transient:
+        return failed(figures)
+    get_run_logger().warning("%s", figures)
+    return f"version {champion.version} could not be measured again: {figures.message}"
+
+
+@task(task_run_name="promote {variant}", **OPTIONS)
+def promote(variant: str, obstacle: str | None) -> Registration | State:
+    pause_before_retry()
+    policy = load_params().promotion
+    with turn_to_promote():
+        try:
+            decision = tracking.promote(variant, policy=policy, obstacle=obstacle)
+            version = tracking.find(variant)
+        except (UserError, UpstreamError) as error:
+            return refused(f"promote {variant}", error)
+    assert version is not None
+    get_run_logger().info("%s: %s", variant, decision)
+    report.publish_decision(variant, decision)
+    return version
+
+
+@task(task_run_name="registered {variant}", cache_policy=NO_CACHE, persist_result=False)
+def registered(variant: str) -> Registration | None:
+    """The version that came of what dvc.lock has, if there is one."""
+    try:
+        return tracking.find(variant)
+    except (UserError, UpstreamError):
+        return None  # a stage has not run yet, or MLflow does not answer: `register` will say so
+
+
+def measure(model: str) -> Figures | dvc.Failure:
+    """A registered model's figures under the present protocol, by `ddpm measure` in a child process.
+
+    Raises:
+        StoppedError: the flow is being stopped.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        failure = dvc.run_ddpm(["measure", model, "--out", str(out)], shared().children, get_run_logger().info)
+        return failure or Figures(**read_json(out))
+
+
+def _run(stage: str, *, env: dict[str, str] | None = None, accept_new_data: bool = False) -> State | None:
+    """Run a DVC stage in a child process, its output in this task's log; a failure in the command's own words."""
+    pause_before_retry()
+    logger = get_run_logger()
+    try:
+        children = shared().children
+        failure = dvc.accept_new_data(children, logger.info) if accept_new_data else None
+        failure = failure or dvc.reproduce(stage, children, logger.info, env)
+    except StoppedError:
+        return Cancelled(message=f"{stage}: stopped with the flow")
+    return failed(failure) if failure else None
+
+
+def _live_curve(variant: str) -> dict[str, str]:
+    """The environment that sends a training's curve to MLflow; empty if it will not run, or MLflow does not answer."""
+    pipeline = shared()
+    runs = pipeline.open_runs
+    try:
+        if variant not in runs and not pipeline.children.stopping.is_set() and dvc.changed_stages(f"train@{variant}"):
+            runs[variant] = tracking.start_run(variant)
+    except Exception as error:  # training does not wait for its observer
+        get_run_logger().warning("MLflow will not see this training live: %s", error)
+    return {tracking.RUN_ID: runs[variant]} if variant in runs else {}
