@@ -48,7 +48,7 @@ def test_raw_images_to_a_champion_and_nothing_the_second_time(source, tmp_path, 
     logged = client.get_run(found.run_id)
     assert logged.data.metrics.keys() >= {
         "eval/fid",
-        "eval/fid_floor",
+        "eval/detail/fid_floor",
         "eval/inception_score",
         "train/loss",
         "train/steps_per_second",
