@@ -13,6 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def loops(directory: Path, batch: int, steps: int, threads: int) -> Iterable[tup
         plan = sampler.plan(sampler="ddim", eta=1.0, steps=steps)
         noise = ImageNoise(0, batch, sampler.kind.network_shape)
         z = noise.draw()
-        yield name, lambda sampler=sampler, plan=plan, z=z: sampler.run(plan, z, lambda: z)
+        yield name, partial(sampler.run, plan, z, z.copy)
 
 
 def optimisations(directory: Path, batch: int, threads: int) -> Iterable[tuple[str, Callable[[], object]]]:
@@ -65,7 +66,7 @@ def optimisations(directory: Path, batch: int, threads: int) -> Iterable[tuple[s
         session = onnxruntime.InferenceSession(directory / "denoiser.onnx", settings, providers=[CPU], **options)
         shape = session.get_inputs()[0].shape[1:]
         feed = {"x": np.random.default_rng(0).standard_normal((batch, *shape), np.float32), "t": np.arange(batch)}
-        yield name, lambda session=session, feed=feed: session.run(None, feed)
+        yield name, partial(session.run, None, feed)
 
 
 def main() -> None:
