@@ -23,6 +23,7 @@ from ddpm import tracking
 from ddpm.cli import main
 from ddpm.errors import UserError
 from ddpm.tracking import Figures
+from ddpm.tracking import champion as champion_module
 
 MODEL = "ddpm-dots"
 
@@ -84,9 +85,37 @@ def test_rolling_back_goes_from_champion_to_champion_until_there_was_none(finish
     assert champion() == 4
     assert tracking.rollback(MODEL, "grey").version == champion() == 3
     assert tracking.rollback(MODEL, "grey too").version == champion() == 1  # 2 never was
-    with pytest.raises(UserError, match=r"^ddpm-dots: version 1 is the champion, and there was none before it$"):
+    with pytest.raises(UserError, match=r"^ddpm-dots: version 1 is the champion, and there is none before it to go back to$"):
         tracking.rollback(MODEL, "more")
     assert tags(4)["taken_back"] == "grey"
+
+
+def test_a_rollback_that_was_killed_half_way_and_is_repeated_does_not_bring_back_what_was_taken_back(
+    finished, monkeypatch
+):
+    registered(finished, {"fid": 20.0}, {"fid": 15.0})
+    move = champion_module._move
+
+    def moved_and_killed(*arguments) -> bool:
+        move(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(champion_module, "_move", moved_and_killed)
+        tracking.rollback(MODEL, "grey")
+    assert (champion(), tags(2)["taken_back"]) == (1, "grey")
+    with pytest.raises(UserError, match="version 1 is the champion, and there is none before it"):
+        tracking.rollback(MODEL, "grey")
+    assert champion() == 1
+
+
+def test_a_rollback_does_not_return_to_what_was_taken_back_before(finished):
+    registered(finished, {"fid": 20.0}, {"fid": 15.0})
+    tracking.load_mlflow().MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
+    assert tracking.rollback(MODEL, "grey").version == 2
+    with pytest.raises(UserError, match="version 2 is the champion, and there is none before it"):
+        tracking.rollback(MODEL, "green")
+    assert (champion(), tags(2).get("taken_back")) == (2, None)
 
 
 def test_what_was_taken_back_comes_again_only_by_hand(finished):

@@ -106,15 +106,18 @@ def rollback(model: str, reason: str, root: Path = Path()) -> Registration:
         champion = _champion(client, model)
         if champion is None:
             raise UserError(f"{model} has no champion in {store_uri(root)}")
-        history = [version for version in _history(client, model) if version in known]
-        while history and history[-1] == champion:
-            history.pop()
+        history = [
+            version
+            for version in _history(client, model)
+            if version in known and version != champion and TAKEN_BACK not in known[version].tags
+        ]
         if not history:
-            raise UserError(f"{model}: version {champion} is the champion, and there was none before it")
+            raise UserError(f"{model}: version {champion} is the champion, and there is none before it to go back to")
+        # The reason first: if this dies on the way, the next call does not go back to what was to be taken back.
+        client.set_model_version_tag(model, champion, TAKEN_BACK, reason)
         if not _move(client, model, history[-1], champion):
             raise UpstreamError(f"the champion of {model} has just changed")
         client.set_registered_model_tag(model, _HISTORY, json.dumps(history))
-        client.set_model_version_tag(model, champion, TAKEN_BACK, reason)
         return describe(client, client.get_model_version(model, history[-1]))
 
 
