@@ -61,12 +61,53 @@ def tags(version: int) -> dict[str, str]:
 
 def test_a_decision_is_a_tag_with_its_numbers(finished):
     registered(finished, {"fid": 20.0, "fid_low": 18.0, "fid_high": 22.0, "recall": 0.5}, {"fid": 21.0, "recall": 0.6})
-    assert tags(2)["promotion_reason"] == "no lower FID: 21.0000 against 20.0000 [18.0000, 22.0000] of version 1"
-    assert json.loads(tags(2)["promotion_figures"]) == [
+    assert tags(2)["refusal_reason"] == "no lower FID: 21.0000 against 20.0000 [18.0000, 22.0000] of version 1"
+    assert json.loads(tags(2)["refusal_figures"]) == [
         {"figure": "FID", "challenger": "21.0000", "champion": "20.0000 [18.0000, 22.0000]"},
         {"figure": "IS", "challenger": "1.5000", "champion": "1.5000"},
         {"figure": "recall", "challenger": "0.6000", "champion": "0.5000"},
     ]
+    assert "promotion_reason" not in tags(2)
+
+
+def test_a_version_refused_again_by_another_champion_has_that_ones_reason_and_numbers(finished):
+    registered(finished, {"fid": 20.0}, {"fid": 10.0}, {"fid": 5.0})
+    register(finished, fid=30.0, lock="4")
+    client = tracking.load_mlflow().MlflowClient()
+    for present, theirs in (("2", "10.0000"), ("3", "5.0000")):
+        client.set_registered_model_alias(MODEL, "champion", present)
+        tracking.promote(VARIANT)
+        assert tracking.find(VARIANT).reason == f"no lower FID: 30.0000 against {theirs} of version {present}"
+        assert json.loads(tags(4)["refusal_figures"])[0]["champion"] == theirs
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    tracking.promote_by_hand(MODEL, 4, "the others are grey")
+    assert tracking.find(VARIANT).reason.startswith("by hand: the others are grey")
+    assert json.loads(tags(4)["promotion_figures"])[0]["champion"] == "20.0000"
+    assert not {"refusal_reason", "refusal_figures"} & tags(4).keys()
+
+
+def test_a_promotion_that_was_killed_is_not_taken_for_decided_and_its_reason_is_kept(finished, monkeypatch):
+    registered(finished, {"fid": 20.0})
+    register(finished, fid=15.0, lock="2")
+    move = champion_module._move
+
+    def killed(*arguments) -> bool:
+        raise KeyboardInterrupt
+
+    def moved_and_killed(*arguments) -> bool:
+        move(*arguments)
+        raise KeyboardInterrupt
+
+    for faulty, present, reason in (
+        (killed, 1, None),
+        (moved_and_killed, 2, "lower FID: 15.0000 against 20.0000 of version 1"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(champion_module, "_move", faulty)
+            tracking.promote(VARIANT)
+        assert (champion(), tracking.find(VARIANT).reason) == (present, reason)
+    assert tracking.promote(VARIANT).reason == reason
+    assert tracking.rollback(MODEL, "grey").version == 1
 
 
 def test_a_version_promoted_by_hand_says_so_and_what_the_policy_says(finished):

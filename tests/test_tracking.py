@@ -166,7 +166,7 @@ def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(proj
         assert reason in decision.reason
         assert holder(project, "champion") == champion
         tags = client(project).get_model_version("ddpm-dots", str(version)).tags
-        assert tags["promotion_reason"] == decision.reason
+        assert tags["promotion_reason" if decision.promote else "refusal_reason"] == decision.reason
         assert tracking.find(VARIANT).reason == decision.reason
 
 

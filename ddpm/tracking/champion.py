@@ -14,11 +14,13 @@ from ddpm.config import PromotionConfig
 from ddpm.errors import UpstreamError, UserError
 from ddpm.promotion import Candidate, Decision, decide, measuring_again_helps
 from ddpm.tracking.records import figures_of
-from ddpm.tracking.registry import TAKEN_BACK, Registration, describe, find
+from ddpm.tracking.registry import HISTORY, PROMOTED, REFUSED, TAKEN_BACK, Registration, champions, describe, find
 from ddpm.tracking.store import load_mlflow, one_at_a_time, store_answers, store_uri
 
-_HISTORY = "champions"
 _ATTEMPTS = 5
+
+# The tags with the numbers that a reason came of.
+_FIGURES = {PROMOTED: "promotion_figures", REFUSED: "refusal_figures"}
 
 
 @store_answers()
@@ -45,17 +47,14 @@ def promote(
         for _ in range(_ATTEMPTS):
             champion = _champion(client, challenger.model)
             if champion == version:
-                decision = Decision(True, challenger.reason or "it is the champion already")
-                break
+                return _already(client, challenger.model, version)
             decision = _decide(mlflow, challenger.model, version, champion, policy)
+            if obstacle and not decision.promote:
+                decision = Decision(False, f"{decision.reason}; {obstacle}", decision.figures)
+            _record(client, challenger.model, version, decision)
             if not decision.promote or _crown(client, challenger.model, version, champion):
-                break
-        else:
-            raise UpstreamError(f"the champion of {challenger.model} keeps changing")
-        if obstacle and not decision.promote:
-            decision = Decision(False, f"{decision.reason}; {obstacle}", decision.figures)
-        _record(client, challenger, decision)
-    return decision
+                return decision
+    raise UpstreamError(f"the champion of {challenger.model} keeps changing")
 
 
 @store_answers()
@@ -73,7 +72,7 @@ def promote_by_hand(
     """
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
-    chosen = _version(client, model, version, root)
+    _check_version(client, model, version, root)
     with one_at_a_time(root):
         champion = _champion(client, model)
         if champion == str(version):
@@ -81,11 +80,10 @@ def promote_by_hand(
         verdict = _decide(mlflow, model, str(version), champion, policy)
         aside = "" if verdict.promote else f"; the policy would not have it: {verdict.reason}"
         decision = Decision(True, f"by hand: {reason}{aside}", verdict.figures)
+        _record(client, model, str(version), decision)
+        _delete_tags(client, model, str(version), TAKEN_BACK)
         if not _crown(client, model, str(version), champion):
             raise UpstreamError(f"the champion of {model} has just changed")
-        if TAKEN_BACK in client.get_model_version(model, str(version)).tags:
-            client.delete_model_version_tag(model, str(version), TAKEN_BACK)
-        _record(client, describe(client, chosen), decision)
     return decision
 
 
@@ -108,7 +106,7 @@ def rollback(model: str, reason: str, root: Path = Path()) -> Registration:
             raise UserError(f"{model} has no champion in {store_uri(root)}")
         history = [
             version
-            for version in _history(client, model)
+            for version in champions(client, model)
             if version in known and version != champion and TAKEN_BACK not in known[version].tags
         ]
         if not history:
@@ -117,7 +115,7 @@ def rollback(model: str, reason: str, root: Path = Path()) -> Registration:
         client.set_model_version_tag(model, champion, TAKEN_BACK, reason)
         if not _move(client, model, history[-1], champion):
             raise UpstreamError(f"the champion of {model} has just changed")
-        client.set_registered_model_tag(model, _HISTORY, json.dumps(history))
+        client.set_registered_model_tag(model, HISTORY, json.dumps(history))
         return describe(client, client.get_model_version(model, history[-1]))
 
 
@@ -170,11 +168,10 @@ def _versions(client: Any, model: str, root: Path) -> dict[str, Any]:
     return found
 
 
-def _version(client: Any, model: str, version: int, root: Path) -> Any:
+def _check_version(client: Any, model: str, version: int, root: Path) -> None:
     known = _versions(client, model, root)
     if str(version) not in known:
         raise UserError(f"{model} has no version {version}; it has {', '.join(sorted(known, key=int))}")
-    return known[str(version)]
 
 
 def _champion(client: Any, model: str) -> str | None:
@@ -183,20 +180,16 @@ def _champion(client: Any, model: str) -> str | None:
     return None if version is None else str(version)
 
 
-def _history(client: Any, model: str) -> list[str]:
-    return json.loads(client.get_registered_model(model).tags.get(_HISTORY, "[]"))
-
-
 def _crown(client: Any, model: str, version: str, champion: str | None) -> bool:
     """Move the alias and remember from whom; False if it was not where it is said to be."""
     # The alias first: if this dies between the two, the next call finds the champion and adds the rest.
     if not _move(client, model, version, champion):
         return False
-    history = _history(client, model)
+    history = champions(client, model)
     for each in (champion, version):
         if each is not None and history[-1:] != [each]:
             history.append(each)
-    client.set_registered_model_tag(model, _HISTORY, json.dumps(history))
+    client.set_registered_model_tag(model, HISTORY, json.dumps(history))
     return True
 
 
@@ -227,11 +220,28 @@ def _candidate(mlflow: Any, model: str, version: str, protocol: str | None = Non
     )
 
 
-def _record(client: Any, version: Registration, decision: Decision) -> None:
-    """Tag a version with a decision and its numbers."""
-    # Why a version once became champion stays said, also when it comes again and is refused.
-    tag = "promotion_reason" if decision.promote or version.reason is None else "refusal_reason"
-    client.set_model_version_tag(version.model, str(version.version), tag, decision.reason)
-    if decision.figures:
-        figures = json.dumps(decision.figures, ensure_ascii=False)
-        client.set_model_version_tag(version.model, str(version.version), "promotion_figures", figures)
+def _already(client: Any, model: str, version: str) -> Decision:
+    """Of the champion itself: why it is, if that is known."""
+    reason = client.get_model_version(model, version).tags.get(PROMOTED)
+    decision = Decision(True, reason or "it is the champion already")
+    if reason is None:  # somebody moved the alias in MLflow itself
+        _record(client, model, version, decision)
+    return decision
+
+
+def _record(client: Any, model: str, version: str, decision: Decision) -> None:
+    """Tag a version with a decision and its numbers.
+
+    Why a version once became champion stays said, also when it comes again and is refused.
+    """
+    reason = PROMOTED if decision.promote else REFUSED
+    figures = json.dumps(decision.figures, ensure_ascii=False)
+    client.set_model_version_tag(model, version, _FIGURES[reason], figures)
+    client.set_model_version_tag(model, version, reason, decision.reason)
+    if decision.promote:
+        _delete_tags(client, model, version, REFUSED, _FIGURES[REFUSED])
+
+
+def _delete_tags(client: Any, model: str, version: str, *names: str) -> None:
+    for name in client.get_model_version(model, version).tags.keys() & set(names):
+        client.delete_model_version_tag(model, version, name)

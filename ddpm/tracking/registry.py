@@ -28,8 +28,11 @@ from ddpm.tracking.store import is_connection_failure, load_mlflow, store_answer
 # The artifact with what the exported model drew from fixed noise.
 FINGERPRINT = "fingerprint.npy"
 
-# The tag that says why a version is no longer champion.
-TAKEN_BACK = "taken_back"
+# Tags of a version: why it became champion, why at last it did not, and why it no longer is.
+PROMOTED, REFUSED, TAKEN_BACK = "promotion_reason", "refusal_reason", "taken_back"
+
+# The tag of a registered model with the versions that were champion, oldest first.
+HISTORY = "champions"
 
 # What the exported model needs to sample, besides this package.
 _REQUIREMENTS = ("numpy", "onnxruntime", "pandas")
@@ -77,14 +80,32 @@ def describe(client: Any, version: Any) -> Registration:
     """What is known of a version that MLflow answered with."""
     # The search leaves the aliases out of its answers.
     version = client.get_model_version(version.name, version.version)
-    taken_back = version.tags.get(TAKEN_BACK)
     return Registration(
         model=version.name,
         version=int(version.version),
         run_id=version.run_id,
         aliases=tuple(sorted(version.aliases)),
-        reason=f"taken back: {taken_back}" if taken_back else version.tags.get("promotion_reason"),
+        reason=_reason(client, version),
     )
+
+
+def _reason(client: Any, version: Any) -> str | None:
+    tags = version.tags
+    if "champion" in version.aliases:
+        return tags.get(PROMOTED)
+    if TAKEN_BACK in tags:
+        return f"taken back: {tags[TAKEN_BACK]}"
+    if REFUSED in tags:
+        return tags[REFUSED]
+    # The reason of a promotion is written before the alias is moved, which somebody may have kept from happening.
+    return tags.get(PROMOTED) if str(version.version) in champions(client, version.name) else None
+
+
+def champions(client: Any, model: str) -> list[str]:
+    """The versions that were champion, oldest first; the last is the present one, unless the alias was moved by hand in
+    MLflow itself.
+    """
+    return json.loads(client.get_registered_model(model).tags.get(HISTORY, "[]"))
 
 
 @store_answers()
