@@ -64,11 +64,13 @@ def check_files(champion: Registration) -> str | State:
     """Whether the files are those that were registered, and draw what they drew then."""
     pause_before_retry()
     try:
+        deploy = tracking.resolve(champion.uri)
         recorded = tracking.recorded_fingerprint(champion)
-        fault = recorded and find_fault(tracking.resolve(champion.uri), recorded)
-    except (UserError, UpstreamError) as error:
+    except UpstreamError as error:
         return refused(champion.uri, error)
-    if fault:
+    except UserError as error:
+        return _alarm("damaged", champion, str(error))
+    if recorded and (fault := find_fault(deploy, recorded)):
         return _alarm("damaged", champion, fault)
     if recorded is None:
         return "no fingerprint on record, it was registered before they were taken"

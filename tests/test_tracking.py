@@ -273,6 +273,15 @@ def test_a_server_that_does_not_answer_is_worth_another_try(project, monkeypatch
         tracking.resolve("models:/ddpm-dots@champion")
 
 
+@pytest.mark.slow
+def test_a_store_that_is_busy_is_worth_another_try(project):
+    tracking.register(VARIANT)
+    with sqlite3.connect(project / "mlflow" / "mlflow.db", isolation_level=None) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(UpstreamError, match="MLflow does not answer"):
+            tracking.resolve("models:/ddpm-dots/1")
+
+
 def test_without_mlflow_the_answer_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['mlflow'] = None\nfrom ddpm import tracking\ntracking.load_mlflow()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ddpm.deploy.integrity import Fingerprint
+from ddpm.errors import UserError
 from ddpm.tracking.names import PROTOCOL, evaluation, evaluation_among
 from ddpm.tracking.registry import FINGERPRINT, Registration
 from ddpm.tracking.runs import log_metrics, milliseconds
-from ddpm.tracking.store import load_mlflow, store_answers
+from ddpm.tracking.store import load_mlflow, may_pass, store_answers
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,23 @@ def _measured_under(protocol: str | None) -> str:
 
 @store_answers()
 def recorded_fingerprint(version: Registration, root: Path = Path()) -> Fingerprint | None:
-    """What a version was when it was registered; None where that was before fingerprints were taken."""
+    """What a version was when it was registered; None where that was before fingerprints were taken.
+
+    Raises:
+        UserError: its samples of then are lost or damaged.
+        UpstreamError: the server does not answer.
+    """
     mlflow = load_mlflow(root)
     tags = mlflow.MlflowClient().get_model_version(version.model, str(version.version)).tags
     if "files" not in tags:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(f"runs:/{version.run_id}/{FINGERPRINT}", dst_path=folder)
-        return Fingerprint(json.loads(tags["files"]), np.load(path), tags["runtime"])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(f"runs:/{version.run_id}/{FINGERPRINT}", dst_path=folder)
+            samples = np.load(path)
+    except Exception as error:  # what a damaged file leads to depends on the damage
+        if may_pass(error):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise UserError(f"{FINGERPRINT}, what it drew at its registration, cannot be read: {first_line}") from None
+    return Fingerprint(json.loads(tags["files"]), samples, tags["runtime"])

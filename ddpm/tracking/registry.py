@@ -23,7 +23,7 @@ from ddpm.tracking.names import PROTOCOL, evaluation, grouped
 from ddpm.tracking.notes import NOTE, run_note
 from ddpm.tracking.outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
-from ddpm.tracking.store import is_connection_failure, load_mlflow, store_answers, store_uri
+from ddpm.tracking.store import load_mlflow, may_pass, store_answers, store_uri
 
 # The artifact with what the exported model drew from fixed noise.
 FINGERPRINT = "fingerprint.npy"
@@ -249,11 +249,11 @@ def resolve(uri: str, root: Path = Path()) -> Path:
         atexit.register(shutil.rmtree, destination, ignore_errors=True)
     with _named(uri, mlflow, root):
         directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
-        flavors = mlflow.models.Model.load(str(directory)).flavors
     try:
+        flavors = mlflow.models.Model.load(str(directory)).flavors
         return directory / flavors["python_function"]["artifacts"]["deploy"]["path"]
-    except KeyError:
-        raise UserError(f"{uri}: not a model that `ddpm register` made") from None
+    except Exception:  # what a damaged file leads to depends on the damage
+        raise UserError(f"{uri}: not a model that `ddpm register` made, or its file MLmodel is lost or damaged") from None
 
 
 @store_answers()
@@ -278,7 +278,7 @@ def _named(uri: str, mlflow: Any, root: Path) -> Iterator[None]:
     try:
         yield
     except (mlflow.MlflowException, OSError) as error:
-        if is_connection_failure(error):
+        if may_pass(error):
             raise
         first_line = str(error).partition("\n")[0]
         raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None
