@@ -116,6 +116,17 @@ def test_a_run_that_was_stopped_before_its_promotion_is_finished_by_the_next(aga
 
 
 @pytest.mark.slow
+def test_what_another_process_is_running_is_waited_for_and_then_named(again):
+    blocked = {str(again / "reports" / "one"): {"pid": os.getpid(), "cmd": "dvc repro"}}
+    (again / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"read": {}, "write": blocked}))
+    state = run()
+    assert state.is_failed()
+    assert re.fullmatch(r"evaluate@one: '.*/reports/one' is busy, it is being blocked by:", state.message)
+    (again / ".dvc" / "tmp" / "rwlock").unlink()
+    assert run().message == "Nothing has changed since models:/ddpm-dots/1"
+
+
+@pytest.mark.slow
 def test_new_data_makes_a_new_version_and_a_worse_one_is_no_champion(again):
     write_outputs(again / "finished", fid=30.0)
     (again / "content").write_text(json.dumps({"version": 2}))
