@@ -178,12 +178,28 @@ def test_an_alias_moved_in_mlflow_itself_is_history_too(finished):
     assert tracking.rollback(MODEL, "a slip").version == champion() == 1
 
 
+def test_a_version_without_figures_is_champion_by_hand_alone_and_nothing_is_ranked_against_it(finished):
+    registered(finished, {"fid": 20.0})
+    client = tracking.load_mlflow().MlflowClient()
+    elsewhere = client.create_run("0").info.run_id
+    client.create_model_version(MODEL, f"runs:/{elsewhere}/model", elsewhere)
+    decision = tracking.promote_by_hand(MODEL, 2, "as good as they say")
+    assert decision.reason == (
+        "by hand: as good as they say; the policy would not have it: models:/ddpm-dots/2 has no recorded figures"
+    )
+    register(finished, fid=10.0, lock="3")
+    with pytest.raises(UserError, match=r"^models:/ddpm-dots/2 has no recorded figures$"):
+        tracking.promote(VARIANT)
+    assert champion() == 2
+
+
 def test_what_cannot_be_done_by_hand_is_answered_in_one_line(finished, capsys):
     write_params(finished, {**TINY_PARAMS, "data": {"source": "digits", "name": "dots"}})
     register(finished)
     for command, answer in {
         "promote --to 7 --reason x": "ddpm promote: ddpm-dots has no version 7; it has 1\n",
         "promote --to 1 --reason x --model ddpm-x": "ddpm promote: there is no registered model ddpm-x in sqlite:",
+        "promote tiny --model ddpm-x": "ddpm promote: --model NAME goes with --to VERSION\n",
         "promote --to 1": "ddpm promote: --to VERSION and --reason WHY go together\n",
         "promote tiny --reason x": "ddpm promote: --to VERSION and --reason WHY go together\n",
         "rollback --reason x --model ddpm-x": "ddpm rollback: there is no registered model ddpm-x in sqlite:",

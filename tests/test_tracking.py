@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -76,6 +77,9 @@ def test_an_imported_model_is_registered_without_the_stages_that_would_have_trai
     metrics = project / f"reports/{VARIANT}/metrics.json"
     metrics.write_text(metrics.read_text().replace("20.0", "19.0"))
     assert tracking.register(VARIANT).created
+    shutil.rmtree(metrics.parent)
+    with pytest.raises(UserError, match=f"reports/{VARIANT}: no such directory; run `ddpm evaluate {VARIANT}`"):
+        tracking.find(VARIANT)
 
 
 def test_the_registered_model_samples_what_the_exported_one_does(project):

@@ -36,7 +36,7 @@ def promote(
         obstacle: why the champion could not be measured as the challenger was, if somebody tried.
 
     Raises:
-        UserError: the variant, as it is now, is not registered.
+        UserError: the variant, as it is now, is not registered; or the champion has no figures.
         UpstreamError: the server does not answer, or others keep moving the alias.
     """
     challenger = _registered(variant, root)
@@ -77,7 +77,10 @@ def promote_by_hand(
         champion = _champion(client, model)
         if champion == str(version):
             return Decision(True, "it is the champion already")
-        verdict = _decide(mlflow, model, str(version), champion, policy)
+        try:
+            verdict = _decide(mlflow, model, str(version), champion, policy)
+        except UserError as error:  # it, or the champion, has no figures: somebody else registered it
+            verdict = Decision(False, str(error))
         aside = "" if verdict.promote else f"; the policy would not have it: {verdict.reason}"
         decision = Decision(True, f"by hand: {reason}{aside}", verdict.figures)
         _record(client, model, str(version), decision)

@@ -35,15 +35,30 @@ def recorded_figures(version: Registration, protocol: str, root: Path = Path()) 
 
 
 def figures_of(mlflow: Any, version: Any, protocol: str | None = None) -> Figures:
-    """`recorded_figures` of a version as MLflow answers with it."""
-    return figures_of_run(mlflow, version.tags.get(_measured_under(protocol), version.run_id))
+    """`recorded_figures` of a version as MLflow answers with it.
+
+    Raises:
+        UserError: it has none; somebody else than `register` made it.
+    """
+    run_id = version.tags.get(_measured_under(protocol), version.run_id)
+    return figures_of_run(mlflow, run_id, f"models:/{version.name}/{version.version}")
 
 
-def figures_of_run(mlflow: Any, run_id: str) -> Figures:
-    """The figures that a run logged, and their protocol."""
+def figures_of_run(mlflow: Any, run_id: str | None, name: str) -> Figures:
+    """The figures that a run logged, and their protocol.
+
+    Args:
+        name: what messages call the model.
+
+    Raises:
+        UserError: there are none.
+    """
     client = mlflow.MlflowClient()
+    files = {file.path for file in client.list_artifacts(run_id)} if run_id else set()
     # Before its file had a name of its own here, it had that of reports/.
-    named = PROTOCOL if any(file.path == PROTOCOL for file in client.list_artifacts(run_id)) else "protocol.json"
+    named = next((file for file in (PROTOCOL, "protocol.json") if file in files), None)
+    if run_id is None or named is None:
+        raise UserError(f"{name} has no recorded figures")
     return Figures(
         metrics=evaluation_among(client.get_run(run_id).data.metrics),
         protocol=mlflow.artifacts.load_dict(f"runs:/{run_id}/{named}"),

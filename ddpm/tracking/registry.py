@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import importlib.metadata
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -247,7 +248,7 @@ def resolve(uri: str, root: Path = Path()) -> Path:
     if not store_uri(root).startswith("sqlite:"):
         destination = tempfile.mkdtemp(prefix="ddpm-model-")
         atexit.register(shutil.rmtree, destination, ignore_errors=True)
-    with _named(uri, mlflow, root):
+    with named(uri, mlflow, root):
         directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
     try:
         flavors = mlflow.models.Model.load(str(directory)).flavors
@@ -258,22 +259,29 @@ def resolve(uri: str, root: Path = Path()) -> Path:
 
 @store_answers()
 def pinned(uri: str, root: Path = Path()) -> str:
-    """`models:/NAME@ALIAS` as `models:/NAME/VERSION`, by what the alias means now; any other URI as it is.
+    """`models:/NAME@ALIAS` and `models:/NAME/latest` as `models:/NAME/VERSION`, by what they mean now; any other URI as it
+    is.
 
     Raises:
-        UserError: no such model, or none with this alias.
+        UserError: no such model, none with this alias, or no version of it.
         UpstreamError: the server does not answer.
     """
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    if not (uri.startswith("models:/") and alias):
+    match = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>.+)|/latest)", uri)
+    if match is None:
         return uri
     mlflow = load_mlflow(root)
-    with _named(uri, mlflow, root):
-        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+    client, name, alias = mlflow.MlflowClient(), match["name"], match["alias"]
+    with named(uri, mlflow, root):
+        if alias:
+            return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
+        versions = [int(version.version) for version in client.search_model_versions(f"name = '{name}'")]
+    if not versions:
+        raise UserError(f"{uri}: no such model in {store_uri(root)}")
+    return f"models:/{name}/{max(versions)}"
 
 
 @contextlib.contextmanager
-def _named(uri: str, mlflow: Any, root: Path) -> Iterator[None]:
+def named(uri: str, mlflow: Any, root: Path) -> Iterator[None]:
     """Around what asks for a model: say in one line that there is none."""
     try:
         yield
