@@ -1,6 +1,6 @@
 """How fast an exported model runs on this machine's CPU, as ratios of paired rounds.
 
-    python bench/deployed.py deploy/ddpm --batch 16 --steps 50 --rounds 15 --threads 1
+    python -m bench.deployed deploy/ddpm --batch 16 --steps 50 --rounds 15 --threads 1
 
 Each round times every contestant once, in random order, so that what else the machine does hits all alike. What is
 printed is the median over the rounds of each one's time over the first one's.
@@ -9,34 +9,25 @@ printed is the median over the rounds of each one's time over the first one's.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from bench.rounds import median_ratio, paired_times
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.diffusion.noise import ImageNoise
 
 
 def compare(title: str, contestants: dict[str, Callable[[], object]], rounds: int) -> None:
     """Print a table of the contestants' times; the first one is the measure."""
-    for run in contestants.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name in random.sample(list(contestants), len(contestants)):
-            start = time.perf_counter()
-            contestants[name]()
-            times[name].append(time.perf_counter() - start)
+    times = paired_times(contestants, rounds)
     first = next(iter(times.values()))
     print(f"\n{title}: medians of {rounds} rounds")
     for name, own in times.items():
-        ratio = statistics.median(mine / measure for mine, measure in zip(own, first, strict=True))
-        print(f"  {name:28} {1000 * statistics.median(own):9.1f} ms   {ratio:.3f}")
+        print(f"  {name:28} {1000 * statistics.median(own):9.1f} ms   {median_ratio(own, first):.3f}")
 
 
 def loops(directory: Path, batch: int, steps: int, threads: int) -> Iterable[tuple[str, Callable[[], object]]]:
