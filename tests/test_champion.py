@@ -126,7 +126,9 @@ def test_rolling_back_goes_from_champion_to_champion_until_there_was_none(finish
     assert champion() == 4
     assert tracking.rollback(MODEL, "grey").version == champion() == 3
     assert tracking.rollback(MODEL, "grey too").version == champion() == 1  # 2 never was
-    with pytest.raises(UserError, match=r"^ddpm-dots: version 1 is the champion, and there is none before it to go back to$"):
+    with pytest.raises(
+        UserError, match=r"^ddpm-dots: version 1 is the champion, and there is none before it to go back to$"
+    ):
         tracking.rollback(MODEL, "more")
     assert tags(4)["taken_back"] == "grey"
 

@@ -254,13 +254,14 @@ def resolve(uri: str, root: Path = Path()) -> Path:
         flavors = mlflow.models.Model.load(str(directory)).flavors
         return directory / flavors["python_function"]["artifacts"]["deploy"]["path"]
     except Exception:  # what a damaged file leads to depends on the damage
-        raise UserError(f"{uri}: not a model that `ddpm register` made, or its file MLmodel is lost or damaged") from None
+        raise UserError(f"{uri}: not made by `ddpm register`, or its file MLmodel is lost or damaged") from None
 
 
 @store_answers()
 def pinned(uri: str, root: Path = Path()) -> str:
-    """`models:/NAME@ALIAS` and `models:/NAME/latest` as `models:/NAME/VERSION`, by what they mean now; any other URI as it
-    is.
+    """`models:/NAME@ALIAS` and `models:/NAME/latest` as `models:/NAME/VERSION`, by what they mean now.
+
+    Any other URI is returned as it is.
 
     Raises:
         UserError: no such model, none with this alias, or no version of it.
