@@ -129,7 +129,8 @@ class InceptionExtractor:
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
             )
         except Exception as error:
-            raise UserError(f"{weights}: not InceptionV3 weights in torch-fidelity's format: {error}") from None
+            first_line = str(error).partition("\n")[0]
+            raise UserError(f"{weights}: not InceptionV3 weights in torch-fidelity's format: {first_line}") from None
         self.network = network.eval().to(device)
         self._spatial: Tensor | None = None
         network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
