@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddpm.config import ObjectiveConfig, VariantConfig
+from ddpm.config import NetworkConfig, ObjectiveConfig, VariantConfig
 from ddpm.data.kinds import ValueKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
@@ -29,10 +29,12 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
         A line on what was made.
 
     Raises:
-        UserError: the source is damaged, of another network or lacks something, or `out` is there already.
+        UserError: the source is damaged, of another network, class-conditional or lacks something, or `out` is there
+            already.
     """
     _must_be_new(out)
     published, weights = _read(source, flags)
+    _refuse_classes(published, source)
     name = data_name or "-".join(re.findall(r"[a-z0-9]+", out.resolve().name.lower())) or "imported"
     model = assemble(published, variant=out.resolve().name, data_name=name, fingerprint=sha256_of(weights))
     with atomic_directory(out) as temporary:
@@ -54,6 +56,16 @@ def _read(source: Path, flags: Flags) -> tuple[Published, Path]:
     if lucidrains.is_theirs(saved):
         return lucidrains.convert(saved, flags, where), source
     return openai.convert(tensors_alone(saved, where), flags, where), source
+
+
+def _refuse_classes(published: Published, source: Path) -> None:
+    """A network that never saw an image without its class says nothing sensible where it is told none."""
+    network = published.network
+    if isinstance(network, NetworkConfig) and network.num_classes:
+        raise UserError(
+            f"{source}: it is told one of {network.num_classes} classes with every image; ddpm samples without "
+            "classes: import an unconditional model"
+        )
 
 
 def assemble(published: Published, *, variant: str, data_name: str, fingerprint: str) -> Model:

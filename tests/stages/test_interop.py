@@ -107,21 +107,32 @@ def test_wrong_requests_get_one_line_and_exit_code_2(trained: Path, capsys, argu
     assert not Path("m").exists()
 
 
-def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
-    """A network of ours under their names: what its shapes do not tell comes from the options."""
-    options = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "head_channels": 32}
+GUIDED = {
+    **{"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)},
+    **{"head_channels": 32, "scale_shift": True, "frequency_shift": 0, "resample": "residual"},
+}
+SAID = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "cosine", "--diffusion-steps", "1000"]
+
+
+def saved_as_openai(path: Path, **options) -> UNet:
+    """A network of ours, whose state dict is saved under their names."""
     torch.manual_seed(0)
-    network = UNet(8, 1, out_channels=2, **options, scale_shift=True, frequency_shift=0, resample="residual")
+    network = UNet(8, 1, out_channels=2, **GUIDED, **options)
     torch.nn.init.normal_(network.out_conv.weight, std=0.1)
-    modules = dict(module_names(NetworkConfig(**options, resample="residual"), 8))
+    modules = dict(module_names(NetworkConfig(**GUIDED, **options), 8))
     state = {}
     for name, tensor in network.state_dict().items():
         module, _, parameter = name.rpartition(".")
         state[f"{modules[module]}.{parameter}"] = tensor
-    torch.save(state, "ema_0.9999.pt")
-    said = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "cosine", "--diffusion-steps", "1000"]
+    torch.save(state, path)
+    return network
+
+
+def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
+    """What its shapes do not tell comes from the options."""
+    network = saved_as_openai(Path("ema_0.9999.pt"))
     new_order = "--use-new-attention-order"
-    assert main(["import", "ema_0.9999.pt", "--out", "models/guided", *said, new_order, "--dropout", "0.1"]) == 0
+    assert main(["import", "ema_0.9999.pt", "--out", "models/guided", *SAID, new_order, "--dropout", "0.1"]) == 0
     model = ddpm.load("models/guided")
     assert model.card.config.process.variance == "learned_range"
     assert model.card.config.network.resample == "residual"
@@ -130,6 +141,18 @@ def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
     torch.testing.assert_close(weights["time_mlp.0.weight"], first)
     torch.testing.assert_close(weights["down.1.attentions.0.qkv.weight"], network.down[1].attentions[0].qkv.weight)
     assert model.sample(2, steps=2).shape == (2, 8, 8, 1)
+
+
+def test_a_model_that_needs_a_class_is_refused(tmp_path: Path, capsys):
+    """It has never seen an image without one, and our samplers tell it none."""
+    saved_as_openai(tmp_path / "conditional.pt", num_classes=5)
+    DDPMPipeline(UNet2DModel(**PEER, num_class_embeds=5), DDPMScheduler()).save_pretrained(tmp_path / "conditional")
+    for source, said in ((tmp_path / "conditional.pt", SAID), (tmp_path / "conditional", [])):
+        assert main(["import", str(source), "--out", str(tmp_path / "m"), *said]) == 2
+        error = capsys.readouterr().err
+        assert f"{source}: it is told one of 5 classes with every image; ddpm samples without classes" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "m").exists()
 
 
 def trained_by_lucidrains(kind: str) -> tuple[Path, torch.nn.Module]:
