@@ -15,7 +15,7 @@ from torch import Tensor
 from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
-from ddpm.interop.published import Flags, Published, network_of, refuse_other_keys, shaped_like, swap_halves
+from ddpm.interop.published import Flags, Published, network_of, parts_of, refuse_other_keys, shaped_like, swap_halves
 
 GROUPS = 32
 _RESIDUAL = {
@@ -113,27 +113,23 @@ def module_names(network: NetworkConfig, image_size: int) -> Iterator[tuple[str,
     for level in range(last + 1):
         for block in range(network.blocks):
             number += 1
-            yield from _with(f"down.{level}.residuals.{block}", f"input_blocks.{number}.0", _RESIDUAL)
-            yield from _with(f"down.{level}.attentions.{block}", f"input_blocks.{number}.1", _ATTENTION)
+            yield from parts_of(f"down.{level}.residuals.{block}", f"input_blocks.{number}.0", _RESIDUAL)
+            yield from parts_of(f"down.{level}.attentions.{block}", f"input_blocks.{number}.1", _ATTENTION)
         if level < last:
             number += 1
             resample = _RESIDUAL if network.resample == "residual" else {"conv": "op"}
-            yield from _with(f"down.{level}.resample", f"input_blocks.{number}.0", resample)
-    yield from _with("middle_in", "middle_block.0", _RESIDUAL)
-    yield from _with("middle_attention", "middle_block.1", _ATTENTION)
-    yield from _with("middle_out", "middle_block.2", _RESIDUAL)
+            yield from parts_of(f"down.{level}.resample", f"input_blocks.{number}.0", resample)
+    yield from parts_of("middle_in", "middle_block.0", _RESIDUAL)
+    yield from parts_of("middle_attention", "middle_block.1", _ATTENTION)
+    yield from parts_of("middle_out", "middle_block.2", _RESIDUAL)
     for number in range((last + 1) * (network.blocks + 1)):
         level, block = divmod(number, network.blocks + 1)
-        yield from _with(f"up.{level}.residuals.{block}", f"output_blocks.{number}.0", _RESIDUAL)
-        yield from _with(f"up.{level}.attentions.{block}", f"output_blocks.{number}.1", _ATTENTION)
+        yield from parts_of(f"up.{level}.residuals.{block}", f"output_blocks.{number}.0", _RESIDUAL)
+        yield from parts_of(f"up.{level}.attentions.{block}", f"output_blocks.{number}.1", _ATTENTION)
         if block == network.blocks and level < last:
             resample = _RESIDUAL if network.resample == "residual" else {"conv": "conv"}
             place = 2 if image_size // 2 ** (last - level) in network.attention_resolutions else 1
-            yield from _with(f"up.{level}.resample", f"output_blocks.{number}.{place}", resample)
-
-
-def _with(ours: str, theirs: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    return ((f"{ours}.{part}", f"{theirs}.{their_part}") for part, their_part in parts.items())
+            yield from parts_of(f"up.{level}.resample", f"output_blocks.{number}.{place}", resample)
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -112,6 +112,11 @@ def refuse_other_keys(found: Iterable[str], expected: Iterable[str], where: str)
     missing, unexpected = sorted(wanted - there), sorted(there - wanted)
     if missing or unexpected:
         raise UserError(f"{where}: another network: missing {_some(missing)}; unexpected {_some(unexpected)}")
+
+
+def parts_of(ours: str, theirs: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of every part of a module."""
+    return ((f"{ours}.{part}", f"{theirs}.{their_part}") for part, their_part in parts.items())
 
 
 def shaped_like(weights: Mapping[str, Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ def redescribed(before: str, after: str) -> Callable[[Path], object]:
         (lambda d: (d / "model.json").write_text("{"), "damaged"),
         (redescribed('"width": 8', '"width": 16'), "another network: down.0.resample.conv.bias is"),
         (redescribed('"blocks": 1', '"blocks": 2'), "another network: missing"),
-        (redescribed('"groups": 4', '"groups": 7'), "models/tiny/model.json: network: groups is 7, which does not divide"),
+        (redescribed('"groups": 4', '"groups": 7'), "tiny/model.json: network: groups is 7, which does not divide"),
         (redescribed('"format": 1', '"format": 7'), "`format`.*found 7"),
     ],
 )
