@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, validate
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.interop.published import Flags, Published, network_of, parts_of, refuse_other_keys, shaped_like, swap_halves
@@ -67,22 +67,26 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         raise UserError(f"{where}: {channels} channels in and {out_channels} out: not a denoiser of grey or RGB images")
     resample, blocks, levels = _layout(theirs)
     multipliers, attended = _levels(theirs, width, blocks, levels, where)
-    learned = out_channels == 2 * channels
-    network = NetworkConfig(
-        width=width,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention_resolutions=tuple(image_size // 2**level for level in attended),
-        heads=1 if flags.num_head_channels else flags.num_heads or 1,
-        head_channels=flags.num_head_channels,
-        groups=GROUPS,
-        dropout=flags.dropout,
-        scale_shift=len(theirs["input_blocks.1.0.emb_layers.1.bias"]) == 2 * width * multipliers[0],
-        resample=resample,
-        frequency_shift=0,
-        timestep_scale=1000 / timesteps if flags.rescale_timesteps else 1.0,
-        num_classes=len(theirs["label_emb.weight"]) if "label_emb.weight" in theirs else None,
+    network = validate(
+        NetworkConfig,
+        {
+            "width": width,
+            "multipliers": multipliers,
+            "blocks": blocks,
+            "attention_resolutions": [image_size // 2**level for level in attended],
+            "heads": 1 if flags.num_head_channels else flags.num_heads or 1,
+            "head_channels": flags.num_head_channels,
+            "groups": GROUPS,
+            "dropout": flags.dropout,
+            "scale_shift": len(theirs["input_blocks.1.0.emb_layers.1.bias"]) == 2 * width * multipliers[0],
+            "resample": resample,
+            "frequency_shift": 0,
+            "timestep_scale": 1000 / timesteps if flags.rescale_timesteps else 1.0,
+            "num_classes": len(theirs["label_emb.weight"]) if "label_emb.weight" in theirs else None,
+        },
+        where,
     )
+    learned = out_channels == 2 * channels
     process = ProcessConfig(
         timesteps=timesteps,
         schedule=schedule,

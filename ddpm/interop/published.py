@@ -68,8 +68,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short: {error}") from None
     except Exception as error:  # of pickle, of zipfile, or torch's own
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: damaged, cut short, or more than tensors ({reason})") from None
+        raise UserError(f"{path}: damaged, cut short, or more than tensors ({in_short(error)})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
     return found
@@ -138,6 +137,11 @@ def swap_halves(weight: Tensor) -> Tensor:
     """The first layer of the time embedding, [width × 4, width], for sines and cosines in the other order."""
     first, second = weight.chunk(2, dim=1)
     return torch.cat([second, first], dim=1)
+
+
+def in_short(error: Exception) -> str:
+    """Another's error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 
 
 def _without_ones(shape: Iterable[int]) -> list[int]:

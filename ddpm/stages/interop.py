@@ -10,7 +10,7 @@ from ddpm.data.kinds import ValueKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
-from ddpm.interop.published import Flags, Published, read_saved, tensors_alone
+from ddpm.interop.published import Flags, Published, in_short, read_saved, tensors_alone
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, save
 from ddpm.stages.train import write_curve
 
@@ -49,7 +49,19 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
 
 
 def _read(source: Path, flags: Flags) -> tuple[Published, Path]:
-    """The model, and the file that has its weights."""
+    """The model, and the file that has its weights.
+
+    Names and shapes are taken at their word and checked when the whole is put together; what breaks before that is of
+    no shape that a reader knows.
+    """
+    try:
+        return _known(source, flags)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: not a checkpoint that ddpm knows ({in_short(error)})") from error
+
+
+def _known(source: Path, flags: Flags) -> tuple[Published, Path]:
+    """By the reader of its kind."""
     if source.is_dir():
         return diffusers.read(source, flags.image_size), diffusers.weights_file(source)
     saved, where = read_saved(source), str(source)

@@ -1,5 +1,6 @@
 """diffusers' UNet2DModel in and out, held against the package itself."""
 
+import itertools
 import json
 
 import numpy as np
@@ -12,6 +13,8 @@ from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.interop.diffusers import convert, read, write
+from ddpm.interop.diffusers.scheduler import SchedulerConfig
+from ddpm.interop.diffusers.unet import UNet2DConfig
 from ddpm.interop.published import Published
 from ddpm.nets.unet import UNet
 
@@ -256,16 +259,22 @@ def test_what_diffusers_lacks_is_not_written(options, words, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"act_fn": "gelu"}, "act_fn is gelu, which ddpm does not have; expected silu or swish"),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier"),
-        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor is 2"),
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups is None"),
+        ({"act_fn": "gelu"}, "dir: `act_fn`: input should be 'silu' or 'swish', found 'gelu'"),
+        ({"time_embedding_type": "fourier"}, "`time_embedding_type`: input should be 'positional', found 'fourier'"),
+        ({"mid_block_scale_factor": 2}, "`mid_block_scale_factor`: .*, found 2"),
+        ({"_class_name": "UNet2DConditionModel"}, "`_class_name`: .*, found 'UNet2DConditionModel'"),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            "attn_norm_num_groups is None, which ddpm does not have; expected 4",
+        ),
+        ({"time_embedding_dim": 16}, "time_embedding_dim is 16, which ddpm does not have; expected None or 32"),
         ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "level 0 has SkipDownBlock2D and UpBlock2D"),
         ({"downsample_type": "resnet", "upsample_type": "resnet"}, "resamples by conv and resnet"),
         ({"block_out_channels": [8, 12]}, r"block_out_channels \[8, 12\]"),
         ({"norm_num_groups": 3}, "groups is 3, which does not divide"),
         ({"sample_size": None}, "give --image-size"),
+        ({"sample_size": [8, 16]}, r"`sample_size`: .*, found \[8, 16\]"),
+        ({"in_channels": 4}, "`in_channels`: input should be 1 or 3, found 4"),
         ({"out_channels": 6}, "3 channels in and 6 out do not go with"),
         ({"num_class_embeds": 4}, "missing class_embedding.weight; unexpected nothing"),
         ({"layers_per_block": 2}, "missing down_blocks.*unexpected"),
@@ -274,22 +283,43 @@ def test_what_diffusers_lacks_is_not_written(options, words, tmp_path):
 )
 def test_what_we_lack_or_does_not_fit_is_named(change, words):
     with pytest.raises(UserError, match=words):
-        convert({**config_of(SMALL), **change}, SCHEDULER, peer(SMALL).state_dict())
+        convert({**config_of(SMALL), **change}, SCHEDULER, peer(SMALL).state_dict(), where="dir")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"_class_name": "EulerDiscreteScheduler"}, "the scheduler is EulerDiscreteScheduler; expected DDPMScheduler"),
-        ({"thresholding": True}, "the scheduler's thresholding is True"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule is sigmoid"),
+        (
+            {"_class_name": "EulerDiscreteScheduler"},
+            "dir: scheduler: `_class_name`: .*'DDPMScheduler' or 'DDIMScheduler'",
+        ),
+        ({"thresholding": True}, "scheduler: `thresholding`: input should be False, found True"),
+        ({"beta_schedule": "sigmoid"}, "scheduler: `beta_schedule`: .*, found 'sigmoid'"),
         ({"beta_end": 0.03}, "betas, from 0.0001 to 0.03, are of no schedule"),
-        ({"variance_type": "learned"}, "variance_type is learned"),
+        ({"variance_type": "learned"}, "scheduler: `variance_type`: .*, found 'learned'"),
     ],
 )
 def test_a_scheduler_that_we_lack_is_named(change, words):
     with pytest.raises(UserError, match=words):
-        convert(config_of(SMALL), {**SCHEDULER, **change}, peer(SMALL).state_dict())
+        convert(config_of(SMALL), {**SCHEDULER, **change}, peer(SMALL).state_dict(), where="dir")
+
+
+ODD = [None, -1, 0, "x", [], {}, 1.5, [1], [None, 2], True, float("nan")]
+
+
+@pytest.mark.parametrize(("damaged", "model"), [("config", UNet2DConfig), ("scheduler", SchedulerConfig)])
+def test_any_key_may_hold_anything(damaged, model):
+    """It is imported, or a line says what is wrong."""
+    whole = {"config": config_of(SMALL), "scheduler": SCHEDULER}
+    weights, keys, refused = peer(SMALL).state_dict(), model.model_json_schema()["properties"], []
+    for key, value in itertools.product(keys, ODD):
+        odd = {**whole, damaged: {**whole[damaged], key: value}}
+        try:
+            convert(**odd, theirs=weights, where="dir")
+        except UserError as error:
+            refused.append((key, str(error)))
+    assert {key for key, _ in refused} == keys.keys()
+    assert all(line.startswith("dir: ") and "\n" not in line for _, line in refused)
 
 
 def test_damaged_directories(tmp_path):

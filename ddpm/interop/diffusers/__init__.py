@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.config import NetworkConfig
+from ddpm.config import NetworkConfig, validate
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.files import read_json, write_json
 from ddpm.interop.diffusers.names import new_name, their_names
-from ddpm.interop.diffusers.scheduler import process_config, their_scheduler
-from ddpm.interop.diffusers.unet import network_config, their_config
+from ddpm.interop.diffusers.scheduler import SchedulerConfig, process_config, their_scheduler
+from ddpm.interop.diffusers.unet import UNet2DConfig, network_config, their_config
 from ddpm.interop.published import (
     Published,
     network_of,
@@ -69,18 +69,16 @@ def convert(
     Raises:
         UserError: as `read`.
     """
-    side = config.get("sample_size") or image_size
-    if isinstance(side, list | tuple):
-        side = side[0] if len(set(side)) == 1 else None
-    if not isinstance(side, int):
-        raise UserError(f"{where}: sample_size is {config.get('sample_size')}: give --image-size, the side in pixels")
-    channels, out_channels = config.get("in_channels", 3), config.get("out_channels", 3)
-    network = network_config(config, side, where)
-    process, sampling = process_config(scheduler, where)
+    unet = validate(UNet2DConfig, config, where)
+    process, sampling = process_config(validate(SchedulerConfig, scheduler, f"{where}: scheduler"), where)
+    side, channels, out_channels = unet.sample_size or image_size, unet.in_channels, unet.out_channels
+    if side is None:
+        raise UserError(f"{where}: it tells no sample_size: give --image-size, the side in pixels")
+    network = network_config(unet, side, where)
     if out_channels != channels * (2 if process.variance == "learned_range" else 1):
         raise UserError(
-            f"{where}: {channels} channels in and {out_channels} out do not go with the scheduler's variance_type "
-            f"{scheduler.get('variance_type')!r}"
+            f"{where}: {channels} channels in and {out_channels} out do not go with a variance that is "
+            f"{process.variance}"
         )
     kind = ImageKind((side, side, channels))
     ours = network_of(network, kind, out_channels, where)
@@ -88,7 +86,7 @@ def convert(
     theirs = {new_name(name): tensor for name, tensor in theirs.items()}
     refuse_other_keys(theirs, (part for parts in names.values() for part in parts), where)
     weights = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
-    if config.get("flip_sin_to_cos", True):
+    if unet.flip_sin_to_cos:
         weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
     return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
 

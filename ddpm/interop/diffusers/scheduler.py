@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+from pydantic import BaseModel, Field
 
-from ddpm.config import ProcessConfig, SamplingConfig, validate
-from ddpm.diffusion.schedules import SCHEDULES, Float64, Schedule
+from ddpm.config import Fraction, Positive, Prediction, ProcessConfig, SamplingConfig, ScheduleName, Variance
+from ddpm.diffusion.schedules import Float64, Schedule
 from ddpm.errors import UserError
 
-_PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
-_SCHEDULE_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-_VARIANCES = {
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+_SCHEDULE_NAMES: dict[ScheduleName, str] = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+}
+_VARIANCES: dict[str, Variance] = {
     "fixed_small": "fixed_small",
     "fixed_small_log": "fixed_small",
     "fixed_large": "fixed_large",
@@ -26,66 +30,75 @@ _SAMPLERS: dict[str, tuple[Literal["ancestral", "ddim"], int]] = {
 }
 
 
-def process_config(config: Mapping[str, Any], where: str) -> tuple[ProcessConfig, SamplingConfig]:
-    """The process and the sampling plan of a scheduler's configuration."""
-    name = config.get("_class_name")
-    if name not in _SAMPLERS:
-        raise UserError(f"{where}: the scheduler is {name}; expected {' or '.join(_SAMPLERS)}")
-    supported: dict[str, tuple[Any, ...]] = {
-        "rescale_betas_zero_snr": (False,),
-        "set_alpha_to_one": (True,),
-        "steps_offset": (0,),
-        "thresholding": (False,),
-        "clip_sample_range": (1,),
-        "prediction_type": tuple(_PREDICTIONS),
-        "variance_type": tuple(_VARIANCES),
-    }
-    for key, values in supported.items():
-        if config.get(key, values[0]) not in values:
-            raise UserError(f"{where}: the scheduler's {key} is {config[key]}, which ddpm does not have")
-    timesteps = config.get("num_train_timesteps", 1000)
-    process = {
-        "timesteps": timesteps,
-        "schedule": _schedule(config, timesteps, where),
-        "prediction": _PREDICTIONS[config.get("prediction_type", "epsilon")],
-        "variance": _VARIANCES[config.get("variance_type", "fixed_small")],
-    }
-    sampler, steps = _SAMPLERS[name]
-    sampling = {
-        "sampler": sampler,
-        "steps": min(steps, timesteps),
-        "spacing": config.get("timestep_spacing", "leading"),
-        "clip": config.get("clip_sample", True),
-    }
-    return validate(ProcessConfig, process, where), validate(SamplingConfig, sampling, where)
+class SchedulerConfig(BaseModel, frozen=True):
+    """What decides the process in their scheduler_config.json, with the schedulers' defaults and as far as ours has a
+    counterpart; other keys are passed over."""
 
-
-def _schedule(config: Mapping[str, Any], timesteps: int, where: str) -> str:
-    """The name of the schedule that has the configuration's betas."""
-    kind, start, end = (
-        config.get("beta_schedule", "linear"),
-        config.get("beta_start", 1e-4),
-        config.get("beta_end", 0.02),
+    class_name: Literal["DDPMScheduler", "DDIMScheduler"] = Field(alias="_class_name")
+    num_train_timesteps: Positive = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_start: Fraction = 1e-4
+    beta_end: Fraction = 0.02
+    trained_betas: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    rescale_betas_zero_snr: Literal[False] = False
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"] = (
+        "fixed_small"
     )
+    clip_sample: bool = True
+    clip_sample_range: Annotated[float, Field(ge=1, le=1)] = 1
+    thresholding: Literal[False] = False
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    steps_offset: Literal[0] = 0
+    set_alpha_to_one: Literal[True] = True
+
+
+def process_config(theirs: SchedulerConfig, where: str) -> tuple[ProcessConfig, SamplingConfig]:
+    """The process and the sampling plan of their scheduler.
+
+    Args:
+        where: what errors call it.
+
+    Raises:
+        UserError: its betas are of no schedule of ours.
+    """
+    process = ProcessConfig(
+        timesteps=theirs.num_train_timesteps,
+        schedule=_schedule(theirs, where),
+        prediction=_PREDICTIONS[theirs.prediction_type],
+        variance=_VARIANCES[theirs.variance_type],
+    )
+    sampler, steps = _SAMPLERS[theirs.class_name]
+    sampling = SamplingConfig(
+        sampler=sampler,
+        steps=min(steps, theirs.num_train_timesteps),
+        spacing=theirs.timestep_spacing,
+        clip=theirs.clip_sample,
+    )
+    return process, sampling
+
+
+def _schedule(theirs: SchedulerConfig, where: str) -> ScheduleName:
+    """The name of the schedule that has their betas."""
+    start, end, timesteps = theirs.beta_start, theirs.beta_end, theirs.num_train_timesteps
     betas: Float64
-    if config.get("trained_betas") is not None:
-        betas = np.asarray(config["trained_betas"], dtype=np.float64)
-    elif kind == "linear":
+    if theirs.trained_betas is not None:
+        betas = np.array(theirs.trained_betas)
+    elif theirs.beta_schedule == "linear":
         betas = np.linspace(start, end, timesteps)
-    elif kind == "scaled_linear":
+    elif theirs.beta_schedule == "scaled_linear":
         betas = np.linspace(start**0.5, end**0.5, timesteps) ** 2
-    elif kind == "squaredcos_cap_v2":
-        return "cosine"
     else:
-        raise UserError(f"{where}: the scheduler's beta_schedule is {kind}, which ddpm does not have")
-    for name in SCHEDULES:
+        return "cosine"
+    for name in get_args(ScheduleName):
         ours = Schedule.named(name, timesteps).betas
         if betas.shape == ours.shape and np.allclose(betas, ours, rtol=1e-5, atol=0):
             return name
-    raise UserError(f"{where}: the scheduler's betas, from {betas[0]} to {betas[-1]}, are of no schedule that ddpm has")
+    raise UserError(f"{where}: the betas, from {betas[0]} to {betas[-1]}, are of no schedule that ddpm has")
 
 
 def their_scheduler(process: ProcessConfig, sampling: SamplingConfig) -> dict[str, Any]:
+    """Their scheduler_config.json of our process, sampled by Algorithm 2."""
     betas = Schedule.named(process.schedule, process.timesteps).betas
     # A short linear schedule is held below 1, which its two ends cannot say, and of the sigmoid they have no name.
     named = process.schedule in _SCHEDULE_NAMES and not (process.schedule == "linear" and betas[-1] >= 0.999)
