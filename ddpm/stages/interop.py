@@ -106,7 +106,7 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     """Write the directory `out` for diffusers' `DDPMPipeline.from_pretrained` from a model directory.
 
     Raises:
-        UserError: there is no model, it uses what UNet2DModel lacks, or `out` is there already.
+        UserError: there is no model, it uses what UNet2DModel or DDPMScheduler lacks, or `out` is there already.
     """
     _must_be_new(out)
     model = load(model_directory)

@@ -95,7 +95,8 @@ def write(published: Published, directory: Path) -> None:
     """Write a directory that `DDPMPipeline.from_pretrained` loads, and its `unet/` alone `UNet2DModel.from_pretrained`.
 
     Raises:
-        UserError: the network uses what UNet2DModel lacks; the message names the key.
+        UserError: the network uses what UNet2DModel lacks, or the sampling what DDPMScheduler does; the message names
+            the key.
     """
     from safetensors.torch import save_file
 
@@ -104,6 +105,7 @@ def write(published: Published, directory: Path) -> None:
     if not isinstance(network, NetworkConfig) or not isinstance(kind, ImageKind):
         raise UserError(f"diffusers' UNet2DModel is a unet of images; this model is a {network.kind} of {kind.name}")
     config = their_config(network, kind, len(published.weights["out_conv.bias"]))
+    scheduling = their_scheduler(published.process, published.sampling)
     weights = {}
     for name, parts in their_names(network, published.weights).items():
         for part, tensor in zip(parts, published.weights[name].chunk(len(parts)), strict=True):
@@ -113,7 +115,7 @@ def write(published: Published, directory: Path) -> None:
         folder.mkdir()
     write_json(unet / "config.json", config)
     save_file(weights, unet / WEIGHTS, metadata={"format": "pt"})
-    write_json(scheduler / "scheduler_config.json", their_scheduler(published.process, published.sampling))
+    write_json(scheduler / "scheduler_config.json", scheduling)
     write_json(
         directory / "model_index.json",
         {

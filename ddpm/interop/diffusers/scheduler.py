@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from ddpm.config import Fraction, Positive, Prediction, ProcessConfig, SamplingConfig, ScheduleName, Variance
+from ddpm.diffusion.plans import NO_CLIP
 from ddpm.diffusion.schedules import Float64, Schedule
 from ddpm.errors import UserError
 
@@ -47,10 +48,21 @@ class SchedulerConfig(BaseModel, frozen=True):
     )
     clip_sample: bool = True
     clip_sample_range: Annotated[float, Field(ge=1, le=1)] = 1
-    thresholding: Literal[False] = False
+    thresholding: bool = False
+    dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] = 0.995
+    sample_max_value: float = 1.0
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: Literal[0] = 0
     set_alpha_to_one: Literal[True] = True
+
+    @model_validator(mode="after")
+    def _a_threshold_has_no_bound(self) -> SchedulerConfig:
+        if self.thresholding and self.sample_max_value < NO_CLIP:
+            raise ValueError(
+                f"sample_max_value is {self.sample_max_value}: ddpm has no bound of a dynamic threshold; expected "
+                f"{NO_CLIP}"
+            )
+        return self
 
 
 def process_config(theirs: SchedulerConfig, where: str) -> tuple[ProcessConfig, SamplingConfig]:
@@ -74,6 +86,7 @@ def process_config(theirs: SchedulerConfig, where: str) -> tuple[ProcessConfig, 
         steps=min(steps, theirs.num_train_timesteps),
         spacing=theirs.timestep_spacing,
         clip=theirs.clip_sample,
+        dynamic_threshold=theirs.dynamic_thresholding_ratio if theirs.thresholding else None,
     )
     return process, sampling
 
@@ -98,7 +111,21 @@ def _schedule(theirs: SchedulerConfig, where: str) -> ScheduleName:
 
 
 def their_scheduler(process: ProcessConfig, sampling: SamplingConfig) -> dict[str, Any]:
-    """Their scheduler_config.json of our process, sampled by Algorithm 2."""
+    """Their scheduler_config.json of our process and, of our sampling, of what it says: the variance, the strides and
+    how x̂_0 is held. The sampler is Algorithm 2, and the number of steps the pipeline's to say.
+
+    Raises:
+        UserError: the sampling is of a choice that theirs lacks; the message names the key.
+    """
+    if sampling.spacing == "quadratic":
+        raise UserError("sampling.spacing is quadratic, which diffusers' DDPMScheduler does not have")
+    variance = sampling.variance or process.variance
+    if process.variance == "learned_range" and variance != "learned_range":
+        raise UserError(
+            f"sampling.variance is {variance}, which diffusers' DDPMScheduler does not have of a network that learned "
+            "its variance"
+        )
+    threshold = sampling.dynamic_threshold
     betas = Schedule.named(process.schedule, process.timesteps).betas
     # A short linear schedule is held below 1, which its two ends cannot say, and of the sigmoid they have no name.
     named = process.schedule in _SCHEDULE_NAMES and not (process.schedule == "linear" and betas[-1] >= 0.999)
@@ -110,8 +137,11 @@ def their_scheduler(process: ProcessConfig, sampling: SamplingConfig) -> dict[st
         "beta_start": float(betas[0]),
         "beta_end": float(betas[-1]),
         "trained_betas": None if named else betas.tolist(),
-        "variance_type": process.variance,
+        "variance_type": variance,
         "prediction_type": predictions[process.prediction],
         "clip_sample": sampling.clip,
-        "timestep_spacing": "leading" if sampling.spacing == "quadratic" else sampling.spacing,
+        "thresholding": threshold is not None,
+        "dynamic_thresholding_ratio": threshold or 0.995,  # without thresholding: their default, and without meaning
+        "sample_max_value": NO_CLIP,
+        "timestep_spacing": sampling.spacing,
     }
