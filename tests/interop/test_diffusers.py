@@ -326,7 +326,7 @@ def test_what_we_lack_or_does_not_fit_is_named(change, words):
         ),
         ({"thresholding": True}, "scheduler: sample_max_value is 1.0: ddpm has no bound"),
         ({"beta_schedule": "sigmoid"}, "scheduler: `beta_schedule`: .*, found 'sigmoid'"),
-        ({"beta_end": 0.03}, "betas, from 0.0001 to 0.03, are of no schedule"),
+        ({"beta_end": 0.03}, "dir: scheduler: the betas, from 0.0001 to 0.03, are of no schedule"),
         ({"variance_type": "learned"}, "scheduler: `variance_type`: .*, found 'learned'"),
     ],
 )

@@ -70,7 +70,8 @@ def convert(
         UserError: as `read`.
     """
     unet = validate(UNet2DConfig, config, where)
-    process, sampling = process_config(validate(SchedulerConfig, scheduler, f"{where}: scheduler"), where)
+    of_scheduler = f"{where}: scheduler"
+    process, sampling = process_config(validate(SchedulerConfig, scheduler, of_scheduler), of_scheduler)
     side, channels, out_channels = unet.sample_size or image_size, unet.in_channels, unet.out_channels
     if side is None:
         raise UserError(f"{where}: it tells no sample_size: give --image-size, the side in pixels")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from ddpm.config import NetworkConfig, Positive, validate
+from ddpm.config import Fraction, NetworkConfig, Positive, validate
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 
@@ -32,7 +32,7 @@ class UNet2DConfig(BaseModel, frozen=True):
     attention_head_dim: Positive | None = 8
     norm_num_groups: Positive = 32
     attn_norm_num_groups: int | None = None
-    norm_eps: float = 1e-5
+    norm_eps: Fraction = 1e-5
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     act_fn: Literal["silu", "swish"] = "silu"
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
