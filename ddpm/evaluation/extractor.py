@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.data.kinds import DataKind
+from ddpm.data.kinds import DataKind, encode_pixels
 from ddpm.data.loader import Images, batch_indices
-from ddpm.diffusion.pixels import from_uint8
 from ddpm.errors import UserError
 from ddpm.evaluation.distances import MAX_COUNT
 from ddpm.files import read_json, sha256_of, write_json
@@ -108,7 +107,7 @@ class CNNExtractor:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Features:
         device = next(self.network.parameters()).device
-        features, logits = self.network(from_uint8(torch.from_numpy(pixels).to(device)))
+        features, logits = self.network(encode_pixels(torch.from_numpy(pixels).to(device)))
         return Features(features.cpu(), logits.cpu())
 
 
@@ -202,7 +201,7 @@ def fit_cnn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for step in range(steps):
         batch = batch_indices(len(images), batch_size, step, seed)
-        _, logits = network(from_uint8(torch.from_numpy(images.rows(batch)).to(device)))
+        _, logits = network(encode_pixels(torch.from_numpy(images.rows(batch)).to(device)))
         loss = F.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device), label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
