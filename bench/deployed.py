@@ -1,6 +1,6 @@
 """How fast an exported model runs on this machine's CPU, as ratios of paired rounds.
 
-    python bench/deployed.py deploy/ddpm --batch 16 --steps 50 --rounds 15 --threads 1
+    python -m bench.deployed deploy/ddpm --batch 16 --steps 50 --rounds 15 --threads 1
 
 Each round times every contestant once, in random order, so that what else the machine does hits all alike. What is
 printed is the median over the rounds of each one's time over the first one's.
@@ -9,33 +9,25 @@ printed is the median over the rounds of each one's time over the first one's.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
-import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from bench.rounds import median_ratio, paired_times
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.diffusion.noise import ImageNoise
 
 
 def compare(title: str, contestants: dict[str, Callable[[], object]], rounds: int) -> None:
     """Print a table of the contestants' times; the first one is the measure."""
-    for run in contestants.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name in random.sample(list(contestants), len(contestants)):
-            start = time.perf_counter()
-            contestants[name]()
-            times[name].append(time.perf_counter() - start)
+    times = paired_times(contestants, rounds)
     first = next(iter(times.values()))
     print(f"\n{title}: medians of {rounds} rounds")
     for name, own in times.items():
-        ratio = statistics.median(mine / measure for mine, measure in zip(own, first, strict=True))
-        print(f"  {name:28} {1000 * statistics.median(own):9.1f} ms   {ratio:.3f}")
+        print(f"  {name:28} {1000 * statistics.median(own):9.1f} ms   {median_ratio(own, first):.3f}")
 
 
 def loops(directory: Path, batch: int, steps: int, threads: int) -> Iterable[tuple[str, Callable[[], object]]]:
@@ -45,7 +37,7 @@ def loops(directory: Path, batch: int, steps: int, threads: int) -> Iterable[tup
         plan = sampler.plan(sampler="ddim", eta=1.0, steps=steps)
         noise = ImageNoise(0, batch, sampler.kind.network_shape)
         z = noise.draw()
-        yield name, lambda sampler=sampler, plan=plan, z=z: sampler.run(plan, z, lambda: z)
+        yield name, partial(sampler.run, plan, z, z.copy)
 
 
 def optimisations(directory: Path, batch: int, threads: int) -> Iterable[tuple[str, Callable[[], object]]]:
@@ -65,7 +57,7 @@ def optimisations(directory: Path, batch: int, threads: int) -> Iterable[tuple[s
         session = onnxruntime.InferenceSession(directory / "denoiser.onnx", settings, providers=[CPU], **options)
         shape = session.get_inputs()[0].shape[1:]
         feed = {"x": np.random.default_rng(0).standard_normal((batch, *shape), np.float32), "t": np.arange(batch)}
-        yield name, lambda session=session, feed=feed: session.run(None, feed)
+        yield name, partial(session.run, None, feed)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from ddpm.tracking.notes import comparison_note
 from ddpm.tracking.outputs import lineage_of, model_name
 from ddpm.tracking.records import Figures, log_measurement, recorded_figures, recorded_fingerprint
 from ddpm.tracking.registry import Registration, find, pinned, register, resolve
-from ddpm.tracking.runs import RUN_ID, end_run, live_curve, run_url, start_run, ui_url
+from ddpm.tracking.runs import RUN_ID, end_run, live_curve, log_study, run_url, start_run, ui_url
 from ddpm.tracking.store import load_mlflow, store_uri
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "load_mlflow",
     "log_comparison",
     "log_measurement",
+    "log_study",
     "model_name",
     "pinned",
     "promote",

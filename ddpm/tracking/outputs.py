@@ -65,7 +65,7 @@ class Outputs:
         trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
         parts = {"data": card["data"], "trained": trained, "parameters": card["parameters"], "protocol": self.protocol}
         # The card's own sampling options are those of the time of training.
-        return dict(_flatten({**card["config"], "sampling": self.sampling, **parts}))
+        return dict(flatten({**card["config"], "sampling": self.sampling, **parts}))
 
     def curve(self) -> list[tuple[int, dict[str, float]]]:
         """The loss curve: a step and its metrics a row."""
@@ -83,11 +83,11 @@ def read_output(path: Path, stage: str) -> dict[str, Any]:
         raise UserError(f"{path}: damaged; run `dvc repro --force --single-item {stage}`") from None
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Leaves of nested dictionaries under dotted names, as MLflow's parameters want them."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value if isinstance(value, str) else json.dumps(value)
 
@@ -98,12 +98,15 @@ def lineage_of(variant: str, root: Path = Path()) -> str:
     An imported model came of no stage; it is told by its own files, its figures' and its export's.
 
     Raises:
-        UserError: dvc.lock lacks a stage.
+        UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
     """
     import yaml
 
     card = root / MODELS / variant / "model.json"
     if card.is_file() and read_output(card, f"train@{variant}")["training"].get("weights") == "imported":
+        for folder, command in ((REPORTS, "evaluate"), (DEPLOY, "export")):
+            if not (root / folder / variant).is_dir():
+                raise UserError(f"{root / folder / variant}: no such directory; run `ddpm {command} {variant}`")
         folders = (root / folder / variant for folder in (MODELS, REPORTS, DEPLOY))
         files = [path for folder in folders for path in sorted(folder.iterdir())]
         hashes = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}

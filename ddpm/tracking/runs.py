@@ -10,12 +10,12 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddpm.tracking.names import grouped
-from ddpm.tracking.outputs import model_name
+from ddpm.tracking.outputs import flatten, model_name
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers, store_uri
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,41 @@ def start_run(variant: str, root: Path = Path()) -> str:
 def end_run(run_id: str, status: str, root: Path = Path()) -> None:
     """Close a run that ended before its model was registered: `FAILED` or `KILLED`."""
     load_mlflow(root).MlflowClient().set_terminated(run_id, status=status)
+
+
+@store_answers()
+def log_study(
+    name: str,
+    parameters: Mapping[str, Any],
+    points: Iterable[tuple[int, Metrics]],
+    files: Iterable[Path],
+    root: Path = Path(),
+) -> str:
+    """Record a finished study of many models as one run, in an experiment of its own.
+
+    Args:
+        name: the experiment's, as `ddpm-<name>`.
+        parameters: nested; logged flat.
+        points: (step, metrics).
+        files: artifacts.
+
+    Returns:
+        The run's identifier.
+    """
+    mlflow = load_mlflow(root)
+    from mlflow.entities import Param
+
+    client = mlflow.MlflowClient()
+    experiment = experiment_id(mlflow, f"ddpm-{name}", root)
+    run_name = f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
+    run_id = client.create_run(experiment, run_name=run_name, tags=git_tags(root)).info.run_id
+    client.log_batch(run_id, params=[Param(key, value) for key, value in flatten(dict(parameters))])
+    now = milliseconds()
+    log_metrics(client, run_id, [(now, step, metrics) for step, metrics in points])
+    for file in files:
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id)
+    return run_id
 
 
 def run_url(run_id: str, root: Path = Path()) -> str:

@@ -1,0 +1,1 @@
+"""Studies and benchmarks of the project. Not part of the package that is installed."""

@@ -1,0 +1,299 @@
+"""`make ablation`: what the papers claim of samplers, variances, schedules and objectives, measured on the digits.
+
+The preset `ddpm` of params.yaml is trained six times, {L_simple, L_hybrid, L_vlb} × {linear, cosine}, by the pipeline's
+own stages in a project folder of its own. A run that was stopped goes on with the same command, cell by cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.cells import BATCH, Cells, TrainedModel
+from bench.claims import Comparison, Estimate, better_fixed_variance, estimate, model_claims, sampler_claims
+from bench.page import markdown
+from ddpm import tracking
+from ddpm.config import DataConfig, ObjectiveConfig, Params, SamplingConfig, load_params
+from ddpm.data.store import PreparedData
+from ddpm.device import pick_device
+from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.evaluation.distances import chosen
+from ddpm.evaluation.extractor import load_extractor
+from ddpm.evaluation.features import extract
+from ddpm.evaluation.metrics import frechet_distance
+from ddpm.files import read_json, sha256_of, write_bytes, write_json
+from ddpm.layout import EXTRACTOR, MODELS, PREPARED
+from ddpm.model import load
+from ddpm.stages.extractor import fit_extractor
+from ddpm.stages.fetch import fetch
+from ddpm.stages.prepare import prepare
+from ddpm.stages.train import train_variant
+
+PRESET = "ddpm"
+LOSSES, SCHEDULES = ("simple", "hybrid", "vlb"), ("linear", "cosine")
+PRESET_AS = ("simple", "linear")  # which of the six the preset is
+
+# What a column of the first tables changes of the default plan.
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "ancestral-large": {"sampler": "ancestral", "variance": "fixed_large"},
+    "ancestral-small": {"sampler": "ancestral", "variance": "fixed_small"},
+    "ddim-0": {"sampler": "ddim", "eta": 0.0},
+    "ddim-0.5": {"sampler": "ddim", "eta": 0.5},
+    "ddim-1": {"sampler": "ddim", "eta": 1.0},
+    "dpmpp_2m": {"sampler": "dpmpp_2m"},
+}
+SPACINGS = ("leading", "trailing")  # DDIM's, and the one that is the default here
+# Improved DDPM's: the model's own variance, and both ends of the process visited.
+MODEL_PLAN = {"sampler": "ancestral", "spacing": "linspace"}
+
+GROUPS = 20  # of the images of an FID, for its jackknife
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is computed."""
+
+    name: str
+    results: Path
+    page: Path
+    grid_steps: tuple[int, ...] = (5, 10, 20, 50, 100, 1000)
+    few_steps: tuple[int, ...] = (10, 50)  # at which the six models are compared
+    samples: int = 500  # images a cell
+    likelihood_images: int = 100  # validation images
+    likelihood_groups: int = 5  # of them, for its jackknife
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the preset's sections
+    extractor: Mapping[str, Any] = field(default_factory=dict)  # overrides
+
+    @property
+    def folder(self) -> Path:
+        """The project in which the stages run, and the cells."""
+        return Path(".ddpm") / self.name
+
+
+FULL = Scale("ablation", Path("bench/results/ablation.json"), Path("docs/ablation.md"))
+# The whole way in seconds, for tests; its figures mean nothing.
+QUICK = Scale(
+    "ablation-quick",
+    Path(".ddpm/ablation-quick/ablation.json"),
+    Path(".ddpm/ablation-quick/ablation.md"),
+    grid_steps=(2, 5),
+    few_steps=(2,),
+    samples=80,
+    likelihood_images=6,
+    likelihood_groups=3,
+    overrides={"process": {"timesteps": 10}, "training": {"steps": 4, "batch_size": 8, "log_every": 2}},
+    extractor={"steps": 20},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or continue the study; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.ablation", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the whole way in seconds; the figures mean nothing")
+    scale = QUICK if parser.parse_args(argv).quick else FULL
+    try:
+        results = study(load_params(), scale)
+        write_json(scale.results, results)
+        write_bytes(scale.page, markdown(results).encode())
+        print(f"\n{scale.page.read_text(encoding='utf-8')}\n{scale.results} and {scale.page} written", flush=True)
+        run = tracking.log_study(scale.name, results["protocol"], _points(results), [scale.results, scale.page])
+        print(f"in MLflow: {tracking.run_url(run)}")
+    except (UserError, UpstreamError, Interrupted) as error:
+        print(f"ablation: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ablation: interrupted; the same command goes on from here", file=sys.stderr)
+        return Interrupted.exit_code
+    return 0
+
+
+def study(params: Params, scale: Scale) -> dict[str, Any]:
+    """Train, sample and measure what is not there yet; everything that the page says, as JSON."""
+    params, root = six_models(params, scale), scale.folder
+    root.mkdir(parents=True, exist_ok=True)
+    fetch(params, root=root)
+    prepare(params, root=root)
+    fit_extractor(params, root=root)
+    for name in params.models:
+        # At once where it was done before: a finished training's state stays until something that decides it changes.
+        train_variant(params, name, root=root)
+    measured = _Study(params, scale)
+    grid = measured.samplers()
+    fid, bits = measured.models()
+    claims = [*sampler_claims(grid), *model_claims(fid, better_fixed_variance(bits))]
+    return {
+        "protocol": measured.protocol(),
+        "samplers": [
+            {"spacing": spacing, "sampler": name, "steps": steps, **_measured(e)}
+            for (spacing, name, steps), e in grid.items()
+        ],
+        "fid": [
+            {"loss": loss, "schedule": schedule, "steps": steps, **_measured(e)}
+            for (loss, schedule, steps), e in fid.items()
+        ],
+        "bits_per_dim": [
+            {"loss": loss, "schedule": schedule, "variance": variance, "steps": steps, **_measured(e)}
+            for (loss, schedule, variance, steps), e in bits.items()
+        ],
+        "claims": [
+            {"claim": claim.text, "verdict": claim.verdict, "comparisons": [_compared(c) for c in claim.comparisons]}
+            for claim in claims
+        ],
+    }
+
+
+def six_models(params: Params, scale: Scale) -> Params:
+    """The pipeline's parameters with the digits as data, and with the preset in all its objectives and schedules."""
+    preset = params.variant(PRESET)
+    changed = {
+        section: getattr(preset, section).model_copy(update=update) for section, update in scale.overrides.items()
+    }
+    preset = preset.model_copy(update={**changed, "sampling": SamplingConfig()})
+    models = {
+        name_of(loss, schedule): preset.model_copy(
+            update={
+                "process": preset.process.model_copy(
+                    update={
+                        "schedule": schedule,
+                        "variance": "fixed_small" if loss == "simple" else "learned_range",
+                    }
+                ),
+                "objective": ObjectiveConfig(loss=loss, timestep_sampler="importance" if loss == "vlb" else "uniform"),
+            }
+        )
+        for loss in LOSSES
+        for schedule in SCHEDULES
+    }
+    extractor = params.extractor.model_copy(update={"kind": "classifier", **scale.extractor})
+    return params.model_copy(
+        update={"data": DataConfig(), "extractor": extractor, "models": models, "variants": tuple(models)}
+    )
+
+
+def name_of(loss: str, schedule: str) -> str:
+    """The name of a model of the study."""
+    return f"{loss}-{schedule}"
+
+
+class _Study:
+    """The prepared project, its models as they are asked for, and the measures."""
+
+    def __init__(self, params: Params, scale: Scale) -> None:
+        self._params, self._scale = params, scale
+        self._device = pick_device()
+        self._data = PreparedData.open(scale.folder / PREPARED)
+        self._cells = Cells(scale.folder / "cells")
+        self._extractor = load_extractor(scale.folder / EXTRACTOR, weights=None, device=self._device)
+        self._reference = self._features(self._data.split("train").batches(BATCH), len(self._data.split("train")))
+
+    def samplers(self) -> dict[tuple[str, str, int], Estimate]:
+        """FID by spacing, sampler and S, of the preset itself."""
+        trained = self._trained(*PRESET_AS)
+        return {
+            (spacing, name, steps): self._fid(
+                f"{spacing}, {name}, S = {steps}", trained, {**plan, "spacing": spacing, "steps": steps}
+            )
+            for spacing in SPACINGS
+            for steps in self._scale.grid_steps
+            for name, plan in SAMPLERS.items()
+        }
+
+    def models(self) -> tuple[dict[tuple[str, str, int], Estimate], dict[tuple[str, str, str, int], Estimate]]:
+        """FID by loss, schedule and S, and bits/dim by loss, schedule, variance and S."""
+        fid, bits = {}, {}
+        for loss in LOSSES:
+            for schedule in SCHEDULES:
+                trained = self._trained(loss, schedule)
+                for steps in self._scale.few_steps:
+                    what = f"{name_of(loss, schedule)}, S = {steps}"
+                    fid[loss, schedule, steps] = self._fid(what, trained, {**MODEL_PLAN, "steps": steps})
+                process = trained.model.card.config.process
+                learned = process.variance == "learned_range"
+                for variance in ("learned_range",) if learned else ("fixed_large", "fixed_small"):
+                    for steps in (*self._scale.few_steps, process.timesteps):
+                        what = f"{name_of(loss, schedule)}, {variance}, S = {steps}"
+                        bits[loss, schedule, variance, steps] = self._bits(what, trained, variance, steps)
+        return fid, bits
+
+    def protocol(self) -> dict[str, Any]:
+        """What the figures depend on."""
+        scale, preset = self._scale, self._params.variant(name_of(*PRESET_AS))
+        train, validation = self._data.split("train"), self._data.split("validation")
+        floor = frechet_distance(self._features(validation.batches(BATCH), len(validation)), self._reference)
+        return {
+            "data": self._data.manifest.name,
+            "extractor": read_json(scale.folder / EXTRACTOR / "extractor.json"),
+            "reference": {"split": "train", "images": len(train), "sha256": train.sha256},
+            "fid_floor": {"images": len(validation), "value": round(floor, 4)},
+            "seed": self._params.seed,
+            "samples": scale.samples,
+            "groups": GROUPS,
+            "likelihood": {"images": scale.likelihood_images, "groups": scale.likelihood_groups},
+            "spacing": {"samplers": list(SPACINGS), "models": MODEL_PLAN["spacing"]},
+            "clip": SamplingConfig().clip,
+            "timesteps": preset.process.timesteps,
+            "network": preset.network.model_dump(mode="json"),
+            "training": preset.training.model_dump(mode="json"),
+        }
+
+    def _trained(self, loss: str, schedule: str) -> TrainedModel:
+        """A model of the study."""
+        name, root = name_of(loss, schedule), self._scale.folder
+        model = load(root / MODELS / name, self._device).sampled_by(SamplingConfig())
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # left out of torch's stub
+        return TrainedModel(model, sha256_of(root / MODELS / name / "model.safetensors"))
+
+    def _fid(self, what: str, trained: TrainedModel, plan: Mapping[str, Any]) -> Estimate:
+        images = self._cells.samples(trained, self._scale.samples, self._params.seed, plan)
+        features = self._features([images], len(images))
+        figure = estimate(lambda kept: frechet_distance(features[kept], self._reference), len(images), GROUPS)
+        print(f"{what}: FID {figure.value:.2f} ± {figure.error:.2f}", flush=True)
+        return figure
+
+    def _features(self, batches: Iterable[NDArray[np.uint8]], count: int) -> Tensor:
+        """What FID is computed of, [count, F]."""
+        return extract(self._extractor, batches, count).features
+
+    def _bits(self, what: str, trained: TrainedModel, variance: str, steps: int) -> Estimate:
+        scale, split = self._scale, self._data.split("validation")
+        images = split.rows(chosen(len(split), scale.likelihood_images, self._params.seed))
+        bounds = self._cells.bounds(trained, np.split(images, scale.likelihood_groups), variance=variance, steps=steps)
+        figure = estimate(lambda kept: float(bounds[kept].mean()), len(bounds), len(bounds))
+        print(f"{what}: {figure.value:.4f} ± {figure.error:.4f} bits/dim", flush=True)
+        return figure
+
+
+def _measured(figure: Estimate) -> dict[str, float]:
+    return {"value": round(figure.value, 4), "error": round(figure.error, 4)}
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "statement": comparison.statement,
+        "outcome": comparison.outcome,
+        "margin": round(comparison.margin, 4),
+        "error": round(comparison.error, 4),
+    }
+
+
+def _points(results: Mapping[str, Any]) -> list[tuple[int, dict[str, float]]]:
+    """The figures for MLflow: a metric a row of the tables, S as its step."""
+    named = [(f"fid/{row['spacing']}/{row['sampler']}", row) for row in results["samplers"]]
+    named += [(f"fid/{row['loss']}-{row['schedule']}", row) for row in results["fid"]]
+    named += [
+        (f"bits_per_dim/{row['loss']}-{row['schedule']}-{row['variance']}", row) for row in results["bits_per_dim"]
+    ]
+    return [(row["steps"], {name: row["value"]}) for name, row in named]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The cells of a study: arrays that are expensive to compute, kept under a hash of all that decides them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import ddpm
+from ddpm.diffusion import sampling
+from ddpm.diffusion.likelihood import likelihood_bound
+from ddpm.diffusion.plans import SamplingPlan
+from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.schedules import spaced_timesteps
+from ddpm.files import atomic_file, sha256_of
+from ddpm.model import Model
+
+# What decides samples and bounds beside the weights and the plan, as far as it is ours.
+_CODE = (
+    "data/kinds.py",
+    "diffusion/likelihood.py",
+    "diffusion/noise.py",
+    "diffusion/process.py",
+    "diffusion/sampling.py",
+    "diffusion/schedules.py",
+)
+
+BATCH = 250  # images; does not change the samples
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the SHA-256 of its weights."""
+
+    model: Model
+    sha256: str
+
+
+class Cells:
+    """A directory of arrays; a study that was killed finds there what it had."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        package = Path(inspect.getfile(ddpm)).parent
+        self._code = [sha256_of(package / name) for name in _CODE]
+
+    def samples(self, trained: TrainedModel, count: int, seed: int, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
+        """`count` images [count, H, W, C] of a seed, by a plan (overrides of the model's own); a cell a batch."""
+        rows = trained.model.plan(**plan)
+        facts = {
+            "seed": seed,
+            "timesteps": rows.timesteps.tolist(),
+            # To seven digits, float32's: the posterior is reached by two formulas, ancestral and DDIM's with η = 1.
+            "table": [f"{value + 0.0:.6e}" for value in rows.table.ravel()],
+        }
+        batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+        return np.concatenate(
+            [
+                self._cached(
+                    trained,
+                    {"images": [batch.start, batch.stop], **facts},
+                    functools.partial(_sampled, trained.model, rows, seed, batch),
+                )
+                for batch in batches
+            ]
+        )
+
+    def bounds(
+        self, trained: TrainedModel, parts: Sequence[NDArray[np.uint8]], *, variance: str, steps: int
+    ) -> NDArray[np.float64]:
+        """The bound on −log₂ p of each part of some images, in bits per dimension, [len(parts)]; a cell a part.
+
+        Args:
+            parts: images [n, H, W, C] each.
+            variance: of the reverse steps; a fixed one is no matter of training.
+            steps: of the process, respaced; T leaves it whole.
+        """
+        facts = {"variance": variance, "steps": steps}
+        bounds = [
+            self._cached(
+                trained,
+                {"seed": seed, "part": hashlib.sha256(part.tobytes()).hexdigest(), **facts},
+                functools.partial(_bound, trained.model, part, variance, steps, seed),
+            )
+            for seed, part in enumerate(parts)
+        ]
+        return np.array(bounds)
+
+    def _cached(
+        self, trained: TrainedModel, decisive: dict[str, Any], compute: Callable[[], NDArray[Any]]
+    ) -> NDArray[Any]:
+        process = trained.model.card.config.process.model_dump(mode="json")
+        text = json.dumps({**decisive, "weights": trained.sha256, "process": process, "code": self._code})
+        path = self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
+        if not path.is_file():
+            array = compute()
+            with atomic_file(path) as temporary:
+                np.save(temporary, array)
+        return np.load(path)
+
+
+def _sampled(model: Model, plan: SamplingPlan, seed: int, images: range) -> NDArray[np.uint8]:
+    noise = model.noise(len(images), seed, first=images.start)
+    return model.kind.decode(sampling.sample(model.network, plan, noise(), noise).cpu().numpy())
+
+
+def _bound(model: Model, images: NDArray[np.uint8], variance: str, steps: int, seed: int) -> NDArray[np.float64]:
+    # Both ends are kept, as improved DDPM keeps them: the decoder's term is that of t = 0.
+    visited = model.schedule.respaced(spaced_timesteps(len(model.schedule), steps, "linspace"))
+    prediction = model.card.config.process.prediction
+    process = GaussianProcess(visited, prediction=prediction, variance=variance, device=model.device)
+    original = torch.from_numpy(visited.timesteps).to(model.device)
+    x0 = model.kind.encode(torch.from_numpy(images).to(model.device))
+    bound = likelihood_bound(lambda x, t: model.network(x, original[t]), process, [x0], seed=seed)
+    return np.array(bound.bits_per_dim)

@@ -1,0 +1,121 @@
+"""The results of the ablation as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+SAMPLER_TITLES = {
+    "ancestral-large": "ancestral, σ² = β (σ̂)",
+    "ancestral-small": "ancestral, σ² = β̃",
+    "ddim-0": "DDIM, η = 0",
+    "ddim-0.5": "DDIM, η = 0.5",
+    "ddim-1": "DDIM, η = 1",
+    "dpmpp_2m": "DPM-Solver++(2M)",
+}
+VARIANCE_TITLES = {"fixed_large": "β", "fixed_small": "β̃", "learned_range": "learned"}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """What `ablation.json` holds, for readers."""
+    protocol = results["protocol"]
+    parts = [
+        "# The papers' claims at the scale of the digits",
+        "`make ablation` measures it and writes this page and `bench/results/ablation.json`.",
+        _protocol(protocol),
+        "## FID of the preset `ddpm` by sampler and number of steps S",
+        *(
+            f"S steps, `{spacing}` spacing:\n\n{_sampler_table(results['samplers'], spacing)}"
+            for spacing in protocol["spacing"]["samplers"]
+        ),
+        f"Lower is better; all cells start from the same noise. {_floor(protocol)} DDIM with η = 1 is ancestral "
+        "sampling with β̃: one table of coefficients, and so one figure. `leading`, DDIM's own spacing, ends on t = 0, "
+        "where the network removes hardly any noise; `trailing` on t = T/S − 1.",
+        "## Bits/dim and FID by objective and schedule",
+        _model_table(results["bits_per_dim"], results["fid"]),
+        f"Bits/dim at S = {protocol['timesteps']} is the full bound; at fewer steps that of the respaced process. Σ of "
+        "L_simple is fixed: both choices are shown, and the better one stands for it below. FID is of ancestral "
+        "sampling with the model's own Σ, which for L_simple is β̃.",
+        "## What holds",
+        table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
+        "Comparison by comparison, with the margin by which the inequality is true:",
+        *(_comparisons(row) for row in results["claims"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _protocol(protocol: Mapping[str, Any]) -> str:
+    training, extractor, reference = protocol["training"], protocol["extractor"], protocol["reference"]
+    likelihood = protocol["likelihood"]
+    lines = [
+        f"Data: `{protocol['data']}`, 8×8 grey, {reference['images']} training images; T = {protocol['timesteps']}.",
+        f"Models: the network of the preset `ddpm`, each trained once: {training['steps']} steps of "
+        f"{training['batch_size']} images, seed {protocol['seed']}, EMA weights. L_vlb draws its timesteps by "
+        "importance.",
+        f"FID: {protocol['samples']} images a cell (seed {protocol['seed']}) against "
+        f"the training split, in the features of the pipeline's own extractor ({extractor['kind']}, "
+        f"{extractor['validation_accuracy']:.1%} of the validation images right, SHA-256 {extractor['sha256'][:12]}…). "
+        "It does not compare with a FID under InceptionV3.",
+        f"Models are compared under `{protocol['spacing']['models']}` spacing, improved DDPM's. x̂₀ is "
+        "clipped throughout.",
+        f"Bits/dim: {likelihood['images']} validation images.",
+        f"±: standard error by the jackknife that leaves out one of {protocol['groups']} groups of images "
+        f"({likelihood['groups']} for bits/dim). The margin of a comparison is that of the same images, or of images "
+        "from the same noise; it counts where 0 is outside its 95 % interval. How much another training of the same "
+        "model would differ is not in it.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _floor(protocol: Mapping[str, Any]) -> str:
+    floor = protocol["fid_floor"]
+    return f"The {floor['images']} real validation images score {floor['value']:.2f}."
+
+
+def _sampler_table(rows: Sequence[Row], spacing: str) -> str:
+    cells = {(row["sampler"], row["steps"]): row for row in rows if row["spacing"] == spacing}
+    names, steps = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
+    return table(
+        ["S", *(SAMPLER_TITLES[name] for name in names)],
+        ([str(s), *(_number(cells[name, s], 2) for name in names)] for s in steps),
+    )
+
+
+def _model_table(bits: Sequence[Row], fid: Sequence[Row]) -> str:
+    bound = {(row["loss"], row["schedule"], row["variance"], row["steps"]): row for row in bits}
+    score = {(row["loss"], row["schedule"], row["steps"]): row for row in fid}
+    models = list(dict.fromkeys(key[:3] for key in bound))
+    many, few = (sorted({key[-1] for key in cells}, reverse=True) for cells in (bound, score))
+
+    def fid_of(loss: str, schedule: str, variance: str, steps: int) -> str:
+        return "" if variance == "fixed_large" else _number(score[loss, schedule, steps], 2)
+
+    return table(
+        ["objective", "schedule", "Σ", *(f"bits/dim, S = {s}" for s in many), *(f"FID, S = {s}" for s in few)],
+        (
+            [
+                f"L_{model[0]}",
+                model[1],
+                VARIANCE_TITLES[model[2]],
+                *(_number(bound[*model, s], 3) for s in many),
+                *(fid_of(*model, s) for s in few),
+            ]
+            for model in models
+        ),
+    )
+
+
+def _comparisons(claim: Row) -> str:
+    rows = ([c["statement"], f"{c['margin']:.3g} ± {c['error']:.2g}", c["outcome"]] for c in claim["comparisons"])
+    return f"{claim['claim']}: {claim['verdict']}.\n\n{table(['', 'margin', 'true'], rows)}"
+
+
+def _number(row: Row, digits: int) -> str:
+    return f"{row['value']:.{digits}f} ± {row['error']:.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
