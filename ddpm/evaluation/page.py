@@ -103,7 +103,8 @@ def _over_steps(comparison: Comparison) -> dict[str, str] | None:
 
 def _conditions(comparison: Comparison) -> str:
     found = comparison.conditions
-    return f"{found['samples']} samples of seed {found['seed']} by {found['sampler']}, eta {found['eta']:g}"
+    noise = "" if found["eta"] is None else f", eta {found['eta']:g}"
+    return f"{found['samples']} samples of seed {found['seed']} by {found['sampler']}{noise}"
 
 
 def _likelihood(models: Sequence[Compared]) -> dict[str, str] | None:

@@ -24,10 +24,10 @@ class EvaluationProtocol:
     samples: int
     sampler: str
     steps: int
-    variance: str  # of the ancestral sampler
-    eta: float
+    variance: str | None  # None, as below: no matter to this sampler
+    eta: float | None
     spacing: str
-    clip: bool
+    clip: bool | None
     dynamic_threshold: float | None
     weights: str  # "ema"
     splits: int  # of the Inception Score
