@@ -148,7 +148,7 @@ def test_the_reason_stays_short_where_hashes_differ():
     ("changed", "own_plan", "helps"),
     [
         ({}, True, False),
-        ({"id": "x", "samples": 500, "reference_sha256": "c" * 64}, True, True),
+        ({"id": "x", "samples": 500, "train_sha256": "c" * 64}, True, True),
         ({"id": "x", "samples": 500, "sampler": "ancestral"}, True, False),
         ({"id": "x", "samples": 500, "sampler": "ancestral"}, False, True),
         ({"id": "x", "weights": "imported"}, False, False),

@@ -18,8 +18,9 @@ class EvaluationProtocol:
 
     extractor: str  # kind
     extractor_sha256: str  # of its weights
+    train_sha256: str  # of the training split's images
+    validation_sha256: str  # of those behind the floors, near copies and the likelihood
     reference: str  # what generated images are held against: the training split, or all
-    reference_sha256: str  # of its images
     reference_count: int
     samples: int
     sampler: str

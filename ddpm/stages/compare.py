@@ -134,7 +134,7 @@ def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) 
 
 # What the models have in common when they are measured over the steps.
 _COMMON = (
-    *("extractor", "extractor_sha256", "reference", "reference_sha256", "reference_count"),
+    *("extractor", "extractor_sha256", "train_sha256", "validation_sha256", "reference", "reference_count"),
     *("samples", "sampler", "eta", "spacing", "clip", "seed"),
 )
 

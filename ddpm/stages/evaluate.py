@@ -161,14 +161,15 @@ def protocol_of(
     extractor: Mapping[str, Any],
 ) -> EvaluationProtocol:
     """How a model with this plan is measured; `extractor` is the identity of what it is measured by."""
-    options, train, counts = params.evaluation, data.split("train"), data.manifest.counts
-    whole = options.reference == "all"
+    options = params.evaluation
+    train, validation = data.split("train"), data.split("validation")
     return EvaluationProtocol(
         extractor=extractor["kind"],
         extractor_sha256=extractor["sha256"],
+        train_sha256=train.sha256,
+        validation_sha256=validation.sha256,
         reference=options.reference,
-        reference_sha256=data.manifest.images_sha256 if whole else train.sha256,
-        reference_count=counts.train + counts.validation if whole else len(train),
+        reference_count=len(train) + (len(validation) if options.reference == "all" else 0),
         samples=options.samples,
         **decisive_choices(sampling.model_dump(), variance=variance),
         weights=weights,
