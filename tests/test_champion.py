@@ -36,7 +36,9 @@ def register(root: Path, **figures) -> None:
     with contextlib.suppress(MlflowException):  # it is there
         client.create_registered_model(MODEL)
     run_id = tracking.start_run(VARIANT, root)
-    client.log_batch(run_id, [Metric(key, value, 0, 0) for key, value in metrics.items() if key != "protocol"])
+    client.log_batch(
+        run_id, [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in ("protocol", "model")]
+    )
     client.log_dict(run_id, protocol, "protocol.json")
     known = {"lineage": tracking.lineage_of(VARIANT, root), "parity_passed": "true"}
     client.create_model_version(MODEL, f"runs:/{run_id}/model", run_id, tags=known)

@@ -49,6 +49,11 @@ class EvaluationProtocol:
         return asdict(self)
 
 
+def mark_of(fingerprint: str) -> str:
+    """By what metrics.json names the model that its figures are of: the start of its training's fingerprint."""
+    return fingerprint[:12]
+
+
 def refuse_to_mix(protocols: Mapping[str, Mapping[str, Any]]) -> None:
     """Check that figures may stand side by side.
 

@@ -22,7 +22,7 @@ from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.images import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
 from ddpm.evaluation.pictures import captioned, save_png
-from ddpm.evaluation.protocol import EvaluationProtocol
+from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
 from ddpm.evaluation.trained import gigaflops_per_image, likelihood_bounds, likelihood_figures, likelihood_table
 from ddpm.evaluation.values import ValueMeasure
 from ddpm.files import atomic_directory, write_bytes, write_json
@@ -90,8 +90,9 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         **likelihood_figures(bounds),
         "gflops_per_image": gigaflops_per_image(model),
     }
+    marks = {"protocol": protocol.id, "model": mark_of(model.card.training.fingerprint)}
     with atomic_directory(root / REPORTS / variant) as out:
-        write_json(out / "metrics.json", {"protocol": protocol.id, **metrics})
+        write_json(out / "metrics.json", {**marks, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
         write_bytes(out / "nll.csv", likelihood_table(bounds).encode())
         for name, picture in {**measured.pictures, "denoising.png": denoising(model, data, params.seed)}.items():

@@ -150,6 +150,14 @@ def test_a_model_that_was_never_evaluated_is_measured_and_not_ranked(two):
         compare(load_params(), ["tiny", "second"], Path("out"), rank=True, **OPTIONS)
 
 
+def test_figures_of_another_training_are_not_shown_beside_the_pictures_of_this_one(two):
+    card = read_json(two / "models/second/model.json")
+    card["training"]["fingerprint"] = "0" * 64
+    write_json(two / "models/second/model.json", card)
+    comparison = compare(load_params(), ["tiny", "second"], Path("out"), **OPTIONS)
+    assert [bool(model.recorded.metrics) for model in comparison.models] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("models", "options", "words"),
     [
