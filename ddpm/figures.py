@@ -14,21 +14,29 @@ class Figure:
     key: str
     name: str
     better: Literal["lower", "higher"]
+    real: str | None = None
+    """The key of what held-out real data score, measured alike. FID and IS depend on how many there are, so that only
+    those of the same count have one."""
 
 
-FIGURES = (
-    Figure("fid", "FID", "lower"),
-    Figure("sfid", "sFID", "lower"),
-    Figure("kid", "KID", "lower"),
-    Figure("inception_score", "Inception Score", "higher"),
-    Figure("precision", "Precision", "higher"),
-    Figure("recall", "Recall", "higher"),
-    Figure("wasserstein", "Wasserstein distance", "lower"),
-    Figure("mmd", "MMD", "lower"),
-    Figure("nll_validation", "NLL of validation images, bits/dim", "lower"),
-    Figure("nll_train", "NLL of training images, bits/dim", "lower"),
-    Figure("gflops_per_image", "GFLOP an image", "lower"),
-)
+FIGURES = {
+    figure.key: figure
+    for figure in (
+        Figure("fid", "FID", "lower"),
+        Figure("fid_same_count", "FID, same count", "lower", real="fid_floor"),
+        Figure("sfid", "sFID", "lower"),
+        Figure("kid", "KID", "lower", real="kid_floor"),
+        Figure("inception_score", "Inception Score", "higher"),
+        Figure("inception_score_same_count", "Inception Score, same count", "higher", real="inception_score_real"),
+        Figure("precision", "Precision", "higher"),
+        Figure("recall", "Recall", "higher"),
+        Figure("wasserstein", "Wasserstein distance", "lower", real="wasserstein_floor"),
+        Figure("mmd", "MMD", "lower", real="mmd_floor"),
+        Figure("nll_validation", "NLL of validation images, bits/dim", "lower"),
+        Figure("nll_train", "NLL of training images, bits/dim", "lower"),
+        Figure("gflops_per_image", "GFLOP an image", "lower"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,12 @@ class Reading:
     deviation: float | None
     """`…_std`, over parts of the data."""
     real: float | None
-    """What held-out real data score: `…_floor`, or `…_real`."""
+    """What held-out real data score."""
 
     @classmethod
     def of(cls, metrics: Mapping[str, float], key: str) -> Reading | None:
-        """The figure of that key, if it was measured."""
+        """The figure of that key of `FIGURES`, if it was measured."""
+        figure = FIGURES[key]
         if key not in metrics:
             return None
         low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
@@ -53,7 +62,7 @@ class Reading:
             value=metrics[key],
             interval=None if low is None or high is None else (low, high),
             deviation=metrics.get(f"{key}_std"),
-            real=metrics.get(f"{key}_floor", metrics.get(f"{key}_real")),
+            real=None if figure.real is None else metrics.get(figure.real),
         )
 
     def __str__(self) -> str:

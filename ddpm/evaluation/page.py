@@ -52,9 +52,14 @@ def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
 
 def _group(protocol: str | None, group: Sequence[Compared]) -> dict[str, Any]:
     """The table of the models of one protocol."""
-    rows = [_figure_row(figure, group) for figure in FIGURES if any(figure.key in m.recorded.metrics for m in group)]
+    shown = [figure for figure in FIGURES.values() if any(figure.key in model.recorded.metrics for model in group)]
     fields = {name: value for name, value in group[0].recorded.protocol.items() if name != "id"}
-    return {"protocol": protocol, "fields": fields, "models": [model.name for model in group], "rows": rows}
+    return {
+        "protocol": protocol,
+        "fields": fields,
+        "models": [model.name for model in group],
+        "rows": [_figure_row(figure, group) for figure in shown],
+    }
 
 
 def _figure_row(figure: Figure, group: Sequence[Compared]) -> dict[str, Any]:
