@@ -310,12 +310,13 @@ def _rollback(arguments: Arguments) -> None:
 
 
 def _measure(arguments: Arguments) -> None:
-    from ddpm.promotion import headline
+    from ddpm.figures import Reading, headline
     from ddpm.stages.deployed import measure_model
 
     measured = measure_model(_params(), arguments.model, arguments.out)
-    key, name = headline(measured.metrics)
-    print(f"{arguments.model}: {name} {measured.metrics[key]:.4f} under protocol {measured.protocol.id}")
+    figure = headline(measured.metrics)
+    found = f"{figure.name} {Reading.of(measured.metrics, figure.key)}"
+    print(f"{arguments.model}: {found} under protocol {measured.protocol.id}")
 
 
 def _sample(arguments: Arguments) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,14 @@ class Figure:
     key: str
     name: str
     better: Literal["lower", "higher"]
+    short: str = ""
+    """Its name within a sentence; by default the same."""
     real: str | None = None
     """The key of what held-out real data score, measured alike. FID and IS depend on how many there are, so that only
     those of the same count have one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "short", self.short or self.name)
 
 
 FIGURES = {
@@ -26,17 +31,32 @@ FIGURES = {
         Figure("fid_same_count", "FID, same count", "lower", real="fid_floor"),
         Figure("sfid", "sFID", "lower"),
         Figure("kid", "KID", "lower", real="kid_floor"),
-        Figure("inception_score", "Inception Score", "higher"),
+        Figure("inception_score", "Inception Score", "higher", short="IS"),
         Figure("inception_score_same_count", "Inception Score, same count", "higher", real="inception_score_real"),
-        Figure("precision", "Precision", "higher"),
-        Figure("recall", "Recall", "higher"),
+        Figure("precision", "Precision", "higher", short="precision"),
+        Figure("recall", "Recall", "higher", short="recall"),
         Figure("wasserstein", "Wasserstein distance", "lower", real="wasserstein_floor"),
         Figure("mmd", "MMD", "lower", real="mmd_floor"),
-        Figure("nll_validation", "NLL of validation images, bits/dim", "lower"),
+        Figure("nll_validation", "NLL of validation images, bits/dim", "lower", short="NLL"),
         Figure("nll_train", "NLL of training images, bits/dim", "lower"),
         Figure("gflops_per_image", "GFLOP an image", "lower"),
     )
 }
+
+# The figures that models are ranked by, of images and of other data.
+_HEADLINES = ("fid", "wasserstein")
+
+
+def headline(metrics: Mapping[str, Any]) -> Figure:
+    """The figure that models with these metrics are ranked by.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for key in _HEADLINES:
+        if key in metrics:
+            return FIGURES[key]
+    raise KeyError(f"none of {', '.join(_HEADLINES)} among the metrics")
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class Reading:
         low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
         return cls(
             value=metrics[key],
-            interval=None if low is None or high is None else (low, high),
+            interval=None if low is None or high is None else (min(low, high), max(low, high)),
             deviation=metrics.get(f"{key}_std"),
             real=None if figure.real is None else metrics.get(figure.real),
         )
@@ -73,12 +93,22 @@ class Reading:
 
     def overlaps(self, other: Reading) -> bool:
         """Whether the two may well be the same: their intervals, or deviations to each side, have a value in common."""
-        (low, high), (other_low, other_high) = self._span(), other._span()
-        return low <= other_high and other_low <= high
+        return self.low <= other.high and other.low <= self.high
 
-    def _span(self) -> tuple[float, float]:
-        deviation = self.deviation or 0.0
-        return self.interval or (self.value - deviation, self.value + deviation)
+    @property
+    def low(self) -> float:
+        """The least that it may well be."""
+        return self.interval[0] if self.interval else self.value - self.noise
+
+    @property
+    def high(self) -> float:
+        """The most that it may well be."""
+        return self.interval[1] if self.interval else self.value + self.noise
+
+    @property
+    def noise(self) -> float:
+        """Its deviation, where no interval says better how far to trust it."""
+        return 0.0 if self.interval else self.deviation or 0.0
 
 
 def number(value: float) -> str:

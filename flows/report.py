@@ -14,10 +14,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.settings import PREFECT_SERVER_API_PORT
 
 from ddpm import tracking
-from ddpm.figures import FIGURES, Figure, Reading, number
+from ddpm.figures import FIGURES, Figure, Reading, headline, number
 from ddpm.files import read_json
 from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD, DEPLOY, REPORTS
-from ddpm.promotion import Decision, headline
+from ddpm.promotion import Decision
 from ddpm.tracking import Registration
 
 # The figures in the table, as far as they were measured.
@@ -88,9 +88,9 @@ class Result:
 
     def __str__(self) -> str:
         version = self.registration
-        key, name = headline(self.metrics)
+        figure = headline(self.metrics)
         aliases = ", ".join(version.aliases) or "no alias"
-        return f"{self.variant}: {name} {self.metrics[key]:.2f}, {version.uri} ({aliases})"
+        return f"{self.variant}: {figure.name} {number(self.metrics[figure.key])}, {version.uri} ({aliases})"
 
 
 def text(results: list[Result]) -> str:

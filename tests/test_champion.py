@@ -62,11 +62,13 @@ def tags(version: int) -> dict[str, str]:
 
 def test_a_decision_is_a_tag_with_its_numbers(finished):
     registered(finished, {"fid": 20.0, "fid_low": 18.0, "fid_high": 22.0, "recall": 0.5}, {"fid": 21.0, "recall": 0.6})
-    assert tags(2)["promotion_reason"] == "no lower FID: 21.0000 against 20.0000 [18.0000, 22.0000] of version 1"
+    assert tags(2)["promotion_reason"] == "no lower FID: 21 against 20 [18, 22] of version 1"
     assert json.loads(tags(2)["promotion_figures"]) == [
-        {"figure": "FID", "challenger": "21.0000", "champion": "20.0000 [18.0000, 22.0000]"},
-        {"figure": "IS", "challenger": "1.5000", "champion": "1.5000"},
-        {"figure": "recall", "challenger": "0.6000", "champion": "0.5000"},
+        {"figure": "FID", "challenger": "21", "champion": "20 [18, 22]"},
+        {"figure": "FID, same count", "challenger": "21", "champion": "20"},
+        {"figure": "Inception Score", "challenger": "1.5 ± 0.1", "champion": "1.5 ± 0.1"},
+        {"figure": "Inception Score, same count", "challenger": "1.4", "champion": "1.4"},
+        {"figure": "Recall", "challenger": "0.6", "champion": "0.5"},
     ]
 
 
@@ -74,7 +76,7 @@ def test_a_version_promoted_by_hand_says_so_and_what_the_policy_says(finished):
     registered(finished, {"fid": 20.0}, {"fid": 30.0})
     decision = tracking.promote_by_hand(MODEL, 2, "sharper to the eye")
     assert decision.reason == (
-        "by hand: sharper to the eye; the policy would not have it: no lower FID: 30.0000 against 20.0000 of version 1"
+        "by hand: sharper to the eye; the policy would not have it: no lower FID: 30 against 20 of version 1"
     )
     assert champion() == 2
     assert tags(2)["promotion_reason"] == decision.reason
@@ -147,9 +149,9 @@ def test_a_champion_measured_again_is_ranked_under_the_challengers_protocol(fini
     protocol = json.loads((finished / f"reports/{VARIANT}/protocol.json").read_text())
     tracking.log_measurement(old, Figures({"fid": 9.0}, protocol))
     assert tracking.champion_to_measure(VARIANT) is None
-    assert "no lower FID: 10.0000 against 9.0000 of version 1" in tracking.promote(VARIANT).reason
+    assert "no lower FID: 10 against 9 of version 1" in tracking.promote(VARIANT).reason
     tracking.log_measurement(old, Figures({"fid": 11.0}, protocol))
-    assert "lower FID: 10.0000 against 11.0000 of version 1" in tracking.promote(VARIANT).reason
+    assert "lower FID: 10 against 11 of version 1" in tracking.promote(VARIANT).reason
     assert champion() == 2
     assert tracking.champion_to_measure(VARIANT) is None
 

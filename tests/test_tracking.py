@@ -160,7 +160,7 @@ def test_a_challenger_whose_alias_was_lost_has_it_again(project):
 
 def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(project):
     expected = [(20.0, 2000, 1, "first"), (25.0, 2000, 1, "no lower"), (10.0, 500, 1, "samples: 2000 → 500"),
-                (15.0, 2000, 4, "15.0000 against 20.0000 of version 1")]  # fmt: skip
+                (15.0, 2000, 4, "15 against 20 of version 1")]  # fmt: skip
     for version, (fid, samples, champion, reason) in enumerate(expected, 1):
         write_outputs(project, fid=fid, samples=samples, lock=str(version))
         tracking.register(VARIANT)

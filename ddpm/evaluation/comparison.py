@@ -11,9 +11,8 @@ from typing import Any
 
 from ddpm.errors import UserError
 from ddpm.evaluation.protocol import mark_of, refuse_to_mix
-from ddpm.figures import Figure, Reading
+from ddpm.figures import Figure, Reading, headline
 from ddpm.files import read_json
-from ddpm.promotion import headline
 
 Curve = list[tuple[float, float]]
 
@@ -136,7 +135,7 @@ def ranked(models: Sequence[Compared]) -> list[Compared]:
         if model.protocol_id is None:
             raise UserError(f"{model.name} cannot be ranked, since it was never evaluated as it is now")
     refuse_to_mix({model.name: model.recorded.protocol for model in models})
-    key, _ = headline(models[0].recorded.metrics)
+    key = headline(models[0].recorded.metrics).key
     return sorted(models, key=lambda model: model.recorded.metrics[key])
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from ddpm.evaluation.charts import curves, scatter, style_of
 from ddpm.evaluation.comparison import Compared, Comparison, best, by_protocol, differences
 from ddpm.figures import FIGURES, Figure, number
-from ddpm.promotion import headline
 
 TEMPLATE = "comparison.html"
 
@@ -95,7 +94,7 @@ def _inline(image: Image.Image) -> str:
 
 def _over_steps(comparison: Comparison) -> dict[str, str] | None:
     lines = comparison.over_steps
-    _, name = headline({comparison.key: 0})
+    name = FIGURES[comparison.key].name
     title = f"{name} over the number of steps"
     said = [
         f"{model.name} {', '.join(f'{number(value)} in {steps:g}' for steps, value in line)}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ddpm.errors import UserError
-from ddpm.promotion import differing_fields
 
 
 @dataclass(frozen=True)
@@ -67,3 +66,16 @@ def refuse_to_mix(protocols: Mapping[str, Mapping[str, Any]]) -> None:
     for name, other in others:
         if differences := "; ".join(differing_fields(protocol, other)):
             raise UserError(f"{first} and {name} were measured under different protocols: {differences}")
+
+
+def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Each field in which two protocols differ, as `field: before → after`; `id` only if nothing else does."""
+    fields = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    for name in [name for name in fields if name != "id"] or fields:
+        yield f"{name}: {_short(before.get(name))} → {_short(after.get(name))}"
+
+
+def _short(value: Any) -> str:
+    """A value as a reason quotes it; hashes by their first digits."""
+    text = str(value)
+    return text if len(text) <= 32 else f"{text[:12]}…"
