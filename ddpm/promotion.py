@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm.config import PromotionConfig
+from ddpm.config import PromotionConfig, SamplingConfig
 from ddpm.evaluation.protocol import differing_fields
 from ddpm.figures import FIGURES, Reading, headline, number
 
@@ -15,7 +15,7 @@ from ddpm.figures import FIGURES, Reading, headline, number
 _TIE_BREAKERS = ("nll_validation", "gflops_per_image")
 
 # What a protocol says of the sampling plan, which is the model's own or one for all.
-_PLAN_FIELDS = {"sampler", "steps", "variance", "eta", "spacing", "clip", "dynamic_threshold"}
+_PLAN_FIELDS = set(SamplingConfig.model_fields)
 
 
 @dataclass(frozen=True)

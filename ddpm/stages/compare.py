@@ -132,10 +132,10 @@ def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) 
     return [validate(SamplingConfig, {"sampler": sampler, "steps": number}, "--sampler") for number in chosen_steps]
 
 
-# What the models have in common when they are measured over the steps.
+# What the models have in common when they are measured over the steps; of their plans all but these two.
 _COMMON = (
     *("extractor", "extractor_sha256", "train_sha256", "validation_sha256", "reference", "reference_count"),
-    *("samples", "sampler", "eta", "spacing", "clip", "seed"),
+    *("samples", *(field for field in SamplingConfig.model_fields if field not in ("steps", "variance")), "seed"),
 )
 
 

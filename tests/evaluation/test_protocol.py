@@ -71,6 +71,10 @@ def test_a_protocol_stands_for_its_values_and_other_keys_override_them():
     assert params(protocol="quick").evaluation.samples < 500
 
 
+def test_every_choice_of_a_sampling_plan_is_in_the_protocol():
+    assert set(SamplingConfig.model_fields) <= {field.name for field in fields(EvaluationProtocol)}
+
+
 @pytest.mark.parametrize("reference", ["train", "all"])
 @pytest.mark.parametrize("name", SPLITS)
 def test_other_images_in_either_split_are_another_protocol(project: Path, name: str, reference: str):
