@@ -112,12 +112,13 @@ def _clearly_lower(one: float, other: float, gain: float) -> bool:
 def _much_worse(challenger: Candidate, champion: Candidate, tolerances: Mapping[str, float | None]) -> Iterator[str]:
     """Each figure of the challenger that is worse than its tolerance allows."""
     for key, tolerance in tolerances.items():
-        if tolerance is None or key not in challenger.metrics or key not in champion.metrics:
+        ours, theirs = (Reading.of(candidate.metrics, key) for candidate in (challenger, champion))
+        if tolerance is None or ours is None or theirs is None:
             continue
-        ours, theirs = challenger.metrics[key], champion.metrics[key]
-        loss = ours - theirs if FIGURES[key].better == "lower" else theirs - ours
-        if loss > tolerance * abs(theirs):
-            numbers = f"{FIGURES[key].short} {number(ours)} against {number(theirs)}"
+        loss = ours.value - theirs.value if FIGURES[key].better == "lower" else theirs.value - ours.value
+        # A share of a KID close to zero is less than its noise.
+        if loss > tolerance * abs(theirs.value) + ours.noise + theirs.noise:
+            numbers = f"{FIGURES[key].short} {number(ours.value)} against {number(theirs.value)}"
             yield f"{numbers} is worse by more than {100 * tolerance:g} %"
 
 

@@ -80,6 +80,9 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
         (candidate(5, recall=0.4), candidate(9, recall=0.5), False, "but recall 0.4 against 0.5 is worse by more than"),
         (candidate(5, recall=0.46), candidate(9, recall=0.5), True, "lower FID"),
         (candidate(5, kid=0.03), candidate(9, kid=0.02), False, "KID 0.03 against 0.02 is worse by more than 25 %"),
+        # Close to zero, a share of it is less than its noise.
+        (around(5, kid=4e-4, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), True, "lower FID"),
+        (around(5, kid=4e-3, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), False, "but KID 0.004 against 0.0003"),
         # An older version lacks the figure.
         (candidate(5, recall=0.1), candidate(9), True, "lower FID"),
     ],
