@@ -14,7 +14,7 @@ from ddpm.config import EvaluationConfig, Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation
-from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256_START, Extractor, Features
+from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256, Extractor, Features
 from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import (
     NEIGHBOURHOOD,
@@ -199,10 +199,9 @@ def _check_published(identity: dict[str, Any], protocol: str) -> None:
     wanted = f"evaluation.protocol {protocol} measures in InceptionV3's features with torch-fidelity's {INCEPTION_FILE}"
     if identity["kind"] != "inception":
         raise UserError(f"{wanted}, but extractor/ holds a {identity['kind']} network: run `ddpm fit-extractor`")
-    if not identity["sha256"].startswith(INCEPTION_SHA256_START):
+    if identity["sha256"] != INCEPTION_SHA256:
         raise UserError(
-            f"{wanted}, whose SHA-256 starts with {INCEPTION_SHA256_START}, but extractor/ was made with a file of "
-            f"{identity['sha256']}"
+            f"{wanted} (SHA-256 {INCEPTION_SHA256}), but extractor/ was made with a file of {identity['sha256']}"
         )
 
 
