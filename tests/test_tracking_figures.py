@@ -78,6 +78,12 @@ def test_the_note_has_the_figures_and_a_picture_that_is_there(registered):
     assert set(query["path"]) <= artifacts(registered.run_id)
 
 
+def test_a_measurement_has_the_cost_of_an_image_by_its_number_of_steps(registered):
+    client().log_metric(registered.run_id, "eval/gflops_per_image", 3.0)
+    tracking.log_measurement(registered, tracking.Figures({"fid": 9.0}, {"id": "other", "steps": 10}))
+    assert tracking.recorded_figures(registered, "other").metrics == {"fid": 9.0, "gflops_per_image": 6.0}
+
+
 def test_a_comparison_is_a_run_that_says_what_was_compared(registered):
     directory = Path("comparison")
     directory.mkdir()

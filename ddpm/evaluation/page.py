@@ -37,8 +37,8 @@ def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
     models = comparison.models
     return template.render(
         models=[
-            {"name": model.name, "style": style_of(number), "version": model.recorded.version}
-            for number, model in enumerate(models)
+            {"name": model.name, "style": style_of(position), "version": model.recorded.version}
+            for position, model in enumerate(models)
         ],
         ranked=comparison.ranked,
         differences={name: list(values.values()) for name, values in differences(models).items()},
