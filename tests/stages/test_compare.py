@@ -121,9 +121,9 @@ def test_two_runs_write_the_same_bytes(trained):
 def test_the_best_of_one_protocol_is_marked_and_comes_first_where_asked(two):
     comparison = compare(load_params(), ["tiny", "second"], Path("out"), rank=True, **OPTIONS)
     assert [model.name for model in comparison.models] == ["second", "tiny"]
-    rows = {"".join(row[0].itertext())[:3]: row for row in page_of(two / "out").iter("tr")}
-    assert [cell.attrib.get("class") for cell in rows["FID"][1:3]] == ["best", None]
-    assert not any(cell.attrib for cell in rows["KID"][1:3]), "equal figures have no best"
+    rows = {"".join(row[0].itertext()): row for row in page_of(two / "out").iter("tr")}
+    assert [cell.attrib.get("class") for cell in rows["FID ↓"][1:3]] == ["best", None]
+    assert not any(cell.attrib for cell in rows["KID ↓"][1:3]), "equal figures have no best"
 
 
 def test_models_of_two_protocols_are_shown_and_never_ranked(two):
