@@ -37,7 +37,9 @@ def register(root: Path, **figures) -> None:
     with contextlib.suppress(MlflowException):  # it is there
         client.create_registered_model(MODEL)
     run_id = tracking.start_run(VARIANT, root)
-    client.log_batch(run_id, [Metric(key, value, 0, 0) for key, value in metrics.items() if key != "protocol"])
+    client.log_batch(
+        run_id, [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in ("protocol", "model")]
+    )
     client.log_dict(run_id, protocol, "protocol.json")
     known = {"lineage": tracking.lineage_of(VARIANT, root), "parity_passed": "true"}
     client.create_model_version(MODEL, f"runs:/{run_id}/model", run_id, tags=known)
@@ -61,11 +63,13 @@ def tags(version: int) -> dict[str, str]:
 
 def test_a_decision_is_a_tag_with_its_numbers(finished):
     registered(finished, {"fid": 20.0, "fid_low": 18.0, "fid_high": 22.0, "recall": 0.5}, {"fid": 21.0, "recall": 0.6})
-    assert tags(2)["refusal_reason"] == "no lower FID: 21.0000 against 20.0000 [18.0000, 22.0000] of version 1"
+    assert tags(2)["refusal_reason"] == "no lower FID: 21 against 20 [18, 22] of version 1"
     assert json.loads(tags(2)["refusal_figures"]) == [
-        {"figure": "FID", "challenger": "21.0000", "champion": "20.0000 [18.0000, 22.0000]"},
-        {"figure": "IS", "challenger": "1.5000", "champion": "1.5000"},
-        {"figure": "recall", "challenger": "0.6000", "champion": "0.5000"},
+        {"figure": "FID", "challenger": "21", "champion": "20 [18, 22]"},
+        {"figure": "FID, same count", "challenger": "21", "champion": "20"},
+        {"figure": "Inception Score", "challenger": "1.5 ± 0.1", "champion": "1.5 ± 0.1"},
+        {"figure": "Inception Score, same count", "challenger": "1.4", "champion": "1.4"},
+        {"figure": "Recall", "challenger": "0.6", "champion": "0.5"},
     ]
     assert "promotion_reason" not in tags(2)
 
@@ -74,15 +78,15 @@ def test_a_version_refused_again_by_another_champion_has_that_ones_reason_and_nu
     registered(finished, {"fid": 20.0}, {"fid": 10.0}, {"fid": 5.0})
     register(finished, fid=30.0, lock="4")
     client = tracking.load_mlflow().MlflowClient()
-    for present, theirs in (("2", "10.0000"), ("3", "5.0000")):
+    for present, theirs in (("2", "10"), ("3", "5")):
         client.set_registered_model_alias(MODEL, "champion", present)
         tracking.promote(VARIANT)
-        assert tracking.find(VARIANT).reason == f"no lower FID: 30.0000 against {theirs} of version {present}"
+        assert tracking.find(VARIANT).reason == f"no lower FID: 30 against {theirs} of version {present}"
         assert json.loads(tags(4)["refusal_figures"])[0]["champion"] == theirs
     client.set_registered_model_alias(MODEL, "champion", "1")
     tracking.promote_by_hand(MODEL, 4, "the others are grey")
     assert tracking.find(VARIANT).reason.startswith("by hand: the others are grey")
-    assert json.loads(tags(4)["promotion_figures"])[0]["champion"] == "20.0000"
+    assert json.loads(tags(4)["promotion_figures"])[0]["champion"] == "20"
     assert not {"refusal_reason", "refusal_figures"} & tags(4).keys()
 
 
@@ -100,7 +104,7 @@ def test_a_promotion_that_was_killed_is_not_taken_for_decided_and_its_reason_is_
 
     for faulty, present, reason in (
         (killed, 1, None),
-        (moved_and_killed, 2, "lower FID: 15.0000 against 20.0000 of version 1"),
+        (moved_and_killed, 2, "lower FID: 15 against 20 of version 1"),
     ):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(champion_module, "_move", faulty)
@@ -114,7 +118,7 @@ def test_a_version_promoted_by_hand_says_so_and_what_the_policy_says(finished):
     registered(finished, {"fid": 20.0}, {"fid": 30.0})
     decision = tracking.promote_by_hand(MODEL, 2, "sharper to the eye")
     assert decision.reason == (
-        "by hand: sharper to the eye; the policy would not have it: no lower FID: 30.0000 against 20.0000 of version 1"
+        "by hand: sharper to the eye; the policy would not have it: no lower FID: 30 against 20 of version 1"
     )
     assert champion() == 2
     assert tags(2)["promotion_reason"] == decision.reason
@@ -233,9 +237,9 @@ def test_a_champion_measured_again_is_ranked_under_the_challengers_protocol(fini
     protocol = json.loads((finished / f"reports/{VARIANT}/protocol.json").read_text())
     tracking.log_measurement(old, Figures({"fid": 9.0}, protocol))
     assert tracking.champion_to_measure(VARIANT) is None
-    assert "no lower FID: 10.0000 against 9.0000 of version 1" in tracking.promote(VARIANT).reason
+    assert "no lower FID: 10 against 9 of version 1" in tracking.promote(VARIANT).reason
     tracking.log_measurement(old, Figures({"fid": 11.0}, protocol))
-    assert "lower FID: 10.0000 against 11.0000 of version 1" in tracking.promote(VARIANT).reason
+    assert "lower FID: 10 against 11 of version 1" in tracking.promote(VARIANT).reason
     assert champion() == 2
     assert tracking.champion_to_measure(VARIANT) is None
 

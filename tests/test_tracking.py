@@ -1,5 +1,6 @@
 """MLflow's side of the project, against a real SQLite store, with a small real ONNX model."""
 
+import hashlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from finished import SHAPE, VARIANT, write_outputs
 from mlflow.exceptions import MlflowException
 
@@ -162,7 +164,7 @@ def test_a_challenger_whose_alias_was_lost_has_it_again(project):
 
 def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(project):
     expected = [(20.0, 2000, 1, "no champion"), (25.0, 2000, 1, "no lower"), (10.0, 500, 1, "samples: 2000 → 500"),
-                (15.0, 2000, 4, "15.0000 against 20.0000 of version 1")]  # fmt: skip
+                (15.0, 2000, 4, "15 against 20 of version 1")]  # fmt: skip
     for version, (fid, samples, champion, reason) in enumerate(expected, 1):
         write_outputs(project, fid=fid, samples=samples, lock=str(version))
         tracking.register(VARIANT)
@@ -190,6 +192,32 @@ def test_a_model_that_failed_parity_is_not_registered(project):
     with pytest.raises(UserError, match=r"parity.json: .* not registered"):
         tracking.register(VARIANT)
     assert not client(project).search_registered_models()
+
+
+@pytest.mark.parametrize(
+    ("file", "other"), [("reports/tiny/metrics.json", "e"), ("deploy/tiny/sampler.json", {"fingerprint": "e"})]
+)
+def test_what_was_made_of_another_training_is_not_registered(project, file, other):
+    content = json.loads(Path(file).read_text())
+    Path(file).write_text(json.dumps({**content, "model" if "model" in content else "training": other}))
+    with pytest.raises(UserError, match=rf"^{Path(file).parent} was made of another training than models/tiny: "):
+        tracking.register(VARIANT)
+    assert not client(project).search_registered_models()
+
+
+def test_what_was_run_by_hand_since_dvc_lock_was_written_is_not_registered(project):
+    """Else it would have the lineage, and so perhaps the version, of what was there before."""
+    path = project / f"reports/{VARIANT}/metrics.json"
+    recorded = hashlib.md5(path.read_bytes()).hexdigest()
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    lock["stages"][f"evaluate@{VARIANT}"]["outs"] = [
+        {"path": f"reports/{VARIANT}/metrics.json", "hash": "md5", "md5": recorded}
+    ]
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert tracking.register(VARIANT).version == 1
+    path.write_text(path.read_text().replace("20.0", "19.0"))
+    with pytest.raises(UserError, match=r"metrics.json is not the file that dvc.lock records; .*evaluate@tiny"):
+        tracking.register(VARIANT)
 
 
 @pytest.mark.parametrize(

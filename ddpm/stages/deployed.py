@@ -46,10 +46,11 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
     """
     sampler = Sampler(deploy)
     own = validate(SamplingConfig, sampler.facts["sampling"], str(deploy / "sampler.json"))
+    sampling = params.evaluation.sampling or own
     return measure(
-        sampler,
+        sampler.sampled_by(sampling.model_dump()),
         params,
-        sampling=params.evaluation.sampling or own,
+        sampling=sampling,
         variance=sampler.facts["process"]["variance"],
         weights=sampler.facts.get("training", {}).get("weights", "ema"),
         data=PreparedData.open(root / PREPARED),
