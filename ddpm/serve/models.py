@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,17 +67,29 @@ def load_model(name: str, *, threads: int = 0) -> ServedModel:
         UpstreamError: the registry does not answer.
     """
     if _is_uri(name):
-        from ddpm import tracking
+        return ServedModel(name, _load_registered(name, threads))
+    directory = Path(name)
+    sampler = _load(directory, name, threads)
+    digest = sha256_of(directory / "sampler.json")[:12]
+    return ServedModel(f"{sampler.facts.get('name', directory.resolve().name)}@{digest}", sampler)
 
-        directory = tracking.resolve(name)
-    else:
-        directory = Path(name)
+
+def _load_registered(uri: str, threads: int) -> Sampler:
+    """A registered version, of which no file outlasts the loading: a service may see many."""
+    from ddpm import tracking
+
+    with tempfile.TemporaryDirectory(prefix="ddpm-model-") as folder:
+        try:
+            return _load(tracking.resolve(uri, into=Path(folder)), uri, threads)
+        except UserError as error:
+            # The folder is gone when this is read, and another one the next time.
+            raise UserError(str(error).replace(folder, uri)) from None
+
+
+def _load(directory: Path, name: str, threads: int) -> Sampler:
     sampler = Sampler(directory, threads=threads)
     _try(sampler, name)
-    if not _is_uri(name):
-        digest = sha256_of(directory / "sampler.json")[:12]
-        name = f"{sampler.facts.get('name', directory.resolve().name)}@{digest}"
-    return ServedModel(name, sampler)
+    return sampler
 
 
 def _is_uri(name: str) -> bool:

@@ -212,22 +212,26 @@ def _version_tags(outputs: Outputs) -> dict[str, str]:
 
 
 @store_answers()
-def resolve(uri: str, root: Path = Path()) -> Path:
+def resolve(uri: str, root: Path = Path(), *, into: Path | None = None) -> Path:
     """The deploy directory within a logged model: `models:/ddpm-digits@champion`, `models:/ddpm-digits/3`, …
 
-    From a server the model is downloaded to a directory that lasts as long as this process.
+    Args:
+        uri: what names the model.
+        root: the project's folder.
+        into: an empty folder, where a model of a server is downloaded to; None: one that lasts as long as this process.
 
     Raises:
         UserError: no such model, or not one of this project's.
         UpstreamError: the server does not answer.
     """
     mlflow = load_mlflow(root)
-    destination = None
-    if not store_uri(root).startswith("sqlite:"):
-        destination = tempfile.mkdtemp(prefix="ddpm-model-")
-        atexit.register(shutil.rmtree, destination, ignore_errors=True)
+    if store_uri(root).startswith("sqlite:"):
+        into = None
+    elif into is None:
+        into = Path(tempfile.mkdtemp(prefix="ddpm-model-"))
+        atexit.register(shutil.rmtree, into, ignore_errors=True)
     with _named(uri, mlflow, root):
-        directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
+        directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=into and str(into)))
         flavors = mlflow.models.Model.load(str(directory)).flavors
     try:
         return directory / flavors["python_function"]["artifacts"]["deploy"]["path"]

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from denoisers import network
 from finished import VARIANT, empty_store, write_outputs
+from mlflow_server import tracking_server
 from service import PATIENCE, Server, wait_until
 
 from ddpm import tracking
@@ -123,3 +124,21 @@ def test_a_registry_that_goes_away_leaves_the_model_where_it_is(start, versions,
     assert len([line for line in server.log() if line["level"] == "error"]) == 1
     versions(2)
     wait_until(lambda: server.draw().headers["X-Model"] == "models:/ddpm-dots/2")
+
+
+@pytest.mark.slow
+def test_versions_of_a_server_leave_no_files_behind_whether_they_load_or_not(start, versions, tmp_path):
+    """A broken one is downloaded again at every look; where to differs, and the log tells it once all the same."""
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    with tracking_server() as address:
+        server = start(URI, "--poll", "0.2", MLFLOW_TRACKING_URI=address, TMPDIR=str(downloads))
+        versions(3)
+        wait_until(lambda: server.metric("ddpm_model_reloads_total", outcome="failed") >= 4)
+        versions(2)
+        wait_until(lambda: server.draw().headers["X-Model"] == "models:/ddpm-dots/2")
+        assert list(downloads.iterdir()) == []
+    drawn = np.load(io.BytesIO(server.draw(n=2, seed=1, format="npy").content))
+    np.testing.assert_array_equal(drawn, Sampler(tracking.resolve("models:/ddpm-dots/2")).sample(2, seed=1))
+    (failure,) = (line for line in server.log() if "models:/ddpm-dots/3" in line.get("reason", ""))
+    assert str(downloads) not in failure["reason"]
