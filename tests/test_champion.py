@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from finished import VARIANT, write_outputs
-from mlflow_server import tracking_server
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow_server import tracking_server
 from tiny import TINY_PARAMS, write_params
 
 from ddpm import tracking

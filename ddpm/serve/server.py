@@ -23,7 +23,8 @@ _LAST_BYTES_SECONDS = 5
 
 
 def serve(model: str, host: str, port: int, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, and then until what was accepted is done or the grace is over.
+    """Serve until SIGTERM or SIGINT, and then until what was accepted is done or the grace is over; in that case, or
+    where a batch that nobody waits for is under way, the process ends here.
 
     Raises:
         UserError: the address cannot be used, or there is no such model.
@@ -37,11 +38,6 @@ def serve(model: str, host: str, port: int, settings: Settings) -> None:
     server.run(sockets=[listener])
     if server.failure:
         raise server.failure
-    if server.unfinished:
-        # A batch cannot be stopped midway, and Python would wait for its thread.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(1)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -57,7 +53,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, model: str, settings: Settings) -> None:
         self.failure: Exception | None = None
-        self.unfinished = False
+        self._refused = False
         self._service = Service(model, settings, on_failure=self._fail)
         self._grace = settings.grace
         # When the grace is over; None: nobody has told us to stop.
@@ -93,9 +89,19 @@ class _Server(uvicorn.Server):
             if not self._service.stopping:
                 self._service.stop()
                 logger.info("stopping", extra={"fields": {"active": self._service.envelope.active}})
-            over = time.monotonic() >= self._deadline
-            if over:
-                self.unfinished = self._service.batcher.busy
+            over, idle = time.monotonic() >= self._deadline, not self._service.envelope.active
+            if over and not idle:
+                self._refused = True
                 self._service.abandon()
-            self.should_exit = over or not self._service.envelope.active
+            self.should_exit = over or idle
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's end of all connections; then the process's, if it has threads that nobody waits for any more."""
+        drawing = self._service.batcher.busy
+        await super().shutdown(sockets)
+        if drawing or self._refused:
+            # They cannot be stopped midway, and Python would wait for them, deaf to further signals.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(int(self._refused))
