@@ -53,7 +53,7 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     bound("max_images", int, 1, "images a request")
     bound("max_evaluations", int, 1, "images times steps a request")
     bound("max_body", int, 2, "bytes of a request's body")
-    bound("body_seconds", float, 0.001, "from a request's head to the end of its body; then 408")
+    bound("body_seconds", float, 0.001, "for a request's head, or the connection is closed; then for its body, or 408")
     bound("timeout", float, 0.001, "from a request to its images; then 504, and they are drawn no more")
     bound("grace", float, 0, "that accepted requests have after the signal to stop")
     bound("poll", float, 0, "between two looks at where the alias points; 0: never again")

@@ -14,6 +14,7 @@ import uvicorn
 from ddpm.errors import UserError
 from ddpm.serve.app import Service
 from ddpm.serve.logs import log_as_json_lines
+from ddpm.serve.protocol import http_within
 from ddpm.serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._service.envelope,
-                # What is installed beside shall not change how requests are read.
-                http="h11",
+                http=http_within(settings.body_seconds),
                 loop="asyncio",
                 ws="none",
                 lifespan="on",

@@ -24,7 +24,7 @@ class Settings:
     max_body: int = 16384
     """Bytes of a request's body."""
     body_seconds: float = 10.0
-    """From a request's head to the end of its body."""
+    """For a request's head to arrive, and again for its body."""
     timeout: float = 60.0
     """Seconds from a request to its images."""
     grace: float = 30.0
