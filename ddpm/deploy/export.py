@@ -13,6 +13,7 @@ import onnx
 import torch
 from onnx import GraphProto, ModelProto
 
+from ddpm.deploy.facts import FORMAT
 from ddpm.deploy.half import in_half_precision
 from ddpm.deploy.loop import sampler_model
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
@@ -86,7 +87,7 @@ def facts(model: Model) -> dict[str, Any]:
     """What the files say of themselves: what the numbers mean, and where they come from."""
     card = model.card
     return {
-        "format": 1,
+        "format": FORMAT,
         "name": f"ddpm-{card.data.name}",
         "variant": card.variant,
         "shape": list(card.data.shape),
