@@ -128,16 +128,17 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
     """Log the deploy directory as a pyfunc model written as code; returns its identifier."""
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 
     import ddpm
 
     package = Path(ddpm.__file__).parent
+    # Of `long` columns MLflow's server makes integers in silence, 1 of 1.5 and −1 of 2⁶⁴−1; the model itself refuses.
     request = [
-        ColSpec("long", "n"),
-        ColSpec("long", "seed", required=False),
+        ColSpec(AnyType(), "n"),
+        ColSpec(AnyType(), "seed", required=False),
         ColSpec("string", "sampler", required=False),
-        ColSpec("long", "steps", required=False),
+        ColSpec(AnyType(), "steps", required=False),
         ColSpec("double", "eta", required=False),
     ]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
