@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ddpm import __version__
 from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.layout import COMPARISON, COMPARISON_PAGE
-from ddpm.serve.arguments import add_arguments, chosen_settings
+from ddpm.serve.arguments import add_arguments, add_precision, chosen_settings
 
 if TYPE_CHECKING:
     from ddpm.config import Params
@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    add_precision(sample)
     _add_compare(command)
     add_arguments(command("serve", _serve, "draw images over HTTP from an exported model"))
     _add_interop(command)
@@ -327,6 +328,7 @@ def _sample(arguments: Arguments) -> None:
         count=arguments.n,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        precision=arguments.precision,
         sampler=arguments.sampler,
         steps=arguments.steps,
         variance=arguments.variance,

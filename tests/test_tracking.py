@@ -10,11 +10,13 @@ import textwrap
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
 from finished import SHAPE, VARIANT, write_outputs
 from mlflow.exceptions import MlflowException
+from mlflow_server import mlflow_running
 
 from ddpm import tracking
 from ddpm.errors import UpstreamError, UserError
@@ -115,6 +117,22 @@ def test_the_registered_model_answers_as_a_server_would_be_asked(project, ask):
     images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
     exported = Sampler(project / "deploy" / VARIANT)
     np.testing.assert_array_equal(images, np.concatenate([exported.sample(2, seed=2**64 - 1), exported.sample(1)]))
+
+
+@pytest.mark.slow
+def test_mlflows_own_command_serves_the_registered_model(project, monkeypatch):
+    from ddpm.deploy.runtime import Sampler
+
+    tracking.register(VARIANT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.store_uri())
+    command = ["models", "serve", "-m", "models:/ddpm-dots@challenger", "--env-manager", "local"]
+    with mlflow_running(*command, health="/ping") as address:
+        drawn = httpx.post(f"{address}/invocations", json={"dataframe_records": [{"n": 3, "seed": 5}]}, timeout=120)
+        refused = httpx.post(f"{address}/invocations", json={"dataframe_records": [{"n": -1}]}, timeout=120)
+    images = np.array(drawn.json()["predictions"], np.uint8)
+    np.testing.assert_array_equal(images, Sampler(project / "deploy" / VARIANT).sample(3, seed=5))
+    assert refused.status_code == 400
+    assert "`n` must be at least 1, found -1" in refused.json()["message"]
 
 
 def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):

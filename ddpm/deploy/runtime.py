@@ -86,6 +86,8 @@ class Sampler:
         """The session of one of the directory's files."""
         onnxruntime = import_onnxruntime()
         path = self._file(name)
+        if self._precision != "fp32" and not path.exists():
+            raise UserError(f"{path} is missing; `ddpm export` makes it where `export.{self._precision}` is true")
         unknown = set(self._providers) - set(onnxruntime.get_available_providers())
         if unknown:
             there = ", ".join(onnxruntime.get_available_providers())

@@ -66,7 +66,12 @@ class Service:
         self._on_failure = on_failure
         self.metrics = Metrics()
         self.keeper = ModelKeeper(
-            model, self.metrics, threads=settings.threads, poll=settings.poll, on_failure=on_failure
+            model,
+            self.metrics,
+            threads=settings.threads,
+            precision=settings.precision,
+            poll=settings.poll,
+            on_failure=on_failure,
         )
         self.batcher = Batcher(
             self.metrics, batch_size=settings.batch_size, window=settings.window, queue=settings.queue

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddpm.deploy.runtime import Precision
 
 
 @dataclass(frozen=True)
@@ -11,6 +15,8 @@ class Settings:
 
     threads: int = 0
     """Of onnxruntime on the CPU; 0: one a core."""
+    precision: Precision = "fp32"
+    """Of the network; fp16 where the model was exported so, for GPUs."""
     batch_size: int = 64
     """Images a batch, at most."""
     window: float = 0.005
