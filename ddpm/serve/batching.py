@@ -128,9 +128,8 @@ class Batcher:
 
     def abandon(self, error: Exception) -> None:
         """Fail every job with `error`. A batch that is being drawn cannot be stopped; nobody will see it."""
-        for job in [*self._queue, *(share.job for share in self._running)]:
-            if not job.images.done():
-                job.images.set_exception(error)
+        for job in self._unanswered():
+            job.images.set_exception(error)
 
     async def run(self) -> None:
         """Draw batches until cancelled."""
@@ -197,6 +196,11 @@ class Batcher:
             self._queue.remove(job)
         self._note_change()
 
+    def _unanswered(self) -> list[Job]:
+        """Jobs that somebody waits for, whether their turn is now or later."""
+        accepted = [*(share.job for share in self._running), *self._queue]
+        return [job for job in accepted if not job.images.done()]
+
     def _note_change(self) -> None:
         self._metrics.queue.set(len(self._queue))
         self._changed.set()
@@ -211,6 +215,7 @@ class Batcher:
         self._metrics.evaluations.inc(evaluations)
 
     def _seconds_to_serve_all(self) -> int:
-        """How long the queue should take, at the speed of the last batch: 1 to 60."""
-        evaluations = sum((job.count - job.started) * len(job.plan) for job in self._queue)
-        return min(60, max(1, math.ceil(evaluations * self._seconds_per_evaluation)))
+        """How long all that was accepted should take, at the speed of the last batch: 1 to 60."""
+        drawing = sum(share.count * len(share.job.plan) for share in self._running)
+        waiting = sum((job.count - job.started) * len(job.plan) for job in self._unanswered())
+        return min(60, max(1, math.ceil((drawing + waiting) * self._seconds_per_evaluation)))

@@ -175,17 +175,23 @@ def test_what_nobody_waits_for_is_not_drawn(model):
     assert gate.batches == [[(1, 4)], [(3, 1)]]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(model):
+@pytest.mark.parametrize(
+    ("seconds", "retry_after"),
+    # 2 images × 5 steps that are drawn or half done, 1 × 5 and 1 × 4 that wait.
+    [(2.0, 38), (1.1, 21), (0.0, 1), (1000.0, 60)],
+)
+def test_a_full_queue_refuses_and_says_when_to_come_again(model, seconds, retry_after):
     gate = Gate()
 
     async def test(batcher: Batcher) -> None:
-        accepted = [submit(batcher, model, 1, seed=0)]
+        accepted = [submit(batcher, model, 2, seed=0)]
         await gate.wait()
-        accepted += [submit(batcher, model, 1, seed=seed) for seed in (1, 2)]
+        accepted += [submit(batcher, model, 1, seed=1), submit(batcher, model, 1, seed=2, steps=4)]
+        batcher._seconds_per_evaluation = seconds
         with pytest.raises(QueueFullError) as refused:
             submit(batcher, model, 1, seed=3)
-        assert 1 <= refused.value.retry_after <= 60
-        for _ in range(3):
+        assert refused.value.retry_after == retry_after
+        for _ in range(4):
             gate.opened.release()
         await asyncio.gather(*accepted)
         gate.opened.release()
