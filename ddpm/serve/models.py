@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import threading
 from collections.abc import Callable
@@ -40,6 +41,11 @@ class ServedModel:
     name: str
     """`models:/ddpm-digits/3`; of a directory, its model's name and the start of its description's SHA-256."""
     sampler: Sampler
+
+    @property
+    def datum_bytes(self) -> int:
+        """Of one datum as it is drawn: of an image its pixels."""
+        return math.prod(self.sampler.shape) * self.sampler.kind.dtype.itemsize
 
     def choice(self, sampler: str | None, steps: int | None, eta: float | None) -> Choice:
         """The choice with the model's own values where there is None."""

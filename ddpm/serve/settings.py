@@ -23,8 +23,12 @@ class Settings:
     """Seconds that an idle service waits for company before it draws a batch that is not full."""
     queue: int = 256
     """Requests that may wait."""
+    queue_bytes: int = 2**30
+    """Of what all accepted requests draw; what is drawn of each is held until the whole of it is."""
     max_images: int = 1024
     """Of one request."""
+    max_bytes: int = 2**26
+    """Of what one request draws, as NumPy holds it."""
     max_evaluations: int = 65536
     """Images × evaluations of the network an image, of one request."""
     max_body: int = 16384

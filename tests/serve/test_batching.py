@@ -200,6 +200,27 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(model, seconds, retry_
     with_batcher(test, batch_size=1, window=0.0, queue=2, draw=gate)
 
 
+def test_jobs_are_accepted_until_their_images_come_to_too_many_bytes_and_one_always_is(model):
+    """Images of 16 bytes: 3 and 1 of them fit into 64, and after them as many as there are, alone."""
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        accepted = [submit(batcher, model, 3, seed=0)]
+        await gate.wait()
+        accepted.append(submit(batcher, model, 1, seed=1))
+        with pytest.raises(QueueFullError):
+            submit(batcher, model, 1, seed=2)
+        accepted.pop().cancel()
+        await asyncio.sleep(0)
+        accepted.append(submit(batcher, model, 1, seed=3))
+        for _ in range(3):
+            gate.opened.release()
+        await asyncio.gather(*accepted)
+        assert len(await submit(batcher, model, 5, seed=4)) == 5
+
+    with_batcher(test, batch_size=8, window=0.0, queue_bytes=64, draw=gate)
+
+
 def test_a_batch_that_fails_takes_no_other_with_it(model):
     def fragile(shares: list[Share]) -> list[Any]:
         if shares[0].job.seed == 1:

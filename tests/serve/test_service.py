@@ -100,10 +100,10 @@ def test_the_readmes_lines_work_as_written(server, tmp_path):
     assert np.load(tmp_path / "images.npy").shape == (4, 4, 4, 1)
 
 
-def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_the_bound(start, tmp_path):
+def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_the_bounds(start, tmp_path):
     data = {"kind": "points", "low": [-2.0, 0.0], "high": [2.0, 1.0]}
     deploy = write_deploy(tmp_path / "points", shape=(2,), data=data)
-    server = start(deploy, "--max-evaluations", "40")
+    server = start(deploy, "--max-evaluations", "40", "--max-bytes", "24")
     expected = Sampler(deploy).sample(3, seed=1)
     np.testing.assert_array_equal(np.load(io.BytesIO(server.draw(n=3, seed=1, format="npy").content)), expected)
     for form in (None, "json"):
@@ -113,6 +113,8 @@ def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_th
     assert "draws points" in refusal(server.draw(format="png"))
     assert server.draw(n=2, steps=20).status_code == 200
     assert refusal(server.draw(n=3, steps=20)) == "`n` × `steps` must be at most 40, found 3 × 20"
+    assert refusal(server.draw(n=4)) == "`n` must be at most 3, found 4"  # of 8 bytes each
+    assert server.client.get("/v1/model").json()["limits"] == {"max_images": 3, "max_evaluations": 40}
 
 
 def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
