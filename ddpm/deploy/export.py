@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -38,7 +39,7 @@ def export_denoiser(model: Model, path: Path) -> None:
 
     N is free. The file's bytes depend on the model alone.
     """
-    network = model.network.to("cpu").eval()
+    network = copy.deepcopy(model.network).to("cpu").eval()
     example = (torch.zeros(2, *model.kind.network_shape), torch.zeros(2, dtype=torch.int64))
     batch = torch.export.Dim("N", min=1)
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.

@@ -18,6 +18,7 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
+from ddpm.layout import is_uri
 from ddpm.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def load_model(name: str, *, threads: int = 0, precision: Precision = "fp32") ->
         UserError: no such model, or one that does not draw.
         UpstreamError: the registry does not answer.
     """
-    if _is_uri(name):
+    if is_uri(name):
         return ServedModel(name, _load_registered(name, threads, precision))
     directory = Path(name)
     sampler = _load(directory, name, threads, precision)
@@ -101,10 +102,6 @@ def _load(directory: Path, name: str, threads: int, precision: Precision) -> Sam
     sampler = Sampler(directory, threads=threads, precision=precision)
     _try(sampler, name)
     return sampler
-
-
-def _is_uri(name: str) -> bool:
-    return name.startswith(("models:/", "runs:/"))
 
 
 def _try(sampler: Sampler, name: str) -> None:
@@ -164,7 +161,7 @@ class ModelKeeper:
         except Exception as error:
             self._on_failure(error)
             return
-        if not (self._poll and _is_uri(self._model)):
+        if not (self._poll and is_uri(self._model)):
             return
         patience, said = self._poll, ""
         while not self._stopped.wait(patience):
@@ -184,7 +181,7 @@ class ModelKeeper:
 
     def _wanted(self) -> str:
         """The version that the URI means now."""
-        if not _is_uri(self._model):
+        if not is_uri(self._model):
             return self._model
         from ddpm import tracking
 

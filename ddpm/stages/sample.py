@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
+from ddpm.layout import is_uri
 
 if TYPE_CHECKING:
     from ddpm.deploy.runtime import Precision, Sampler
@@ -87,11 +88,6 @@ def _exported(directory: Path, precision: Precision) -> Sampler:
     sampler = Sampler(directory, precision=precision)
     print(f"sampling with {sampler.where}")
     return sampler
-
-
-def is_uri(model: str) -> bool:
-    """Whether MODEL names something in MLflow, and not a directory."""
-    return model.startswith(("models:/", "runs:/"))
 
 
 def _writer(out: Path) -> Any:

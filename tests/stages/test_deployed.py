@@ -15,7 +15,7 @@ import ddpm
 from ddpm.cli import main
 from ddpm.config import SamplingConfig, load_params
 from ddpm.deploy import runtime
-from ddpm.deploy.export import MOST_WEIGHTS, activation_bytes, export_half, export_sampler, write
+from ddpm.deploy.export import MOST_WEIGHTS, activation_bytes, export_denoiser, export_half, export_sampler, write
 from ddpm.deploy.parity import measure_parity
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.errors import UserError
@@ -119,6 +119,14 @@ def test_the_file_tells_what_a_caller_must_know(deploy: Path, model: Model):
         np.testing.assert_array_equal(plans[name]["timesteps"], expected.timesteps)
     alone = session(deploy / "denoiser.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(alone["process"]) == facts["process"]
+
+
+def test_an_export_leaves_the_network_as_it_was(deploy: Path, model: Model, tmp_path: Path):
+    """A copy of it goes to the CPU and to evaluation."""
+    model.network.train()
+    export_denoiser(model, tmp_path / "denoiser.onnx")
+    assert (tmp_path / "denoiser.onnx").read_bytes() == (deploy / "denoiser.onnx").read_bytes()
+    assert all(module.training for module in model.network.modules())
 
 
 @pytest.mark.parametrize("name", ["denoiser", "sampler"])
