@@ -121,6 +121,7 @@ def test_the_file_tells_what_a_caller_must_know(deploy: Path, model: Model):
     assert json.loads(alone["process"]) == facts["process"]
 
 
+@pytest.mark.slow
 def test_an_export_leaves_the_network_as_it_was(deploy: Path, model: Model, tmp_path: Path):
     """A copy of it goes to the CPU and to evaluation."""
     model.network.train()
