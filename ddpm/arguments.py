@@ -1,4 +1,4 @@
-"""The options of the commands that have many. Standard library alone, as all of the command line's own."""
+"""The options of the commands that have many. The standard library alone is imported, as by all of the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ddpm.layout import COMPARISON
+from ddpm.serve.arguments import add_precision
 
 
 def add_sample(sample: argparse.ArgumentParser) -> None:
@@ -29,6 +30,7 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    add_precision(sample)
 
 
 def add_compare(compare: argparse.ArgumentParser) -> None:

@@ -226,6 +226,7 @@ def _sample(arguments: Arguments) -> None:
         count=arguments.n,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        precision=arguments.precision,
         sampler=arguments.sampler,
         steps=arguments.steps,
         variance=arguments.variance,

@@ -4,12 +4,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -17,6 +11,7 @@ import pytest
 from finished import VARIANT, write_outputs
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow_server import tracking_server
 from tiny import TINY_PARAMS, write_params
 
 from ddpm import tracking
@@ -294,29 +289,6 @@ def test_two_processes_that_finish_at_once_end_as_if_in_turn(finished, monkeypat
 
 @pytest.mark.slow
 def test_two_processes_race_for_the_alias_of_a_server_too(finished, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    options = ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--workers", "1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options, "--backend-store-uri", tracking.store_uri()],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        start_new_session=True,
-    )
-    try:
-        wait_until_healthy(f"{address}/health")
+    with tracking_server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert racers(finished, address, rounds=4) <= IN_TURN
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
-
-
-def wait_until_healthy(url: str) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            return urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.3)

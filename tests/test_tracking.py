@@ -12,12 +12,14 @@ import textwrap
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from finished import SHAPE, VARIANT, write_outputs
 from mlflow.exceptions import MlflowException
+from mlflow_server import mlflow_running
 
 from ddpm import tracking
 from ddpm.errors import UpstreamError, UserError
@@ -98,19 +100,68 @@ def test_the_registered_model_samples_what_the_exported_one_does(project):
     np.testing.assert_array_equal(chosen, exported.sample(3, seed=1, sampler="ancestral", steps=2))
 
 
-def test_the_registered_model_answers_as_a_server_would_be_asked(project):
+@pytest.fixture
+def ask(project):
+    """The registered model behind the function that answers for MLflow's server."""
     from mlflow.pyfunc.scoring_server import invocations
 
     tracking.register(VARIANT)
     model = tracking.load_mlflow(project).pyfunc.load_model("models:/ddpm-dots@challenger")
-    request = json.dumps({"dataframe_records": [{"n": 2, "seed": 7}]})
-    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
+
+    def ask(records: str):
+        request = f'{{"dataframe_records": {records}}}'
+        return invocations(request, "application/json", model, model.metadata.get_input_schema())
+
+    return ask
+
+
+def test_the_registered_model_answers_as_a_server_would_be_asked(project, ask):
+    from ddpm.deploy.runtime import Sampler
+
+    answer = ask(f'[{{"n": 2, "seed": {2**64 - 1}}}, {{"n": 1.0, "seed": 0}}]')
     assert answer.status == 200
     images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
-    np.testing.assert_array_equal(images, model.predict(pd.DataFrame({"n": [2], "seed": [7]})))
-    with pytest.raises(MlflowException, match="steps") as refused:
-        invocations(request.replace("seed", "steps").replace("7", "-1"), "application/json", model, None)
-    assert refused.value.get_http_status_code() == 400
+    exported = Sampler(project / "deploy" / VARIANT)
+    np.testing.assert_array_equal(images, np.concatenate([exported.sample(2, seed=2**64 - 1), exported.sample(1)]))
+
+
+@pytest.mark.slow
+def test_mlflows_own_command_serves_the_registered_model(project, monkeypatch):
+    from ddpm.deploy.runtime import Sampler
+
+    tracking.register(VARIANT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.store_uri())
+    command = ["models", "serve", "-m", "models:/ddpm-dots@challenger", "--env-manager", "local"]
+    with mlflow_running(*command, health="/ping") as address:
+        drawn = httpx.post(f"{address}/invocations", json={"dataframe_records": [{"n": 3, "seed": 5}]}, timeout=120)
+        refused = httpx.post(f"{address}/invocations", json={"dataframe_records": [{"n": -1}]}, timeout=120)
+    images = np.array(drawn.json()["predictions"], np.uint8)
+    np.testing.assert_array_equal(images, Sampler(project / "deploy" / VARIANT).sample(3, seed=5))
+    assert refused.status_code == 400
+    assert "`n` must be at least 1, found -1" in refused.json()["message"]
+
+
+def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):
+    for records, words in {
+        '[{"n": -1}]': "`n` must be at least 1, found -1",
+        '[{"n": 0}]': "`n` must be at least 1, found 0",
+        '[{"n": 2}, {"n": null}]': "`n` must be at least 1, found None",
+        '[{"n": 1.5}]': "`n` must be an exact whole number, found 1.5",
+        '[{"n": "4"}]': "`n` must be an exact whole number, found '4'",
+        '[{"n": true}]': "`n` must be an exact whole number, found True",
+        '[{"n": [1, 2]}]': r"`n` must be an exact whole number, found \[1, 2\]",
+        '[{"n": 1000000000000000}]': "`n` must be at most 1024 in all rows together, found 1000000000000000",
+        '[{"n": 1000}, {"n": 25}]': "`n` must be at most 1024 in all rows together, found 1025",
+        '[{"n": 1, "seed": 1.5}]': "`seed` must be an exact whole number, found 1.5",
+        f'[{{"n": 1, "seed": {2**64 - 1}}}, {{"n": 1}}]': "`seed` must be an exact whole number, found 1.8",
+        '[{"n": 1, "seed": -1}]': "seed must be in",
+        '[{"n": 1, "steps": 2.5}]': "`steps` must be an exact whole number, found 2.5",
+        '[{"n": 1, "steps": -1}]': "steps must be in",
+        '[{"n": 1, "sampler": "x"}]': "no sampler 'x'",
+    }.items():
+        with pytest.raises(MlflowException, match=words) as refused:
+            ask(records)
+        assert refused.value.get_http_status_code() == 400
 
 
 def test_the_logged_model_is_code_and_carries_no_pickle(project):

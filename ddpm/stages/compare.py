@@ -38,11 +38,12 @@ from ddpm.layout import (
     MODELS,
     PREPARED,
     REPORTS,
+    is_uri,
 )
 from ddpm.model import Model, load
 from ddpm.stages.evaluate import protocol_of
 from ddpm.stages.progress import bar
-from ddpm.stages.sample import is_uri, open_model
+from ddpm.stages.sample import open_model
 
 STEPS = (5, 10, 20, 50, 100)
 
