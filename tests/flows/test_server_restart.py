@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from mlflow_server import wait_until_healthy
 
 from ddpm import tracking
 
@@ -33,15 +33,8 @@ def start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5).close()
-            return server
-        except OSError:
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+    wait_until_healthy(server, f"http://127.0.0.1:{port}/api/health")
+    return server
 
 
 def kill(process: subprocess.Popen) -> None:

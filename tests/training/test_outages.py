@@ -1,18 +1,17 @@
 """A tracking server that dies, hangs and comes back, and a training that does not mind."""
 
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from finished import VARIANT
+from mlflow_server import wait_until_healthy
 from trainings import checkpoints, longer, start_training, wait_for_checkpoint
 
 from ddpm import tracking
@@ -37,12 +36,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 180
-        while True:
-            with contextlib.suppress(OSError):
-                return urllib.request.urlopen(f"{self.address}/health", timeout=5).close()
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+        wait_until_healthy(self.process, f"{self.address}/health")
 
     def signal(self, number: signal.Signals) -> None:
         os.killpg(self.process.pid, number)
