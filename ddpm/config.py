@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ddpm.errors import UserError, first_complaint
 
@@ -216,11 +216,25 @@ class ObjectiveConfig(Section):
         return self
 
 
+def _positive_auto_or_none(value: Any) -> Any:
+    if value is None or value == "auto" or (type(value) is int and value > 0):
+        return value
+    raise ValueError(f"expected a number above 0, auto or null, found {value!r}")
+
+
+# Of a union's members pydantic complains one by one.
+MicroBatchSize = Annotated[int | Literal["auto"] | None, BeforeValidator(_positive_auto_or_none)]
+
+
 class TrainingConfig(Section):
     """Algorithm 1 of Ho et al. 2020 and its optimiser."""
 
     steps: Positive = Field(800_000, description="optimiser steps")
-    batch_size: Positive = Field(128, description="images a step")
+    batch_size: Positive = Field(128, description="images a step, of all devices together")
+    micro_batch_size: MicroBatchSize = Field(
+        None, description="images at once on a device, for want of memory; auto: halved whenever it runs out; null: all"
+    )
+    devices: Positive = Field(1, description="processes that train together on this machine: a GPU each, or the CPU")
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
@@ -231,7 +245,18 @@ class TrainingConfig(Section):
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
     )
     checkpoint_every: Positive = Field(1000, description="steps between resumable states")
+    rewind: int = Field(
+        0, ge=0, description="times to go back to the last checkpoint, and on with other noise, if the loss is NaN"
+    )
     log_every: Positive = Field(100, description="steps a point of the loss curve averages over")
+
+    @model_validator(mode="after")
+    def _devices_share_a_batch(self) -> TrainingConfig:
+        if self.devices > self.batch_size:
+            raise ValueError(f"a batch_size of {self.batch_size} cannot be shared by {self.devices} devices")
+        if self.devices > 1 and self.micro_batch_size == "auto":
+            raise ValueError("micro_batch_size: auto is for one device; name a number")
+        return self
 
 
 class SamplingConfig(Section):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -45,19 +47,18 @@ def _sync_tree(directory: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed."""
+    """Yield a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed.
+
+    What killed processes left of such paths is removed too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with _temporary(path, f".tmp{path.suffix}") as temporary:
         yield temporary
         temporary.chmod(0o644)
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    remove_leftovers(path.parent, path.name)
 
 
 @contextlib.contextmanager
@@ -65,24 +66,76 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory; when the block ends well it takes the place of `path`, else it is removed.
 
     An older `path` stays whole until the new one is. Between the two renames there is an instant with neither,
-    never one with half of either.
+    never one with half of either. What killed processes left of such directories is removed too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
+    with _temporary(path, ".tmp", directory=True) as temporary:
         yield temporary
         temporary.chmod(0o755)
         _sync_tree(temporary)
         if path.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(replaced / path.name)
-            temporary.replace(path)
-            shutil.rmtree(replaced)
+            with _temporary(path, ".old.tmp", directory=True) as replaced:
+                path.replace(replaced / path.name)
+                temporary.replace(path)
         else:
             temporary.replace(path)
         sync(path.parent)
+    remove_leftovers(path.parent, path.name)
+
+
+def remove_leftovers(directory: Path, name: str = "*") -> None:
+    """Remove the temporaries of files and directories of that name whose process was killed.
+
+    One that is being written is locked by its writer, and the kernel frees that lock when the writer ends. Where the
+    file system has no such locks, nothing is removed.
+    """
+    pattern = name if name == "*" else glob.escape(name)
+    for temporary in directory.glob(f".{pattern}.*.tmp*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(temporary, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(temporary)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, suffix: str, *, directory: bool = False) -> Iterator[Path]:
+    """A new file or directory beside `path`, locked; removed in the end, if it is still there."""
+    temporary, descriptor = _locked(path, suffix, directory)
+    try:
+        yield temporary
     finally:
+        _remove(temporary)
+        os.close(descriptor)
+
+
+def _locked(path: Path, suffix: str, directory: bool) -> tuple[Path, int]:
+    prefix = f".{path.name}."
+    while True:
+        if directory:
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent))
+            try:
+                descriptor = os.open(temporary, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+        else:
+            descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+            temporary = Path(name)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Between its making and its lock another process may have taken it for a leftover.
+        if temporary.exists():
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
         shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

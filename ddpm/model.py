@@ -19,7 +19,7 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
-from ddpm.errors import UserError
+from ddpm.errors import UpstreamError, UserError
 from ddpm.files import read_json, write_json
 from ddpm.nets import build
 
@@ -51,6 +51,7 @@ class TrainingFacts(Section):
     final_loss: float | None = None
     precision: str | None = None
     device: str | None = None
+    devices: int | None = None  # that trained together
     torch: str | None = None  # version
     fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
     weights: Literal["ema", "imported"] = "ema"
@@ -185,11 +186,19 @@ def build_process(config: VariantConfig, device: torch.device | str = "cpu") -> 
 
 
 def save(model: Model, directory: Path) -> None:
-    """Write the model's two files into an existing directory."""
+    """Write the model's two files into an existing directory.
+
+    Raises:
+        UpstreamError: the weights cannot be written, as on a full disk.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
-    save_file(weights, directory / "model.safetensors")
+    try:
+        save_file(weights, directory / "model.safetensors")
+    except SafetensorError as error:
+        raise UpstreamError(f"{directory / 'model.safetensors'} cannot be written ({error})") from None
     write_json(directory / "model.json", model.card.model_dump(mode="json"))
 
 

@@ -30,7 +30,7 @@ def mlflow_running(*command: str, health: str) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        _wait_until_healthy(process, address + health)
+        wait_until_healthy(process, address + health)
         yield address
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -43,7 +43,8 @@ def tracking_server() -> contextlib.AbstractContextManager[str]:
     return mlflow_running("server", "--backend-store-uri", tracking.store_uri(), health="/health")
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
+def wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
+    """Wait until a server that was just started answers."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:

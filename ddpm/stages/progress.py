@@ -11,7 +11,7 @@ from types import FrameType
 from tqdm import tqdm
 
 
-def bar(total: int, unit: str, describe: str) -> tqdm:
+def bar(total: int, unit: str, describe: str, *, shown: bool = True) -> tqdm:
     """A progress bar on stderr with rate and time left; refreshed seldom where stderr is no terminal."""
     interactive = sys.stderr.isatty()
     return tqdm(
@@ -25,6 +25,7 @@ def bar(total: int, unit: str, describe: str) -> tqdm:
         ncols=None if interactive else 100,
         smoothing=0.1,
         delay=1.0,
+        disable=not shown,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -15,13 +16,15 @@ from ddpm.config import Params, SamplingConfig, VariantConfig
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
-from ddpm.errors import UserError
+from ddpm.errors import Interrupted, UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
 from ddpm.stages.progress import bar, stop_requests
 from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.loop import DivergedError, LossPoint, train
+from ddpm.training.memory import OutOfMemoryError
+from ddpm.training.parallel import Ranks, joined, launch, launched
 
 # The code that decides the weights, as far as it is ours: what dvc.yaml names as the stage's deps.
 DECISIVE_CODE = (
@@ -46,6 +49,8 @@ DECISIVE_CODE = (
     "training/checkpoint.py",
     "training/ema.py",
     "training/loop.py",
+    "training/memory.py",
+    "training/parallel.py",
     "training/timesteps.py",
 )
 
@@ -53,8 +58,12 @@ DECISIVE_CODE = (
 def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """Write `models/V/`: model.safetensors, model.json and loss.csv.
 
+    With `training.devices` it starts a process for each, unless it is one that torchrun has started.
+
     Raises:
-        UserError: the configuration does not fit the data, the loss diverged, or another process trains this model.
+        UserError: the configuration does not fit the data or the machine, the loss diverged, the memory does not
+            suffice, or another process trains this model.
+        UpstreamError: a checkpoint, or the model, cannot be written.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     config = params.variant(variant)
@@ -62,6 +71,28 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     if config.training.horizontal_flip and not data.kind.can_mirror:
         raise UserError(
             f"models.{variant}.training.horizontal_flip is for images; the prepared data are {data.kind.name}"
+        )
+    if config.training.devices > 1 and not launched():
+        _check_devices(config, variant)
+        build_network(config, data.kind)  # if it cannot be, one process says so
+        with contextlib.chdir(root):
+            launch(config.training.devices, ["train", variant])
+        return
+    with joined() as ranks:
+        _train(params, config, data, ranks, variant, root)
+
+
+def _check_devices(config: VariantConfig, variant: str) -> None:
+    asked, there = config.training.devices, torch.cuda.device_count()
+    if 0 < there < asked:
+        raise UserError(f"models.{variant}.training.devices is {asked}, but this machine has {there} CUDA devices")
+
+
+def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ranks, variant: str, root: Path) -> None:
+    """`train_variant`, in one of the processes that do it together."""
+    if ranks.count > config.training.batch_size:
+        raise UserError(
+            f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
     device = pick_device()
     precision = resolve_precision(config.training.precision, device)
@@ -72,24 +103,39 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
     states = root / TRAINING_STATES / variant
     checkpoints = Checkpoints(states / mark[:16])
-    print(f"{variant}: {parameters / 1e6:.2f} M parameters on {device.type}, {precision}", flush=True)
+    if ranks.first:
+        together = f", {ranks.count} processes" if ranks.count > 1 else ""
+        print(f"{variant}: {parameters / 1e6:.2f} M parameters on {device.type}, {precision}{together}", flush=True)
 
-    with exclusive(states / "lock", f"is training {variant}"):
-        # A finished run's state stays until another takes its place: a kill may yet come before DVC has the model.
-        checkpoints.discard_siblings()
+    with exclusive(states / "lock", f"is training {variant}") if ranks.first else contextlib.nullcontext():
+        if ranks.first:
+            # A finished run's state stays until another takes its place: a kill may yet come before DVC has the model.
+            checkpoints.discard_others()
         try:
-            curve = _run(params, config, network, data, precision, checkpoints, variant)
-        except DivergedError as error:
+            curve = _run(params, config, network, data, precision, checkpoints, ranks, variant)
+        except (DivergedError, Interrupted) as error:
+            if not ranks.first:
+                return  # all meet it in the same step; one says it, and ends with its code
+            if isinstance(error, Interrupted):
+                raise
             raise UserError(
                 f"{variant}: {error}; the last good checkpoint is kept in {checkpoints.directory}. "
-                f"Lower models.{variant}.training.learning_rate or grad_clip"
+                f"Lower models.{variant}.training.learning_rate or grad_clip, or let it go back with `rewind: 3`"
             ) from None
+        except OutOfMemoryError as error:
+            raise UserError(
+                f"{variant}: {error}; set models.{variant}.training.micro_batch_size to {max(1, error.at_once // 2)}, "
+                "or to auto: the batch stays what it is, and is computed in parts"
+            ) from None
+        if not ranks.first:
+            return
         facts = TrainingFacts(
             seed=params.seed,
             images_seen=config.training.steps * config.training.batch_size,
             final_loss=curve[-1].loss,
             precision=precision,
             device=device.type,
+            devices=ranks.count,
             torch=torch.__version__,
             fingerprint=mark,
         )
@@ -113,20 +159,29 @@ def _run(
     data: PreparedData,
     precision: str,
     checkpoints: Checkpoints,
+    ranks: Ranks,
     variant: str,
 ) -> list[LossPoint]:
-    """The loop with its bar, its live curve and its way out."""
+    """The loop with its bar, its live curve and its way out; of several processes only the first is heard."""
     options = config.training
     with (
-        bar(options.steps * options.batch_size, "img", variant) as progress,
-        stop_requests() as should_stop,
-        tracking.live_curve() as log,
+        bar(options.steps * options.batch_size, "img", variant, shown=ranks.first) as progress,
+        stop_requests() as asked,
+        tracking.live_curve() if ranks.first else contextlib.nullcontext(lambda step, metrics: None) as log,
     ):
 
+        def say(text: str) -> None:
+            if ranks.first:
+                print(text, flush=True)
+
         def on_resume(step: int) -> None:
-            print(f"continuing {variant} from step {step} of {options.steps}", flush=True)
+            say(f"continuing {variant} from step {step} of {options.steps}")
             # Images of an earlier run count as done, not towards this run's rate.
             progress.initial = progress.n = step * options.batch_size
+
+        def on_rewind(why: str, step: int) -> None:
+            say(f"{variant}: {why}; back at step {step}, on with other noise")
+            progress.n = step * options.batch_size
 
         def on_point(point: LossPoint) -> None:
             progress.set_postfix(loss=f"{point.loss:.4f}", refresh=False)
@@ -142,11 +197,14 @@ def _run(
             timestep_sampler=config.objective.timestep_sampler,
             precision=precision,
             checkpoints=checkpoints,
+            ranks=ranks,
             on_resume=on_resume,
+            on_rewind=on_rewind,
+            on_less_memory=lambda at_once: say(f"{variant}: out of memory; from now on {at_once} images at once"),
             on_step=lambda step: progress.update(options.batch_size),
             on_point=on_point,
-            should_stop=should_stop,
-            **options.model_dump(exclude={"precision"}),
+            should_stop=lambda: asked() or ranks.orphaned(),
+            **options.model_dump(exclude={"precision", "devices"}),
         )
 
 

@@ -21,11 +21,17 @@ from ddpm.tracking.store import experiment_id, load_mlflow, store_answers, store
 logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
+Point = tuple[int, int, Metrics]  # milliseconds since 1970, step, metrics
 
 # The environment variable by which MLflow itself hands a run on to a child process.
 RUN_ID = "MLFLOW_RUN_ID"
 
 _BATCH = 1000  # metrics a request, the most that MLflow takes
+
+_PAUSE = 5.0  # seconds before a server that did not answer is asked again
+
+# Seconds that the end of a training waits for its last points to be taken; one that was told to stop has ten in all.
+_PATIENCE, _STOPPED_PATIENCE = 20.0, 2.0
 
 
 @store_answers()
@@ -99,9 +105,10 @@ def ui_url(root: Path = Path()) -> str:
 def live_curve(root: Path = Path()) -> Iterator[Callable[[int, Metrics], None]]:
     """Within the block, the function yielded adds a step's metrics to the run that MLFLOW_RUN_ID names.
 
-    It returns at once and never fails: a training does not wait for its observer. The speed, in steps a second, and
-    the machine's load are logged beside. Without MLFLOW_RUN_ID the function does nothing; what a server missed is
-    logged when the model is registered.
+    It returns at once and never fails: a training does not wait for its observer. What a server does not take is kept
+    until it does, or until the model is registered. A step that the run has already is left out: a training that goes
+    on from a checkpoint repeats some. The speed, in steps a second, and the machine's load are logged beside. Without
+    MLFLOW_RUN_ID the function does nothing.
     """
     run_id = os.environ.get(RUN_ID)
     if not run_id:
@@ -110,32 +117,70 @@ def live_curve(root: Path = Path()) -> Iterator[Callable[[int, Metrics], None]]:
     # A server that does not answer is given up soon.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    points: queue.SimpleQueue[tuple[int, int, Metrics] | None] = queue.SimpleQueue()
+    points: queue.SimpleQueue[Point | None] = queue.SimpleQueue()
     sender = threading.Thread(target=_send, args=(run_id, points, root), name="live-curve", daemon=True)
     sender.start()
+    before: tuple[int, int] | None = None
+
+    def log(step: int, metrics: Metrics) -> None:
+        nonlocal before
+        moment = milliseconds()
+        if before and moment > before[0] and step > before[1]:
+            metrics = {**metrics, "steps_per_second": 1000 * (step - before[1]) / (moment - before[0])}
+        before = moment, step
+        points.put((moment, step, grouped("train", metrics)))
+
+    patience = _STOPPED_PATIENCE
     try:
-        yield lambda step, metrics: points.put((milliseconds(), step, dict(metrics)))
+        yield log
+        patience = _PATIENCE
     finally:
         points.put(None)
-        sender.join(timeout=20)
+        sender.join(timeout=patience)
 
 
-def _send(run_id: str, points: queue.SimpleQueue[tuple[int, int, Metrics] | None], root: Path) -> None:
+def _send(run_id: str, points: queue.SimpleQueue[Point | None], root: Path) -> None:
     """Log points until there comes None."""
+    waiting: list[Point] = []
+    logged: set[int] = set()
+    connected = ended = complained = False
+    pause: float | None = 0.0  # connect before the first point
+    with contextlib.ExitStack() as load:
+        while not ended:
+            ended = _collect(points, waiting, pause)
+            try:
+                client = load_mlflow(root).MlflowClient()
+                if not connected:
+                    client.update_run(run_id, status="RUNNING")
+                    # Before the server fell silent it may have taken what it did not say it had.
+                    logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+                    load.close()
+                    load.enter_context(_machine_load(run_id))
+                log_metrics(client, run_id, [point for point in waiting if point[1] not in logged])
+                waiting.clear()
+                connected, pause = True, None
+            except Exception as error:  # whatever it is, it is not the training's affair
+                connected, pause = False, _PAUSE
+                if not complained:
+                    first_line = str(error).partition("\n")[0]
+                    logger.warning("MLflow does not take the curve (%s); training goes on, it will be sent", first_line)
+                    complained = True
+
+
+def _collect(points: queue.SimpleQueue[Point | None], waiting: list[Point], pause: float | None) -> bool:
+    """Move the points that are there to those that wait, or all that come during a pause. Whether None was among them.
+
+    Without a pause it waits for the first.
+    """
+    end = time.monotonic() + (pause or 0.0)
     try:
-        client = load_mlflow(root).MlflowClient()
-        client.update_run(run_id, status="RUNNING")
-        with _machine_load(run_id):
-            before: tuple[int, int] | None = None
-            while point := points.get():
-                moment, step, metrics = point
-                if before and moment > before[0]:
-                    metrics = {**metrics, "steps_per_second": 1000 * (step - before[1]) / (moment - before[0])}
-                log_metrics(client, run_id, [(moment, step, grouped("train", metrics))])
-                before = moment, step
-    except Exception as error:  # whatever it is, it is not the training's affair
-        first_line = str(error).partition("\n")[0]
-        logger.warning("the curve cannot be sent to MLflow (%s); training goes on without", first_line)
+        point = points.get(timeout=pause)
+        while point is not None:
+            waiting.append(point)
+            point = points.get(timeout=max(0.0, end - time.monotonic()))
+    except queue.Empty:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -151,7 +196,7 @@ def _machine_load(run_id: str) -> Iterator[None]:
         monitor.finish()
 
 
-def log_metrics(client: Any, run_id: str, points: Sequence[tuple[int, int, Metrics]]) -> None:
+def log_metrics(client: Any, run_id: str, points: Sequence[Point]) -> None:
     """Log (milliseconds since 1970, step, metrics) points; a value that is no number is left out."""
     from mlflow.entities import Metric
 

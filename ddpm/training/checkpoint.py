@@ -6,14 +6,15 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ddpm.errors import UserError
-from ddpm.files import atomic_directory, read_json, sha256_of, write_json
+from ddpm.errors import UpstreamError, UserError
+from ddpm.files import atomic_directory, read_json, remove_leftovers, sha256_of, write_json
 
 KEPT = 2  # the newest may turn out damaged; the one before it then serves
 
@@ -26,18 +27,29 @@ class Checkpoints:
         self._say = say
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write the state after `step` steps, then drop all but the newest ones."""
+        """Write the state after `step` steps, then drop all but the newest ones.
+
+        Raises:
+            UpstreamError: it cannot be written, as on a full disk; the older ones are as they were.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        with atomic_directory(self.directory / f"step-{step:09d}") as temporary:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                temporary / "state.safetensors",
-            )
-            write_json(
-                temporary / "state.json",
-                {"step": step, "sha256": sha256_of(temporary / "state.safetensors"), "facts": dict(facts)},
-            )
+        path = self.directory / f"step-{step:09d}"
+        try:
+            with atomic_directory(path) as temporary:
+                save_file(
+                    {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                    temporary / "state.safetensors",
+                )
+                write_json(
+                    temporary / "state.json",
+                    {"step": step, "sha256": sha256_of(temporary / "state.safetensors"), "facts": dict(facts)},
+                )
+        except (OSError, SafetensorError) as error:
+            whole = self._newest_first()
+            kept = f"the same command continues from {whole[0].name}" if whole else "there is none before it"
+            raise UpstreamError(f"the checkpoint {path} cannot be written ({error}); {kept}") from None
         for old in self._newest_first()[KEPT:]:
             shutil.rmtree(old)
 
@@ -55,11 +67,12 @@ class Checkpoints:
                 self._say(f"checkpoint {path} is damaged ({error}); trying the one before it")
         return None
 
-    def discard_siblings(self) -> None:
-        """Remove the states that lie beside this directory: those of runs that decided otherwise."""
+    def discard_others(self) -> None:
+        """Remove the states beside this directory, those of runs that decided otherwise, and the half ones in it."""
         for other in self.directory.parent.iterdir():
             if other.is_dir() and other != self.directory:
                 shutil.rmtree(other)
+        remove_leftovers(self.directory)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"), reverse=True)
@@ -80,6 +93,6 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             lock.seek(0)
             raise UserError(f"process {lock.read().strip() or 'unknown'} {what}; wait for it or stop it") from None
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield

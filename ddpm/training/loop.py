@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
+from ddpm.training.memory import OutOfMemoryError, micro_batches, ran_out
+from ddpm.training.parallel import ALONE, Ranks
 from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
 
 
@@ -46,7 +48,9 @@ class TrainingState:
     timesteps: TimestepSampler
     scaler: torch.amp.GradScaler
     window: Tensor  # [log_every, 2] loss and gradient norm of the steps since the last point, on the device
+    at_once: int  # data of a batch that go through the network together
     step: int = 0  # steps done
+    rewound: int = 0  # times that the run went back after its loss was no number
     curve: list[LossPoint] = field(default_factory=list)
 
 
@@ -57,7 +61,8 @@ def train(
     *,
     seed: int,  # of the batches, timesteps, noise and dropout
     steps: int = 800_000,  # optimiser steps
-    batch_size: int = 128,
+    batch_size: int = 128,  # of all processes together
+    micro_batch_size: int | Literal["auto"] | None = None,  # as many at once, for want of memory; auto: halved at need
     learning_rate: float = 2e-4,
     warmup_steps: int = 5000,  # linear rise of the learning rate
     decay: str = "constant",  # of the learning rate after the rise: "constant" or "cosine", to 0 at the last step
@@ -71,50 +76,78 @@ def train(
     log_every: int = 100,  # steps a point of the loss curve averages over
     checkpoint_every: int = 1000,
     checkpoints: Checkpoints | None = None,  # None: nothing is saved, nothing is resumed
+    rewind: int = 0,  # times to go back to a checkpoint, and on with other noise, where the loss is no number
+    ranks: Ranks = ALONE,  # this process among those that train together
     on_resume: Callable[[int], object] = lambda step: None,  # once, with the steps that a checkpoint had done
+    on_rewind: Callable[[str, int], object] = lambda why, step: None,  # with the steps that the checkpoint had done
+    on_less_memory: Callable[[int], object] = lambda at_once: None,  # with as many as are tried at once from now on
     on_step: Callable[[int], object] = lambda step: None,  # after every step, with the steps done
     on_point: Callable[[LossPoint], object] = lambda point: None,  # after every point of the loss curve
     should_stop: Callable[[], bool] = lambda: False,  # asked after every step
 ) -> list[LossPoint]:
     """Train the network in place, continuing from the newest checkpoint; at the end it holds the averaged weights.
 
-    On the CPU, with the same number of threads, an interrupted and continued run ends in the same bits as an
-    uninterrupted one.
+    On the CPU, with the same number of threads and of processes, an interrupted and continued run ends in the same bits
+    as an uninterrupted one. Several processes take the steps that one would take, up to rounding; their dropout is as
+    good, but not the same. So it is with micro-batches.
 
     Returns:
         The loss curve from the first step.
 
     Raises:
         DivergedError: the loss is NaN or infinite; the checkpoint before it stays.
+        OutOfMemoryError: as many data at once do not fit, and fewer are not to be tried.
         Interrupted: `should_stop` said so; the state is saved.
     """
     device = next(network.parameters()).device
     network.train()
     sampler = TIMESTEP_SAMPLERS[timestep_sampler](process.timesteps)
-    state = _initial_state(network, sampler, learning_rate, ema_decay, log_every, fp16=precision == "fp16")
-    if checkpoints is not None and (saved := checkpoints.latest()) is not None:
-        _restore(state, *saved)
+    at_once = micro_batch_size if isinstance(micro_batch_size, int) else batch_size
+    state = _initial_state(network, sampler, learning_rate, ema_decay, log_every, at_once, fp16=precision == "fp16")
+    if _restored(state, checkpoints, ranks):
         on_resume(state.step)
+    elif checkpoints is not None and rewind and ranks.first:
+        checkpoints.save(0, *_saved(state))
+    part = ranks.part_of(batch_size)
 
     while state.step < steps:
         step = state.step
         rate = rate_at(step, steps, learning_rate, warmup_steps, decay)
 
-        # Everything random in a step, dropout too, follows from this one seed.
-        torch.manual_seed(step_seed(seed, step))
-        x0 = _load(images, batch_indices(len(images), batch_size, step, seed), encode, device)
+        # Everything random in a step, dropout too, follows from this one seed. What is drawn of each datum is drawn
+        # for the whole batch, so that it does not depend on how many processes share it.
+        random_seed = step_seed(seed, step, state.rewound)
+        torch.manual_seed(random_seed)
+        x0 = _load(images, batch_indices(len(images), batch_size, step, seed)[part], encode, device)
         if horizontal_flip:
-            mirrored = torch.rand(len(x0), *[1] * (x0.ndim - 1), device=device) < 0.5
+            mirrored = torch.rand(batch_size, *[1] * (x0.ndim - 1), device=device)[part] < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
-        t, weights = state.timesteps.draw(len(x0), device)
-        noise = torch.randn_like(x0)
+        t, weights = state.timesteps.draw(batch_size, device)
+        noise = _noise_like(x0, batch_size)[part]
+        if not ranks.first:
+            torch.manual_seed(ranks.own_seed(random_seed))  # of dropout
 
-        with _autocast(device, precision):
-            losses = objective.training_losses(process, network, x0, t, noise)
-            loss = (losses if weights is None else losses * weights).mean()
-        state.timesteps.update(t, losses.detach())
         state.optimizer.zero_grad(set_to_none=True)
-        state.scaler.scale(loss).backward()
+        losses = x0.new_zeros(batch_size)
+        try:
+            for rows in micro_batches(len(x0), state.at_once):
+                with _autocast(device, precision):
+                    some = objective.training_losses(process, network, x0[rows], t[part][rows], noise[rows])
+                    loss = (some if weights is None else some * weights[part][rows]).mean()
+                state.scaler.scale(loss * (len(some) / batch_size)).backward()
+                losses[part][rows] = some.detach()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            # Other processes would not know that this one begins its step again.
+            if micro_batch_size != "auto" or state.at_once == 1 or ranks.count > 1:
+                raise OutOfMemoryError(state.at_once) from None
+            state.at_once = (state.at_once + 1) // 2
+            on_less_memory(state.at_once)
+            continue
+        ranks.add_up([*(p.grad for p in network.parameters() if p.grad is not None), losses])
+        loss = (losses if weights is None else losses * weights).mean()
+        state.timesteps.update(t, losses)
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
         for group in state.optimizer.param_groups:
@@ -124,17 +157,25 @@ def train(
         state.ema.update(step)
 
         # The two numbers stay on the device until a point is due, so that the GPU is not waited for.
-        state.window[step % log_every] = torch.stack([loss.detach(), norm])
+        state.window[step % log_every] = torch.stack([loss, norm])
         state.step += 1
-        stopping = should_stop()
+        stopping = ranks.any(should_stop())
         due = checkpoints is not None and (stopping or state.step == steps or state.step % checkpoint_every == 0)
-        if state.step % log_every == 0 or state.step == steps:
-            state.curve.append(_point(state, log_every, rate))
-            on_point(state.curve[-1])
-        elif due:
-            _check_finite(state, log_every)
+        try:
+            if state.step % log_every == 0 or state.step == steps:
+                state.curve.append(_point(state, log_every, rate))
+                on_point(state.curve[-1])
+            elif due:
+                _check_finite(state, log_every)
+        except DivergedError as error:
+            rewound = state.rewound + 1
+            if rewound > rewind or not _restored(state, checkpoints, ranks):
+                raise
+            state.rewound = rewound
+            on_rewind(str(error), state.step)
+            continue
         on_step(state.step)
-        if due and checkpoints is not None:
+        if due and checkpoints is not None and ranks.first:
             checkpoints.save(state.step, *_saved(state))
         if stopping:
             raise Interrupted(f"stopped at step {state.step} of {steps}; the same command continues from there")
@@ -154,9 +195,9 @@ def rate_at(step: int, steps: int, peak: float, warmup_steps: int, decay: str) -
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of one step; no two steps of a run share one (below 2³² steps)."""
-    base = int(np.random.SeedSequence(seed).generate_state(1)[0])
+def step_seed(seed: int, step: int, rewound: int = 0) -> int:
+    """The seed of one step; no two steps of a run share one (below 2³² steps). Each rewinding has seeds of its own."""
+    base = int(np.random.SeedSequence([seed, rewound] if rewound else seed).generate_state(1)[0])
     return (base + step) % 2**32
 
 
@@ -166,6 +207,12 @@ def _load(images: Images, indices: Any, encode: Callable[[Tensor], Tensor], devi
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
     return encode(pixels)
+
+
+def _noise_like(x0: Tensor, count: int) -> Tensor:
+    """Noise for `count` data like those of x0 and laid out as they are, which decides where a drawn number goes."""
+    datum = x0.shape[1:]
+    return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -180,6 +227,7 @@ def _initial_state(
     learning_rate: float,
     ema_decay: float,
     log_every: int,
+    at_once: int,
     *,
     fp16: bool,
 ) -> TrainingState:
@@ -200,6 +248,7 @@ def _initial_state(
         # bf16 has float32's range and needs no loss scaling.
         torch.amp.GradScaler(device.type, enabled=fp16),
         torch.zeros(log_every, 2, device=device),
+        at_once,
     )
 
 
@@ -217,17 +266,27 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 def _saved(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # The curve is a tensor, since JSON has no word for the norm of a gradient that overflowed.
     curve = torch.tensor([list(vars(point).values()) for point in state.curve], dtype=torch.float64).reshape(-1, 4)
-    return {**_tensors(state), "curve": curve}, {"scaler": state.scaler.state_dict()}
+    facts = {"scaler": state.scaler.state_dict(), "at_once": state.at_once, "rewound": state.rewound}
+    return {**_tensors(state), "curve": curve}, facts
 
 
 @torch.no_grad()
-def _restore(state: TrainingState, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    for name, tensor in _tensors(state).items():
-        tensor.copy_(tensors[name])
-    state.step = facts["step"]
-    state.curve = [LossPoint(int(step), *values) for step, *values in tensors["curve"].tolist()]
+def _restored(state: TrainingState, checkpoints: Checkpoints | None, ranks: Ranks) -> bool:
+    """Fill the state from the newest checkpoint, if there is one, and make it the same in all processes."""
+    saved = checkpoints.latest() if checkpoints is not None and ranks.first else None
+    tensors, facts = saved or ({}, {})
+    live = _tensors(state)
+    for name in live if saved else ():
+        live[name].copy_(tensors[name])
+    ranks.copy_first(live.values())
+    curve, facts = ranks.of_first((tensors["curve"].tolist() if saved else [], facts))
+    if not facts:
+        return False
+    state.step, state.at_once, state.rewound = facts["step"], facts["at_once"], facts["rewound"]
+    state.curve = [LossPoint(int(step), *values) for step, *values in curve]
     if facts["scaler"]:
         state.scaler.load_state_dict(facts["scaler"])
+    return True
 
 
 def _check_finite(state: TrainingState, log_every: int) -> Tensor:

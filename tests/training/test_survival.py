@@ -3,12 +3,10 @@
 import csv
 import json
 import math
-import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 
@@ -16,76 +14,9 @@ import numpy as np
 import pytest
 import yaml
 from tiny import run_cli
+from trainings import checkpoints, hashes, longer, start_training, wait_for_checkpoint
 
-from ddpm.files import sha256_of
 from ddpm.stages.train import DECISIVE_CODE
-
-OUTPUTS = ("model.safetensors", "model.json", "loss.csv")
-
-
-def hashes(project: Path) -> dict[str, str]:
-    return {name: sha256_of(project / "models/tiny" / name) for name in OUTPUTS}
-
-
-def start_training(project: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ddpm", "train", "tiny"],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def checkpoints(project: Path) -> list[Path]:
-    return sorted(project.glob(".ddpm/training/tiny/*/step-*"))
-
-
-def wait_for_checkpoint(project: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not checkpoints(project):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def longer(project: Path, steps: int) -> None:
-    """More steps, so that there is time to be killed in."""
-    params = yaml.safe_load((project / "params.yaml").read_text())
-    params["models"]["tiny"]["training"] |= {"steps": steps, "checkpoint_every": 10}
-    (project / "params.yaml").write_text(yaml.safe_dump(params))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("uninterrupted") / "project"
-    shutil.copytree(prepared_template, directory)
-    longer(directory, 300)
-    assert run_cli(directory, "train", "tiny").returncode == 0
-    return directory
-
-
-def test_kill_9_again_and_again_and_the_bytes_are_the_same(project: Path, uninterrupted: Path):
-    longer(project, 300)
-    chance = random.Random(5)
-    kills = 0
-    for _ in range(3):
-        process = start_training(project)
-        before = checkpoints(project)
-        deadline = time.monotonic() + 120
-        # Past at least one new checkpoint, so that each life gets somewhere; then at any moment, writing included.
-        while checkpoints(project) == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.15))
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills == 3
-    assert not (project / "models/tiny").exists()
-    done = run_cli(project, "train", "tiny")
-    assert done.returncode == 0, done.stderr
-    assert "continuing tiny from step" in done.stdout
-    assert hashes(project) == hashes(uninterrupted)
-    assert [path.name for path in checkpoints(project)][-1] == "step-000000300", "DVC may yet be killed: it stays"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -141,7 +72,7 @@ def test_a_second_run_is_told_who_trains(project: Path):
         wait_for_checkpoint(project, first)
         second = run_cli(project, "train", "tiny")
         assert second.returncode == 2
-        assert f"process {first.pid} is training tiny" in second.stderr
+        assert f"process {first.pid} on {socket.gethostname()} is training tiny" in second.stderr
     finally:
         first.kill()
         first.wait()

@@ -1,0 +1,70 @@
+"""kill -9 at moments drawn at random, in the start, in the steps and in the writing of a checkpoint."""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tiny import run_cli
+from trainings import checkpoints, hashes, leftovers, longer, start_training, wait_for_checkpoint
+
+
+def let_start(project: Path, process: subprocess.Popen[str], chance: random.Random) -> None:
+    time.sleep(chance.uniform(0, 4))
+
+
+def let_step(project: Path, process: subprocess.Popen[str], chance: random.Random) -> None:
+    wait_for_checkpoint(project, process)  # so that each life gets somewhere
+    time.sleep(chance.uniform(0, 0.15))
+
+
+def let_write(project: Path, process: subprocess.Popen[str], chance: random.Random) -> None:
+    wait_for_checkpoint(project, process)
+    deadline = time.monotonic() + 120
+    while not leftovers(project) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+    time.sleep(chance.uniform(0, 0.003))
+
+
+def killed(project: Path, moments: list, seed: int) -> int:
+    """Kill a training at each of the moments; returns how many of them left a half checkpoint behind."""
+    chance, halves = random.Random(seed), 0
+    for wait in moments:
+        process = start_training(project)
+        wait(project, process, chance)
+        before = set(leftovers(project))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it was still training"
+        halves += bool(set(leftovers(project)) & before)
+    return halves
+
+
+def assert_finishes_alike(project: Path, uninterrupted: Path) -> None:
+    assert not (project / "models/tiny").exists()
+    done = run_cli(project, "train", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "continuing tiny from step" in done.stdout
+    assert hashes(project) == hashes(uninterrupted)
+    assert not leftovers(project), "what the dead left is cleared away"
+
+
+def test_kill_9_three_times_and_the_bytes_are_the_same(project: Path, uninterrupted: Path):
+    longer(project, 300)
+    killed(project, [let_step, let_write, let_step], seed=5)
+    assert_finishes_alike(project, uninterrupted)
+    assert checkpoints(project)[-1].name == "step-000000300", "DVC may yet be killed: it stays"
+
+
+@pytest.mark.slow
+def test_kill_9_at_24_moments_and_the_bytes_are_the_same(project: Path, tmp_path: Path):
+    longer(project, 1500)
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(project, undisturbed)
+    assert run_cli(undisturbed, "train", "tiny").returncode == 0
+    moments = [let_start] * 6 + [let_step] * 8 + [let_write] * 10
+    random.Random(11).shuffle(moments)
+    assert killed(project, moments, seed=12) >= 3, "some were in the middle of writing"
+    assert_finishes_alike(project, undisturbed)
