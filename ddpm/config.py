@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(gt=0)]
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
+Switch = bool | Literal["auto"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -230,6 +231,14 @@ class TrainingConfig(Section):
     )
     checkpoint_every: Positive = Field(1000, description="steps between resumable states")
     log_every: Positive = Field(100, description="steps a point of the loss curve averages over")
+    sample_every: int = Field(0, ge=0, description="steps between samples of fixed noise, seen in MLflow; 0: none")
+    compile: Switch = Field(
+        "auto", description="torch.compile of the blocks, minutes before the first step. auto: on a GPU"
+    )
+    cuda_graphs: bool = Field(False, description="replay the network's kernels from a recording; needs CUDA")
+    prefetch: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="batches gathered ahead by a thread; the same ones. auto: 2 for a GPU, else 0"
+    )
 
 
 class SamplingConfig(Section):

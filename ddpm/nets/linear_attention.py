@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.nets.blocks import CONVOLUTIONS, attend
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.unet import level_sides
-
-CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
 class ChannelNorm(nn.Module):
@@ -102,7 +101,7 @@ class FullAttention(_Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (each.transpose(-1, -2) for each in self.queries_keys_values(x))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        attended = attend(q, k, v).transpose(-1, -2)
         return x + self.out(attended.flatten(1, 2).unflatten(2, x.shape[2:]))
 
 

@@ -15,6 +15,7 @@ from ddpm.nets.blocks import (
     CONVOLUTIONS,
     AttentionBlock,
     Downsample,
+    GroupNorm,
     ResidualBlock,
     Upsample,
     double,
@@ -162,7 +163,7 @@ class UNet(nn.Module):
                 c = c_level
             self.up.append(Level(residuals, attentions, upsample(c) if level > 0 else None))
 
-        self.out_norm = nn.GroupNorm(groups, c, norm_epsilon)
+        self.out_norm = GroupNorm(groups, c, norm_epsilon)
         self.out_conv = zero_initialised(conv(c, out_channels or channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -7,11 +7,13 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ddpm import tracking
-from ddpm.config import Params, SamplingConfig, VariantConfig
+from ddpm.config import Params, SamplingConfig, TrainingConfig, VariantConfig
+from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
@@ -20,14 +22,18 @@ from ddpm.files import atomic_directory, sha256_of
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
 from ddpm.stages.progress import bar, stop_requests
+from ddpm.stages.watch import Watch
 from ddpm.training.checkpoint import Checkpoints, exclusive
+from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError, LossPoint, train
+from ddpm.training.speed import accelerate, batches_ahead, on_cuda
 
 # The code that decides the weights, as far as it is ours: what dvc.yaml names as the stage's deps.
 DECISIVE_CODE = (
     "config.py",
     "data/kinds.py",
     "data/loader.py",
+    "data/prefetch.py",
     "data/store.py",
     "device.py",
     "diffusion/likelihood.py",
@@ -47,6 +53,7 @@ DECISIVE_CODE = (
     "training/checkpoint.py",
     "training/ema.py",
     "training/loop.py",
+    "training/speed.py",
     "training/timesteps.py",
 )
 
@@ -60,15 +67,13 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """
     config = params.variant(variant)
     data = PreparedData.open(root / PREPARED)
-    if config.training.horizontal_flip and not data.kind.can_mirror:
-        raise UserError(
-            f"models.{variant}.training.horizontal_flip is for images; the prepared data are {data.kind.name}"
-        )
+    for key in ("horizontal_flip", "sample_every"):
+        if getattr(config.training, key) and not data.kind.can_mirror:
+            raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.kind.name}")
     device = pick_device()
     precision = resolve_precision(config.training.precision, device)
     torch.manual_seed(params.seed)
     network = build_network(config, data.kind).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a keyword that torch's stub left out
     parameters = sum(parameter.numel() for parameter in network.parameters())
     mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
     states = root / TRAINING_STATES / variant
@@ -78,6 +83,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     with exclusive(states / "lock", f"is training {variant}"):
         # A finished run's state stays until another takes its place: a kill may yet come before DVC has the model.
         checkpoints.discard_siblings()
+        make_fast(network, config.training, data.kind, precision)
         try:
             curve = _run(params, config, network, data, precision, checkpoints, variant)
         except DivergedError as error:
@@ -102,6 +108,28 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
             write_curve(curve, out / "loss.csv")
 
 
+def make_fast(network: torch.nn.Module, options: TrainingConfig, kind: DataKind, precision: str) -> None:
+    """Lay out, compile and record the network, as far as the configuration asks for it."""
+    device = next(network.parameters()).device
+    accelerate(
+        network,
+        torch.zeros(options.batch_size, *kind.network_shape, device=device),
+        precision,
+        compiled=on_cuda(options.compile, device),
+        graphs=options.cuda_graphs,
+    )
+
+
+def loop_options(config: VariantConfig, device: torch.device) -> dict[str, Any]:
+    """The configuration as keyword arguments of `train`, but for the precision."""
+    elsewhere = {"precision", "compile", "cuda_graphs", "sample_every"}
+    return config.training.model_dump(exclude=elsewhere) | {
+        "prefetch": batches_ahead(config.training.prefetch, device),
+        "objective": Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
+        "timestep_sampler": config.objective.timestep_sampler,
+    }
+
+
 def _unsampled(config: VariantConfig) -> VariantConfig:
     """The configuration with a plan that training does not depend on; `evaluate` and `export` put the variant's own."""
     return config.model_copy(update={"sampling": SamplingConfig(steps=min(50, config.process.timesteps))})
@@ -117,7 +145,8 @@ def _run(
     variant: str,
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out."""
-    options = config.training
+    options, device = config.training, next(network.parameters()).device
+    watch = Watch(config, data.kind, device, params.seed)
     with (
         bar(options.steps * options.batch_size, "img", variant) as progress,
         stop_requests() as should_stop,
@@ -131,23 +160,29 @@ def _run(
 
         def on_point(point: LossPoint) -> None:
             progress.set_postfix(loss=f"{point.loss:.4f}", refresh=False)
-            log(point.step, {"loss": point.loss, "grad_norm": point.grad_norm, "learning_rate": point.learning_rate})
+            curve = {"loss": point.loss, "grad_norm": point.grad_norm, "learning_rate": point.learning_rate}
+            log(point.step, curve | watch.figures())
+
+        def on_average(step: int, ema: EMA) -> None:
+            watch.average(ema)
+            if watch.due(step):
+                log(step, {}, watch.samples(network, ema))
 
         return train(
             network,
-            build_process(config, next(network.parameters()).device),
+            build_process(config, device),
             data.split("train"),
             seed=params.seed,
             encode=data.kind.encode,
-            objective=Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
-            timestep_sampler=config.objective.timestep_sampler,
             precision=precision,
             checkpoints=checkpoints,
             on_resume=on_resume,
+            on_losses=watch.losses,
+            on_average=on_average,
             on_step=lambda step: progress.update(options.batch_size),
             on_point=on_point,
             should_stop=should_stop,
-            **options.model_dump(exclude={"precision"}),
+            **loop_options(config, device),
         )
 
 
@@ -158,7 +193,7 @@ def fingerprint(config: VariantConfig, seed: int, data_sha256: str, precision: s
         "config": config.model_dump(
             mode="json",
             include={"network", "process", "objective", "training"},
-            exclude={"training": {"checkpoint_every"}},
+            exclude={"training": {"checkpoint_every", "sample_every", "prefetch"}},
         ),
         "seed": seed,
         "data": data_sha256,

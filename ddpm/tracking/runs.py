@@ -10,9 +10,9 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ddpm.tracking.names import grouped
 from ddpm.tracking.outputs import flatten, model_name
@@ -22,8 +22,17 @@ logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
 
+
+class Log(Protocol):
+    """Takes a step's metrics, and a picture (PIL's) if there is one."""
+
+    def __call__(self, step: int, metrics: Metrics, picture: Any = None) -> None: ...
+
+
 # The environment variable by which MLflow itself hands a run on to a child process.
 RUN_ID = "MLFLOW_RUN_ID"
+
+_Point = tuple[int, int, Metrics, Any]
 
 _BATCH = 1000  # metrics a request, the most that MLflow takes
 
@@ -96,8 +105,9 @@ def ui_url(root: Path = Path()) -> str:
 
 
 @contextlib.contextmanager
-def live_curve(root: Path = Path()) -> Iterator[Callable[[int, Metrics], None]]:
-    """Within the block, the function yielded adds a step's metrics to the run that MLFLOW_RUN_ID names.
+def live_curve(root: Path = Path()) -> Iterator[Log]:
+    """Within the block, the function yielded adds a step's metrics, and a picture of its
+    samples, to the run that MLFLOW_RUN_ID names.
 
     It returns at once and never fails: a training does not wait for its observer. The speed, in steps a second, and
     the machine's load are logged beside. Without MLFLOW_RUN_ID the function does nothing; what a server missed is
@@ -105,22 +115,22 @@ def live_curve(root: Path = Path()) -> Iterator[Callable[[int, Metrics], None]]:
     """
     run_id = os.environ.get(RUN_ID)
     if not run_id:
-        yield lambda step, metrics: None
+        yield lambda step, metrics, picture=None: None
         return
     # A server that does not answer is given up soon.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    points: queue.SimpleQueue[tuple[int, int, Metrics] | None] = queue.SimpleQueue()
+    points: queue.SimpleQueue[_Point | None] = queue.SimpleQueue()
     sender = threading.Thread(target=_send, args=(run_id, points, root), name="live-curve", daemon=True)
     sender.start()
     try:
-        yield lambda step, metrics: points.put((milliseconds(), step, dict(metrics)))
+        yield lambda step, metrics, picture=None: points.put((milliseconds(), step, dict(metrics), picture))
     finally:
         points.put(None)
         sender.join(timeout=20)
 
 
-def _send(run_id: str, points: queue.SimpleQueue[tuple[int, int, Metrics] | None], root: Path) -> None:
+def _send(run_id: str, points: queue.SimpleQueue[_Point | None], root: Path) -> None:
     """Log points until there comes None."""
     try:
         client = load_mlflow(root).MlflowClient()
@@ -128,7 +138,10 @@ def _send(run_id: str, points: queue.SimpleQueue[tuple[int, int, Metrics] | None
         with _machine_load(run_id):
             before: tuple[int, int] | None = None
             while point := points.get():
-                moment, step, metrics = point
+                moment, step, metrics, picture = point
+                if picture is not None:
+                    client.log_image(run_id, picture, key="samples", step=step)
+                    continue
                 if before and moment > before[0]:
                     metrics = {**metrics, "steps_per_second": 1000 * (step - before[1]) / (moment - before[0])}
                 log_metrics(client, run_id, [(moment, step, grouped("train", metrics))])

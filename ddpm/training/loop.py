@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.loader import Images, batch_indices
+from ddpm.data.loader import TrainingImages, batch_indices
+from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.objectives import L_SIMPLE, Objective
 from ddpm.diffusion.pixels import from_uint8
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
+from ddpm.training.speed import autocast, batches
 from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
 
 
@@ -53,7 +54,7 @@ class TrainingState:
 def train(
     network: nn.Module,
     process: GaussianProcess,
-    images: Images,
+    images: TrainingImages,
     *,
     seed: int,  # of the batches, timesteps, noise and dropout
     steps: int = 800_000,  # optimiser steps
@@ -68,10 +69,13 @@ def train(
     objective: Objective = L_SIMPLE,
     timestep_sampler: str = "uniform",  # or "importance": by the size of the latest losses
     precision: str = "fp32",  # autocast of the forward pass: "fp32", "bf16" or "fp16"
+    prefetch: int = 0,  # batches gathered ahead, by a thread
     log_every: int = 100,  # steps a point of the loss curve averages over
     checkpoint_every: int = 1000,
     checkpoints: Checkpoints | None = None,  # None: nothing is saved, nothing is resumed
     on_resume: Callable[[int], object] = lambda step: None,  # once, with the steps that a checkpoint had done
+    on_losses: Callable[[Tensor, Tensor], object] = lambda t, losses: None,  # of every step: both [N], on the device
+    on_average: Callable[[int, EMA], object] = lambda step, ema: None,  # after every step, with the steps done
     on_step: Callable[[int], object] = lambda step: None,  # after every step, with the steps done
     on_point: Callable[[LossPoint], object] = lambda point: None,  # after every point of the loss curve
     should_stop: Callable[[], bool] = lambda: False,  # asked after every step
@@ -96,27 +100,31 @@ def train(
         _restore(state, *saved)
         on_resume(state.step)
 
+    gather = batches(images, lambda step: batch_indices(len(images), batch_size, step, seed), device)
+    stored = Prefetch(gather, prefetch, steps)
+
     while state.step < steps:
         step = state.step
         rate = rate_at(step, steps, learning_rate, warmup_steps, decay)
 
         # Everything random in a step, dropout too, follows from this one seed.
         torch.manual_seed(step_seed(seed, step))
-        x0 = _load(images, batch_indices(len(images), batch_size, step, seed), encode, device)
+        x0 = encode(stored(step).to(device, non_blocking=True))
         if horizontal_flip:
             mirrored = torch.rand(len(x0), *[1] * (x0.ndim - 1), device=device) < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
         t, weights = state.timesteps.draw(len(x0), device)
         noise = torch.randn_like(x0)
 
-        with _autocast(device, precision):
+        with autocast(device, precision):
             losses = objective.training_losses(process, network, x0, t, noise)
             loss = (losses if weights is None else losses * weights).mean()
         state.timesteps.update(t, losses.detach())
+        on_losses(t, losses.detach())
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip, foreach=True)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.scaler.step(state.optimizer)
@@ -126,6 +134,7 @@ def train(
         # The two numbers stay on the device until a point is due, so that the GPU is not waited for.
         state.window[step % log_every] = torch.stack([loss.detach(), norm])
         state.step += 1
+        on_average(state.step, state.ema)
         stopping = should_stop()
         due = checkpoints is not None and (stopping or state.step == steps or state.step % checkpoint_every == 0)
         if state.step % log_every == 0 or state.step == steps:
@@ -158,20 +167,6 @@ def step_seed(seed: int, step: int) -> int:
     """The seed of one step; no two steps of a run share one (below 2³² steps)."""
     base = int(np.random.SeedSequence(seed).generate_state(1)[0])
     return (base + step) % 2**32
-
-
-def _load(images: Images, indices: Any, encode: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
-    """Data of the store, encoded on the device: images [n, H, W, C] → [n, C, H, W], channels last in memory."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images.rows(indices)))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return encode(pixels)
-
-
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _initial_state(
