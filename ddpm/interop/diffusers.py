@@ -294,7 +294,7 @@ def write(published: Published, directory: Path) -> None:
     network, kind = published.network, published.kind
     if not isinstance(network, NetworkConfig) or not isinstance(kind, ImageKind):
         raise UserError(f"diffusers' UNet2DModel is a unet of images; this model is a {network.kind} of {kind.name}")
-    config = _their_config(network, kind, len(published.weights["out_conv.bias"]))
+    config = unet_configuration(network, kind, len(published.weights["out_conv.bias"]))
     weights = {}
     for name, parts in _their_names(network, published.weights).items():
         for part, tensor in zip(parts, published.weights[name].chunk(len(parts)), strict=True):
@@ -315,7 +315,12 @@ def write(published: Published, directory: Path) -> None:
     )
 
 
-def _their_config(network: NetworkConfig, kind: ImageKind, out_channels: int) -> dict[str, Any]:
+def unet_configuration(network: NetworkConfig, kind: ImageKind, out_channels: int) -> dict[str, Any]:
+    """UNet2DModel's keyword arguments, and its name under `_class_name`.
+
+    Raises:
+        UserError: the network uses what UNet2DModel lacks; the message names the key.
+    """
     for key, value in {
         "resample": "plain" if network.resample == "plain" else None,
         "rescale_residuals": network.rescale_residuals or None,

@@ -108,7 +108,8 @@ def _try(network: nn.Module, x: Tensor, precision: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """The gist of an exception that may have pages."""
+    """The gist of an exception that may have pages; of a compiler's, that of the one within."""
+    error = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
