@@ -12,10 +12,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-gpu ablation bench-training lint format lock clean
+.PHONY: help setup demo serve test test-all test-gpu ablation bench-sampling bench-training lint format lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## a virtual environment with everything in it, in the versions of requirements.lock
 
@@ -50,6 +50,9 @@ test-gpu: setup  ## the tests that need a GPU
 # As in `ddpm`: threads that spin while they wait starve beside any other busy process.
 ablation: setup  ## the papers' claims, measured on the digits in an hour of one core: docs/ablation.md
 	@GOMP_SPINCOUNT=1000 python -m bench.ablation
+
+bench-sampling: setup  ## images a second of our samplers and others', at equal steps and at equal FID
+	@GOMP_SPINCOUNT=1000 python -m bench.sampling
 
 bench-training: setup  ## how fast this machine trains, beside diffusers and denoising_diffusion_pytorch: bench/results/
 	@GOMP_SPINCOUNT=1000 python -m bench.training

@@ -39,7 +39,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "L_simple is fixed: both choices are shown, and the better one stands for it below. FID is of ancestral "
         "sampling with the model's own Σ, which for L_simple is β̃.",
         "## What holds",
-        _table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
+        table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
         "Comparison by comparison, with the margin by which the inequality is true:",
         *(_comparisons(row) for row in results["claims"]),
     ]
@@ -77,7 +77,7 @@ def _floor(protocol: Mapping[str, Any]) -> str:
 def _sampler_table(rows: Sequence[Row], spacing: str) -> str:
     cells = {(row["sampler"], row["steps"]): row for row in rows if row["spacing"] == spacing}
     names, steps = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
-    return _table(
+    return table(
         ["S", *(SAMPLER_TITLES[name] for name in names)],
         ([str(s), *(_number(cells[name, s], 2) for name in names)] for s in steps),
     )
@@ -92,7 +92,7 @@ def _model_table(bits: Sequence[Row], fid: Sequence[Row]) -> str:
     def fid_of(loss: str, schedule: str, variance: str, steps: int) -> str:
         return "" if variance == "fixed_large" else _number(score[loss, schedule, steps], 2)
 
-    return _table(
+    return table(
         ["objective", "schedule", "Σ", *(f"bits/dim, S = {s}" for s in many), *(f"FID, S = {s}" for s in few)],
         (
             [
@@ -109,13 +109,13 @@ def _model_table(bits: Sequence[Row], fid: Sequence[Row]) -> str:
 
 def _comparisons(claim: Row) -> str:
     rows = ([c["statement"], f"{c['margin']:.3g} ± {c['error']:.2g}", c["outcome"]] for c in claim["comparisons"])
-    return f"{claim['claim']}: {claim['verdict']}.\n\n{_table(['', 'margin', 'true'], rows)}"
+    return f"{claim['claim']}: {claim['verdict']}.\n\n{table(['', 'margin', 'true'], rows)}"
 
 
 def _number(row: Row, digits: int) -> str:
     return f"{row['value']:.{digits}f} ± {row['error']:.{digits}f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

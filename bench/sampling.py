@@ -1,0 +1,279 @@
+"""`make bench-sampling`: images a second of this project's samplers and of others', on the same weights.
+
+Two measures: at equal steps, all by DDIM; and at equal FID, where each takes the fewest steps that reach the FID of
+ancestral sampling through all timesteps. The model that `make demo` trained is measured; beside it, for speed alone, an
+untrained one at 32×32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+
+from bench.contestants import DEPLOY_FILES, RUNTIME, Draw, ddim, of_all_steps, write_files
+from bench.page import table
+from bench.rounds import paired_times, ratios
+from ddpm.config import VariantConfig
+from ddpm.data.store import PreparedData
+from ddpm.deploy.runtime import Sampler
+from ddpm.device import pick_device
+from ddpm.errors import UserError
+from ddpm.evaluation.extractor import Extractor, load_extractor
+from ddpm.evaluation.features import cached_features, extract
+from ddpm.evaluation.metrics import frechet_distance
+from ddpm.files import write_bytes, write_json
+from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load
+
+NEAR = 1.05  # a FID within 5 % of the reference is the same
+# Samplers whose fewest steps are sought, and where.
+FEW_STEPS: dict[str, dict[str, Any]] = {
+    "ddim": {"sampler": "ddim", "eta": 0.0},
+    "dpmpp_2m": {"sampler": "dpmpp_2m"},
+    "unipc": {"sampler": "unipc"},
+}
+LARGER_NETWORK = {"width": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention_resolutions": [16], "groups": 8}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    rounds: int = 7
+    steps: int = 50  # at equal steps
+    batch: int = 64
+    larger_batch: int = 8  # of 32×32
+    larger_steps: int = 10
+    samples: int = 2000  # a FID
+    candidates: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 100)
+    whole_rounds: int = 5  # of the samplers that visit every timestep
+
+
+FULL = Scale()
+QUICK = Scale(1, 2, 4, 1, 2, 64, (2, 4), 1)  # the whole way in seconds, for tests; its figures mean nothing
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write the results; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sampling", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the whole way in seconds; the figures mean nothing")
+    parser.add_argument("--model", type=Path, default=MODELS / "ddpm", help="a model directory (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("bench/results"), help="default: %(default)s")
+    parser.add_argument("--page", type=Path, default=Path("docs/sampling-speed.md"), help="default: %(default)s")
+    given = parser.parse_args(argv)
+    try:
+        results = measure(given.model, QUICK if given.quick else FULL)
+    except UserError as error:
+        print(f"bench-sampling: {error}; `make demo` makes all that is measured here", file=sys.stderr)
+        return error.exit_code
+    write_json(given.results / f"sampling-{results['machine']['device']}.json", results)
+    write_bytes(given.page, page(results).encode())
+    print(page(results))
+    return 0
+
+
+def measure(directory: Path, scale: Scale) -> dict[str, Any]:
+    """Everything that the page says of a model directory, as JSON; the project around it is the working directory.
+
+    Raises:
+        UserError: the model, the extractor or the data are not there.
+    """
+    device = pick_device()
+    trained = load(directory, device)
+    larger = _untrained((32, 32, 1), LARGER_NETWORK, len(trained.schedule), device)
+    with tempfile.TemporaryDirectory() as folder:
+        digits, bigger = Path(folder) / "digits", Path(folder) / "larger"
+        write_files(trained, digits)
+        write_files(larger, bigger)
+        return {
+            "machine": _machine(device),
+            "equal_steps": [
+                _raced(trained, ddim(trained, digits, scale.steps), scale.batch, scale.steps, scale.rounds),
+                _raced(
+                    larger,
+                    ddim(larger, bigger, scale.larger_steps),
+                    scale.larger_batch,
+                    scale.larger_steps,
+                    scale.rounds,
+                ),
+            ],
+            "equal_fid": _equal_fid(trained, digits, scale),
+        }
+
+
+def _untrained(shape: tuple[int, ...], network: Mapping[str, Any], timesteps: int, device: torch.device) -> Model:
+    config = VariantConfig.model_validate(
+        {"network": network, "process": {"variance": "fixed_small", "timesteps": timesteps}}
+    )
+    facts = DataFacts(name="none", shape=shape, classes=None)
+    torch.manual_seed(0)
+    built = build_network(config, facts.data_kind).to(device).eval().requires_grad_(False)
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    none = TrainingFacts(fingerprint="untrained")
+    return Model(built, ModelCard(variant="larger", config=config, data=facts, training=none, parameters=parameters))
+
+
+def _raced(model: Model, contestants: Mapping[str, Draw], batch: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Images a second of each, and how many times as fast as each the first is."""
+    times = paired_times({name: partial(draw, batch) for name, draw in contestants.items()}, rounds)
+    return {
+        "shape": list(model.shape),
+        "parameters": model.card.parameters,
+        "batch": batch,
+        "steps": steps,
+        "rounds": rounds,
+        "contestants": _speeds(times, batch, next(iter(times))),
+    }
+
+
+def _speeds(times: Mapping[str, Sequence[float]], batch: int, first: str) -> list[dict[str, Any]]:
+    rows = []
+    for name, seconds in times.items():
+        over = ratios(seconds, times[first])
+        rows.append(
+            {
+                "name": name,
+                "images_per_second": round(batch / statistics.median(seconds), 3),
+                "times_of_first": round(statistics.median(over), 3),
+                "lowest": round(over[0], 3),
+                "highest": round(over[-1], 3),
+            }
+        )
+    return rows
+
+
+def _equal_fid(model: Model, folder: Path, scale: Scale) -> dict[str, Any]:
+    """Each sampler's FID by steps up to the fewest that do, and the time of the fewest of all over what others need."""
+    fid_of = _fid_of(model, folder, scale.samples)
+    whole = len(model.schedule)
+    reference = fid_of(sampler="ancestral", steps=whole)
+    print(f"ancestral, {whole} steps: FID {reference:.3f}", flush=True)
+    curves = {
+        name: list(_until(partial(fid_of, **plan), scale.candidates, NEAR * reference))
+        for name, plan in FEW_STEPS.items()
+    }
+    reached = {name: curve[-1][0] for name, curve in curves.items() if curve[-1][1] <= NEAR * reference}
+    found: dict[str, Any] = {
+        "samples": scale.samples,
+        "reference": {"sampler": "ancestral", "steps": whole, "fid": round(reference, 4)},
+        "within": NEAR,
+        "curves": {name: [{"steps": s, "fid": round(fid, 4)} for s, fid in curve] for name, curve in curves.items()},
+        "fewest": reached,
+    }
+    if reached:
+        name = min(reached, key=lambda sampler: reached[sampler])
+        plan: dict[str, Any] = {**FEW_STEPS[name], "steps": reached[name]}
+        runtime = Sampler(folder / DEPLOY_FILES)
+        theirs = {f"{peer}, ancestral, {whole} steps": draw for peer, draw in of_all_steps(model, folder).items()}
+        contestants: dict[str, Draw] = {
+            f"{RUNTIME}, {name}, {reached[name]} steps": lambda n: runtime.sample(n, batch_size=n, **plan),
+            **theirs,
+        }
+        found["race"] = _raced(model, contestants, scale.batch, reached[name], scale.whole_rounds)
+    return found
+
+
+def _until(fid_of: Callable[..., float], steps: Iterable[int], bound: float) -> Iterable[tuple[int, float]]:
+    """(steps, FID) as far as the first FID within the bound."""
+    for count in steps:
+        fid = fid_of(steps=count)
+        print(f"  {count} steps: FID {fid:.3f}", flush=True)
+        yield count, fid
+        if fid <= bound:
+            return
+
+
+def _fid_of(model: Model, folder: Path, samples: int) -> Callable[..., float]:
+    """The FID, under the project's extractor, of what the runtime draws by a plan."""
+    extractor: Extractor = load_extractor(EXTRACTOR, weights=None, device=model.device)
+    data = PreparedData.open(PREPARED)
+    reference = cached_features(extractor, data.split("train"), FEATURES).features
+    runtime = Sampler(folder / DEPLOY_FILES)
+
+    def fid(**plan: Any) -> float:
+        drawn = runtime.batches(samples, batch_size=250, **plan)
+        return frechet_distance(extract(extractor, drawn, samples).features, reference)
+
+    return fid
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": device.type,
+        "name": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """What the JSON holds, for readers."""
+    machine, fid = results["machine"], results["equal_fid"]
+    where = (
+        f"{machine['name']}, {machine['cores']} cores, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}"
+    )
+    parts = [
+        "# How fast samples are drawn",
+        f"`make bench-sampling` measures it and writes this page and "
+        f"`bench/results/sampling-{machine['device']}.json`. Here: {where}. All run on the same weights, in float32, "
+        "in rounds that take turns; a ratio is the median over the rounds, with the lowest and the highest.",
+        "## At equal steps",
+        *(
+            f"{_what(race)}, DDIM with η = 0 in {race['steps']} steps:\n\n{_speed_table(race)}"
+            for race in results["equal_steps"]
+        ),
+        "## At equal FID",
+        f"{fid['reference']['steps']} steps of ancestral sampling have FID {fid['reference']['fid']:.2f} "
+        f"({fid['samples']} images against the training split, in the features of the demo's extractor). The fewest "
+        f"steps whose FID is at most {fid['within']:g} times as high:",
+        table(["sampler", "steps", "FID on the way there"], (_fewest(fid, name) for name in fid["curves"])),
+    ]
+    if race := fid.get("race"):
+        parts += [f"{_what(race)}:\n\n{_speed_table(race)}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(race: Mapping[str, Any]) -> str:
+    height, width, _ = race["shape"]
+    return f"U-Net of {race['parameters'] / 1e6:.2f} M parameters at {height}×{width}, {race['batch']} images at once"
+
+
+def _speed_table(race: Mapping[str, Any]) -> str:
+    rows = (
+        [
+            row["name"],
+            f"{row['images_per_second']:.4g}",
+            f"{row['times_of_first']:.3g} ({row['lowest']:.3g} to {row['highest']:.3g})",
+        ]
+        for row in race["contestants"]
+    )
+    return table(["", "images a second", "times as long as the first"], rows)
+
+
+def _fewest(fid: Mapping[str, Any], name: str) -> list[str]:
+    way = ", ".join(f"{point['steps']}: {point['fid']:.2f}" for point in fid["curves"][name])
+    return [name, str(fid["fewest"].get(name, "not reached")), way]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
