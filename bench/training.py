@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from bench.page import table
 from bench.peers import CONTESTANTS, Case
 from bench.rounds import paired_times, ratios
 from ddpm.device import pick_device
@@ -146,28 +147,32 @@ def _status(field: str) -> int:
     return int(line.split()[1])
 
 
-def table(measured: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    lines = []
-    for name, case in measured["cases"].items():
-        peaks = ", ".join(f"{value:.0f} GFLOP/s {precision}" for precision, value in case["peak_gflops"].items())
-        lines += [
-            f"\n{name}: {case['parameters'] / 1e6:.2f} M parameters, {case['gflop_per_image']} GFLOP an image in "
-            f"training, peak {peaks}\n",
-            "| | images/s | least to greatest | of the peak | memory |",
-            "|---|---|---|---|---|",
+def section(name: str, case: dict[str, Any]) -> str:
+    """A case's figures as Markdown."""
+    peaks = ", ".join(f"{value:.0f} GFLOP/s {precision}" for precision, value in case["peak_gflops"].items())
+    rows = (
+        [
+            label,
+            f"{row['images_per_second']:.0f}",
+            "{:.0f} to {:.0f}".format(*row["range"]),
+            f"{row['share_of_peak']:.0%}",
+            f"{row['peak_memory_mib']} MiB",
         ]
-        for label, row in case["contestants"].items():
-            least, greatest = row["range"]
-            lines.append(
-                f"| {label} | {row['images_per_second']:.0f} | {least:.0f} to {greatest:.0f} "
-                f"| {row['share_of_peak']:.0%} | {row['peak_memory_mib']} MiB |"
-            )
-        lines += [""] + [
-            f"{label}: {median:.2f} ({least:.2f} to {greatest:.2f})  "
-            for label, (median, least, greatest) in case["ratios"].items()
+        for label, row in case["contestants"].items()
+    )
+    compared = (
+        [label, f"{median:.2f}", f"{least:.2f} to {greatest:.2f}"]
+        for label, (median, least, greatest) in case["ratios"].items()
+    )
+    return "\n\n".join(
+        [
+            f"### {name}",
+            f"{case['parameters'] / 1e6:.2f} M parameters, {case['gflop_per_image']} GFLOP an image in training, batch "
+            f"{case['batch']}; peak {peaks}.",
+            table(["", "images/s", "least to greatest", "of the peak", "memory"], rows),
+            table(["faster by", "median", "least to greatest"], compared),
         ]
-    return "\n".join(lines)
+    )
 
 
 def device_name() -> str:
@@ -189,16 +194,18 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the processes whose memory is told
-    measured = {
+    measured: dict[str, Any] = {
         "device": device_name(),
         "torch": torch.__version__,
         "clock": given.clock,
         "rounds": given.rounds,
-        "cases": {name: measure(name, given.rounds, CLOCKS[given.clock]) for name in given.cases},
+        "cases": {},
     }
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"training-{device_name()}.json", measured)
-    print(table(measured))
+    for name in given.cases:
+        measured["cases"][name] = measure(name, given.rounds, CLOCKS[given.clock])
+        write_json(RESULTS / f"training-{device_name()}.json", measured)
+        print(section(name, measured["cases"][name]), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,15 @@ def training_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
 def training_bytes(network: nn.Module, shape: tuple[int, ...], batch: int, precision: str) -> tuple[int, int]:
     """Bytes that a step holds: weights with their gradients, moments and averages, and what the backward pass needs.
 
-    The second is what autograd keeps of one datum, times the batch; what is computed in between comes on top.
+    The second is what autograd keeps of a forward pass; what is computed in between comes on top.
     """
+    one, two = (_kept(network, (count, *shape), precision) for count in (1, 2))
+    weights = 5 * sum(parameter.nbytes for parameter in network.parameters())
+    return weights, one + (batch - 1) * (two - one)
+
+
+def _kept(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
+    """Bytes that autograd keeps of a forward pass on x of this shape, beside the weights."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -41,8 +48,7 @@ def training_bytes(network: nn.Module, shape: tuple[int, ...], batch: int, preci
         return tensor
 
     device = next(network.parameters()).device
-    x, t = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    x, t = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.int64, device=device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, precision):
         network(x, t)
-    weights = 5 * sum(parameter.nbytes for parameter in network.parameters())
-    return weights, batch * sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
