@@ -126,8 +126,8 @@ def diffusers(case: Case, precision: str) -> Steps:
 
 def lucidrains(case: Case, precision: str) -> Steps:
     """denoising_diffusion_pytorch's Trainer as it is, on image files; `case.network` is its Unet's in our words."""
-    from accelerate.state import AcceleratorState
-    from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+    from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet  # type: ignore[import-untyped]
     from PIL import Image
 
     wide = case.network["multipliers"]

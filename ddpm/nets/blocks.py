@@ -41,13 +41,14 @@ def double(x: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, but for bf16 on the CPU, which is normed in float32, as autocast has it on CUDA.
+    """torch's, but bf16 under autocast on the CPU is normed in float32, as autocast has it on CUDA.
 
     torch's bf16 kernel for channels last takes three times as long there, casts included.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float() if _is_cpu_bf16(x) else x)
+        mixed = _is_cpu_bf16(x) and self.weight.dtype == torch.float32
+        return super().forward(x.float() if mixed else x)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

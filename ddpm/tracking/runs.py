@@ -24,7 +24,7 @@ Metrics = Mapping[str, float]
 
 
 class Log(Protocol):
-    """Takes a step's metrics, and a picture (PIL's) if there is one."""
+    """Takes a step's metrics, or a picture (PIL's) of what the model draws after it."""
 
     def __call__(self, step: int, metrics: Metrics, picture: Any = None) -> None: ...
 
@@ -106,8 +106,7 @@ def ui_url(root: Path = Path()) -> str:
 
 @contextlib.contextmanager
 def live_curve(root: Path = Path()) -> Iterator[Log]:
-    """Within the block, the function yielded adds a step's metrics, and a picture of its
-    samples, to the run that MLFLOW_RUN_ID names.
+    """Within the block, the function yielded adds a step's metrics, or a picture, to the run that MLFLOW_RUN_ID names.
 
     It returns at once and never fails: a training does not wait for its observer. The speed, in steps a second, and
     the machine's load are logged beside. Without MLFLOW_RUN_ID the function does nothing; what a server missed is
