@@ -23,7 +23,7 @@ from ddpm.data.loader import InMemoryImages
 from ddpm.device import pick_device
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
-from ddpm.interop.diffusers import unet_configuration
+from ddpm.interop.diffusers.unet import their_config
 from ddpm.nets import build
 from ddpm.training.loop import train
 from ddpm.training.speed import accelerate, autocast, batches_ahead, on_cuda
@@ -93,7 +93,7 @@ def diffusers(case: Case, precision: str) -> Steps:
 
     device = pick_device()
     kind = ImageKind((case.side, case.side, case.channels))
-    described = unet_configuration(NetworkConfig.model_validate(case.network), kind, case.channels)
+    described = their_config(NetworkConfig.model_validate(case.network), kind, case.channels)
     described.pop("_class_name")
     network: Any = UNet2DModel(**described)
     network.to(device)

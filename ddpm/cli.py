@@ -303,6 +303,8 @@ def _promote(arguments: Arguments) -> None:
     params = _params()
     if (arguments.to is None) != (arguments.reason is None):
         raise UserError("--to VERSION and --reason WHY go together")
+    if arguments.model and arguments.to is None:
+        raise UserError("--model NAME goes with --to VERSION")
     if arguments.to is None:
         params.variant(arguments.variant)
         print(tracking.promote(arguments.variant, policy=params.promotion))

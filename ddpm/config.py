@@ -19,6 +19,8 @@ Positive = Annotated[int, Field(gt=0)]
 # A name becomes a path, a word of a command and a part of a DVC key.
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid"]
+Prediction = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
 Switch = bool | Literal["auto"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -180,8 +182,8 @@ class ProcessConfig(Section):
     """The forward process and what the network is asked to predict of it."""
 
     timesteps: Positive = Field(1000, description="T, steps of the forward process")
-    schedule: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field("linear", description="of the betas")
-    prediction: Literal["epsilon", "x0", "v"] = Field("epsilon", description="what the network outputs")
+    schedule: ScheduleName = Field("linear", description="of the betas")
+    prediction: Prediction = Field("epsilon", description="what the network outputs")
     variance: Variance = Field(
         "fixed_large",
         description="of a reverse step: beta, beta-tilde, or learned_range: the network outputs where between the two",

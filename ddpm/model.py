@@ -147,8 +147,11 @@ class Model:
         return lambda: torch.from_numpy(stream.draw()).to(self.device)
 
 
-def build_network(config: VariantConfig, kind: DataKind) -> nn.Module:
+def build_network(config: VariantConfig, kind: DataKind, where: str = "params.yaml") -> nn.Module:
     """The variant's network for a kind of data, freshly initialised.
+
+    Args:
+        where: the file that the configuration is of, for errors.
 
     Raises:
         UserError: the configuration does not fit the data.
@@ -156,7 +159,7 @@ def build_network(config: VariantConfig, kind: DataKind) -> nn.Module:
     channels, *sides = kind.network_shape
     if len(set(sides)) > 1:
         size = "×".join(map(str, sides))
-        raise UserError(f"the prepared images are {size}; the U-Net needs square ones: set data.image_size")
+        raise UserError(f"{where}: the images are {size}; the U-Net needs square ones: set data.image_size")
     try:
         return build(
             config.network.model_dump(),
@@ -167,7 +170,7 @@ def build_network(config: VariantConfig, kind: DataKind) -> nn.Module:
             out_channels=2 * channels if config.process.variance == "learned_range" else channels,
         )
     except ValueError as error:
-        raise UserError(f"params.yaml: network: {error}") from None
+        raise UserError(f"{where}: network: {error}") from None
 
 
 def build_process(config: VariantConfig, device: torch.device | str = "cpu") -> GaussianProcess:
@@ -200,8 +203,9 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     from safetensors.torch import load_file
 
     directory = Path(directory)
+    described = directory / "model.json"
     try:
-        card = validate(ModelCard, read_json(directory / "model.json"), str(directory / "model.json"))
+        card = validate(ModelCard, read_json(described), str(described))
         weights = load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
         raise UserError(
@@ -212,8 +216,8 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     try:
         kind = card.data.data_kind
     except ValueError as error:
-        raise UserError(f"{directory / 'model.json'}: damaged: {error}") from None
-    network = build_network(card.config, kind)
+        raise UserError(f"{described}: damaged: {error}") from None
+    network = build_network(card.config, kind, str(described))
     _load_weights(network, weights, directory / "model.safetensors")
     return Model(network.to(device).eval().requires_grad_(False), card)
 

@@ -91,7 +91,7 @@ class Decision:
 
 
 def decide(challenger: Candidate, champion: Candidate | None, policy: PromotionConfig) -> Decision:
-    """Promote the first sound model, and after it each one that is better under the champion's protocol.
+    """Promote a sound model where there is no champion, else one that is better under the champion's protocol.
 
     Better is a figure (FID; Wasserstein distance) whose whole interval is below the champion's. Where the intervals
     overlap, the likelihood and the cost of an image decide: one must be lower by more than `policy.gain`, neither may
@@ -109,7 +109,7 @@ def decide(challenger: Candidate, champion: Candidate | None, policy: PromotionC
     if challenger.taken_back:
         return Decision(False, f"it was champion and was taken back: {challenger.taken_back}")
     if champion is None:
-        return Decision(True, f"{measure} {ours}, the first version of this model", _figures(challenger, None))
+        return Decision(True, f"{measure} {ours}, and there was no champion to beat", _figures(challenger, None))
     theirs = Estimate.of(champion.metrics, key)
     if differences := list(differing_fields(champion.protocol, challenger.protocol)):
         return Decision(

@@ -11,14 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Completed, Failed, State
 
 from ddpm import tracking
 from ddpm.config import load_params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.layout import COMPARISON, COMPARISON_PAGE
 from flows import dvc, report
-from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared, shared_state, start_own_server
+from flows.pipeline import (
+    OPTIONS,
+    failed,
+    gpu,
+    pause_before_retry,
+    refused,
+    shared,
+    shared_state,
+    start_own_server,
+    stopped,
+)
 from flows.processes import StoppedError
 
 
@@ -60,7 +70,7 @@ def draw(models: list[str], steps: list[int] | None, rank: bool, out: str) -> St
         with gpu():
             failure = dvc.run_ddpm(arguments, shared().children, get_run_logger().info)
     except StoppedError:
-        return Cancelled(message="compare: stopped with the flow")
+        return stopped("compare")
     return failed(failure) if failure else None
 
 

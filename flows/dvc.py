@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddpm.errors import UpstreamError
 from flows.processes import Children
 
 _DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
@@ -25,6 +26,7 @@ _TRANSIENT = {75, 130} | {code for number in (signal.SIGKILL, signal.SIGTERM) fo
 _ADVICE = ("To track the changes", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`")
 
 _FAILED = re.compile(r"^ERROR: failed to reproduce .*?: (?P<why>.*)$")
+_BUSY = " is busy, it is being blocked by:"  # by another process that runs a stage
 _EXITED = re.compile(r"exited with (?P<code>-?\d+)$")
 
 
@@ -109,7 +111,7 @@ def explain(stage: str, lines: list[str], code: int) -> Failure:
         if not (failed := _FAILED.match(line)):
             continue
         if not (exited := _EXITED.search(failed["why"])):
-            return Failure(stage, failed["why"], code)
+            return Failure(stage, failed["why"], UpstreamError.exit_code if _BUSY in failed["why"] else code)
         code = int(exited["code"])
         if stopped := _stopped_by(code):
             return Failure(stage, f"the command was stopped by {stopped}", code)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prefect import flow, task
 from prefect.events import emit_event
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Completed, Failed, State
 
 from ddpm import tracking
 from ddpm.config import load_params
@@ -16,7 +16,7 @@ from ddpm.drift import drifts
 from ddpm.errors import UpstreamError, UserError
 from ddpm.promotion import differing_fields
 from ddpm.tracking import Figures, Registration
-from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared_state
+from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared_state, stopped
 from flows.processes import StoppedError
 from flows.tasks import measure
 
@@ -64,11 +64,13 @@ def check_files(champion: Registration) -> str | State:
     """Whether the files are those that were registered, and draw what they drew then."""
     pause_before_retry()
     try:
+        deploy = tracking.resolve(champion.uri)
         recorded = tracking.recorded_fingerprint(champion)
-        fault = recorded and find_fault(tracking.resolve(champion.uri), recorded)
-    except (UserError, UpstreamError) as error:
+    except UpstreamError as error:
         return refused(champion.uri, error)
-    if fault:
+    except UserError as error:
+        return _alarm("damaged", champion, str(error))
+    if recorded and (fault := find_fault(deploy, recorded)):
         return _alarm("damaged", champion, fault)
     if recorded is None:
         return "no fingerprint on record, it was registered before they were taken"
@@ -86,7 +88,7 @@ def check_figures(champion: Registration, tolerance: float) -> str | State:
             return failed(measured)
         recorded = tracking.recorded_figures(champion, measured.protocol["id"])
     except StoppedError:
-        return Cancelled(message=f"{champion.uri}: stopped with the flow")
+        return stopped(champion.uri)
     except (UserError, UpstreamError) as error:
         return refused(champion.uri, error)
     if differences := list(differing_fields(recorded.protocol, measured.protocol)):

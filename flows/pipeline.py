@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from prefect import Task, get_client
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import TaskRun
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Failed, State
+from prefect.states import Cancelled, Failed, State
 
 from ddpm import tracking
 from ddpm.errors import UpstreamError, UserError
 from flows import dvc
-from flows.processes import Children
+from flows.processes import Children, StoppedError
 
 # Of trainings and evaluations one at a time, over all flow runs. For two GPUs: `prefect gcl update gpu --limit 2`.
 GPU = "gpu"
@@ -33,6 +36,14 @@ CHAMPION = "champion"
 
 # Seconds before the second and the third attempt of a task.
 PAUSES = (10.0, 60.0)
+
+# Seconds between a task's questions for a permission that others hold.
+WAIT = 5.0
+
+# Prefect logs each question for a permission that others hold as the failure of a service. Whoever asks is told anyway.
+logging.getLogger("prefect._internal.concurrency").addFilter(
+    lambda record: not record.getMessage().startswith("Service 'ConcurrencySlotAcquisition")
+)
 
 
 @dataclass
@@ -75,27 +86,58 @@ def shared_state() -> Iterator[None]:
 
 
 def _create_limits() -> None:
+    """Create the limits that the server does not have, and leave the others as somebody may have changed them."""
     with get_client(sync_client=True) as client:
         for name in (GPU, CHAMPION):
             try:
                 client.read_global_concurrency_limit_by_name(name)
             except ObjectNotFound:
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+                with contextlib.suppress(ObjectAlreadyExists):  # by another flow run, just now
+                    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
 
 
 def gpu() -> contextlib.AbstractContextManager[Any]:
     """The right to use the GPU: a limit over all flow runs of a server.
 
     A run with a server of its own shares it among its own tasks; that server would not free what a killed run held.
+
+    Raises:
+        StoppedError: the flow is being stopped.
     """
-    return concurrency(GPU, lease_duration=60) if PREFECT_API_URL.value() else shared().gpu
+    return _slot(GPU) if PREFECT_API_URL.value() else shared().gpu
 
 
 @contextlib.contextmanager
 def turn_to_promote() -> Iterator[None]:
-    """The right to make a version champion: among the tasks of this run, and among all flow runs of a server."""
-    others = concurrency(CHAMPION, lease_duration=60) if PREFECT_API_URL.value() else contextlib.nullcontext()
+    """The right to make a version champion: among the tasks of this run, and among all flow runs of a server.
+
+    Raises:
+        StoppedError: the flow is being stopped.
+    """
+    others = _slot(CHAMPION) if PREFECT_API_URL.value() else contextlib.nullcontext()
     with shared().registry, others:
+        yield
+
+
+@contextlib.contextmanager
+def _slot(limit: str) -> Iterator[None]:
+    """The server's permission under a limit.
+
+    Prefect's own wait for it would not notice that the flow is being stopped, and its time-outs leave behind what the
+    server grants in that moment. So it is asked for and, where others hold it, asked for again.
+    """
+    with contextlib.ExitStack() as held:
+        while True:
+            if shared().children.stopping.is_set():
+                raise StoppedError
+            try:
+                held.enter_context(concurrency(limit, lease_duration=60, max_retries=0))
+                break
+            except ConcurrencySlotAcquisitionError as error:
+                answer = getattr(error.__cause__, "response", None)
+                if answer is None or answer.status_code != HTTPStatus.LOCKED:
+                    raise
+            shared().children.stopping.wait(WAIT)
         yield
 
 
@@ -141,6 +183,11 @@ def pause_before_retry() -> None:
 
 def failed(failure: dvc.Failure) -> State:
     return Failed(message=str(failure), data=failure)
+
+
+def stopped(step: str) -> State:
+    """The state of a task that has met `StoppedError`."""
+    return Cancelled(message=f"{step}: stopped with the flow")
 
 
 def refused(step: str, error: UserError | UpstreamError) -> State:

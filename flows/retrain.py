@@ -73,9 +73,13 @@ def _names(variants: Sequence[str] | None) -> list[str]:
 
 
 def _has_changed(variants: Iterable[str]) -> bool:
-    """Whether DVC would run a stage that these models come of."""
+    """Whether DVC would run a stage that these models come of, or cannot tell."""
     own = {f"{stage}@{name}" for stage in ("train", "evaluate", "export") for name in variants}
-    return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
+    try:
+        return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
+    except RuntimeError as error:  # such as somebody else's `dvc repro` under way
+        get_run_logger().warning("whether anything has changed is left to each stage: %s", error)
+        return True
 
 
 def _nothing_to_do(results: list[Result]) -> State:

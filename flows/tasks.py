@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, State
+from prefect.states import State
 
 from ddpm import tracking
 from ddpm.config import load_params
@@ -15,7 +17,7 @@ from ddpm.errors import UpstreamError, UserError
 from ddpm.files import read_json
 from ddpm.tracking import Figures, Registration
 from flows import dvc, report
-from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared, turn_to_promote
+from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared, stopped, turn_to_promote
 from flows.processes import StoppedError
 
 
@@ -36,14 +38,12 @@ def fit_extractor() -> State | None:
 
 @task(task_run_name="train {variant}", **OPTIONS)
 def train(variant: str) -> State | None:
-    with gpu():
-        return _run(f"train@{variant}", env=_live_curve(variant))
+    return _run(f"train@{variant}", on_gpu=True, env=lambda: _live_curve(variant))
 
 
 @task(task_run_name="evaluate {variant}", **OPTIONS)
 def evaluate(variant: str) -> State | None:
-    with gpu():
-        return _run(f"evaluate@{variant}")
+    return _run(f"evaluate@{variant}", on_gpu=True)
 
 
 @task(task_run_name="export {variant}", **OPTIONS)
@@ -79,7 +79,7 @@ def measure_champion(variant: str) -> str | State | None:
             if isinstance(figures, Figures):
                 return tracking.log_measurement(champion, figures)
     except StoppedError:
-        return Cancelled(message=f"{step}: stopped with the flow")
+        return stopped(step)
     except (UserError, UpstreamError) as error:
         return refused(step, error)
     if figures.transient:
@@ -91,13 +91,15 @@ def measure_champion(variant: str) -> str | State | None:
 @task(task_run_name="promote {variant}", **OPTIONS)
 def promote(variant: str, obstacle: str | None) -> Registration | State:
     pause_before_retry()
-    policy = load_params().promotion
-    with turn_to_promote():
-        try:
+    step, policy = f"promote {variant}", load_params().promotion
+    try:
+        with turn_to_promote():
             decision = tracking.promote(variant, policy=policy, obstacle=obstacle)
             version = tracking.find(variant)
-        except (UserError, UpstreamError) as error:
-            return refused(f"promote {variant}", error)
+    except StoppedError:
+        return stopped(step)
+    except (UserError, UpstreamError) as error:
+        return refused(step, error)
     assert version is not None
     get_run_logger().info("%s: %s", variant, decision)
     report.publish_decision(variant, decision)
@@ -125,16 +127,22 @@ def measure(model: str) -> Figures | dvc.Failure:
         return failure or Figures(**read_json(out))
 
 
-def _run(stage: str, *, env: dict[str, str] | None = None, accept_new_data: bool = False) -> State | None:
-    """Run a DVC stage in a child process, its output in this task's log; a failure in the command's own words."""
+def _run(
+    stage: str, *, on_gpu: bool = False, env: Callable[[], dict[str, str]] = dict, accept_new_data: bool = False
+) -> State | None:
+    """Run a DVC stage in a child process, its output in this task's log; a failure in the command's own words.
+
+    Args:
+        env: called when the stage is about to start; variables for it.
+    """
     pause_before_retry()
-    logger = get_run_logger()
+    logger, children = get_run_logger(), shared().children
     try:
-        children = shared().children
-        failure = dvc.accept_new_data(children, logger.info) if accept_new_data else None
-        failure = failure or dvc.reproduce(stage, children, logger.info, env)
+        with gpu() if on_gpu else contextlib.nullcontext():
+            failure = dvc.accept_new_data(children, logger.info) if accept_new_data else None
+            failure = failure or dvc.reproduce(stage, children, logger.info, env())
     except StoppedError:
-        return Cancelled(message=f"{stage}: stopped with the flow")
+        return stopped(stage)
     return failed(failure) if failure else None
 
 

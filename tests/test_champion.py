@@ -23,6 +23,7 @@ from ddpm import tracking
 from ddpm.cli import main
 from ddpm.errors import UserError
 from ddpm.tracking import Figures
+from ddpm.tracking import champion as champion_module
 
 MODEL = "ddpm-dots"
 
@@ -60,12 +61,53 @@ def tags(version: int) -> dict[str, str]:
 
 def test_a_decision_is_a_tag_with_its_numbers(finished):
     registered(finished, {"fid": 20.0, "fid_low": 18.0, "fid_high": 22.0, "recall": 0.5}, {"fid": 21.0, "recall": 0.6})
-    assert tags(2)["promotion_reason"] == "no lower FID: 21.0000 against 20.0000 [18.0000, 22.0000] of version 1"
-    assert json.loads(tags(2)["promotion_figures"]) == [
+    assert tags(2)["refusal_reason"] == "no lower FID: 21.0000 against 20.0000 [18.0000, 22.0000] of version 1"
+    assert json.loads(tags(2)["refusal_figures"]) == [
         {"figure": "FID", "challenger": "21.0000", "champion": "20.0000 [18.0000, 22.0000]"},
         {"figure": "IS", "challenger": "1.5000", "champion": "1.5000"},
         {"figure": "recall", "challenger": "0.6000", "champion": "0.5000"},
     ]
+    assert "promotion_reason" not in tags(2)
+
+
+def test_a_version_refused_again_by_another_champion_has_that_ones_reason_and_numbers(finished):
+    registered(finished, {"fid": 20.0}, {"fid": 10.0}, {"fid": 5.0})
+    register(finished, fid=30.0, lock="4")
+    client = tracking.load_mlflow().MlflowClient()
+    for present, theirs in (("2", "10.0000"), ("3", "5.0000")):
+        client.set_registered_model_alias(MODEL, "champion", present)
+        tracking.promote(VARIANT)
+        assert tracking.find(VARIANT).reason == f"no lower FID: 30.0000 against {theirs} of version {present}"
+        assert json.loads(tags(4)["refusal_figures"])[0]["champion"] == theirs
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    tracking.promote_by_hand(MODEL, 4, "the others are grey")
+    assert tracking.find(VARIANT).reason.startswith("by hand: the others are grey")
+    assert json.loads(tags(4)["promotion_figures"])[0]["champion"] == "20.0000"
+    assert not {"refusal_reason", "refusal_figures"} & tags(4).keys()
+
+
+def test_a_promotion_that_was_killed_is_not_taken_for_decided_and_its_reason_is_kept(finished, monkeypatch):
+    registered(finished, {"fid": 20.0})
+    register(finished, fid=15.0, lock="2")
+    move = champion_module._move
+
+    def killed(*arguments) -> bool:
+        raise KeyboardInterrupt
+
+    def moved_and_killed(*arguments) -> bool:
+        move(*arguments)
+        raise KeyboardInterrupt
+
+    for faulty, present, reason in (
+        (killed, 1, None),
+        (moved_and_killed, 2, "lower FID: 15.0000 against 20.0000 of version 1"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(champion_module, "_move", faulty)
+            tracking.promote(VARIANT)
+        assert (champion(), tracking.find(VARIANT).reason) == (present, reason)
+    assert tracking.promote(VARIANT).reason == reason
+    assert tracking.rollback(MODEL, "grey").version == 1
 
 
 def test_a_version_promoted_by_hand_says_so_and_what_the_policy_says(finished):
@@ -84,9 +126,39 @@ def test_rolling_back_goes_from_champion_to_champion_until_there_was_none(finish
     assert champion() == 4
     assert tracking.rollback(MODEL, "grey").version == champion() == 3
     assert tracking.rollback(MODEL, "grey too").version == champion() == 1  # 2 never was
-    with pytest.raises(UserError, match=r"^ddpm-dots: version 1 is the champion, and there was none before it$"):
+    with pytest.raises(
+        UserError, match=r"^ddpm-dots: version 1 is the champion, and there is none before it to go back to$"
+    ):
         tracking.rollback(MODEL, "more")
     assert tags(4)["taken_back"] == "grey"
+
+
+def test_a_rollback_that_was_killed_half_way_and_is_repeated_does_not_bring_back_what_was_taken_back(
+    finished, monkeypatch
+):
+    registered(finished, {"fid": 20.0}, {"fid": 15.0})
+    move = champion_module._move
+
+    def moved_and_killed(*arguments) -> bool:
+        move(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(champion_module, "_move", moved_and_killed)
+        tracking.rollback(MODEL, "grey")
+    assert (champion(), tags(2)["taken_back"]) == (1, "grey")
+    with pytest.raises(UserError, match="version 1 is the champion, and there is none before it"):
+        tracking.rollback(MODEL, "grey")
+    assert champion() == 1
+
+
+def test_a_rollback_does_not_return_to_what_was_taken_back_before(finished):
+    registered(finished, {"fid": 20.0}, {"fid": 15.0})
+    tracking.load_mlflow().MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
+    assert tracking.rollback(MODEL, "grey").version == 2
+    with pytest.raises(UserError, match="version 2 is the champion, and there is none before it"):
+        tracking.rollback(MODEL, "green")
+    assert (champion(), tags(2).get("taken_back")) == (2, None)
 
 
 def test_what_was_taken_back_comes_again_only_by_hand(finished):
@@ -108,12 +180,28 @@ def test_an_alias_moved_in_mlflow_itself_is_history_too(finished):
     assert tracking.rollback(MODEL, "a slip").version == champion() == 1
 
 
+def test_a_version_without_figures_is_champion_by_hand_alone_and_nothing_is_ranked_against_it(finished):
+    registered(finished, {"fid": 20.0})
+    client = tracking.load_mlflow().MlflowClient()
+    elsewhere = client.create_run("0").info.run_id
+    client.create_model_version(MODEL, f"runs:/{elsewhere}/model", elsewhere)
+    decision = tracking.promote_by_hand(MODEL, 2, "as good as they say")
+    assert decision.reason == (
+        "by hand: as good as they say; the policy would not have it: models:/ddpm-dots/2 has no recorded figures"
+    )
+    register(finished, fid=10.0, lock="3")
+    with pytest.raises(UserError, match=r"^models:/ddpm-dots/2 has no recorded figures$"):
+        tracking.promote(VARIANT)
+    assert champion() == 2
+
+
 def test_what_cannot_be_done_by_hand_is_answered_in_one_line(finished, capsys):
     write_params(finished, {**TINY_PARAMS, "data": {"source": "digits", "name": "dots"}})
     register(finished)
     for command, answer in {
         "promote --to 7 --reason x": "ddpm promote: ddpm-dots has no version 7; it has 1\n",
         "promote --to 1 --reason x --model ddpm-x": "ddpm promote: there is no registered model ddpm-x in sqlite:",
+        "promote tiny --model ddpm-x": "ddpm promote: --model NAME goes with --to VERSION\n",
         "promote --to 1": "ddpm promote: --to VERSION and --reason WHY go together\n",
         "promote tiny --reason x": "ddpm promote: --to VERSION and --reason WHY go together\n",
         "rollback --reason x --model ddpm-x": "ddpm rollback: there is no registered model ddpm-x in sqlite:",

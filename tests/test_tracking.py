@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -77,6 +78,9 @@ def test_an_imported_model_is_registered_without_the_stages_that_would_have_trai
     metrics = project / f"reports/{VARIANT}/metrics.json"
     metrics.write_text(metrics.read_text().replace("20.0", "19.0"))
     assert tracking.register(VARIANT).created
+    shutil.rmtree(metrics.parent)
+    with pytest.raises(UserError, match=f"reports/{VARIANT}: no such directory; run `ddpm evaluate {VARIANT}`"):
+        tracking.find(VARIANT)
 
 
 def test_the_registered_model_samples_what_the_exported_one_does(project):
@@ -158,7 +162,7 @@ def test_a_challenger_whose_alias_was_lost_has_it_again(project):
 
 
 def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(project):
-    expected = [(20.0, 2000, 1, "first"), (25.0, 2000, 1, "no lower"), (10.0, 500, 1, "samples: 2000 → 500"),
+    expected = [(20.0, 2000, 1, "no champion"), (25.0, 2000, 1, "no lower"), (10.0, 500, 1, "samples: 2000 → 500"),
                 (15.0, 2000, 4, "15.0000 against 20.0000 of version 1")]  # fmt: skip
     for version, (fid, samples, champion, reason) in enumerate(expected, 1):
         write_outputs(project, fid=fid, samples=samples, lock=str(version))
@@ -167,7 +171,7 @@ def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(proj
         assert reason in decision.reason
         assert holder(project, "champion") == champion
         tags = client(project).get_model_version("ddpm-dots", str(version)).tags
-        assert tags["promotion_reason"] == decision.reason
+        assert tags["promotion_reason" if decision.promote else "refusal_reason"] == decision.reason
         assert tracking.find(VARIANT).reason == decision.reason
 
 
@@ -274,6 +278,15 @@ def test_a_server_that_does_not_answer_is_worth_another_try(project, monkeypatch
         speak(VARIANT)
     with pytest.raises(UpstreamError, match="does not answer"):
         tracking.resolve("models:/ddpm-dots@champion")
+
+
+@pytest.mark.slow
+def test_a_store_that_is_busy_is_worth_another_try(project):
+    tracking.register(VARIANT)
+    with sqlite3.connect(project / "mlflow" / "mlflow.db", isolation_level=None) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(UpstreamError, match="MLflow does not answer"):
+            tracking.resolve("models:/ddpm-dots/1")
 
 
 def test_without_mlflow_the_answer_says_what_to_install(tmp_path):

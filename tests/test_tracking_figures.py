@@ -51,7 +51,7 @@ def artifacts(run_id: str) -> set[str]:
 
 def test_the_evaluation_of_a_registered_model_is_what_was_measured(registered):
     metrics = read_json(Path(f"reports/{VARIANT}/metrics.json"))
-    for uri in (f"models:/{MODEL}@challenger", f"models:/{MODEL}/1"):
+    for uri in (f"models:/{MODEL}@challenger", f"models:/{MODEL}/latest", f"models:/{MODEL}/1"):
         found = tracking.evaluation_of(uri)
         assert found.figures.metrics == {key: value for key, value in metrics.items() if key != "protocol"}
         assert found.figures.protocol == read_json(Path(f"reports/{VARIANT}/protocol.json"))
@@ -99,3 +99,14 @@ def test_a_comparison_is_a_run_that_says_what_was_compared(registered):
     note = run.data.tags["mlflow.note.content"]
     assert "| FID | 3 | 3 |" in note
     assert "Not to be ranked: their protocols differ in steps." in note
+
+
+def test_a_comparison_that_cannot_be_logged_leaves_no_run_that_seems_to_go_on(registered, tmp_path):
+    damaged = {"figure": "fid", "curves": {"a": [[2, {}]]}}
+    record = {"models": [], "protocols": {}, "differences": {}, "over_steps": damaged}
+    write_json(tmp_path / "comparison.json", record)
+    with pytest.raises(TypeError):
+        tracking.log_comparison(tmp_path)
+    experiment = client().get_run(registered.run_id).info.experiment_id
+    [run] = client().search_runs([experiment], filter_string="tags.compared = ''")
+    assert run.info.status == "FAILED"

@@ -57,6 +57,11 @@ class DataKind(Protocol):
         ...
 
 
+def encode_pixels(stored: Tensor) -> Tensor:
+    """Pixels [N, H, W, C] uint8 → [N, C, H, W] float32 in [−1, 1], channels last in memory, where they are."""
+    return stored.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
 @dataclass(frozen=True)
 class ImageKind:
     """Pixels, uint8 [H, W, C]; the network sees [C, H, W], 0..255 as −1..1."""
@@ -73,7 +78,7 @@ class ImageKind:
 
     def encode(self, stored: Tensor) -> Tensor:
         """Channels last in memory."""
-        return stored.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return encode_pixels(stored)
 
     def decode(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Rounded, values outside clipped."""

@@ -155,11 +155,11 @@ def _linspace(total: int, steps: int) -> Float64:
 
 
 def _quadratic(total: int, steps: int) -> Float64:
-    return np.floor(np.linspace(0, np.sqrt(total * 0.8), steps) ** 2)
+    return np.floor(np.linspace(0, np.sqrt(total * 0.8), steps) ** 2) if steps > 1 else np.floor([total * 0.8])
 
 
 SPACINGS: dict[str, Callable[[int, int], Float64]] = {
-    "leading": _leading,  # DDIM's integer stride from 0
+    "leading": _leading,  # DDIM's integer stride from 0, where a single step stays
     "trailing": _trailing,  # equal strides that end on T-1 (Lin et al. 2024, table 2)
     "linspace": _linspace,  # both ends included: improved DDPM's
     "quadratic": _quadratic,  # DDIM's for CIFAR-10 (Song et al. 2021, appendix D.2), from 0 to 0.8 T

@@ -46,6 +46,7 @@ class Recorded:
             _read(directory / "metrics.json"),
             _read(directory / "protocol.json"),
             table.read_text(encoding="utf-8") if table.is_file() else None,
+            source=str(table),
         )
 
     @classmethod
@@ -55,14 +56,19 @@ class Recorded:
         protocol: Mapping[str, Any],
         likelihood: str | None,
         version: str | None = None,
+        source: str = "nll.csv",
     ) -> Recorded:
-        """Of metrics.json, protocol.json and the text of nll.csv."""
+        """Of metrics.json, protocol.json and the text of nll.csv, which messages call `source`.
+
+        Raises:
+            UserError: the text is damaged.
+        """
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        return cls(numbers, protocol, _likelihood(likelihood) if likelihood else [], version)
+        return cls(numbers, protocol, _likelihood(likelihood, source) if likelihood else [], version)
 
     def with_likelihood(self, table: str) -> Recorded:
         """With the terms of the text of nll.csv."""
-        return replace(self, likelihood=_likelihood(table))
+        return replace(self, likelihood=_likelihood(table, "nll.csv"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -72,9 +78,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged: {error}") from None
 
 
-def _likelihood(table: str) -> Curve:
+def _likelihood(table: str, source: str) -> Curve:
     """t and the validation images' term of the bound, of nll.csv."""
-    return [(float(row["t"]), float(row["validation"])) for row in csv.DictReader(io.StringIO(table))]
+    try:
+        return [(float(row["t"]), float(row["validation"])) for row in csv.DictReader(io.StringIO(table))]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{source}: damaged: expected numbers in the columns `t` and `validation`") from None
 
 
 @dataclass(frozen=True)

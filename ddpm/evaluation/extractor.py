@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.data.kinds import DataKind
+from ddpm.data.kinds import DataKind, encode_pixels
 from ddpm.data.loader import Images, batch_indices
-from ddpm.diffusion.pixels import from_uint8
 from ddpm.errors import UserError
 from ddpm.evaluation.distances import MAX_COUNT
 from ddpm.files import read_json, sha256_of, write_json
@@ -108,7 +107,7 @@ class CNNExtractor:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Features:
         device = next(self.network.parameters()).device
-        features, logits = self.network(from_uint8(torch.from_numpy(pixels).to(device)))
+        features, logits = self.network(encode_pixels(torch.from_numpy(pixels).to(device)))
         return Features(features.cpu(), logits.cpu())
 
 
@@ -129,7 +128,8 @@ class InceptionExtractor:
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
             )
         except Exception as error:
-            raise UserError(f"{weights}: not InceptionV3 weights in torch-fidelity's format: {error}") from None
+            first_line = str(error).partition("\n")[0]
+            raise UserError(f"{weights}: not InceptionV3 weights in torch-fidelity's format: {first_line}") from None
         self.network = network.eval().to(device)
         self._spatial: Tensor | None = None
         network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
@@ -201,7 +201,7 @@ def fit_cnn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for step in range(steps):
         batch = batch_indices(len(images), batch_size, step, seed)
-        _, logits = network(from_uint8(torch.from_numpy(images.rows(batch)).to(device)))
+        _, logits = network(encode_pixels(torch.from_numpy(images.rows(batch)).to(device)))
         loss = F.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device), label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()

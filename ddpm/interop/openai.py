@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, validate
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
-from ddpm.interop.published import Flags, Published, network_of, refuse_other_keys, shaped_like, swap_halves
+from ddpm.interop.published import Flags, Published, network_of, parts_of, refuse_other_keys, shaped_like, swap_halves
 
 GROUPS = 32
 _RESIDUAL = {
@@ -67,22 +67,26 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         raise UserError(f"{where}: {channels} channels in and {out_channels} out: not a denoiser of grey or RGB images")
     resample, blocks, levels = _layout(theirs)
     multipliers, attended = _levels(theirs, width, blocks, levels, where)
-    learned = out_channels == 2 * channels
-    network = NetworkConfig(
-        width=width,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention_resolutions=tuple(image_size // 2**level for level in attended),
-        heads=1 if flags.num_head_channels else flags.num_heads or 1,
-        head_channels=flags.num_head_channels,
-        groups=GROUPS,
-        dropout=flags.dropout,
-        scale_shift=len(theirs["input_blocks.1.0.emb_layers.1.bias"]) == 2 * width * multipliers[0],
-        resample=resample,
-        frequency_shift=0,
-        timestep_scale=1000 / timesteps if flags.rescale_timesteps else 1.0,
-        num_classes=len(theirs["label_emb.weight"]) if "label_emb.weight" in theirs else None,
+    network = validate(
+        NetworkConfig,
+        {
+            "width": width,
+            "multipliers": multipliers,
+            "blocks": blocks,
+            "attention_resolutions": [image_size // 2**level for level in attended],
+            "heads": 1 if flags.num_head_channels else flags.num_heads or 1,
+            "head_channels": flags.num_head_channels,
+            "groups": GROUPS,
+            "dropout": flags.dropout,
+            "scale_shift": len(theirs["input_blocks.1.0.emb_layers.1.bias"]) == 2 * width * multipliers[0],
+            "resample": resample,
+            "frequency_shift": 0,
+            "timestep_scale": 1000 / timesteps if flags.rescale_timesteps else 1.0,
+            "num_classes": len(theirs["label_emb.weight"]) if "label_emb.weight" in theirs else None,
+        },
+        where,
     )
+    learned = out_channels == 2 * channels
     process = ProcessConfig(
         timesteps=timesteps,
         schedule=schedule,
@@ -113,27 +117,23 @@ def module_names(network: NetworkConfig, image_size: int) -> Iterator[tuple[str,
     for level in range(last + 1):
         for block in range(network.blocks):
             number += 1
-            yield from _with(f"down.{level}.residuals.{block}", f"input_blocks.{number}.0", _RESIDUAL)
-            yield from _with(f"down.{level}.attentions.{block}", f"input_blocks.{number}.1", _ATTENTION)
+            yield from parts_of(f"down.{level}.residuals.{block}", f"input_blocks.{number}.0", _RESIDUAL)
+            yield from parts_of(f"down.{level}.attentions.{block}", f"input_blocks.{number}.1", _ATTENTION)
         if level < last:
             number += 1
             resample = _RESIDUAL if network.resample == "residual" else {"conv": "op"}
-            yield from _with(f"down.{level}.resample", f"input_blocks.{number}.0", resample)
-    yield from _with("middle_in", "middle_block.0", _RESIDUAL)
-    yield from _with("middle_attention", "middle_block.1", _ATTENTION)
-    yield from _with("middle_out", "middle_block.2", _RESIDUAL)
+            yield from parts_of(f"down.{level}.resample", f"input_blocks.{number}.0", resample)
+    yield from parts_of("middle_in", "middle_block.0", _RESIDUAL)
+    yield from parts_of("middle_attention", "middle_block.1", _ATTENTION)
+    yield from parts_of("middle_out", "middle_block.2", _RESIDUAL)
     for number in range((last + 1) * (network.blocks + 1)):
         level, block = divmod(number, network.blocks + 1)
-        yield from _with(f"up.{level}.residuals.{block}", f"output_blocks.{number}.0", _RESIDUAL)
-        yield from _with(f"up.{level}.attentions.{block}", f"output_blocks.{number}.1", _ATTENTION)
+        yield from parts_of(f"up.{level}.residuals.{block}", f"output_blocks.{number}.0", _RESIDUAL)
+        yield from parts_of(f"up.{level}.attentions.{block}", f"output_blocks.{number}.1", _ATTENTION)
         if block == network.blocks and level < last:
             resample = _RESIDUAL if network.resample == "residual" else {"conv": "conv"}
             place = 2 if image_size // 2 ** (last - level) in network.attention_resolutions else 1
-            yield from _with(f"up.{level}.resample", f"output_blocks.{number}.{place}", resample)
-
-
-def _with(ours: str, theirs: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    return ((f"{ours}.{part}", f"{theirs}.{their_part}") for part, their_part in parts.items())
+            yield from parts_of(f"up.{level}.resample", f"output_blocks.{number}.{place}", resample)
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,8 +68,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short: {error}") from None
     except Exception as error:  # of pickle, of zipfile, or torch's own
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: damaged, cut short, or more than tensors ({reason})") from None
+        raise UserError(f"{path}: damaged, cut short, or more than tensors ({in_short(error)})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
     return found
@@ -114,6 +113,11 @@ def refuse_other_keys(found: Iterable[str], expected: Iterable[str], where: str)
         raise UserError(f"{where}: another network: missing {_some(missing)}; unexpected {_some(unexpected)}")
 
 
+def parts_of(ours: str, theirs: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of every part of a module."""
+    return ((f"{ours}.{part}", f"{theirs}.{their_part}") for part, their_part in parts.items())
+
+
 def shaped_like(weights: Mapping[str, Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
     """The weights in float32 and in the shapes of the network; kernels of size 1 may lack or have axes of 1.
 
@@ -133,6 +137,11 @@ def swap_halves(weight: Tensor) -> Tensor:
     """The first layer of the time embedding, [width × 4, width], for sines and cosines in the other order."""
     first, second = weight.chunk(2, dim=1)
     return torch.cat([second, first], dim=1)
+
+
+def in_short(error: Exception) -> str:
+    """Another's error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 
 
 def _without_ones(shape: Iterable[int]) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.nets.blocks import CONVOLUTIONS, attend
+from ddpm.nets.blocks import CONVOLUTIONS, attend, double
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.unet import level_sides
 
@@ -124,7 +124,7 @@ class Double(nn.Module):
         self.conv = CONVOLUTIONS[dims](channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(double(x))
 
 
 class Stage(nn.Module):

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -105,66 +106,31 @@ class UNet(nn.Module):
         self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
         time_width = 4 * width
         conv = CONVOLUTIONS[dims]
-        common: dict[str, Any] = {
-            "groups": groups,
-            "dims": dims,
-            "epsilon": norm_epsilon,
-            "rescale": rescale_residuals,
-        }
-
-        def residual(c_in: int, c_out: int, **options: Any) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, time_width, dropout=dropout, scale_shift=scale_shift, **common, **options)
-
-        def attention(c: int, wanted: bool) -> nn.Module:
-            return (
-                AttentionBlock(c, heads=c // head_channels if head_channels else heads, **common)
-                if wanted
-                else nn.Identity()
-            )
-
-        def downsample(c: int) -> nn.Module:
-            if resample == "residual":
-                return residual(c, c, resample=halve)
-            return Downsample(c, dims=dims, learned=resample == "conv", padding=downsample_padding)
-
-        def upsample(c: int) -> nn.Module:
-            if resample == "residual":
-                return residual(c, c, resample=double)
-            return Upsample(c, dims=dims, learned=resample == "conv")
+        parts = _Parts(
+            dims=dims,
+            time_width=time_width,
+            groups=groups,
+            epsilon=norm_epsilon,
+            dropout=dropout,
+            scale_shift=scale_shift,
+            rescale=rescale_residuals,
+            heads=heads,
+            head_channels=head_channels,
+            resample=resample,
+            downsample_padding=downsample_padding,
+        )
+        levels = [(c, side in attention_resolutions) for side, c in zip(sides, widths, strict=True)]
 
         self.time_mlp = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
         self.classes = nn.Embedding(num_classes, time_width) if num_classes else None
         self.stem = conv(channels, width, 3, padding=1)
-
-        self.down = nn.ModuleList()
-        skips, c = [width], width
-        for level, (side, c_level) in enumerate(zip(sides, widths, strict=True)):
-            residuals, attentions = [], []
-            for _ in range(blocks):
-                residuals.append(residual(c, c_level))
-                attentions.append(attention(c_level, side in attention_resolutions))
-                c = c_level
-                skips.append(c)
-            last = level == len(sides) - 1
-            self.down.append(Level(residuals, attentions, None if last else downsample(c)))
-            if not last:
-                skips.append(c)
-
-        self.middle_in = residual(c, c)
-        self.middle_attention = attention(c, middle_attention)
-        self.middle_out = residual(c, c)
-
-        self.up = nn.ModuleList()
-        for level, (side, c_level) in reversed(list(enumerate(zip(sides, widths, strict=True)))):
-            residuals, attentions = [], []
-            for _ in range(blocks + 1):
-                residuals.append(residual(c + skips.pop(), c_level))
-                attentions.append(attention(c_level, side in attention_resolutions))
-                c = c_level
-            self.up.append(Level(residuals, attentions, upsample(c) if level > 0 else None))
-
-        self.out_norm = GroupNorm(groups, c, norm_epsilon)
-        self.out_conv = zero_initialised(conv(c, out_channels or channels, 3, padding=1))
+        self.down, skips = _way_down(parts, width, levels, blocks)
+        self.middle_in = parts.residual(widths[-1], widths[-1])
+        self.middle_attention = parts.attention(widths[-1], middle_attention)
+        self.middle_out = parts.residual(widths[-1], widths[-1])
+        self.up = _way_up(parts, skips, levels, blocks)
+        self.out_norm = GroupNorm(groups, widths[0], norm_epsilon)
+        self.out_conv = zero_initialised(conv(widths[0], out_channels or channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W].
@@ -206,6 +172,95 @@ class UNet(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             return cast("Tensor", checkpoint(run, h, time, use_reentrant=False))
         return run(h, time)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Makes the parts of one network, which differ by nothing but their channels."""
+
+    dims: int
+    time_width: int
+    groups: int
+    epsilon: float
+    dropout: float
+    scale_shift: bool
+    rescale: bool
+    heads: int
+    head_channels: int | None
+    resample: str
+    downsample_padding: str
+
+    def residual(self, c_in: int, c_out: int, resample: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+        return ResidualBlock(
+            c_in,
+            c_out,
+            self.time_width,
+            groups=self.groups,
+            dropout=self.dropout,
+            dims=self.dims,
+            epsilon=self.epsilon,
+            scale_shift=self.scale_shift,
+            rescale=self.rescale,
+            resample=resample,
+        )
+
+    def attention(self, c: int, wanted: bool) -> nn.Module:
+        if not wanted:
+            return nn.Identity()
+        heads = c // self.head_channels if self.head_channels else self.heads
+        return AttentionBlock(
+            c, groups=self.groups, heads=heads, dims=self.dims, epsilon=self.epsilon, rescale=self.rescale
+        )
+
+    def downsample(self, c: int) -> nn.Module:
+        if self.resample == "residual":
+            return self.residual(c, c, halve)
+        return Downsample(c, dims=self.dims, learned=self.resample == "conv", padding=self.downsample_padding)
+
+    def upsample(self, c: int) -> nn.Module:
+        if self.resample == "residual":
+            return self.residual(c, c, double)
+        return Upsample(c, dims=self.dims, learned=self.resample == "conv")
+
+
+# The order in which modules are made is the order in which they draw their initial weights.
+
+
+def _way_down(
+    parts: _Parts, c: int, levels: Sequence[tuple[int, bool]], blocks: int
+) -> tuple[nn.ModuleList, list[int]]:
+    """The levels on the way down, and the channels of every skip.
+
+    Args:
+        c: channels of the stem.
+        levels: the channels of each, and whether it attends.
+    """
+    way, skips = nn.ModuleList(), [c]
+    for number, (c_level, attends) in enumerate(levels):
+        residuals, attentions = [], []
+        for _ in range(blocks):
+            residuals.append(parts.residual(c, c_level))
+            attentions.append(parts.attention(c_level, attends))
+            c = c_level
+            skips.append(c)
+        last = number == len(levels) - 1
+        way.append(Level(residuals, attentions, None if last else parts.downsample(c)))
+        if not last:
+            skips.append(c)
+    return way, skips
+
+
+def _way_up(parts: _Parts, skips: list[int], levels: Sequence[tuple[int, bool]], blocks: int) -> nn.ModuleList:
+    """The levels on the way up, whose blocks take up the skips from the last to the first."""
+    way, c = nn.ModuleList(), levels[-1][0]
+    for number, (c_level, attends) in reversed(list(enumerate(levels))):
+        residuals, attentions = [], []
+        for _ in range(blocks + 1):
+            residuals.append(parts.residual(c + skips.pop(), c_level))
+            attentions.append(parts.attention(c_level, attends))
+            c = c_level
+        way.append(Level(residuals, attentions, parts.upsample(c) if number > 0 else None))
+    return way
 
 
 def level_sides(image_size: int, levels: int) -> list[int]:

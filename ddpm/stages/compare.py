@@ -181,8 +181,9 @@ def _open(params: Params, model: str, device: torch.device, root: Path) -> Opene
     if is_uri(model):
         from ddpm import tracking
 
-        samples = open_model(model)  # which says what is wrong with the URI
-        found = tracking.evaluation_of(model, root)
+        exactly = tracking.pinned(model, root)  # an alias may move while this reads
+        samples = open_model(exactly)
+        found = tracking.evaluation_of(exactly, root)
         recorded = Recorded.of(found.figures.metrics, found.figures.protocol, found.likelihood, found.version)
         return Opened(Compared(model.removeprefix("models:/"), model, recorded), samples)
     if not Path(model).is_dir():

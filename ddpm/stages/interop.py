@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddpm.config import ObjectiveConfig, VariantConfig
+from ddpm.config import NetworkConfig, ObjectiveConfig, VariantConfig
 from ddpm.data.kinds import ValueKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
-from ddpm.interop.published import Flags, Published, read_saved, tensors_alone
+from ddpm.interop.published import Flags, Published, in_short, read_saved, tensors_alone
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, save
 from ddpm.stages.train import write_curve
 
@@ -29,10 +29,12 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
         A line on what was made.
 
     Raises:
-        UserError: the source is damaged, of another network or lacks something, or `out` is there already.
+        UserError: the source is damaged, of another network, class-conditional or lacks something, or `out` is there
+            already.
     """
     _must_be_new(out)
     published, weights = _read(source, flags)
+    _refuse_classes(published, source)
     name = data_name or "-".join(re.findall(r"[a-z0-9]+", out.resolve().name.lower())) or "imported"
     model = assemble(published, variant=out.resolve().name, data_name=name, fingerprint=sha256_of(weights))
     with atomic_directory(out) as temporary:
@@ -47,13 +49,35 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
 
 
 def _read(source: Path, flags: Flags) -> tuple[Published, Path]:
-    """The model, and the file that has its weights."""
+    """The model, and the file that has its weights.
+
+    Names and shapes are taken at their word and checked when the whole is put together; what breaks before that is of
+    no shape that a reader knows.
+    """
+    try:
+        return _known(source, flags)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: not a checkpoint that ddpm knows ({in_short(error)})") from error
+
+
+def _known(source: Path, flags: Flags) -> tuple[Published, Path]:
+    """By the reader of its kind."""
     if source.is_dir():
         return diffusers.read(source, flags.image_size), diffusers.weights_file(source)
     saved, where = read_saved(source), str(source)
     if lucidrains.is_theirs(saved):
         return lucidrains.convert(saved, flags, where), source
     return openai.convert(tensors_alone(saved, where), flags, where), source
+
+
+def _refuse_classes(published: Published, source: Path) -> None:
+    """A network that never saw an image without its class says nothing sensible where it is told none."""
+    network = published.network
+    if isinstance(network, NetworkConfig) and network.num_classes:
+        raise UserError(
+            f"{source}: it is told one of {network.num_classes} classes with every image; ddpm samples without "
+            "classes: import an unconditional model"
+        )
 
 
 def assemble(published: Published, *, variant: str, data_name: str, fingerprint: str) -> Model:
@@ -82,7 +106,7 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     """Write the directory `out` for diffusers' `DDPMPipeline.from_pretrained` from a model directory.
 
     Raises:
-        UserError: there is no model, it uses what UNet2DModel lacks, or `out` is there already.
+        UserError: there is no model, it uses what UNet2DModel or DDPMScheduler lacks, or `out` is there already.
     """
     _must_be_new(out)
     model = load(model_directory)

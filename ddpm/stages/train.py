@@ -38,7 +38,6 @@ DECISIVE_CODE = (
     "device.py",
     "diffusion/likelihood.py",
     "diffusion/objectives.py",
-    "diffusion/pixels.py",
     "diffusion/process.py",
     "diffusion/schedules.py",
     "model.py",

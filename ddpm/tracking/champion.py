@@ -14,11 +14,13 @@ from ddpm.config import PromotionConfig
 from ddpm.errors import UpstreamError, UserError
 from ddpm.promotion import Candidate, Decision, decide, measuring_again_helps
 from ddpm.tracking.records import figures_of
-from ddpm.tracking.registry import TAKEN_BACK, Registration, describe, find
+from ddpm.tracking.registry import HISTORY, PROMOTED, REFUSED, TAKEN_BACK, Registration, champions, describe, find
 from ddpm.tracking.store import load_mlflow, one_at_a_time, store_answers, store_uri
 
-_HISTORY = "champions"
 _ATTEMPTS = 5
+
+# The tags with the numbers that a reason came of.
+_FIGURES = {PROMOTED: "promotion_figures", REFUSED: "refusal_figures"}
 
 
 @store_answers()
@@ -34,7 +36,7 @@ def promote(
         obstacle: why the champion could not be measured as the challenger was, if somebody tried.
 
     Raises:
-        UserError: the variant, as it is now, is not registered.
+        UserError: the variant, as it is now, is not registered; or the champion has no figures.
         UpstreamError: the server does not answer, or others keep moving the alias.
     """
     challenger = _registered(variant, root)
@@ -45,17 +47,14 @@ def promote(
         for _ in range(_ATTEMPTS):
             champion = _champion(client, challenger.model)
             if champion == version:
-                decision = Decision(True, challenger.reason or "it is the champion already")
-                break
+                return _already(client, challenger.model, version)
             decision = _decide(mlflow, challenger.model, version, champion, policy)
+            if obstacle and not decision.promote:
+                decision = Decision(False, f"{decision.reason}; {obstacle}", decision.figures)
+            _record(client, challenger.model, version, decision)
             if not decision.promote or _crown(client, challenger.model, version, champion):
-                break
-        else:
-            raise UpstreamError(f"the champion of {challenger.model} keeps changing")
-        if obstacle and not decision.promote:
-            decision = Decision(False, f"{decision.reason}; {obstacle}", decision.figures)
-        _record(client, challenger, decision)
-    return decision
+                return decision
+    raise UpstreamError(f"the champion of {challenger.model} keeps changing")
 
 
 @store_answers()
@@ -73,19 +72,21 @@ def promote_by_hand(
     """
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
-    chosen = _version(client, model, version, root)
+    _check_version(client, model, version, root)
     with one_at_a_time(root):
         champion = _champion(client, model)
         if champion == str(version):
             return Decision(True, "it is the champion already")
-        verdict = _decide(mlflow, model, str(version), champion, policy)
+        try:
+            verdict = _decide(mlflow, model, str(version), champion, policy)
+        except UserError as error:  # it, or the champion, has no figures: somebody else registered it
+            verdict = Decision(False, str(error))
         aside = "" if verdict.promote else f"; the policy would not have it: {verdict.reason}"
         decision = Decision(True, f"by hand: {reason}{aside}", verdict.figures)
+        _record(client, model, str(version), decision)
+        _delete_tags(client, model, str(version), TAKEN_BACK)
         if not _crown(client, model, str(version), champion):
             raise UpstreamError(f"the champion of {model} has just changed")
-        if TAKEN_BACK in client.get_model_version(model, str(version)).tags:
-            client.delete_model_version_tag(model, str(version), TAKEN_BACK)
-        _record(client, describe(client, chosen), decision)
     return decision
 
 
@@ -106,15 +107,18 @@ def rollback(model: str, reason: str, root: Path = Path()) -> Registration:
         champion = _champion(client, model)
         if champion is None:
             raise UserError(f"{model} has no champion in {store_uri(root)}")
-        history = [version for version in _history(client, model) if version in known]
-        while history and history[-1] == champion:
-            history.pop()
+        history = [
+            version
+            for version in champions(client, model)
+            if version in known and version != champion and TAKEN_BACK not in known[version].tags
+        ]
         if not history:
-            raise UserError(f"{model}: version {champion} is the champion, and there was none before it")
+            raise UserError(f"{model}: version {champion} is the champion, and there is none before it to go back to")
+        # The reason first: if this dies on the way, the next call does not go back to what was to be taken back.
+        client.set_model_version_tag(model, champion, TAKEN_BACK, reason)
         if not _move(client, model, history[-1], champion):
             raise UpstreamError(f"the champion of {model} has just changed")
-        client.set_registered_model_tag(model, _HISTORY, json.dumps(history))
-        client.set_model_version_tag(model, champion, TAKEN_BACK, reason)
+        client.set_registered_model_tag(model, HISTORY, json.dumps(history))
         return describe(client, client.get_model_version(model, history[-1]))
 
 
@@ -167,11 +171,10 @@ def _versions(client: Any, model: str, root: Path) -> dict[str, Any]:
     return found
 
 
-def _version(client: Any, model: str, version: int, root: Path) -> Any:
+def _check_version(client: Any, model: str, version: int, root: Path) -> None:
     known = _versions(client, model, root)
     if str(version) not in known:
         raise UserError(f"{model} has no version {version}; it has {', '.join(sorted(known, key=int))}")
-    return known[str(version)]
 
 
 def _champion(client: Any, model: str) -> str | None:
@@ -180,20 +183,16 @@ def _champion(client: Any, model: str) -> str | None:
     return None if version is None else str(version)
 
 
-def _history(client: Any, model: str) -> list[str]:
-    return json.loads(client.get_registered_model(model).tags.get(_HISTORY, "[]"))
-
-
 def _crown(client: Any, model: str, version: str, champion: str | None) -> bool:
     """Move the alias and remember from whom; False if it was not where it is said to be."""
     # The alias first: if this dies between the two, the next call finds the champion and adds the rest.
     if not _move(client, model, version, champion):
         return False
-    history = _history(client, model)
+    history = champions(client, model)
     for each in (champion, version):
         if each is not None and history[-1:] != [each]:
             history.append(each)
-    client.set_registered_model_tag(model, _HISTORY, json.dumps(history))
+    client.set_registered_model_tag(model, HISTORY, json.dumps(history))
     return True
 
 
@@ -224,11 +223,28 @@ def _candidate(mlflow: Any, model: str, version: str, protocol: str | None = Non
     )
 
 
-def _record(client: Any, version: Registration, decision: Decision) -> None:
-    """Tag a version with a decision and its numbers."""
-    # Why a version once became champion stays said, also when it comes again and is refused.
-    tag = "promotion_reason" if decision.promote or version.reason is None else "refusal_reason"
-    client.set_model_version_tag(version.model, str(version.version), tag, decision.reason)
-    if decision.figures:
-        figures = json.dumps(decision.figures, ensure_ascii=False)
-        client.set_model_version_tag(version.model, str(version.version), "promotion_figures", figures)
+def _already(client: Any, model: str, version: str) -> Decision:
+    """Of the champion itself: why it is, if that is known."""
+    reason = client.get_model_version(model, version).tags.get(PROMOTED)
+    decision = Decision(True, reason or "it is the champion already")
+    if reason is None:  # somebody moved the alias in MLflow itself
+        _record(client, model, version, decision)
+    return decision
+
+
+def _record(client: Any, model: str, version: str, decision: Decision) -> None:
+    """Tag a version with a decision and its numbers.
+
+    Why a version once became champion stays said, also when it comes again and is refused.
+    """
+    reason = PROMOTED if decision.promote else REFUSED
+    figures = json.dumps(decision.figures, ensure_ascii=False)
+    client.set_model_version_tag(model, version, _FIGURES[reason], figures)
+    client.set_model_version_tag(model, version, reason, decision.reason)
+    if decision.promote:
+        _delete_tags(client, model, version, REFUSED, _FIGURES[REFUSED])
+
+
+def _delete_tags(client: Any, model: str, version: str, *names: str) -> None:
+    for name in client.get_model_version(model, version).tags.keys() & set(names):
+        client.delete_model_version_tag(model, version, name)

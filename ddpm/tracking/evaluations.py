@@ -16,7 +16,7 @@ from ddpm.tracking.names import grouped
 from ddpm.tracking.notes import NOTE, artifact, comparison_note
 from ddpm.tracking.outputs import model_name
 from ddpm.tracking.records import Figures, figures_of_run
-from ddpm.tracking.registry import find
+from ddpm.tracking.registry import find, named, pinned
 from ddpm.tracking.runs import git_tags, log_metrics, milliseconds
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers
 
@@ -34,27 +34,32 @@ class Evaluation:
 
 @store_answers()
 def evaluation_of(uri: str, root: Path = Path()) -> Evaluation:
-    """The figures of a model that `resolve` finds."""
+    """The figures of a model that `resolve` finds.
+
+    Raises:
+        UserError: no such model, or no figures of it.
+        UpstreamError: the server does not answer.
+    """
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
-    run_id, version = _origin(client, uri)
+    with named(uri, mlflow, root):
+        run_id, version = _origin(client, pinned(uri, root))
+    figures = figures_of_run(mlflow, run_id, uri)
     files = {file.path for file in client.list_artifacts(run_id)}
     return Evaluation(
-        figures=figures_of_run(mlflow, run_id),
+        figures=figures,
         likelihood=mlflow.artifacts.load_text(f"runs:/{run_id}/nll.csv") if "nll.csv" in files else None,
         version=version,
     )
 
 
 def _origin(client: Any, uri: str) -> tuple[str, str | None]:
-    """The run that a model came of, and its version."""
+    """The run that a model came of, and its version, of a URI that names neither alias nor `latest`."""
     scheme, _, name = uri.partition(":/")
     if scheme == "runs":
         return name.strip("/").partition("/")[0], None
-    if match := re.fullmatch(r"(?P<model>[^/@]+)(@(?P<alias>.+)|/(?P<version>\d+))", name):
-        model, alias, number = match["model"], match["alias"], match["version"]
-        found = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
-        return found.run_id, f"models:/{model}/{found.version}"
+    if match := re.fullmatch(r"(?P<model>[^/]+)/(?P<version>\d+)", name):
+        return client.get_model_version(match["model"], match["version"]).run_id, uri
     return client.get_logged_model(name).source_run_id, None
 
 
@@ -75,6 +80,17 @@ def log_comparison(directory: Path, root: Path = Path()) -> str:
         **git_tags(root),
     }
     run_id = client.create_run(experiment, run_name=f"compare {', '.join(names)}", tags=tags).info.run_id
+    try:
+        _log(client, run_id, experiment, directory, record)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the reason for being here matters more
+            client.set_terminated(run_id, status="FAILED")
+        raise
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _log(client: Any, run_id: str, experiment: str, directory: Path, record: Mapping[str, Any]) -> None:
     measured, now = record["over_steps"], milliseconds()
     points = [
         (now, int(steps), grouped(f"{measured['figure']}_over_steps", {_plain(name): value}))
@@ -85,8 +101,6 @@ def log_comparison(directory: Path, root: Path = Path()) -> str:
     client.log_artifacts(run_id, str(directory))
     page = f"#/experiments/{experiment}/runs/{run_id}/artifacts/{COMPARISON_PAGE}"
     client.set_tag(run_id, NOTE, comparison_note(record, page=page, picture=artifact(COMPARISON_PICTURE, run_id)))
-    client.set_terminated(run_id)
-    return run_id
 
 
 def _version(model: Mapping[str, Any], root: Path) -> str | None:

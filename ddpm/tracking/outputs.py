@@ -98,12 +98,15 @@ def lineage_of(variant: str, root: Path = Path()) -> str:
     An imported model came of no stage; it is told by its own files, its figures' and its export's.
 
     Raises:
-        UserError: dvc.lock lacks a stage.
+        UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
     """
     import yaml
 
     card = root / MODELS / variant / "model.json"
     if card.is_file() and read_output(card, f"train@{variant}")["training"].get("weights") == "imported":
+        for folder, command in ((REPORTS, "evaluate"), (DEPLOY, "export")):
+            if not (root / folder / variant).is_dir():
+                raise UserError(f"{root / folder / variant}: no such directory; run `ddpm {command} {variant}`")
         folders = (root / folder / variant for folder in (MODELS, REPORTS, DEPLOY))
         files = [path for folder in folders for path in sorted(folder.iterdir())]
         hashes = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}

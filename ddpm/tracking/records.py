@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ddpm.deploy.integrity import Fingerprint
+from ddpm.errors import UserError
 from ddpm.tracking.names import PROTOCOL, evaluation, evaluation_among
 from ddpm.tracking.registry import FINGERPRINT, Registration
 from ddpm.tracking.runs import log_metrics, milliseconds
-from ddpm.tracking.store import load_mlflow, store_answers
+from ddpm.tracking.store import load_mlflow, may_pass, store_answers
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,30 @@ def recorded_figures(version: Registration, protocol: str, root: Path = Path()) 
 
 
 def figures_of(mlflow: Any, version: Any, protocol: str | None = None) -> Figures:
-    """`recorded_figures` of a version as MLflow answers with it."""
-    return figures_of_run(mlflow, version.tags.get(_measured_under(protocol), version.run_id))
+    """`recorded_figures` of a version as MLflow answers with it.
+
+    Raises:
+        UserError: it has none; somebody else than `register` made it.
+    """
+    run_id = version.tags.get(_measured_under(protocol), version.run_id)
+    return figures_of_run(mlflow, run_id, f"models:/{version.name}/{version.version}")
 
 
-def figures_of_run(mlflow: Any, run_id: str) -> Figures:
-    """The figures that a run logged, and their protocol."""
+def figures_of_run(mlflow: Any, run_id: str | None, name: str) -> Figures:
+    """The figures that a run logged, and their protocol.
+
+    Args:
+        name: what messages call the model.
+
+    Raises:
+        UserError: there are none.
+    """
     client = mlflow.MlflowClient()
+    files = {file.path for file in client.list_artifacts(run_id)} if run_id else set()
     # Before its file had a name of its own here, it had that of reports/.
-    named = PROTOCOL if any(file.path == PROTOCOL for file in client.list_artifacts(run_id)) else "protocol.json"
+    named = next((file for file in (PROTOCOL, "protocol.json") if file in files), None)
+    if run_id is None or named is None:
+        raise UserError(f"{name} has no recorded figures")
     return Figures(
         metrics=evaluation_among(client.get_run(run_id).data.metrics),
         protocol=mlflow.artifacts.load_dict(f"runs:/{run_id}/{named}"),
@@ -73,11 +89,23 @@ def _measured_under(protocol: str | None) -> str:
 
 @store_answers()
 def recorded_fingerprint(version: Registration, root: Path = Path()) -> Fingerprint | None:
-    """What a version was when it was registered; None where that was before fingerprints were taken."""
+    """What a version was when it was registered; None where that was before fingerprints were taken.
+
+    Raises:
+        UserError: its samples of then are lost or damaged.
+        UpstreamError: the server does not answer.
+    """
     mlflow = load_mlflow(root)
     tags = mlflow.MlflowClient().get_model_version(version.model, str(version.version)).tags
     if "files" not in tags:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(f"runs:/{version.run_id}/{FINGERPRINT}", dst_path=folder)
-        return Fingerprint(json.loads(tags["files"]), np.load(path), tags["runtime"])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(f"runs:/{version.run_id}/{FINGERPRINT}", dst_path=folder)
+            samples = np.load(path)
+    except Exception as error:  # what a damaged file leads to depends on the damage
+        if may_pass(error):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise UserError(f"{FINGERPRINT}, what it drew at its registration, cannot be read: {first_line}") from None
+    return Fingerprint(json.loads(tags["files"]), samples, tags["runtime"])

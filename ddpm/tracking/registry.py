@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import importlib.metadata
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,13 +24,16 @@ from ddpm.tracking.names import PROTOCOL, evaluation, grouped
 from ddpm.tracking.notes import NOTE, run_note
 from ddpm.tracking.outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
-from ddpm.tracking.store import is_connection_failure, load_mlflow, store_answers, store_uri
+from ddpm.tracking.store import load_mlflow, may_pass, store_answers, store_uri
 
 # The artifact with what the exported model drew from fixed noise.
 FINGERPRINT = "fingerprint.npy"
 
-# The tag that says why a version is no longer champion.
-TAKEN_BACK = "taken_back"
+# Tags of a version: why it became champion, why at last it did not, and why it no longer is.
+PROMOTED, REFUSED, TAKEN_BACK = "promotion_reason", "refusal_reason", "taken_back"
+
+# The tag of a registered model with the versions that were champion, oldest first.
+HISTORY = "champions"
 
 # What the exported model needs to sample, besides this package.
 _REQUIREMENTS = ("numpy", "onnxruntime", "pandas")
@@ -77,14 +81,32 @@ def describe(client: Any, version: Any) -> Registration:
     """What is known of a version that MLflow answered with."""
     # The search leaves the aliases out of its answers.
     version = client.get_model_version(version.name, version.version)
-    taken_back = version.tags.get(TAKEN_BACK)
     return Registration(
         model=version.name,
         version=int(version.version),
         run_id=version.run_id,
         aliases=tuple(sorted(version.aliases)),
-        reason=f"taken back: {taken_back}" if taken_back else version.tags.get("promotion_reason"),
+        reason=_reason(client, version),
     )
+
+
+def _reason(client: Any, version: Any) -> str | None:
+    tags = version.tags
+    if "champion" in version.aliases:
+        return tags.get(PROMOTED)
+    if TAKEN_BACK in tags:
+        return f"taken back: {tags[TAKEN_BACK]}"
+    if REFUSED in tags:
+        return tags[REFUSED]
+    # The reason of a promotion is written before the alias is moved, which somebody may have kept from happening.
+    return tags.get(PROMOTED) if str(version.version) in champions(client, version.name) else None
+
+
+def champions(client: Any, model: str) -> list[str]:
+    """The versions that were champion, oldest first; the last is the present one, unless the alias was moved by hand in
+    MLflow itself.
+    """
+    return json.loads(client.get_registered_model(model).tags.get(HISTORY, "[]"))
 
 
 @store_answers()
@@ -226,38 +248,46 @@ def resolve(uri: str, root: Path = Path()) -> Path:
     if not store_uri(root).startswith("sqlite:"):
         destination = tempfile.mkdtemp(prefix="ddpm-model-")
         atexit.register(shutil.rmtree, destination, ignore_errors=True)
-    with _named(uri, mlflow, root):
+    with named(uri, mlflow, root):
         directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
-        flavors = mlflow.models.Model.load(str(directory)).flavors
     try:
+        flavors = mlflow.models.Model.load(str(directory)).flavors
         return directory / flavors["python_function"]["artifacts"]["deploy"]["path"]
-    except KeyError:
-        raise UserError(f"{uri}: not a model that `ddpm register` made") from None
+    except Exception:  # what a damaged file leads to depends on the damage
+        raise UserError(f"{uri}: not made by `ddpm register`, or its file MLmodel is lost or damaged") from None
 
 
 @store_answers()
 def pinned(uri: str, root: Path = Path()) -> str:
-    """`models:/NAME@ALIAS` as `models:/NAME/VERSION`, by what the alias means now; any other URI as it is.
+    """`models:/NAME@ALIAS` and `models:/NAME/latest` as `models:/NAME/VERSION`, by what they mean now.
+
+    Any other URI is returned as it is.
 
     Raises:
-        UserError: no such model, or none with this alias.
+        UserError: no such model, none with this alias, or no version of it.
         UpstreamError: the server does not answer.
     """
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    if not (uri.startswith("models:/") and alias):
+    match = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>.+)|/latest)", uri)
+    if match is None:
         return uri
     mlflow = load_mlflow(root)
-    with _named(uri, mlflow, root):
-        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+    client, name, alias = mlflow.MlflowClient(), match["name"], match["alias"]
+    with named(uri, mlflow, root):
+        if alias:
+            return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
+        versions = [int(version.version) for version in client.search_model_versions(f"name = '{name}'")]
+    if not versions:
+        raise UserError(f"{uri}: no such model in {store_uri(root)}")
+    return f"models:/{name}/{max(versions)}"
 
 
 @contextlib.contextmanager
-def _named(uri: str, mlflow: Any, root: Path) -> Iterator[None]:
+def named(uri: str, mlflow: Any, root: Path) -> Iterator[None]:
     """Around what asks for a model: say in one line that there is none."""
     try:
         yield
     except (mlflow.MlflowException, OSError) as error:
-        if is_connection_failure(error):
+        if may_pass(error):
             raise
         first_line = str(error).partition("\n")[0]
         raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None

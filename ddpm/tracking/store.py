@@ -61,17 +61,20 @@ def store_answers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_connection_failure(error):
+        if not may_pass(error):
             raise
         raise UpstreamError(f"MLflow does not answer at {store_uri()}") from None
 
 
-def is_connection_failure(error: BaseException | None) -> bool:
-    """Whether an error came of one of the network's. MLflow wraps those in its own."""
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error came of the network's, which MLflow wraps in its own, or of a database that is busy."""
     from requests import ConnectionError, Timeout
+    from requests.exceptions import RetryError
 
     while error is not None:
-        if isinstance(error, ConnectionError | Timeout):
+        if isinstance(error, ConnectionError | Timeout | RetryError):
+            return True
+        if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddpm.data.kinds import encode_pixels
 from ddpm.data.loader import TrainingImages, batch_indices
 from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.objectives import L_SIMPLE, Objective
-from ddpm.diffusion.pixels import from_uint8
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted
 from ddpm.training.checkpoint import Checkpoints
@@ -64,7 +64,7 @@ def train(
     decay: str = "constant",  # of the learning rate after the rise: "constant" or "cosine", to 0 at the last step
     grad_clip: float = 1.0,  # largest gradient norm
     ema_decay: float = 0.9999,
-    encode: Callable[[Tensor], Tensor] = from_uint8,  # stored data → [N, C, ...] in about [−1, 1]
+    encode: Callable[[Tensor], Tensor] = encode_pixels,  # stored data → [N, C, ...] in about [−1, 1]
     horizontal_flip: bool = False,
     objective: Objective = L_SIMPLE,
     timestep_sampler: str = "uniform",  # or "importance": by the size of the latest losses

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,17 @@ def test_networks_are_told_apart_by_their_kind(tmp_path: Path):
         path.write_text(f"models: {{ddpm: {{network: {text}}}}}")
         with pytest.raises(UserError, match=words):
             load_params(path)
+
+
+def test_the_readmes_own_data_can_be_pasted_over_what_ships(tmp_path: Path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(data:\n.*?)```", readme, flags=re.DOTALL)
+    data, _, network = block.partition("models:\n  ddpm:\n")
+    shipped = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    pasted = re.sub(r"^data:\n(  .*\n)+", lambda _: data, shipped, count=1, flags=re.MULTILINE)
+    pasted = re.sub(r"(?<=^  ddpm:\n)    network:.*\n(      .*\n)+", lambda _: network, pasted, flags=re.MULTILINE)
+    (tmp_path / "params.yaml").write_text(pasted, encoding="utf-8")
+    params = load_params(tmp_path / "params.yaml")
+    assert params.data.source == "folder"
+    assert params.models["ddpm"].network.width == 64
+    assert f"{params.models['ddpm'].training.steps:,} steps" in readme

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from torch.distributions import Normal, kl_divergence
 
 from ddpm.config import Params
 from ddpm.data.loader import InMemoryImages
-from ddpm.diffusion.likelihood import discretized_gaussian_log_likelihood, normal_kl, vlb_terms
+from ddpm.diffusion.likelihood import discretized_gaussian_log_likelihood, normal_kl, prior_terms, vlb_terms
 from ddpm.diffusion.objectives import LOSSES, VLB_WEIGHT, WEIGHTINGS, Objective
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
@@ -102,10 +103,8 @@ def test_a_decoder_that_is_far_off_learns_to_come_nearer():
 def test_kl_is_torchs(mean1, log_variance1, mean2, log_variance2):
     values = [torch.tensor(value).double() for value in (mean1, log_variance1, mean2, log_variance2)]
     ours = normal_kl(*values)
-    first, second = (
-        torch.distributions.Normal(mean, (log_variance / 2).exp()) for mean, log_variance in (values[:2], values[2:])
-    )
-    assert ours.item() == pytest.approx(torch.distributions.kl_divergence(first, second).item(), rel=1e-9, abs=1e-12)
+    first, second = (Normal(mean, (log_variance / 2).exp()) for mean, log_variance in (values[:2], values[2:]))
+    assert ours.item() == pytest.approx(kl_divergence(first, second).item(), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
@@ -134,6 +133,26 @@ def test_a_learned_variance_lies_in_its_range():
         mean, log_variance, _ = process.p_mean_variance(out, xt, t)
         assert mean.shape == log_variance.shape == SHAPE
         np.testing.assert_allclose(log_variance[:, 0, 0, 0], expected[t.numpy()])
+
+
+def test_the_large_variance_starts_at_the_posteriors():
+    """At t = 0, where β_1 is too wide for a decoder, β̃ of the step after stands in (Ho et al.'s code)."""
+    process = GaussianProcess(SCHEDULE, variance="fixed_large", dtype=torch.float64)
+    xt, _ = a_batch(torch.float64)
+    _, log_variance, _ = process.p_mean_variance(xt, xt, torch.tensor([0, 1, 20, 49]))
+    expected = [SCHEDULE.posterior_variance[1], *SCHEDULE.betas[[1, 20, 49]]]
+    np.testing.assert_allclose(log_variance.flatten().exp(), expected)
+
+
+def test_the_prior_term_is_the_divergence_of_the_last_step_from_noise():
+    """Of a process so short that most of x_0 is left at its end."""
+    schedule = Schedule.named("scaled_linear", 5)
+    x0, _ = a_batch(torch.float64)
+    left = schedule.alphas_cumprod[-1]
+    last, noise = Normal(left**0.5 * x0, (1 - left) ** 0.5), Normal(torch.zeros_like(x0), torch.ones_like(x0))
+    expected = kl_divergence(last, noise).flatten(1).mean(1) / math.log(2)
+    assert expected.min() > 1
+    torch.testing.assert_close(prior_terms(GaussianProcess(schedule, dtype=torch.float64), x0), expected)
 
 
 def test_names_that_do_not_exist():

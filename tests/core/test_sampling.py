@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.objectives import Objective
-from ddpm.diffusion.pixels import from_uint8, to_uint8
 from ddpm.diffusion.plans import COLUMNS, sampling_plan
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import trajectory
@@ -120,12 +119,6 @@ def test_noise_is_standard_normal_and_differs_between_seeds_and_images():
 def test_noise_refuses_a_negative_seed():
     with pytest.raises(ValueError, match="seed must be"):
         ImageNoise(-1, 1, (1, 1, 1))
-
-
-@given(st.integers(0, 255))
-def test_pixels_survive_the_round_trip(value):
-    pixels = torch.full((1, 2, 2, 3), value, dtype=torch.uint8)
-    assert torch.equal(to_uint8(from_uint8(pixels)), pixels)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])

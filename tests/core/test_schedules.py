@@ -85,6 +85,22 @@ def test_the_strides_by_name():
     assert spaced_timesteps(1000, 3, "quadratic").tolist() == [0, 200, 800]
 
 
+@given(st.integers(2, 4000), st.data())
+def test_quadratic_strides_are_equal_in_the_square_root(total, data):
+    """Few enough of them to fall on distinct rows: the first stride is the shortest."""
+    end = np.sqrt(0.8 * total)
+    steps = data.draw(st.integers(2, 1 + int(end)))
+    np.testing.assert_array_equal(spaced_timesteps(total, steps, "quadratic"), np.linspace(0, end, steps) ** 2 // 1)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "visited"), [("trailing", 999), ("linspace", 999), ("quadratic", 800), ("leading", 0)]
+)
+def test_a_single_step_is_the_one_with_the_most_noise(spacing, visited):
+    """But of leading strides, which have no end but t = 0, as DDIM's code and diffusers have it."""
+    assert spaced_timesteps(1000, 1, spacing).tolist() == [visited]
+
+
 @pytest.mark.parametrize(
     ("total", "steps", "spacing", "words"),
     [

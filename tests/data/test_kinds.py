@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as arrays
 from ddpm.config import Params
 from ddpm.data.kinds import ImageKind, ValueKind, data_kind
 from ddpm.data.store import PreparedData
-from ddpm.diffusion.pixels import from_uint8, to_uint8
 from ddpm.errors import UserError
 from ddpm.files import read_json
 from ddpm.stages.fetch import fetch
@@ -43,9 +42,18 @@ def test_images_are_encoded_and_decoded_as_ever():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8))
     kind = ImageKind((4, 4, 3))
     assert kind.network_shape == (3, 4, 4)
-    assert torch.equal(kind.encode(pixels), from_uint8(pixels))
-    x = torch.randn(2, 3, 4, 4)
-    np.testing.assert_array_equal(kind.decode(x.numpy()), to_uint8(x).numpy())
+    encoded = kind.encode(pixels)
+    np.testing.assert_allclose(encoded, np.moveaxis(pixels.numpy() / 127.5 - 1, 3, 1), atol=1e-6)
+    assert encoded.is_contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 4, 4).numpy()
+    expected = np.moveaxis(np.clip(127.5 * (x.astype(np.float64) + 1), 0, 255), 1, 3)
+    np.testing.assert_allclose(kind.decode(x), expected, atol=0.5 + 1e-4)
+
+
+def test_every_level_survives_the_round_trip():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    kind = ImageKind((16, 16, 1))
+    np.testing.assert_array_equal(kind.decode(kind.encode(levels).numpy()), levels)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,18 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: Callable[[bytes], b
     assert path.read_bytes() == whole
 
 
+def test_a_flipped_bit_of_the_archives_directory_is_found_or_does_no_harm(tmp_path: Path):
+    """Some make zipfile ask for a password, others for a compression that it does not know."""
+    made = cached_features(MeanColour(), split(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for bit in range(whole.index(b"PK\1\2") * 8, 8 * len(whole), 7):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        assert torch.equal(cached_features(MeanColour(), split(), tmp_path).features, made.features)
+
+
 def test_a_batch_does_not_change_features(tmp_path: Path):
     whole = split(2 * BATCH + 7)
     for size in (1, BATCH, 3 * BATCH):

@@ -154,8 +154,9 @@ def test_the_papers_protocol_is_of_the_papers_weights(weights: Path, inception: 
 
 def test_a_file_that_is_not_inception_is_refused(tmp_path: Path):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="not InceptionV3 weights in torch-fidelity's format"):
+    with pytest.raises(UserError, match="not InceptionV3 weights in torch-fidelity's format") as caught:
         InceptionExtractor(tmp_path / "weights.pth", torch.device("cpu"))
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_missing_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

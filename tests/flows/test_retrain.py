@@ -76,7 +76,7 @@ def test_from_nothing_to_a_champion(after_one_run, monkeypatch):
     assert calls.index("prepare") < calls.index("train@one") < calls.index("evaluate@one")
     version = tracking.find("one")
     assert version.aliases == ("challenger", "champion")
-    assert "first version" in version.reason
+    assert "no champion to beat" in version.reason
     [mlflow_run] = runs_of_mlflow(after_one_run)
     assert mlflow_run.info.status == "FINISHED"
     assert mlflow_run.data.metrics["eval/fid"] == 20.0
@@ -91,7 +91,7 @@ def test_the_pages_show_the_table_the_picture_and_the_way_to_mlflow(after_one_ru
         shown = {found.key: found.data for found in client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))}
     assert json.loads(shown["results"])[0]["FID"] == 20.0
     assert "data:image/png;base64," in shown["samples-one"]
-    assert "champion: FID 20.0000, the first version" in shown["promotion-one"]
+    assert "champion: FID 20.0000, and there was no champion to beat" in shown["promotion-one"]
     assert "| FID | 20.0000 |  |" in shown["promotion-one"]
     assert tracking.find("one").run_id in shown["mlflow-one"]
 
@@ -113,6 +113,17 @@ def test_a_run_that_was_stopped_before_its_promotion_is_finished_by_the_next(aga
     assert result.registration.aliases == ("challenger", "champion")
     assert (again / "calls").read_text().split() == ["fetch"]
     assert len(runs_of_mlflow(again)) == 1
+
+
+@pytest.mark.slow
+def test_what_another_process_is_running_is_waited_for_and_then_named(again):
+    blocked = {str(again / "reports" / "one"): {"pid": os.getpid(), "cmd": "dvc repro"}}
+    (again / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"read": {}, "write": blocked}))
+    state = run()
+    assert state.is_failed()
+    assert re.fullmatch(r"evaluate@one: '.*/reports/one' is busy, it is being blocked by:", state.message)
+    (again / ".dvc" / "tmp" / "rwlock").unlink()
+    assert run().message == "Nothing has changed since models:/ddpm-dots/1"
 
 
 @pytest.mark.slow

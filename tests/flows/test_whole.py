@@ -86,7 +86,7 @@ def test_under_another_protocol_the_champion_is_measured_again_ranked_and_watche
     [measured] = [
         value for tag, value in client.get_model_version("ddpm-digits", "1").tags.items() if "measured" in tag
     ]
-    assert client.get_run(measured).data.metrics["samples"] == 128
+    assert client.get_run(measured).data.metrics["eval/detail/samples"] == 128
 
     path = tracking.resolve("models:/ddpm-digits@champion") / "denoiser.onnx"
     content = bytearray(path.read_bytes())

@@ -1,5 +1,6 @@
 """diffusers' UNet2DModel in and out, held against the package itself."""
 
+import itertools
 import json
 
 import numpy as np
@@ -10,8 +11,11 @@ from networks import ours
 
 from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
 from ddpm.data.kinds import ImageKind
+from ddpm.diffusion.plans import NO_CLIP
 from ddpm.errors import UserError
 from ddpm.interop.diffusers import convert, read, write
+from ddpm.interop.diffusers.scheduler import SchedulerConfig
+from ddpm.interop.diffusers.unet import UNet2DConfig
 from ddpm.interop.published import Published
 from ddpm.nets.unet import UNet
 
@@ -154,6 +158,11 @@ def test_the_flat_layout_pickled_and_with_the_old_names_of_attentions(tmp_path):
             {"sampler": "ancestral", "steps": 60, "spacing": "leading", "clip": False},
         ),
         (
+            DDIMScheduler(100, 0.001, 0.2, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=NO_CLIP),
+            {"variance": "fixed_small", "timesteps": 100},
+            {"sampler": "ddim", "steps": 50, "spacing": "leading", "dynamic_threshold": 0.9},
+        ),
+        (
             DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", prediction_type="sample"),
             {"schedule": "scaled_linear", "variance": "fixed_small", "prediction": "x0"},
             {"sampler": "ancestral", "steps": 1000, "spacing": "leading"},
@@ -177,14 +186,14 @@ NETWORKS = {
 }
 
 
-def network_of_ours(options, process=None):
+def network_of_ours(options, process=None, **sampling):
     options = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "dropout": 0.0, **options}
     process = process or ProcessConfig()
     out_channels = 2 if process.variance == "learned_range" else 1
     torch.manual_seed(0)
     network = randomised(UNet(8, 1, out_channels=out_channels, **options))
-    sampling = SamplingConfig(sampler="ancestral", steps=process.timesteps, spacing="leading")
-    found = Published(NetworkConfig(**options), process, sampling, ImageKind((8, 8, 1)), dict(network.state_dict()))
+    plan = SamplingConfig(**{"sampler": "ancestral", "steps": process.timesteps, "spacing": "leading", **sampling})
+    found = Published(NetworkConfig(**options), process, plan, ImageKind((8, 8, 1)), dict(network.state_dict()))
     return network, found
 
 
@@ -206,21 +215,27 @@ def test_what_we_write_diffusers_loads_and_we_read_again(name, tmp_path):
         assert torch.equal(ours(again)(x, t, y), network(x, t, y))
 
 
+SHORT = {"timesteps": 30, "schedule": "cosine", "variance": "fixed_small"}
+
+
 @pytest.mark.parametrize(
-    "process",
+    ("process", "sampling"),
     [
-        {"timesteps": 10, "variance": "fixed_small"},
-        {"timesteps": 30, "schedule": "cosine", "variance": "fixed_large", "prediction": "v"},
-        {"timesteps": 30, "schedule": "cosine", "variance": "learned_range"},
-        {"timesteps": 30, "schedule": "sigmoid", "variance": "fixed_small"},
+        ({"timesteps": 10, "variance": "fixed_small"}, {}),
+        ({**SHORT, "variance": "fixed_large", "prediction": "v"}, {}),
+        ({**SHORT, "variance": "learned_range"}, {}),
+        ({**SHORT, "schedule": "sigmoid"}, {}),
+        (SHORT, {"variance": "fixed_large"}),
+        (SHORT, {"dynamic_threshold": 0.8}),
+        (SHORT, {"clip": False, "spacing": "linspace"}),
     ],
 )
-def test_the_pipeline_draws_what_we_draw(process, tmp_path):
+def test_the_pipeline_draws_what_we_draw(process, sampling, tmp_path):
     """From the same noise, by the scheduler that was written."""
     from ddpm.diffusion.plans import plan_for
     from ddpm.diffusion.sampling import sample
 
-    network, written = network_of_ours({"attention_resolutions": (4,)}, ProcessConfig(**process))
+    network, written = network_of_ours({"attention_resolutions": (4,)}, ProcessConfig(**process), **sampling)
     write(written, tmp_path)
     pipeline = DDPMPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
@@ -231,7 +246,8 @@ def test_the_pipeline_draws_what_we_draw(process, tmp_path):
     def draw():
         return torch.randn(2, 1, 8, 8, generator=generator)
 
-    plan = plan_for(written.process.model_dump(), written.sampling.model_dump())
+    plan, again = (plan_for(f.process.model_dump(), f.sampling.model_dump()) for f in (written, read(tmp_path)))
+    np.testing.assert_array_equal(again.table, plan.table)
     drawn = sample(network, plan, draw(), draw)
     np.testing.assert_allclose(theirs, ((drawn + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy(), atol=1e-4)
 
@@ -254,18 +270,42 @@ def test_what_diffusers_lacks_is_not_written(options, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("process", "sampling", "words"),
+    [
+        ({}, {"spacing": "quadratic"}, "sampling.spacing is quadratic, which diffusers' DDPMScheduler does not have"),
+        (
+            {"variance": "learned_range"},
+            {"variance": "fixed_small"},
+            "sampling.variance is fixed_small, which diffusers",
+        ),
+    ],
+)
+def test_sampling_that_diffusers_lacks_is_not_written(process, sampling, words, tmp_path):
+    _, written = network_of_ours({"attention_resolutions": (4,)}, ProcessConfig(**process), **sampling)
+    with pytest.raises(UserError, match=words):
+        write(written, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"act_fn": "gelu"}, "act_fn is gelu, which ddpm does not have; expected silu or swish"),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier"),
-        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor is 2"),
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups is None"),
+        ({"act_fn": "gelu"}, "dir: `act_fn`: input should be 'silu' or 'swish', found 'gelu'"),
+        ({"time_embedding_type": "fourier"}, "`time_embedding_type`: input should be 'positional', found 'fourier'"),
+        ({"mid_block_scale_factor": 2}, "`mid_block_scale_factor`: .*, found 2"),
+        ({"_class_name": "UNet2DConditionModel"}, "`_class_name`: .*, found 'UNet2DConditionModel'"),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            "attn_norm_num_groups is None, which ddpm does not have; expected 4",
+        ),
+        ({"time_embedding_dim": 16}, "time_embedding_dim is 16, which ddpm does not have; expected None or 32"),
         ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "level 0 has SkipDownBlock2D and UpBlock2D"),
         ({"downsample_type": "resnet", "upsample_type": "resnet"}, "resamples by conv and resnet"),
         ({"block_out_channels": [8, 12]}, r"block_out_channels \[8, 12\]"),
         ({"norm_num_groups": 3}, "groups is 3, which does not divide"),
         ({"sample_size": None}, "give --image-size"),
+        ({"sample_size": [8, 16]}, r"`sample_size`: .*, found \[8, 16\]"),
+        ({"in_channels": 4}, "`in_channels`: input should be 1 or 3, found 4"),
         ({"out_channels": 6}, "3 channels in and 6 out do not go with"),
         ({"num_class_embeds": 4}, "missing class_embedding.weight; unexpected nothing"),
         ({"layers_per_block": 2}, "missing down_blocks.*unexpected"),
@@ -274,22 +314,43 @@ def test_what_diffusers_lacks_is_not_written(options, words, tmp_path):
 )
 def test_what_we_lack_or_does_not_fit_is_named(change, words):
     with pytest.raises(UserError, match=words):
-        convert({**config_of(SMALL), **change}, SCHEDULER, peer(SMALL).state_dict())
+        convert({**config_of(SMALL), **change}, SCHEDULER, peer(SMALL).state_dict(), where="dir")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"_class_name": "EulerDiscreteScheduler"}, "the scheduler is EulerDiscreteScheduler; expected DDPMScheduler"),
-        ({"thresholding": True}, "the scheduler's thresholding is True"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule is sigmoid"),
-        ({"beta_end": 0.03}, "betas, from 0.0001 to 0.03, are of no schedule"),
-        ({"variance_type": "learned"}, "variance_type is learned"),
+        (
+            {"_class_name": "EulerDiscreteScheduler"},
+            "dir: scheduler: `_class_name`: .*'DDPMScheduler' or 'DDIMScheduler'",
+        ),
+        ({"thresholding": True}, "scheduler: sample_max_value is 1.0: ddpm has no bound"),
+        ({"beta_schedule": "sigmoid"}, "scheduler: `beta_schedule`: .*, found 'sigmoid'"),
+        ({"beta_end": 0.03}, "dir: scheduler: the betas, from 0.0001 to 0.03, are of no schedule"),
+        ({"variance_type": "learned"}, "scheduler: `variance_type`: .*, found 'learned'"),
     ],
 )
 def test_a_scheduler_that_we_lack_is_named(change, words):
     with pytest.raises(UserError, match=words):
-        convert(config_of(SMALL), {**SCHEDULER, **change}, peer(SMALL).state_dict())
+        convert(config_of(SMALL), {**SCHEDULER, **change}, peer(SMALL).state_dict(), where="dir")
+
+
+ODD = [None, -1, 0, "x", [], {}, 1.5, [1], [None, 2], True, float("nan")]
+
+
+@pytest.mark.parametrize(("damaged", "model"), [("config", UNet2DConfig), ("scheduler", SchedulerConfig)])
+def test_any_key_may_hold_anything(damaged, model):
+    """It is imported, or a line says what is wrong."""
+    whole = {"config": config_of(SMALL), "scheduler": SCHEDULER}
+    weights, keys, refused = peer(SMALL).state_dict(), model.model_json_schema()["properties"], []
+    for key, value in itertools.product(keys, ODD):
+        odd = {**whole, damaged: {**whole[damaged], key: value}}
+        try:
+            convert(**odd, theirs=weights, where="dir")
+        except UserError as error:
+            refused.append((key, str(error)))
+    assert {key for key, _ in refused} == keys.keys()
+    assert all(line.startswith("dir: ") and "\n" not in line for _, line in refused)
 
 
 def test_damaged_directories(tmp_path):

@@ -15,6 +15,7 @@ from tiny import TINY_PARAMS, run_cli, write_params
 
 from ddpm.config import load_params
 from ddpm.errors import UserError
+from ddpm.evaluation.comparison import Recorded
 from ddpm.evaluation.pictures import grid
 from ddpm.figures import FIGURES, Reading
 from ddpm.files import read_json, write_json
@@ -173,6 +174,13 @@ def test_what_cannot_be_compared_is_said_in_one_line_and_nothing_is_written(trai
         compare(load_params(), models, Path(options.pop("out", "out")), **{**OPTIONS, **options})
     assert "\n" not in str(caught.value)
     assert {path for path in trained.rglob("*") if "features" not in path.parts} == before
+
+
+@pytest.mark.parametrize("table", ["t,train\n0,1.0\n", "t,validation\n0\n", "t,validation\n0,much\n"])
+def test_a_damaged_table_of_the_likelihood_is_named(tmp_path, table):
+    (tmp_path / "nll.csv").write_text(table)
+    with pytest.raises(UserError, match=r"nll\.csv: damaged: expected numbers in the columns `t` and `validation`$"):
+        Recorded.read(tmp_path)
 
 
 def test_models_of_other_data_are_refused(trained):

@@ -1,5 +1,6 @@
 """`ddpm import` and `ddpm export-diffusers`: an imported model goes through every stage like one trained here."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from torch.utils.data import TensorDataset
 import ddpm
 from ddpm.cli import main
 from ddpm.config import NetworkConfig
+from ddpm.errors import UserError
 from ddpm.files import sha256_of
 from ddpm.interop.openai import module_names
+from ddpm.interop.published import Flags
 from ddpm.nets.unet import UNet
+from ddpm.stages.interop import import_model
 
 PEER = {
     "sample_size": 8,
@@ -30,6 +34,27 @@ PEER = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
 }
+
+
+GUIDED = {
+    **{"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)},
+    **{"head_channels": 32, "scale_shift": True, "frequency_shift": 0, "resample": "residual"},
+}
+SAID = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "cosine", "--diffusion-steps", "1000"]
+
+
+def saved_as_openai(path: Path, **options) -> UNet:
+    """A network of ours, whose state dict is saved under their names."""
+    torch.manual_seed(0)
+    network = UNet(8, 1, out_channels=2, **GUIDED, **options)
+    torch.nn.init.normal_(network.out_conv.weight, std=0.1)
+    modules = dict(module_names(NetworkConfig(**GUIDED, **options), 8))
+    state = {}
+    for name, tensor in network.state_dict().items():
+        module, _, parameter = name.rpartition(".")
+        state[f"{modules[module]}.{parameter}"] = tensor
+    torch.save(state, path)
+    return network
 
 
 @pytest.fixture
@@ -92,6 +117,10 @@ def test_there_and_back_again(trained: Path):
         (["import", "prepared", "--out", "models"], "models: exists already"),
         (["import", "models/tiny/model.safetensors", "--out", "m"], "another network: missing input_blocks.0.0.weight"),
         (["import", "cut.pt", "--out", "m"], "cut.pt: damaged, cut short"),
+        (
+            ["import", "guided.pt", "--out", "m", *SAID, "--dropout", "2"],
+            "`dropout`: input should be less than 1, found 2",
+        ),
         (["import", "another.pt", "--out", "m"], "another network: missing final_conv.weight, init_conv.weight, time"),
         (["export-diffusers", "nowhere", "m"], "nowhere is not a model directory"),
         (["export-diffusers", "models/tiny", "models"], "models: exists already"),
@@ -99,6 +128,7 @@ def test_there_and_back_again(trained: Path):
 )
 def test_wrong_requests_get_one_line_and_exit_code_2(trained: Path, capsys, arguments, words):
     torch.save({"step": 1, "model": {"conv.weight": torch.zeros(100)}}, "another.pt")
+    saved_as_openai(Path("guided.pt"))
     Path("cut.pt").write_bytes(Path("another.pt").read_bytes()[:-100])
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -108,20 +138,10 @@ def test_wrong_requests_get_one_line_and_exit_code_2(trained: Path, capsys, argu
 
 
 def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
-    """A network of ours under their names: what its shapes do not tell comes from the options."""
-    options = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "head_channels": 32}
-    torch.manual_seed(0)
-    network = UNet(8, 1, out_channels=2, **options, scale_shift=True, frequency_shift=0, resample="residual")
-    torch.nn.init.normal_(network.out_conv.weight, std=0.1)
-    modules = dict(module_names(NetworkConfig(**options, resample="residual"), 8))
-    state = {}
-    for name, tensor in network.state_dict().items():
-        module, _, parameter = name.rpartition(".")
-        state[f"{modules[module]}.{parameter}"] = tensor
-    torch.save(state, "ema_0.9999.pt")
-    said = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "cosine", "--diffusion-steps", "1000"]
+    """What its shapes do not tell comes from the options."""
+    network = saved_as_openai(Path("ema_0.9999.pt"))
     new_order = "--use-new-attention-order"
-    assert main(["import", "ema_0.9999.pt", "--out", "models/guided", *said, new_order, "--dropout", "0.1"]) == 0
+    assert main(["import", "ema_0.9999.pt", "--out", "models/guided", *SAID, new_order, "--dropout", "0.1"]) == 0
     model = ddpm.load("models/guided")
     assert model.card.config.process.variance == "learned_range"
     assert model.card.config.network.resample == "residual"
@@ -130,6 +150,18 @@ def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
     torch.testing.assert_close(weights["time_mlp.0.weight"], first)
     torch.testing.assert_close(weights["down.1.attentions.0.qkv.weight"], network.down[1].attentions[0].qkv.weight)
     assert model.sample(2, steps=2).shape == (2, 8, 8, 1)
+
+
+def test_a_model_that_needs_a_class_is_refused(tmp_path: Path, capsys):
+    """It has never seen an image without one, and our samplers tell it none."""
+    saved_as_openai(tmp_path / "conditional.pt", num_classes=5)
+    DDPMPipeline(UNet2DModel(**PEER, num_class_embeds=5), DDPMScheduler()).save_pretrained(tmp_path / "conditional")
+    for source, said in ((tmp_path / "conditional.pt", SAID), (tmp_path / "conditional", [])):
+        assert main(["import", str(source), "--out", str(tmp_path / "m"), *said]) == 2
+        error = capsys.readouterr().err
+        assert f"{source}: it is told one of 5 classes with every image; ddpm samples without classes" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "m").exists()
 
 
 def trained_by_lucidrains(kind: str) -> tuple[Path, torch.nn.Module]:
@@ -151,6 +183,44 @@ def trained_by_lucidrains(kind: str) -> tuple[Path, torch.nn.Module]:
             parameter.add_(0.1 * torch.randn_like(parameter))
     trainer.save(1)
     return Path("results/model-1.pt"), averaged.eval()
+
+
+def saved_by_openai(path: Path) -> Flags:
+    saved_as_openai(path)
+    return Flags(image_size=8, num_head_channels=32, noise_schedule="cosine", diffusion_steps=1000)
+
+
+def saved_by_lucidrains(path: Path) -> Flags:
+    state = GaussianDiffusion(Unet(8, dim_mults=(1, 2)), image_size=8, timesteps=40).state_dict()
+    read = {name: state[name] for name in state if name.startswith("model.") or name in ("betas", "loss_weight")}
+    torch.save(read, path)
+    return Flags(image_size=8)
+
+
+ODD = [torch.zeros(shape) for shape in [(), (0,), (5,), (2, 2), (0, 1, 1, 1)]]
+TELLING = {
+    saved_by_openai: [
+        *("time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.1.0.emb_layers.1.bias", "out.2.bias"),
+        *("input_blocks.x.0.weight", "input_blocks.weight", "output_blocks.x.0.weight", "label_emb.weight"),
+    ],
+    saved_by_lucidrains: [
+        *("model.init_conv.weight", "model.time_mlp.1.weight", "model.final_conv.weight", "model.mid_attn.mem_kv"),
+        *("model.downs.x.weight", "model.downs.0.3.1.weight", "betas", "loss_weight"),
+    ],
+}
+
+
+@pytest.mark.parametrize("saved", TELLING)
+def test_any_tensor_may_have_any_shape(saved, tmp_path: Path):
+    """A line says what is wrong, whether a name is read, a shape, or neither."""
+    flags = saved(tmp_path / "whole.pt")
+    whole = torch.load(tmp_path / "whole.pt", weights_only=True)
+    for name, odd in itertools.product([*TELLING[saved], *sorted(whole)[::25]], ODD):
+        torch.save({**whole, name: odd}, tmp_path / "odd.pt")
+        with pytest.raises(UserError) as caught:
+            import_model(tmp_path / "odd.pt", tmp_path / "out", flags)
+        assert str(caught.value).startswith(f"{tmp_path / 'odd.pt'}: ")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "flags"), [("images", ("--image-size", "8")), ("sequences", ("--seq-length", "16"))])

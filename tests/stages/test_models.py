@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_saved_and_loaded_is_the_same_model(trained: Path, tmp_path: Path):
         assert sha256_of(tmp_path / name) == sha256_of(trained / "models/tiny" / name)
 
 
+def redescribed(before: str, after: str) -> Callable[[Path], object]:
+    """What changes a model's card."""
+
+    def damage(directory: Path) -> None:
+        card = directory / "model.json"
+        card.write_text(card.read_text().replace(before, after))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -42,24 +53,10 @@ def test_saved_and_loaded_is_the_same_model(trained: Path, tmp_path: Path):
         (lambda d: (d / "model.safetensors").unlink(), "is missing"),
         (lambda d: (d / "model.safetensors").write_bytes(b"x" * 100), "damaged"),
         (lambda d: (d / "model.json").write_text("{"), "damaged"),
-        (
-            lambda d: (d / "model.json").write_text(
-                (d / "model.json").read_text().replace('"width": 8', '"width": 16')
-            ),
-            "another network: down.0.resample.conv.bias is",
-        ),
-        (
-            lambda d: (d / "model.json").write_text(
-                (d / "model.json").read_text().replace('"blocks": 1', '"blocks": 2')
-            ),
-            "another network: missing",
-        ),
-        (
-            lambda d: (d / "model.json").write_text(
-                (d / "model.json").read_text().replace('"format": 1', '"format": 7')
-            ),
-            "`format`.*found 7",
-        ),
+        (redescribed('"width": 8', '"width": 16'), "another network: down.0.resample.conv.bias is"),
+        (redescribed('"blocks": 1', '"blocks": 2'), "another network: missing"),
+        (redescribed('"groups": 4', '"groups": 7'), "tiny/model.json: network: groups is 7, which does not divide"),
+        (redescribed('"format": 1', '"format": 7'), "`format`.*found 7"),
     ],
 )
 def test_a_damaged_model_is_named(trained: Path, damage, words):

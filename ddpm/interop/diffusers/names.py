@@ -1,0 +1,67 @@
+"""The names of the tensors of diffusers' `UNet2DModel`, and which of them ours are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ddpm.config import NetworkConfig
+from ddpm.interop.published import parts_of
+
+_RESIDUAL = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "time": "time_emb_proj",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "skip": "conv_shortcut",
+}
+# Theirs are linear layers, and three of them are our one.
+_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+_FIXED = {
+    "time_mlp.0": "time_embedding.linear_1",
+    "time_mlp.2": "time_embedding.linear_2",
+    "classes": "class_embedding",
+    "stem": "conv_in",
+    "out_norm": "conv_norm_out",
+    "out_conv": "conv_out",
+}
+# As attentions were called before diffusers 0.14.
+_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def their_names(network: NetworkConfig, ours: Iterable[str]) -> dict[str, list[str]]:
+    """Our names, each with theirs, whose tensors one after the other are ours."""
+    modules = dict(_module_names(network))
+    names = {}
+    for name in ours:
+        module, _, parameter = name.rpartition(".")
+        found = (
+            [modules[module.removesuffix("qkv") + part] for part in "qkv"]
+            if module.endswith(".qkv")
+            else [modules[module]]
+        )
+        names[name] = [f"{their_module}.{parameter}" for their_module in found]
+    return names
+
+
+def _module_names(network: NetworkConfig) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of every module that may hold weights."""
+    yield from _FIXED.items()
+    for way, resamplers in (("down", "downsamplers"), ("up", "upsamplers")):
+        resample = _RESIDUAL if network.resample == "residual" else {"conv": "conv"}
+        for level in range(len(network.multipliers)):
+            there = f"{way}_blocks.{level}"
+            for block in range(network.blocks + 1):
+                yield from parts_of(f"{way}.{level}.residuals.{block}", f"{there}.resnets.{block}", _RESIDUAL)
+                yield from parts_of(f"{way}.{level}.attentions.{block}", f"{there}.attentions.{block}", _ATTENTION)
+            yield from parts_of(f"{way}.{level}.resample", f"{there}.{resamplers}.0", resample)
+    yield from parts_of("middle_in", "mid_block.resnets.0", _RESIDUAL)
+    yield from parts_of("middle_attention", "mid_block.attentions.0", _ATTENTION)
+    yield from parts_of("middle_out", "mid_block.resnets.1", _RESIDUAL)
+
+
+def new_name(name: str) -> str:
+    """A name of any of their versions as today's calls it."""
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name

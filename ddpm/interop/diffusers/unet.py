@@ -1,0 +1,193 @@
+"""The configuration of diffusers' `UNet2DModel`, theirs to ours and ours to theirs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from ddpm.config import Fraction, NetworkConfig, Positive, validate
+from ddpm.data.kinds import ImageKind
+from ddpm.errors import UserError
+
+_ATTENDING = {False: ("DownBlock2D", "UpBlock2D"), True: ("AttnDownBlock2D", "AttnUpBlock2D")}
+_RESNET_BLOCKS = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+
+
+class UNet2DConfig(BaseModel, frozen=True):
+    """What decides the network in their config.json, with UNet2DModel's defaults and as far as ours has a counterpart;
+    other keys are passed over."""
+
+    class_name: Literal["UNet2DModel"] = Field(alias="_class_name")
+    sample_size: Positive | None = None
+    in_channels: Literal[1, 3] = 3
+    out_channels: Positive = 3
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    block_out_channels: tuple[Positive, ...]
+    layers_per_block: Positive = 2
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    mid_block_scale_factor: Annotated[float, Field(ge=1, le=1)] = 1
+    add_attention: bool = True
+    attention_head_dim: Positive | None = 8
+    norm_num_groups: Positive = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: Fraction = 1e-5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    downsample_type: Literal["conv", "resnet"] = "conv"
+    upsample_type: Literal["conv", "resnet"] = "conv"
+    downsample_padding: Literal[0, 1] = 1
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: int | None = None
+    flip_sin_to_cos: bool = True
+    freq_shift: Literal[0, 1] = 0
+    class_embed_type: None = None
+    num_class_embeds: Positive | None = None
+
+    @field_validator("sample_size", mode="before")
+    @classmethod
+    def _a_square_has_one_side(cls, value: Any) -> Any:
+        sides = value if isinstance(value, list | tuple) else ()
+        return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
+
+    @model_validator(mode="after")
+    def _levels_are_told_alike(self) -> UNet2DConfig:
+        widths = self.block_out_channels
+        alike = len(self.down_block_types) == len(self.up_block_types) == len(widths) > 0
+        if not alike or any(c % widths[0] for c in widths):
+            raise ValueError(
+                f"down_block_types, up_block_types and block_out_channels {list(widths)} must be as many, and the "
+                "channels multiples of the first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ours_has_a_counterpart(self) -> UNet2DConfig:
+        groups, scale_shift = self.norm_num_groups, self.resnet_time_scale_shift == "scale_shift"
+        supported: dict[str, tuple[int | None, ...]] = {
+            # Where the time scales and shifts, None leaves the norm of the attention in the middle out.
+            "attn_norm_num_groups": (groups,) if scale_shift and self.add_attention else (None, groups),
+            "time_embedding_dim": (None, 4 * self.block_out_channels[0]),
+        }
+        for key, values in supported.items():
+            if (found := getattr(self, key)) not in values:
+                expected = " or ".join(map(str, values))
+                raise ValueError(f"{key} is {found}, which ddpm does not have; expected {expected}")
+        return self
+
+
+def network_config(theirs: UNet2DConfig, side: int, where: str) -> NetworkConfig:
+    """Our configuration of theirs.
+
+    Args:
+        side: of the images, in pixels.
+        where: what errors call it.
+
+    Raises:
+        UserError: it is of blocks that ours lacks.
+    """
+    attended, residual = _blocks(theirs, where)
+    first = theirs.block_out_channels[0]
+    return validate(
+        NetworkConfig,
+        {
+            "width": first,
+            "multipliers": [c // first for c in theirs.block_out_channels],
+            "blocks": theirs.layers_per_block,
+            "attention_resolutions": [side // 2**level for level in attended],
+            "middle_attention": theirs.add_attention,
+            "head_channels": theirs.attention_head_dim,
+            "groups": theirs.norm_num_groups,
+            "norm_epsilon": theirs.norm_eps,
+            "dropout": theirs.dropout,
+            "scale_shift": theirs.resnet_time_scale_shift == "scale_shift",
+            "resample": "residual" if residual else "conv",
+            "downsample_padding": "asymmetric" if theirs.downsample_padding == 0 and not residual else "symmetric",
+            "frequency_shift": theirs.freq_shift,
+            "num_classes": theirs.num_class_embeds,
+        },
+        where,
+    )
+
+
+def _blocks(theirs: UNet2DConfig, where: str) -> tuple[list[int], bool]:
+    """The levels that attend, and whether the ways between levels are residual blocks."""
+    pairs = {
+        _ATTENDING[False]: ("conv", "conv"),
+        _ATTENDING[True]: (theirs.downsample_type, theirs.upsample_type),
+        _RESNET_BLOCKS: ("resnet", "resnet"),
+    }
+    found = list(zip(theirs.down_block_types, reversed(theirs.up_block_types), strict=True))
+    for level, pair in enumerate(found):
+        if pair not in pairs:
+            raise UserError(f"{where}: level {level} has {pair[0]} and {pair[1]}, a pair that ddpm does not have")
+    ways = {pairs[pair][0] for pair in found[:-1]} | {pairs[pair][1] for pair in found[1:]}
+    if len(ways) > 1:
+        raise UserError(f"{where}: it resamples by {' and '.join(sorted(ways))}; expected conv or resnet alone")
+    return [level for level, pair in enumerate(found) if pair == _ATTENDING[True]], ways == {"resnet"}
+
+
+def their_config(network: NetworkConfig, kind: ImageKind, out_channels: int) -> dict[str, Any]:
+    """Their config.json of our configuration.
+
+    Raises:
+        UserError: the network uses what UNet2DModel lacks; the message names the key.
+    """
+    multipliers = list(network.multipliers)
+    for key, value, unsupported in (
+        ("resample", network.resample, network.resample == "plain"),
+        ("rescale_residuals", network.rescale_residuals, network.rescale_residuals),
+        ("timestep_scale", network.timestep_scale, network.timestep_scale != 1),
+        ("multipliers", multipliers, multipliers[0] != 1),
+    ):
+        if unsupported:
+            raise UserError(f"network.{key} is {value}, which diffusers' UNet2DModel does not have")
+    widths = [network.width * multiplier for multiplier in multipliers]
+    channels, side, _ = kind.network_shape
+    attends = [side // 2**level in network.attention_resolutions for level in range(len(widths))]
+    residual = network.resample == "residual"
+    plain = _RESNET_BLOCKS if residual else _ATTENDING[False]
+    blocks = [_ATTENDING[True] if attending else plain for attending in attends]
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": out_channels,
+        "down_block_types": [down for down, _ in blocks],
+        "up_block_types": [up for _, up in reversed(blocks)],
+        "block_out_channels": widths,
+        "layers_per_block": network.blocks,
+        "add_attention": network.middle_attention,
+        "attention_head_dim": _head_channels(network, widths, attends),
+        "norm_num_groups": network.groups,
+        "attn_norm_num_groups": network.groups,
+        "norm_eps": network.norm_epsilon,
+        "dropout": network.dropout,
+        "act_fn": "silu",
+        "resnet_time_scale_shift": "scale_shift" if network.scale_shift else "default",
+        "downsample_type": "resnet" if residual else "conv",
+        "upsample_type": "resnet" if residual else "conv",
+        "downsample_padding": 0 if network.downsample_padding == "asymmetric" else 1,
+        "time_embedding_type": "positional",
+        "flip_sin_to_cos": False,
+        "freq_shift": network.frequency_shift,
+        "num_class_embeds": network.num_classes,
+    }
+
+
+def _head_channels(network: NetworkConfig, widths: list[int], attends: list[bool]) -> int | None:
+    """Theirs are heads by channels; None is one head."""
+    if network.head_channels or network.heads == 1:
+        return network.head_channels
+    attended = {c for c, attending in zip(widths, attends, strict=True) if attending}
+    if network.middle_attention:
+        attended.add(widths[-1])
+    if len(attended) > 1:
+        raise UserError(
+            f"network.heads is {network.heads} at {sorted(attended)} channels alike, but diffusers' UNet2DModel has "
+            "equal channels a head: only networks with head_channels, or one head, can be exported"
+        )
+    return next(iter(attended), network.heads) // network.heads
