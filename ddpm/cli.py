@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm import __version__
+from ddpm.arguments import add_compare, add_export_diffusers, add_import, add_measure, add_promotion, add_sample
 from ddpm.errors import Interrupted, UpstreamError, UserError
-from ddpm.layout import COMPARISON, COMPARISON_PAGE
-from ddpm.serve.arguments import add_arguments, chosen_settings
+from ddpm.layout import COMPARISON_PAGE
+from ddpm.serve.arguments import add_arguments as add_serve
+from ddpm.serve.arguments import chosen_settings
 
 if TYPE_CHECKING:
     from ddpm.config import Params
@@ -121,123 +122,18 @@ def _parser() -> argparse.ArgumentParser:
     for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
     for_variant("export", _export, "export a model to ONNX and hold it against the trained one")
     for_variant("register", _register, "register a model's export, with its figures, in MLflow")
-    _add_promotion(command)
+    promote = command("promote", _promote, "make a version of a model champion, if it beats the one there is")
+    rollback = command("rollback", _rollback, "make the version champion that was it before")
+    add_promotion(promote, rollback)
+    add_measure(command("measure", _measure, "measure an exported model as `evaluate` would, with the data of today"))
     command("config", _config, "print params.yaml with the defaults filled in, and what each key means")
 
-    sample = command("sample", _sample, "draw images from a model")
-    sample.add_argument(
-        "model", metavar="MODEL", help="models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
-    )
-    sample.add_argument("--n", type=int, default=64, help="how many images (default: %(default)s)")
-    sample.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="FILE.npz (of images uint8 [N, H, W, C]), FILE.png or, of images, a new directory",
-    )
-    sample.add_argument(
-        "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
-    )
-    sample.add_argument("--sampler", help="ancestral, ddim, dpmpp_2m, dpmpp_2s or unipc (default: the model's own)")
-    sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
-    sample.add_argument(
-        "--variance", help="of ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
-    )
-    sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
-    sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
-    _add_compare(command)
-    add_arguments(command("serve", _serve, "draw images over HTTP from an exported model"))
-    _add_interop(command)
+    add_sample(command("sample", _sample, "draw images from a model"))
+    add_compare(command("compare", _compare, "hold models side by side: pictures, figures and curves as one page"))
+    add_serve(command("serve", _serve, "draw images over HTTP from an exported model"))
+    add_import(command("import", _import, "make a model directory of a published checkpoint"))
+    add_export_diffusers(command("export-diffusers", _export_diffusers, "write a model for diffusers' DDPMPipeline"))
     return parser
-
-
-def _add_compare(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
-    compare = command("compare", _compare, "hold models side by side: pictures, figures and curves as one page")
-    compare.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help="a model of params.yaml, models/V, deploy/V, or a URI such as models:/ddpm-digits@champion",
-    )
-    compare.add_argument(
-        "--out",
-        type=Path,
-        default=COMPARISON,
-        help="a directory for report.html and comparison.json (default: %(default)s)",
-    )
-    compare.add_argument(
-        "--steps",
-        type=_integers,
-        help="at how many evaluations of the network an image they are measured, such as 5,10,20 "
-        "(default: 5,10,20,50,100, as far as all have so many timesteps)",
-    )
-    compare.add_argument("--sampler", default="ddim", help="that all are measured by (default: %(default)s)")
-    compare.add_argument("--samples", type=int, help="measured at each number of steps (default: evaluation.samples)")
-    compare.add_argument(
-        "--rank",
-        action="store_true",
-        help="the best model first; refused where the models were measured under different protocols",
-    )
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 5,10,20, found {text!r}") from None
-
-
-def _add_promotion(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
-    promote = command("promote", _promote, "make a version of a model champion, if it beats the one there is")
-    chosen = promote.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("variant", metavar="V", nargs="?", help="a model named in params.yaml, as it is registered now")
-    chosen.add_argument("--to", type=int, metavar="VERSION", help="this one, whatever the policy says")
-    back = command("rollback", _rollback, "make the version champion that was it before")
-    for by_hand in (promote, back):
-        by_hand.add_argument("--reason", required=by_hand is back, help="kept with the version in MLflow")
-        by_hand.add_argument("--model", metavar="NAME", help="the registered model (default: ddpm-<data>)")
-    measure = command("measure", _measure, "measure an exported model as `evaluate` would, with the data of today")
-    measure.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
-    measure.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON: its `metrics` and `protocol`")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
-    return int(text)
-
-
-def _add_interop(command: Callable[[str, Callable[[Arguments], None], str], argparse.ArgumentParser]) -> None:
-    bring = command("import", _import, "make a model directory of a published checkpoint")
-    bring.add_argument(
-        "source",
-        type=Path,
-        metavar="SOURCE",
-        help="a .pt file of openai/improved-diffusion, guided-diffusion or denoising_diffusion_pytorch, or a directory "
-        "of diffusers' UNet2DModel",
-    )
-    bring.add_argument("--out", type=Path, required=True, help="the model directory, such as models/V")
-    bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
-    bring.add_argument("--image-size", type=_positive, help="pixels a side, where SOURCE does not tell")
-    built = bring.add_argument_group("of denoising_diffusion_pytorch's sequences", "as GaussianDiffusion1D was given")
-    built.add_argument("--seq-length", type=_positive)
-    built.add_argument("--auto-normalize", action=argparse.BooleanOptionalAction, default=True)
-    flags = bring.add_argument_group(
-        "of OpenAI's files", "named and meant as on the command line that trained it, for what its shapes do not tell"
-    )
-    flags.add_argument("--num-heads", type=_positive)
-    flags.add_argument("--num-head-channels", type=_positive)
-    flags.add_argument("--noise-schedule", choices=["linear", "cosine"])
-    flags.add_argument("--diffusion-steps", type=_positive)
-    flags.add_argument("--rescale-timesteps", action=argparse.BooleanOptionalAction)
-    flags.add_argument("--use-new-attention-order", action="store_true")
-    flags.add_argument("--predict-xstart", action="store_true")
-    flags.add_argument("--sigma-small", action="store_true")
-    flags.add_argument("--dropout", type=float, default=0.0)
-
-    give = command("export-diffusers", _export_diffusers, "write a model for diffusers' DDPMPipeline")
-    give.add_argument("model", type=Path, metavar="MODEL", help="a model directory, such as models/V")
-    give.add_argument("out", type=Path, metavar="OUT", help="a new directory")
 
 
 def _params() -> Params:
@@ -321,12 +217,13 @@ def _rollback(arguments: Arguments) -> None:
 
 
 def _measure(arguments: Arguments) -> None:
-    from ddpm.promotion import headline
+    from ddpm.figures import Reading, headline
     from ddpm.stages.deployed import measure_model
 
     measured = measure_model(_params(), arguments.model, arguments.out)
-    key, name = headline(measured.metrics)
-    print(f"{arguments.model}: {name} {measured.metrics[key]:.4f} under protocol {measured.protocol.id}")
+    figure = headline(measured.metrics)
+    found = f"{figure.name} {Reading.of(measured.metrics, figure.key)}"
+    print(f"{arguments.model}: {found} under protocol {measured.protocol.id}")
 
 
 def _sample(arguments: Arguments) -> None:
@@ -338,6 +235,7 @@ def _sample(arguments: Arguments) -> None:
         count=arguments.n,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        precision=arguments.precision,
         sampler=arguments.sampler,
         steps=arguments.steps,
         variance=arguments.variance,

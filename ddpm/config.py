@@ -382,7 +382,7 @@ class Tolerances(Section):
     fid: Tolerance | None = Field(0.05, description="higher by, though the intervals overlap")
     wasserstein: Tolerance | None = Field(0.05, description="the same")
     inception_score: Tolerance | None = Field(0.1, description="lower by")
-    kid: Tolerance | None = Field(0.25, description="higher by; it is small, and its noise a large share of it")
+    kid: Tolerance | None = Field(0.25, description="higher by, besides the deviations of both")
     precision: Tolerance | None = Field(0.1, description="lower by")
     recall: Tolerance | None = Field(0.1, description="lower by")
     mmd: Tolerance | None = Field(None, description="higher by")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ddpm.promotion import NAMES, Estimate, headline
+from ddpm.figures import FIGURES, Reading, headline, number
 
 # Beside the headline. KID and MMD are too close to zero for a share of them to mean anything.
 _WATCHED = ("inception_score", "precision", "recall")
@@ -18,12 +18,11 @@ def drifts(recorded: Mapping[str, float], measured: Mapping[str, float], toleran
         measured: the same figures, measured again.
         tolerance: what is allowed beyond the interval, as a share of the figure on record.
     """
-    key, _ = headline(recorded)
-    for each in (key, *_WATCHED):
-        if each not in recorded or each not in measured:
+    for key in (headline(recorded).key, *_WATCHED):
+        before = Reading.of(recorded, key)
+        if before is None or key not in measured:
             continue
-        before = Estimate.of(recorded, each)
         slack = tolerance * abs(before.value)
         low, high = min(before.low, before.value) - slack, max(before.high, before.value) + slack
-        if not low <= measured[each] <= high:  # nor if it is not a number
-            yield f"{NAMES[each]} {measured[each]:.4f}, recorded {before}"
+        if not low <= measured[key] <= high:  # nor if it is not a number
+            yield f"{FIGURES[key].short} {number(measured[key])}, recorded {before}"

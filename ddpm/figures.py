@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -14,21 +14,49 @@ class Figure:
     key: str
     name: str
     better: Literal["lower", "higher"]
+    short: str = ""
+    """Its name within a sentence; by default the same."""
+    real: str | None = None
+    """The key of what held-out real data score, measured alike. FID and IS depend on how many there are, so that only
+    those of the same count have one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "short", self.short or self.name)
 
 
-FIGURES = (
-    Figure("fid", "FID", "lower"),
-    Figure("sfid", "sFID", "lower"),
-    Figure("kid", "KID", "lower"),
-    Figure("inception_score", "Inception Score", "higher"),
-    Figure("precision", "Precision", "higher"),
-    Figure("recall", "Recall", "higher"),
-    Figure("wasserstein", "Wasserstein distance", "lower"),
-    Figure("mmd", "MMD", "lower"),
-    Figure("nll_validation", "NLL of validation images, bits/dim", "lower"),
-    Figure("nll_train", "NLL of training images, bits/dim", "lower"),
-    Figure("gflops_per_image", "GFLOP an image", "lower"),
-)
+FIGURES = {
+    figure.key: figure
+    for figure in (
+        Figure("fid", "FID", "lower"),
+        Figure("fid_same_count", "FID, same count", "lower", real="fid_floor"),
+        Figure("sfid", "sFID", "lower"),
+        Figure("kid", "KID", "lower", real="kid_floor"),
+        Figure("inception_score", "Inception Score", "higher", short="IS"),
+        Figure("inception_score_same_count", "Inception Score, same count", "higher", real="inception_score_real"),
+        Figure("precision", "Precision", "higher", short="precision"),
+        Figure("recall", "Recall", "higher", short="recall"),
+        Figure("wasserstein", "Wasserstein distance", "lower", real="wasserstein_floor"),
+        Figure("mmd", "MMD", "lower", real="mmd_floor"),
+        Figure("nll_validation", "NLL of validation images, bits/dim", "lower", short="NLL"),
+        Figure("nll_train", "NLL of training images, bits/dim", "lower"),
+        Figure("gflops_per_image", "GFLOP an image", "lower"),
+    )
+}
+
+# The figures that models are ranked by, of images and of other data.
+_HEADLINES = ("fid", "wasserstein")
+
+
+def headline(metrics: Mapping[str, Any]) -> Figure:
+    """The figure that models with these metrics are ranked by.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for key in _HEADLINES:
+        if key in metrics:
+            return FIGURES[key]
+    raise KeyError(f"none of {', '.join(_HEADLINES)} among the metrics")
 
 
 @dataclass(frozen=True)
@@ -41,19 +69,20 @@ class Reading:
     deviation: float | None
     """`…_std`, over parts of the data."""
     real: float | None
-    """What held-out real data score: `…_floor`, or `…_real`."""
+    """What held-out real data score."""
 
     @classmethod
     def of(cls, metrics: Mapping[str, float], key: str) -> Reading | None:
-        """The figure of that key, if it was measured."""
+        """The figure of that key of `FIGURES`, if it was measured."""
+        figure = FIGURES[key]
         if key not in metrics:
             return None
         low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
         return cls(
             value=metrics[key],
-            interval=None if low is None or high is None else (low, high),
+            interval=None if low is None or high is None else (min(low, high), max(low, high)),
             deviation=metrics.get(f"{key}_std"),
-            real=metrics.get(f"{key}_floor", metrics.get(f"{key}_real")),
+            real=None if figure.real is None else metrics.get(figure.real),
         )
 
     def __str__(self) -> str:
@@ -64,12 +93,22 @@ class Reading:
 
     def overlaps(self, other: Reading) -> bool:
         """Whether the two may well be the same: their intervals, or deviations to each side, have a value in common."""
-        (low, high), (other_low, other_high) = self._span(), other._span()
-        return low <= other_high and other_low <= high
+        return self.low <= other.high and other.low <= self.high
 
-    def _span(self) -> tuple[float, float]:
-        deviation = self.deviation or 0.0
-        return self.interval or (self.value - deviation, self.value + deviation)
+    @property
+    def low(self) -> float:
+        """The least that it may well be."""
+        return self.interval[0] if self.interval else self.value - self.noise
+
+    @property
+    def high(self) -> float:
+        """The most that it may well be."""
+        return self.interval[1] if self.interval else self.value + self.noise
+
+    @property
+    def noise(self) -> float:
+        """Its deviation, where no interval says better how far to trust it."""
+        return 0.0 if self.interval else self.deviation or 0.0
 
 
 def number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Where the stages read and write, below the project's root."""
+"""Where the stages read and write, below the project's root; and how a model that is elsewhere is told from a path."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ COMPARISON_PAGE, COMPARISON_RECORD, COMPARISON_PICTURE = "report.html", "compari
 TRAINING_STATES = Path(".ddpm/training")
 # Features of real images, which every evaluation needs again; may be deleted at any time.
 FEATURES = Path(".ddpm/features")
+
+
+def is_uri(model: str) -> bool:
+    """Whether MODEL names something in MLflow, and not a directory."""
+    return model.startswith(("models:/", "runs:/"))

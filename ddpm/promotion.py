@@ -5,60 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from ddpm.config import PromotionConfig
-
-# The metric that models are ranked by, of images and of other data, and what people call it.
-_HEADLINES = {"fid": "FID", "wasserstein": "Wasserstein distance"}
+from ddpm.config import PromotionConfig, SamplingConfig
+from ddpm.evaluation.protocol import differing_fields
+from ddpm.figures import FIGURES, Reading, headline, number
 
 # Between models of one rank: the likelihood, and what an image costs. Lower is better.
-_TIE_BREAKERS = {"nll_validation": "NLL", "gflops_per_image": "GFLOP an image"}
-
-NAMES = {
-    **_HEADLINES,
-    "inception_score": "IS",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "mmd": "MMD",
-    **_TIE_BREAKERS,
-}
-_HIGHER_IS_BETTER = {"inception_score", "precision", "recall"}
+_TIE_BREAKERS = ("nll_validation", "gflops_per_image")
 
 # What a protocol says of the sampling plan, which is the model's own or one for all.
-_PLAN_FIELDS = {"sampler", "steps", "variance", "eta", "spacing", "clip", "dynamic_threshold"}
-
-
-def headline(metrics: Mapping[str, Any]) -> tuple[str, str]:
-    """The key of the metric that models with these metrics are ranked by, and its name.
-
-    Raises:
-        KeyError: there is none.
-    """
-    for key, name in _HEADLINES.items():
-        if key in metrics:
-            return key, name
-    raise KeyError(f"none of {', '.join(_HEADLINES)} among the metrics")
-
-
-class Estimate(NamedTuple):
-    """A figure and its interval; that of a figure without one is the figure alone."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, metrics: Mapping[str, float], key: str) -> Estimate:
-        """The figure `key` with `key_low` and `key_high`; not a number where there is none."""
-        value = metrics.get(key, math.nan)
-        ends = [metrics.get(f"{key}_{end}", value) for end in ("low", "high")]
-        return cls(value, min(ends), max(ends))
-
-    def __str__(self) -> str:
-        interval = f" [{self.low:.4f}, {self.high:.4f}]" if self.low < self.high else ""
-        return f"{self.value:.4f}{interval}"
+_PLAN_FIELDS = set(SamplingConfig.model_fields)
 
 
 @dataclass(frozen=True)
@@ -100,8 +57,8 @@ def decide(challenger: Candidate, champion: Candidate | None, policy: PromotionC
 
     Figures measured under different protocols are never ranked; the reason then names the fields that differ.
     """
-    key, measure = headline(challenger.metrics)
-    ours = Estimate.of(challenger.metrics, key)
+    ranking = headline(challenger.metrics)
+    measure, ours = ranking.name, _reading(challenger, ranking.key)
     if not challenger.parity_passed:
         return Decision(False, "the exported model was not shown to be the trained one")
     if not math.isfinite(ours.value):
@@ -110,14 +67,16 @@ def decide(challenger: Candidate, champion: Candidate | None, policy: PromotionC
         return Decision(False, f"it was champion and was taken back: {challenger.taken_back}")
     if champion is None:
         return Decision(True, f"{measure} {ours}, and there was no champion to beat", _figures(challenger, None))
-    theirs = Estimate.of(champion.metrics, key)
+    theirs = Reading.of(champion.metrics, ranking.key)
     if differences := list(differing_fields(champion.protocol, challenger.protocol)):
         return Decision(
             False,
-            f"not ranked: {measure} {ours} and {theirs} of {champion.name} were measured under different protocols: "
-            f"{'; '.join(differences)}",
+            f"not ranked: {measure} {ours} and {theirs or 'none'} of {champion.name} were measured under different "
+            f"protocols: {'; '.join(differences)}",
             _figures(challenger, None),
         )
+    if theirs is None:
+        return Decision(False, f"not ranked: {champion.name} has no {measure} on record", _figures(challenger, None))
     promote, reason = _ranked(challenger, champion, policy.gain)
     if promote and (worse := list(_much_worse(challenger, champion, policy.tolerances.model_dump()))):
         promote, reason = False, f"{reason}; but {'; '.join(worse)}"
@@ -126,21 +85,21 @@ def decide(challenger: Candidate, champion: Candidate | None, policy: PromotionC
 
 def _ranked(challenger: Candidate, champion: Candidate, gain: float) -> tuple[bool, str]:
     """Whether the challenger's headline, or where intervals overlap its tie-breakers, are better; and the numbers."""
-    key, measure = headline(challenger.metrics)
-    ours, theirs = Estimate.of(challenger.metrics, key), Estimate.of(champion.metrics, key)
+    ranking = headline(challenger.metrics)
+    measure, ours, theirs = ranking.name, _reading(challenger, ranking.key), _reading(champion, ranking.key)
     comparison = f"{ours} against {theirs} of {champion.name}"
     if ours.high < theirs.low:
         return True, f"lower {measure}: {comparison}"
     if ours.low > theirs.high:
         return False, f"no lower {measure}: {comparison}"
     changes = {
-        name: (challenger.metrics[key], champion.metrics[key])
-        for key, name in _TIE_BREAKERS.items()
+        FIGURES[key].short: (challenger.metrics[key], champion.metrics[key])
+        for key in _TIE_BREAKERS
         if key in challenger.metrics and key in champion.metrics
     }
     lower = [name for name, (mine, other) in changes.items() if _clearly_lower(mine, other, gain)]
     higher = [name for name, (mine, other) in changes.items() if _clearly_lower(other, mine, gain)]
-    numbers = "; ".join(f"{name} {mine:.4g} against {other:.4g}" for name, (mine, other) in changes.items())
+    numbers = "; ".join(f"{name} {number(mine)} against {number(other)}" for name, (mine, other) in changes.items())
     if lower and not higher:
         return True, f"lower {' and '.join(lower)} at the same {measure}: {comparison}; {numbers}"
     return False, f"no lower {measure}: {comparison}" + (f"; {numbers}" if numbers else "")
@@ -153,32 +112,34 @@ def _clearly_lower(one: float, other: float, gain: float) -> bool:
 def _much_worse(challenger: Candidate, champion: Candidate, tolerances: Mapping[str, float | None]) -> Iterator[str]:
     """Each figure of the challenger that is worse than its tolerance allows."""
     for key, tolerance in tolerances.items():
-        if tolerance is None or key not in challenger.metrics or key not in champion.metrics:
+        ours, theirs = (Reading.of(candidate.metrics, key) for candidate in (challenger, champion))
+        if tolerance is None or ours is None or theirs is None:
             continue
-        ours, theirs = challenger.metrics[key], champion.metrics[key]
-        loss = theirs - ours if key in _HIGHER_IS_BETTER else ours - theirs
-        if loss > tolerance * abs(theirs):
-            yield f"{NAMES[key]} {ours:.4g} against {theirs:.4g} is worse by more than {100 * tolerance:g} %"
+        loss = ours.value - theirs.value if FIGURES[key].better == "lower" else theirs.value - ours.value
+        # A share of a KID close to zero is less than its noise.
+        if loss > tolerance * abs(theirs.value) + ours.noise + theirs.noise:
+            numbers = f"{FIGURES[key].short} {number(ours.value)} against {number(theirs.value)}"
+            yield f"{numbers} is worse by more than {100 * tolerance:g} %"
 
 
 def _figures(challenger: Candidate, champion: Candidate | None) -> tuple[dict[str, str], ...]:
     """The numbers of a decision, a row a figure."""
 
     def shown(candidate: Candidate | None, key: str) -> str:
-        return str(Estimate.of(candidate.metrics, key)) if candidate and key in candidate.metrics else ""
+        return str((candidate and Reading.of(candidate.metrics, key)) or "")
 
     return tuple(
-        {"figure": name, "challenger": shown(challenger, key), "champion": shown(champion, key)}
-        for key, name in NAMES.items()
+        {"figure": figure.name, "challenger": shown(challenger, key), "champion": shown(champion, key)}
+        for key, figure in FIGURES.items()
         if key in challenger.metrics
     )
 
 
-def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """Each field in which two protocols differ, as `field: before → after`; `id` only if nothing else does."""
-    fields = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    for name in [name for name in fields if name != "id"] or fields:
-        yield f"{name}: {_short(before.get(name))} → {_short(after.get(name))}"
+def _reading(candidate: Candidate, key: str) -> Reading:
+    """A figure that the candidate is known to have."""
+    reading = Reading.of(candidate.metrics, key)
+    assert reading is not None
+    return reading
 
 
 def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, Any], *, own_plan: bool) -> bool:
@@ -191,9 +152,3 @@ def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, 
     """
     differing = {name for name in {*champion, *challenger} if champion.get(name) != challenger.get(name)}
     return bool(differing) and "weights" not in differing and not (own_plan and differing & _PLAN_FIELDS)
-
-
-def _short(value: Any) -> str:
-    """A value as a reason quotes it; hashes by their first digits."""
-    text = str(value)
-    return text if len(text) <= 32 else f"{text[:12]}…"

@@ -14,7 +14,7 @@ from ddpm.config import load_params
 from ddpm.deploy.integrity import find_fault
 from ddpm.drift import drifts
 from ddpm.errors import UpstreamError, UserError
-from ddpm.promotion import differing_fields
+from ddpm.evaluation.protocol import differing_fields
 from ddpm.tracking import Figures, Registration
 from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared_state, stopped
 from flows.processes import StoppedError

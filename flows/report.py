@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.settings import PREFECT_SERVER_API_PORT
 
 from ddpm import tracking
+from ddpm.figures import FIGURES, Figure, Reading, headline, number
 from ddpm.files import read_json
 from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD, DEPLOY, REPORTS
-from ddpm.promotion import Decision, headline
+from ddpm.promotion import Decision
 from ddpm.tracking import Registration
+
+# The figures in the table, as far as they were measured.
+_SHOWN = (
+    *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
+    *("wasserstein", "mmd", "nll_validation"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,34 +49,23 @@ class Result:
 
     def rows(self) -> dict[str, str]:
         """Label and value of each line of the table."""
-        count, all_samples = self.metrics["same_count"], self.metrics["samples"]
-        figure = {key: f"{value:.2f}" for key, value in self.metrics.items() if isinstance(value, float)}
-        if "fid" not in figure:
-            return {"model": self.variant} | self._distances() | self._version_rows()
-        rows = {
-            "model": self.variant,
-            "FID": f"{figure['fid']}{self._interval('fid')} over {all_samples} samples; lower is better",
-            f"FID over {count}": f"{figure['fid_same_count']}; the floor, as many real images: {figure['fid_floor']}",
-            "IS": f"{figure['inception_score']}{self._interval('inception_score')} over {all_samples} samples",
-            f"IS over {count}": f"{figure['inception_score_same_count']}; as many real images: "
-            f"{figure['inception_score_real']}",
+        figures = {
+            figure.name: str(reading) if reading.real is None else f"{reading}; real data: {number(reading.real)}"
+            for figure, reading in self._readings()
         }
-        if "nll_validation" in figure:
-            rows["NLL"] = f"{figure['nll_validation']} bits/dim; of training images: {figure['nll_train']}"
-        return rows | self._version_rows()
+        return {"model": self.variant, "samples": self._counts(), **figures, **self._version_rows()}
 
-    def _interval(self, key: str) -> str:
-        """The ends of a figure's 95 % interval."""
-        low, high = (self.metrics.get(f"{key}_{end}") for end in ("low", "high"))
-        return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    def _readings(self) -> Iterator[tuple[Figure, Reading]]:
+        for key in _SHOWN:
+            if reading := Reading.of(self.metrics, key):
+                yield FIGURES[key], reading
 
-    def _distances(self) -> dict[str, str]:
-        """The figures of points and sequences, each beside its floor."""
-        found, count = self.metrics, self.metrics["same_count"]
-        return {
-            f"{name} over {count}": f"{found[key]:.4g}; the floor, as many real ones: {found[f'{key}_floor']:.4g}"
-            for key, name in (("wasserstein", "Wasserstein"), ("mmd", "MMD"))
-        }
+    def _counts(self) -> str:
+        """Of how many samples the figures are."""
+        count = self.metrics["same_count"]
+        if "fid_same_count" not in self.metrics:
+            return f"{count}, and as many real ones"
+        return f"{self.metrics['samples']}; where it says the same count {count}, and as many real ones"
 
     def _version_rows(self) -> dict[str, str]:
         version = self.registration
@@ -81,18 +78,19 @@ class Result:
         }
 
     def figures(self) -> dict[str, float]:
-        """What models are compared by, with its floor, and IS where there is one."""
-        key, name = headline(self.metrics)
-        figures = {name: self.metrics[key], "floor": self.metrics[f"{key}_floor"]}
-        if "inception_score" in self.metrics:
-            figures["IS"] = self.metrics["inception_score"]
-        return {label: round(value, 3) for label, value in figures.items()}
+        """The same as numbers, those of real data beside them."""
+        figures = {}
+        for figure, reading in self._readings():
+            figures[figure.name] = reading.value
+            if reading.real is not None:
+                figures[f"{figure.name}, real data"] = reading.real
+        return {label: float(number(value)) for label, value in figures.items()}
 
     def __str__(self) -> str:
         version = self.registration
-        key, name = headline(self.metrics)
+        figure = headline(self.metrics)
         aliases = ", ".join(version.aliases) or "no alias"
-        return f"{self.variant}: {name} {self.metrics[key]:.2f}, {version.uri} ({aliases})"
+        return f"{self.variant}: {figure.name} {number(self.metrics[figure.key])}, {version.uri} ({aliases})"
 
 
 def text(results: list[Result]) -> str:

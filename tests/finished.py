@@ -10,6 +10,7 @@ from ddpm import tracking
 
 SHAPE = (4, 4, 1)
 VARIANT = "tiny"
+FINGERPRINT = "f"  # of the training
 
 
 def empty_store(base: Path) -> Path:
@@ -27,11 +28,14 @@ def write_outputs(
     sampling = {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True}
     process = {"timesteps": 10, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"}
     split = {"count": 8, "sha256": "d" * 64}
+    sampler = {"shape": SHAPE, "process": process, "sampling": sampling, "training": {"fingerprint": FINGERPRINT}}
     data = {"name": "dots", "shape": SHAPE, "classes": None, "mean": [0.5], "std": [0.5], "train_count": 8}
     trained = {"seed": 0, "precision": "fp32", "device": "cpu", "torch": "2", "images_seen": 40, "final_loss": 1.0}
+    trained |= {"fingerprint": FINGERPRINT}
     config = {"network": {"width": 8, "multipliers": [1, 2]}, "training": {"steps": 10}, "sampling": sampling}
     protocol = {"id": f"protocol-{samples}", "samples": samples, "steps": 5}
-    metrics = {"protocol": protocol["id"], "fid": fid, "fid_same_count": fid, "fid_floor": 1.0, "same_count": 8}
+    metrics = {"protocol": protocol["id"], "model": FINGERPRINT, "same_count": 8}
+    metrics |= {"fid": fid, "fid_same_count": fid, "fid_floor": 1.0}
     metrics |= {"inception_score": 1.5, "inception_score_std": 0.1, "inception_score_real": 2.0}
     metrics |= {"inception_score_same_count": 1.4, "samples": samples, **more}
     files = {
@@ -39,7 +43,7 @@ def write_outputs(
         f"models/{VARIANT}/model.json": {"config": config, "data": data, "training": trained, "parameters": 1},
         f"reports/{VARIANT}/metrics.json": metrics,
         f"reports/{VARIANT}/protocol.json": protocol,
-        f"deploy/{VARIANT}/sampler.json": {"shape": SHAPE, "process": process, "sampling": sampling},
+        f"deploy/{VARIANT}/sampler.json": sampler,
         f"deploy/{VARIANT}/parity.json": {"max_abs_difference": 1e-6, "tolerance": 1e-3, "passed": passed},
     }
     for name, content in files.items():

@@ -4,12 +4,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -17,6 +11,7 @@ import pytest
 from finished import VARIANT, write_outputs
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow_server import tracking_server
 from tiny import TINY_PARAMS, write_params
 
 from ddpm import tracking
@@ -37,7 +32,9 @@ def register(root: Path, **figures) -> None:
     with contextlib.suppress(MlflowException):  # it is there
         client.create_registered_model(MODEL)
     run_id = tracking.start_run(VARIANT, root)
-    client.log_batch(run_id, [Metric(key, value, 0, 0) for key, value in metrics.items() if key != "protocol"])
+    client.log_batch(
+        run_id, [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in ("protocol", "model")]
+    )
     client.log_dict(run_id, protocol, "protocol.json")
     known = {"lineage": tracking.lineage_of(VARIANT, root), "parity_passed": "true"}
     client.create_model_version(MODEL, f"runs:/{run_id}/model", run_id, tags=known)
@@ -61,11 +58,13 @@ def tags(version: int) -> dict[str, str]:
 
 def test_a_decision_is_a_tag_with_its_numbers(finished):
     registered(finished, {"fid": 20.0, "fid_low": 18.0, "fid_high": 22.0, "recall": 0.5}, {"fid": 21.0, "recall": 0.6})
-    assert tags(2)["refusal_reason"] == "no lower FID: 21.0000 against 20.0000 [18.0000, 22.0000] of version 1"
+    assert tags(2)["refusal_reason"] == "no lower FID: 21 against 20 [18, 22] of version 1"
     assert json.loads(tags(2)["refusal_figures"]) == [
-        {"figure": "FID", "challenger": "21.0000", "champion": "20.0000 [18.0000, 22.0000]"},
-        {"figure": "IS", "challenger": "1.5000", "champion": "1.5000"},
-        {"figure": "recall", "challenger": "0.6000", "champion": "0.5000"},
+        {"figure": "FID", "challenger": "21", "champion": "20 [18, 22]"},
+        {"figure": "FID, same count", "challenger": "21", "champion": "20"},
+        {"figure": "Inception Score", "challenger": "1.5 ± 0.1", "champion": "1.5 ± 0.1"},
+        {"figure": "Inception Score, same count", "challenger": "1.4", "champion": "1.4"},
+        {"figure": "Recall", "challenger": "0.6", "champion": "0.5"},
     ]
     assert "promotion_reason" not in tags(2)
 
@@ -74,15 +73,15 @@ def test_a_version_refused_again_by_another_champion_has_that_ones_reason_and_nu
     registered(finished, {"fid": 20.0}, {"fid": 10.0}, {"fid": 5.0})
     register(finished, fid=30.0, lock="4")
     client = tracking.load_mlflow().MlflowClient()
-    for present, theirs in (("2", "10.0000"), ("3", "5.0000")):
+    for present, theirs in (("2", "10"), ("3", "5")):
         client.set_registered_model_alias(MODEL, "champion", present)
         tracking.promote(VARIANT)
-        assert tracking.find(VARIANT).reason == f"no lower FID: 30.0000 against {theirs} of version {present}"
+        assert tracking.find(VARIANT).reason == f"no lower FID: 30 against {theirs} of version {present}"
         assert json.loads(tags(4)["refusal_figures"])[0]["champion"] == theirs
     client.set_registered_model_alias(MODEL, "champion", "1")
     tracking.promote_by_hand(MODEL, 4, "the others are grey")
     assert tracking.find(VARIANT).reason.startswith("by hand: the others are grey")
-    assert json.loads(tags(4)["promotion_figures"])[0]["champion"] == "20.0000"
+    assert json.loads(tags(4)["promotion_figures"])[0]["champion"] == "20"
     assert not {"refusal_reason", "refusal_figures"} & tags(4).keys()
 
 
@@ -100,7 +99,7 @@ def test_a_promotion_that_was_killed_is_not_taken_for_decided_and_its_reason_is_
 
     for faulty, present, reason in (
         (killed, 1, None),
-        (moved_and_killed, 2, "lower FID: 15.0000 against 20.0000 of version 1"),
+        (moved_and_killed, 2, "lower FID: 15 against 20 of version 1"),
     ):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(champion_module, "_move", faulty)
@@ -114,7 +113,7 @@ def test_a_version_promoted_by_hand_says_so_and_what_the_policy_says(finished):
     registered(finished, {"fid": 20.0}, {"fid": 30.0})
     decision = tracking.promote_by_hand(MODEL, 2, "sharper to the eye")
     assert decision.reason == (
-        "by hand: sharper to the eye; the policy would not have it: no lower FID: 30.0000 against 20.0000 of version 1"
+        "by hand: sharper to the eye; the policy would not have it: no lower FID: 30 against 20 of version 1"
     )
     assert champion() == 2
     assert tags(2)["promotion_reason"] == decision.reason
@@ -233,9 +232,9 @@ def test_a_champion_measured_again_is_ranked_under_the_challengers_protocol(fini
     protocol = json.loads((finished / f"reports/{VARIANT}/protocol.json").read_text())
     tracking.log_measurement(old, Figures({"fid": 9.0}, protocol))
     assert tracking.champion_to_measure(VARIANT) is None
-    assert "no lower FID: 10.0000 against 9.0000 of version 1" in tracking.promote(VARIANT).reason
+    assert "no lower FID: 10 against 9 of version 1" in tracking.promote(VARIANT).reason
     tracking.log_measurement(old, Figures({"fid": 11.0}, protocol))
-    assert "lower FID: 10.0000 against 11.0000 of version 1" in tracking.promote(VARIANT).reason
+    assert "lower FID: 10 against 11 of version 1" in tracking.promote(VARIANT).reason
     assert champion() == 2
     assert tracking.champion_to_measure(VARIANT) is None
 
@@ -290,29 +289,6 @@ def test_two_processes_that_finish_at_once_end_as_if_in_turn(finished, monkeypat
 
 @pytest.mark.slow
 def test_two_processes_race_for_the_alias_of_a_server_too(finished, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    options = ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--workers", "1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options, "--backend-store-uri", tracking.store_uri()],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        start_new_session=True,
-    )
-    try:
-        wait_until_healthy(f"{address}/health")
+    with tracking_server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert racers(finished, address, rounds=4) <= IN_TURN
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
-
-
-def wait_until_healthy(url: str) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            return urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.3)

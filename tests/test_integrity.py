@@ -106,9 +106,9 @@ RECORDED = {"fid": 20.0, "fid_low": 19.0, "fid_high": 22.0, "recall": 0.5}
     [
         ({"fid": 20.0, "recall": 0.5}, []),
         ({"fid": 22.9, "recall": 0.52}, []),
-        ({"fid": 23.1, "recall": 0.5}, ["FID 23.1000, recorded 20.0000 [19.0000, 22.0000]"]),
-        ({"fid": 17.9}, ["FID 17.9000, recorded 20.0000 [19.0000, 22.0000]"]),  # another model, then
-        ({"fid": float("nan"), "recall": 0.4}, ["FID nan", "recall 0.4000, recorded 0.5000"]),
+        ({"fid": 23.1, "recall": 0.5}, ["FID 23.1, recorded 20 [19, 22]"]),
+        ({"fid": 17.9}, ["FID 17.9, recorded 20 [19, 22]"]),  # another model, then
+        ({"fid": float("nan"), "recall": 0.4}, ["FID nan", "recall 0.4, recorded 0.5"]),
     ],
 )
 def test_a_figure_drifts_when_it_leaves_its_interval_and_the_tolerance(measured, words):

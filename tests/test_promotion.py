@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm.config import PromotionConfig, Tolerances
-from ddpm.promotion import Candidate, decide, headline, measuring_again_helps
+from ddpm.figures import FIGURES, headline, number
+from ddpm.promotion import Candidate, decide, measuring_again_helps
 
 PROTOCOL = {"id": "0123456789ab", "extractor": "classifier", "extractor_sha256": "a" * 64, "samples": 2000}
 POLICY = PromotionConfig()
@@ -48,16 +49,15 @@ def test_the_first_version_is_promoted():
 def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both_numbers(fid, champion_fid):
     decision = decide(candidate(fid), candidate(champion_fid, name="version 7"), POLICY)
     assert decision.promote == (fid < champion_fid)
-    assert f"{fid:.4f}" in decision.reason
-    assert f"{champion_fid:.4f} of version 7" in decision.reason
+    assert f" {number(fid)} against {number(champion_fid)} of version 7" in decision.reason
 
 
 @pytest.mark.parametrize(
     ("challenger", "champion", "promoted", "words"),
     [
-        (around(10), around(13), True, "lower FID: 10.0000 [9.0000, 11.0000] against 13.0000 [12.0000, 14.0000]"),
-        (around(13), around(10), False, "no lower FID: 13.0000 [12.0000, 14.0000] against 10.0000"),
-        (around(10), around(11), False, "no lower FID: 10.0000 [9.0000, 11.0000] against 11.0000"),
+        (around(10), around(13), True, "lower FID: 10 [9, 11] against 13 [12, 14]"),
+        (around(13), around(10), False, "no lower FID: 13 [12, 14] against 10"),
+        (around(10), around(11), False, "no lower FID: 10 [9, 11] against 11"),
         # Within the overlap the likelihood and the cost decide, unless one is lower and the other higher.
         (around(10.4, nll_validation=3.0), around(10, nll_validation=3.2), True, "lower NLL at the same FID"),
         (around(10, nll_validation=3.2), around(11, nll_validation=3.0), False, "NLL 3.2 against 3"),
@@ -80,6 +80,9 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
         (candidate(5, recall=0.4), candidate(9, recall=0.5), False, "but recall 0.4 against 0.5 is worse by more than"),
         (candidate(5, recall=0.46), candidate(9, recall=0.5), True, "lower FID"),
         (candidate(5, kid=0.03), candidate(9, kid=0.02), False, "KID 0.03 against 0.02 is worse by more than 25 %"),
+        # Close to zero, a share of it is less than its noise.
+        (around(5, kid=4e-4, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), True, "lower FID"),
+        (around(5, kid=4e-3, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), False, "but KID 0.004 against 0.0003"),
         # An older version lacks the figure.
         (candidate(5, recall=0.1), candidate(9), True, "lower FID"),
     ],
@@ -148,7 +151,7 @@ def test_the_reason_stays_short_where_hashes_differ():
     ("changed", "own_plan", "helps"),
     [
         ({}, True, False),
-        ({"id": "x", "samples": 500, "reference_sha256": "c" * 64}, True, True),
+        ({"id": "x", "samples": 500, "train_sha256": "c" * 64}, True, True),
         ({"id": "x", "samples": 500, "sampler": "ancestral"}, True, False),
         ({"id": "x", "samples": 500, "sampler": "ancestral"}, False, True),
         ({"id": "x", "weights": "imported"}, False, False),
@@ -161,14 +164,14 @@ def test_measuring_the_champion_again_helps_unless_what_differs_is_its_own(chang
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
-        ({"fid": 1.0, "inception_score": 9.0}, ("fid", "FID")),
-        ({"wasserstein": 0.1, "mmd": 0.0}, ("wasserstein", "Wasserstein distance")),
+        ({"fid": 1.0, "inception_score": 9.0}, "fid"),
+        ({"wasserstein": 0.1, "mmd": 0.0}, "wasserstein"),
     ],
 )
 def test_models_are_ranked_by_what_their_data_are_measured_by(metrics, expected):
-    assert headline(metrics) == expected
+    assert headline(metrics) == FIGURES[expected]
 
 
 def test_a_reason_names_the_measure():
     challenger = replace(candidate(0.5), metrics={"wasserstein": 0.5})
-    assert decide(challenger, None, POLICY).reason.startswith("Wasserstein distance 0.5000")
+    assert decide(challenger, None, POLICY).reason.startswith("Wasserstein distance 0.5,")

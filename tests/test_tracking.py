@@ -1,5 +1,6 @@
 """MLflow's side of the project, against a real SQLite store, with a small real ONNX model."""
 
+import hashlib
 import json
 import logging
 import os
@@ -11,11 +12,14 @@ import textwrap
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from finished import SHAPE, VARIANT, write_outputs
 from mlflow.exceptions import MlflowException
+from mlflow_server import mlflow_running
 from PIL import Image
 
 from ddpm import tracking
@@ -97,19 +101,68 @@ def test_the_registered_model_samples_what_the_exported_one_does(project):
     np.testing.assert_array_equal(chosen, exported.sample(3, seed=1, sampler="ancestral", steps=2))
 
 
-def test_the_registered_model_answers_as_a_server_would_be_asked(project):
+@pytest.fixture
+def ask(project):
+    """The registered model behind the function that answers for MLflow's server."""
     from mlflow.pyfunc.scoring_server import invocations
 
     tracking.register(VARIANT)
     model = tracking.load_mlflow(project).pyfunc.load_model("models:/ddpm-dots@challenger")
-    request = json.dumps({"dataframe_records": [{"n": 2, "seed": 7}]})
-    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
+
+    def ask(records: str):
+        request = f'{{"dataframe_records": {records}}}'
+        return invocations(request, "application/json", model, model.metadata.get_input_schema())
+
+    return ask
+
+
+def test_the_registered_model_answers_as_a_server_would_be_asked(project, ask):
+    from ddpm.deploy.runtime import Sampler
+
+    answer = ask(f'[{{"n": 2, "seed": {2**64 - 1}}}, {{"n": 1.0, "seed": 0}}]')
     assert answer.status == 200
     images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
-    np.testing.assert_array_equal(images, model.predict(pd.DataFrame({"n": [2], "seed": [7]})))
-    with pytest.raises(MlflowException, match="steps") as refused:
-        invocations(request.replace("seed", "steps").replace("7", "-1"), "application/json", model, None)
-    assert refused.value.get_http_status_code() == 400
+    exported = Sampler(project / "deploy" / VARIANT)
+    np.testing.assert_array_equal(images, np.concatenate([exported.sample(2, seed=2**64 - 1), exported.sample(1)]))
+
+
+@pytest.mark.slow
+def test_mlflows_own_command_serves_the_registered_model(project, monkeypatch):
+    from ddpm.deploy.runtime import Sampler
+
+    tracking.register(VARIANT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.store_uri())
+    command = ["models", "serve", "-m", "models:/ddpm-dots@challenger", "--env-manager", "local"]
+    with mlflow_running(*command, health="/ping") as address:
+        drawn = httpx.post(f"{address}/invocations", json={"dataframe_records": [{"n": 3, "seed": 5}]}, timeout=120)
+        refused = httpx.post(f"{address}/invocations", json={"dataframe_records": [{"n": -1}]}, timeout=120)
+    images = np.array(drawn.json()["predictions"], np.uint8)
+    np.testing.assert_array_equal(images, Sampler(project / "deploy" / VARIANT).sample(3, seed=5))
+    assert refused.status_code == 400
+    assert "`n` must be at least 1, found -1" in refused.json()["message"]
+
+
+def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):
+    for records, words in {
+        '[{"n": -1}]': "`n` must be at least 1, found -1",
+        '[{"n": 0}]': "`n` must be at least 1, found 0",
+        '[{"n": 2}, {"n": null}]': "`n` must be at least 1, found None",
+        '[{"n": 1.5}]': "`n` must be an exact whole number, found 1.5",
+        '[{"n": "4"}]': "`n` must be an exact whole number, found '4'",
+        '[{"n": true}]': "`n` must be an exact whole number, found True",
+        '[{"n": [1, 2]}]': r"`n` must be an exact whole number, found \[1, 2\]",
+        '[{"n": 1000000000000000}]': "`n` must be at most 1024 in all rows together, found 1000000000000000",
+        '[{"n": 1000}, {"n": 25}]': "`n` must be at most 1024 in all rows together, found 1025",
+        '[{"n": 1, "seed": 1.5}]': "`seed` must be an exact whole number, found 1.5",
+        f'[{{"n": 1, "seed": {2**64 - 1}}}, {{"n": 1}}]': "`seed` must be an exact whole number, found 1.8",
+        '[{"n": 1, "seed": -1}]': "seed must be in",
+        '[{"n": 1, "steps": 2.5}]': "`steps` must be an exact whole number, found 2.5",
+        '[{"n": 1, "steps": -1}]': "steps must be in",
+        '[{"n": 1, "sampler": "x"}]': "no sampler 'x'",
+    }.items():
+        with pytest.raises(MlflowException, match=words) as refused:
+            ask(records)
+        assert refused.value.get_http_status_code() == 400
 
 
 def test_the_logged_model_is_code_and_carries_no_pickle(project):
@@ -163,7 +216,7 @@ def test_a_challenger_whose_alias_was_lost_has_it_again(project):
 
 def test_the_champion_is_the_best_version_and_every_decision_has_its_reason(project):
     expected = [(20.0, 2000, 1, "no champion"), (25.0, 2000, 1, "no lower"), (10.0, 500, 1, "samples: 2000 → 500"),
-                (15.0, 2000, 4, "15.0000 against 20.0000 of version 1")]  # fmt: skip
+                (15.0, 2000, 4, "15 against 20 of version 1")]  # fmt: skip
     for version, (fid, samples, champion, reason) in enumerate(expected, 1):
         write_outputs(project, fid=fid, samples=samples, lock=str(version))
         tracking.register(VARIANT)
@@ -191,6 +244,32 @@ def test_a_model_that_failed_parity_is_not_registered(project):
     with pytest.raises(UserError, match=r"parity.json: .* not registered"):
         tracking.register(VARIANT)
     assert not client(project).search_registered_models()
+
+
+@pytest.mark.parametrize(
+    ("file", "other"), [("reports/tiny/metrics.json", "e"), ("deploy/tiny/sampler.json", {"fingerprint": "e"})]
+)
+def test_what_was_made_of_another_training_is_not_registered(project, file, other):
+    content = json.loads(Path(file).read_text())
+    Path(file).write_text(json.dumps({**content, "model" if "model" in content else "training": other}))
+    with pytest.raises(UserError, match=rf"^{Path(file).parent} was made of another training than models/tiny: "):
+        tracking.register(VARIANT)
+    assert not client(project).search_registered_models()
+
+
+def test_what_was_run_by_hand_since_dvc_lock_was_written_is_not_registered(project):
+    """Else it would have the lineage, and so perhaps the version, of what was there before."""
+    path = project / f"reports/{VARIANT}/metrics.json"
+    recorded = hashlib.md5(path.read_bytes()).hexdigest()
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    lock["stages"][f"evaluate@{VARIANT}"]["outs"] = [
+        {"path": f"reports/{VARIANT}/metrics.json", "hash": "md5", "md5": recorded}
+    ]
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert tracking.register(VARIANT).version == 1
+    path.write_text(path.read_text().replace("20.0", "19.0"))
+    with pytest.raises(UserError, match=r"metrics.json is not the file that dvc.lock records; .*evaluate@tiny"):
+        tracking.register(VARIANT)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ import onnx
 import torch
 from onnx import GraphProto, ModelProto
 
+from ddpm.deploy.facts import FORMAT
 from ddpm.deploy.half import in_half_precision
 from ddpm.deploy.loop import sampler_model
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
@@ -37,7 +39,7 @@ def export_denoiser(model: Model, path: Path) -> None:
 
     N is free. The file's bytes depend on the model alone.
     """
-    network = model.network.to("cpu").eval()
+    network = copy.deepcopy(model.network).to("cpu").eval()
     example = (torch.zeros(2, *model.kind.network_shape), torch.zeros(2, dtype=torch.int64))
     batch = torch.export.Dim("N", min=1)
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.
@@ -86,7 +88,7 @@ def facts(model: Model) -> dict[str, Any]:
     """What the files say of themselves: what the numbers mean, and where they come from."""
     card = model.card
     return {
-        "format": 1,
+        "format": FORMAT,
         "name": f"ddpm-{card.data.name}",
         "variant": card.variant,
         "shape": list(card.data.shape),

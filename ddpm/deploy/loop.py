@@ -38,7 +38,7 @@ def update(
     """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
     (
         x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out,
-    ) = op.Split(row, num_outputs=10)  # fmt: skip
+    ) = op.Split(row, num_outputs=len(COLUMNS))  # fmt: skip
     free = x0_from_x * x + x0_from_out * out
     if quantile > 0.0:
         flat = op.Flatten(free)

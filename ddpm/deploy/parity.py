@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def measure_parity(
         whether all are; and the float32 files' difference and tolerance by themselves.
     """
     # CPU against CPU: what is compared is the export, not two devices' arithmetic.
-    model = Model(model.network.to("cpu"), model.card)
+    model = Model(copy.deepcopy(model.network).to("cpu").eval(), model.card)
     learned = model.card.config.process.variance == "learned_range"
     sampler, variance = ("ancestral", "learned_range") if learned else ("ddim", None)
     plan = model.plan(sampler=sampler, variance=variance, steps=steps, eta=0.0)

@@ -5,6 +5,8 @@ It stands outside the package's layers: nothing here imports it, and it runs whe
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,46 +15,68 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
+from pandas.api.types import is_scalar  # type: ignore[import-untyped]
 
 from ddpm.deploy.runtime import Sampler
+from ddpm.serve.settings import Settings
 
 
 class ImageSampler(PythonModel):
-    """Answers each row of a request with images."""
+    """Answers each row of a request with what it asks for."""
 
     def load_context(self, context: PythonModelContext) -> None:
         self.sampler = Sampler(context.artifacts["deploy"])
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> NDArray[np.uint8]:
-        """Draw the images that the rows ask for, one row after the other.
+    ) -> NDArray[Any]:
+        """Draw what the rows ask for, one row after the other.
 
         Args:
             context: unused, part of MLflow's interface.
-            model_input: a DataFrame of requests: `n`, how many images; and, if it has these columns, `seed`, `sampler`,
-                `steps` and `eta`, for which the model has its own values.
+            model_input: a DataFrame of requests: `n`, how many, 1 to 1024 in all rows together; and, if it has these
+                columns, `seed`, `sampler`, `steps` and `eta`, for which the model has its own values.
             params: unused, part of MLflow's interface.
 
         Returns:
-            uint8 [sum of all n, H, W, C]; over HTTP the same as nested lists.
+            Images uint8 [sum of all n, H, W, C], or points or sequences float32 [sum of all n, C, ...]; over HTTP the
+            same as nested lists.
 
         Raises:
-            MlflowException: a name or a number that no sampling plan can be made of; over HTTP status 400.
+            MlflowException: a name or a number that nothing can be drawn by; over HTTP status 400.
         """
-        return np.concatenate([self._images(row) for row in model_input.to_dict(orient="records")])
-
-    def _images(self, request: dict[str, Any]) -> NDArray[np.uint8]:
-        given = {key: value for key, value in request.items() if not pd.isna(value)}
-        options: dict[str, Any] = {
-            key: kind(given[key])
-            for key, kind in {"seed": int, "sampler": str, "steps": int, "eta": float}.items()
-            if key in given
-        }
         try:
-            return self.sampler.sample(int(given["n"]), **options)
+            requests = [_options(row) for row in model_input.to_dict(orient="records")]
+            count = sum(options["count"] for options in requests)
+            if count > Settings.max_images:
+                raise ValueError(f"`n` must be at most {Settings.max_images} in all rows together, found {count}")
+            return np.concatenate([self.sampler.sample(**options) for options in requests])
         except ValueError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """The arguments of `Sampler.sample` that a row comes to.
+
+    Raises:
+        ValueError: one of them is not of its type.
+    """
+    given = {key: value for key, value in row.items() if not (is_scalar(value) and pd.isna(value))}
+    options: dict[str, Any] = {key: _whole(key, given[key]) for key in ("n", "seed", "steps") if key in given}
+    options |= {key: kind(given[key]) for key, kind in {"sampler": str, "eta": float}.items() if key in given}
+    if options.get("n", 0) < 1:
+        raise ValueError(f"`n` must be at least 1, found {options.get('n')}")
+    options["count"] = options.pop("n")
+    return options
+
+
+def _whole(key: str, value: Any) -> int:
+    """A number without a fraction. A column that some rows lack comes as floats, which cannot hold every large one."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return int(value)
+    raise ValueError(f"`{key}` must be an exact whole number, found {value!r:.50}")
 
 
 set_model(ImageSampler())

@@ -7,7 +7,6 @@ around it), perhaps both in fp16 too, and `sampler.json` (the process, the defau
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -18,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.kinds import DataKind, data_kind
+from ddpm.data.kinds import DataKind
+from ddpm.deploy.facts import read_facts
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan, plan_for
 from ddpm.errors import UserError
@@ -58,14 +58,9 @@ class Sampler:
         """
         self._directory = Path(directory)
         self._threads, self._precision = threads, precision
-        self.facts: dict[str, Any] = _read_facts(self._directory / "sampler.json")
-        try:
-            data = self.facts.get("data", {})
-            self.kind: DataKind = data_kind(
-                data.get("kind", "images"), self.facts["shape"], data.get("low"), data.get("high")
-            )
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{self._directory / 'sampler.json'} is damaged: {error}") from None
+        self.facts: dict[str, Any]
+        self.kind: DataKind
+        self.facts, self.kind = read_facts(self._directory / "sampler.json")
         self.shape: tuple[int, ...] = self.kind.shape
         self.largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
@@ -91,6 +86,8 @@ class Sampler:
         """The session of one of the directory's files."""
         onnxruntime = import_onnxruntime()
         path = self._file(name)
+        if self._precision != "fp32" and not path.exists():
+            raise UserError(f"{path} is missing; `ddpm export` makes it where `export.{self._precision}` is true")
         unknown = set(self._providers) - set(onnxruntime.get_available_providers())
         if unknown:
             there = ", ".join(onnxruntime.get_available_providers())
@@ -236,16 +233,6 @@ def _rows_at_once(plan: SamplingPlan, row_bytes: int) -> int:
     if looks_back or not plan.column("to_noise").any():
         return len(plan)
     return max(1, NOISE_BYTES // row_bytes)
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    """sampler.json."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is not a deploy directory: sampler.json is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def import_onnxruntime() -> ModuleType:

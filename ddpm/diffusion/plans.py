@@ -210,6 +210,9 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": unipc,
 }
 
+# What one sampler alone looks at.
+_OF_ONE_SAMPLER = {"variance": "ancestral", "eta": "ddim"}
+
 
 # --- plans
 
@@ -303,3 +306,18 @@ def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **override
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
     schedule = Schedule.named(process["schedule"], process["timesteps"])
     return sampling_plan(schedule, prediction=process["prediction"], **chosen)
+
+
+def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str, Any]:
+    """What of a model's `sampling` section decides its plan: the variance that is meant, and None for what the sampler,
+    or dynamic thresholding, makes no use of.
+
+    Args:
+        sampling: the whole section, as in params.yaml.
+        variance: of the model's process.
+    """
+    meant = {**sampling, "variance": sampling["variance"] or variance}
+    unused = {name for name, sampler in _OF_ONE_SAMPLER.items() if sampler != sampling["sampler"]}
+    if sampling["dynamic_threshold"] is not None:
+        unused.add("clip")
+    return {name: None if name in unused else value for name, value in meant.items()}

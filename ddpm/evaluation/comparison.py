@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
-from ddpm.evaluation.protocol import refuse_to_mix
-from ddpm.figures import Figure, Reading
+from ddpm.evaluation.protocol import mark_of, refuse_to_mix
+from ddpm.figures import Figure, Reading, headline
 from ddpm.files import read_json
-from ddpm.promotion import headline
 
 Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What was written down when a model was evaluated; empty where it never was.
+    """What was written down when a model was evaluated; empty where it never was as it is now.
 
     Attributes:
         metrics: the numbers of metrics.json.
@@ -35,15 +34,17 @@ class Recorded:
     version: str | None = None
 
     @classmethod
-    def read(cls, directory: Path) -> Recorded:
-        """What `ddpm evaluate` wrote, as far as it is there.
+    def read(cls, directory: Path, fingerprint: str | None) -> Recorded:
+        """What `ddpm evaluate` wrote, as far as it is there and of the training with this fingerprint.
 
         Raises:
             UserError: a file is damaged.
         """
-        table = directory / "nll.csv"
+        table, metrics = directory / "nll.csv", _read(directory / "metrics.json")
+        if fingerprint is None or metrics.get("model") != mark_of(fingerprint):
+            return cls({}, {}, [])
         return cls.of(
-            _read(directory / "metrics.json"),
+            metrics,
             _read(directory / "protocol.json"),
             table.read_text(encoding="utf-8") if table.is_file() else None,
             source=str(table),
@@ -141,9 +142,9 @@ def ranked(models: Sequence[Compared]) -> list[Compared]:
     """
     for model in models:
         if model.protocol_id is None:
-            raise UserError(f"{model.name} cannot be ranked, since it was never evaluated")
+            raise UserError(f"{model.name} cannot be ranked, since it was never evaluated as it is now")
     refuse_to_mix({model.name: model.recorded.protocol for model in models})
-    key, _ = headline(models[0].recorded.metrics)
+    key = headline(models[0].recorded.metrics).key
     return sorted(models, key=lambda model: model.recorded.metrics[key])
 
 

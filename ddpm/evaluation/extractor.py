@@ -25,7 +25,7 @@ from ddpm.evaluation.distances import MAX_COUNT
 from ddpm.files import read_json, sha256_of, write_json
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256_START = "6726825d"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SPATIAL_CHANNELS = 7
 
 
@@ -168,7 +168,7 @@ def find_inception(weights: str | None) -> Path | None:
 def where_inception_goes() -> str:
     """What to do to have InceptionV3."""
     return (
-        f"put torch-fidelity's {INCEPTION_FILE} (SHA-256 starts with {INCEPTION_SHA256_START}) at "
+        f"put torch-fidelity's {INCEPTION_FILE} (SHA-256 {INCEPTION_SHA256}) at "
         f"{cached_inception()}, or name it in extractor.weights"
     )
 

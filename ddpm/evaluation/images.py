@@ -14,7 +14,7 @@ from ddpm.config import EvaluationConfig, Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation
-from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256_START, Extractor, Features
+from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256, Extractor, Features
 from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import (
     NEIGHBOURHOOD,
@@ -79,8 +79,8 @@ class ImageMeasure:
         - `…_low`, `…_high`: the bootstrap's 95 % interval.
         - `fid_floor`, `kid_floor`: of the real validation images against the training images.
           `inception_score_real`: their IS.
-        - `…_same_count`: of as many generated images as there are validation images. FID and IS depend on the number
-          of images, and only these compare with the real ones.
+        - `…_same_count`: of as many generated images as there are validation images, against the training images. FID
+          and IS depend on the number of images, and only these compare with the real ones.
         - `nearest_distance`: median distance, in feature space, to the nearest training image;
           `nearest_distance_real`: that of the validation images. `near_copies`: the share of generated images that
           are nearer than the nearest twentieth of the validation images; 0.05 is what new images score.
@@ -122,7 +122,7 @@ class ImageMeasure:
             "fid": fid,
             "fid_low": low,
             "fid_high": high,
-            "fid_same_count": frechet_distance(_spread(generated, count).features, reference),
+            "fid_same_count": frechet_distance(_spread(generated, count).features, self._train.features),
             "fid_floor": frechet_distance(_spread(self._validation, count).features, self._train.features),
         }
         if generated.spatial is not None and self._reference.spatial is not None:
@@ -199,10 +199,9 @@ def _check_published(identity: dict[str, Any], protocol: str) -> None:
     wanted = f"evaluation.protocol {protocol} measures in InceptionV3's features with torch-fidelity's {INCEPTION_FILE}"
     if identity["kind"] != "inception":
         raise UserError(f"{wanted}, but extractor/ holds a {identity['kind']} network: run `ddpm fit-extractor`")
-    if not identity["sha256"].startswith(INCEPTION_SHA256_START):
+    if identity["sha256"] != INCEPTION_SHA256:
         raise UserError(
-            f"{wanted}, whose SHA-256 starts with {INCEPTION_SHA256_START}, but extractor/ was made with a file of "
-            f"{identity['sha256']}"
+            f"{wanted} (SHA-256 {INCEPTION_SHA256}), but extractor/ was made with a file of {identity['sha256']}"
         )
 
 

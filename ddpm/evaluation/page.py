@@ -14,7 +14,6 @@ from PIL import Image
 from ddpm.evaluation.charts import curves, scatter, style_of
 from ddpm.evaluation.comparison import Compared, Comparison, best, by_protocol, differences
 from ddpm.figures import FIGURES, Figure, number
-from ddpm.promotion import headline
 
 TEMPLATE = "comparison.html"
 
@@ -38,8 +37,8 @@ def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
     models = comparison.models
     return template.render(
         models=[
-            {"name": model.name, "style": style_of(number), "version": model.recorded.version}
-            for number, model in enumerate(models)
+            {"name": model.name, "style": style_of(position), "version": model.recorded.version}
+            for position, model in enumerate(models)
         ],
         ranked=comparison.ranked,
         differences={name: list(values.values()) for name, values in differences(models).items()},
@@ -52,9 +51,14 @@ def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
 
 def _group(protocol: str | None, group: Sequence[Compared]) -> dict[str, Any]:
     """The table of the models of one protocol."""
-    rows = [_figure_row(figure, group) for figure in FIGURES if any(figure.key in m.recorded.metrics for m in group)]
+    shown = [figure for figure in FIGURES.values() if any(figure.key in model.recorded.metrics for model in group)]
     fields = {name: value for name, value in group[0].recorded.protocol.items() if name != "id"}
-    return {"protocol": protocol, "fields": fields, "models": [model.name for model in group], "rows": rows}
+    return {
+        "protocol": protocol,
+        "fields": fields,
+        "models": [model.name for model in group],
+        "rows": [_figure_row(figure, group) for figure in shown],
+    }
 
 
 def _figure_row(figure: Figure, group: Sequence[Compared]) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def _inline(image: Image.Image) -> str:
 
 def _over_steps(comparison: Comparison) -> dict[str, str] | None:
     lines = comparison.over_steps
-    _, name = headline({comparison.key: 0})
+    name = FIGURES[comparison.key].name
     title = f"{name} over the number of steps"
     said = [
         f"{model.name} {', '.join(f'{number(value)} in {steps:g}' for steps, value in line)}"
@@ -103,7 +107,8 @@ def _over_steps(comparison: Comparison) -> dict[str, str] | None:
 
 def _conditions(comparison: Comparison) -> str:
     found = comparison.conditions
-    return f"{found['samples']} samples of seed {found['seed']} by {found['sampler']}, eta {found['eta']:g}"
+    noise = "" if found["eta"] is None else f", eta {found['eta']:g}"
+    return f"{found['samples']} samples of seed {found['seed']} by {found['sampler']}{noise}"
 
 
 def _likelihood(models: Sequence[Compared]) -> dict[str, str] | None:

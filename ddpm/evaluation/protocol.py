@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ddpm.errors import UserError
-from ddpm.promotion import differing_fields
 
 
 @dataclass(frozen=True)
@@ -18,16 +17,17 @@ class EvaluationProtocol:
 
     extractor: str  # kind
     extractor_sha256: str  # of its weights
+    train_sha256: str  # of the training split's images
+    validation_sha256: str  # of those behind the floors, near copies and the likelihood
     reference: str  # what generated images are held against: the training split, or all
-    reference_sha256: str  # of its images
     reference_count: int
     samples: int
     sampler: str
     steps: int
-    variance: str  # of the ancestral sampler
-    eta: float
+    variance: str | None  # None, as below: no matter to this sampler
+    eta: float | None
     spacing: str
-    clip: bool
+    clip: bool | None
     dynamic_threshold: float | None
     weights: str  # "ema"
     splits: int  # of the Inception Score
@@ -48,6 +48,11 @@ class EvaluationProtocol:
         return asdict(self)
 
 
+def mark_of(fingerprint: str) -> str:
+    """By what metrics.json names the model that its figures are of: the start of its training's fingerprint."""
+    return fingerprint[:12]
+
+
 def refuse_to_mix(protocols: Mapping[str, Mapping[str, Any]]) -> None:
     """Check that figures may stand side by side.
 
@@ -61,3 +66,16 @@ def refuse_to_mix(protocols: Mapping[str, Mapping[str, Any]]) -> None:
     for name, other in others:
         if differences := "; ".join(differing_fields(protocol, other)):
             raise UserError(f"{first} and {name} were measured under different protocols: {differences}")
+
+
+def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Each field in which two protocols differ, as `field: before → after`; `id` only if nothing else does."""
+    fields = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    for name in [name for name in fields if name != "id"] or fields:
+        yield f"{name}: {_short(before.get(name))} → {_short(after.get(name))}"
+
+
+def _short(value: Any) -> str:
+    """A value as a reason quotes it; hashes by their first digits."""
+    text = str(value)
+    return text if len(text) <= 32 else f"{text[:12]}…"

@@ -41,7 +41,7 @@ def likelihood_bounds(
 ) -> dict[SplitName, LikelihoodBound]:
     """The full bound of `images` images of each split, chosen at random, or of all if there are fewer.
 
-    None where `images` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
+    Empty where `images` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
     a VAE's, whose bound with z from the prior says nothing.
 
     Args:

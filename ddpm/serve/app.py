@@ -66,10 +66,19 @@ class Service:
         self._on_failure = on_failure
         self.metrics = Metrics()
         self.keeper = ModelKeeper(
-            model, self.metrics, threads=settings.threads, poll=settings.poll, on_failure=on_failure
+            model,
+            self.metrics,
+            threads=settings.threads,
+            precision=settings.precision,
+            poll=settings.poll,
+            on_failure=on_failure,
         )
         self.batcher = Batcher(
-            self.metrics, batch_size=settings.batch_size, window=settings.window, queue=settings.queue
+            self.metrics,
+            batch_size=settings.batch_size,
+            window=settings.window,
+            queue=settings.queue,
+            queue_bytes=settings.queue_bytes,
         )
         routes = _application(self)
         self.envelope = Envelope(
@@ -108,27 +117,30 @@ class Service:
             raise _unavailable("the model is being loaded")
         return self.keeper.current
 
+    def most_images(self, model: ServedModel) -> int:
+        """What one request may ask of this model: as many as are allowed and as fit into the bytes that are."""
+        return max(1, min(self.settings.max_images, self.settings.max_bytes // model.datum_bytes))
+
     def accept(self, asked: ImageRequest, model: ServedModel) -> tuple[Format, Choice, SamplingPlan]:
         """What a request comes to, with this model.
 
         Raises:
             HTTPException: more than the model or the service will do.
         """
-        kind, most = model.sampler.kind.name, self.settings
+        kind = model.sampler.kind.name
+        most_images, most_evaluations = self.most_images(model), self.settings.max_evaluations
         form = asked.format or ("png" if kind == "images" else "json")
         if form == "png" and kind != "images":
             raise HTTPException(422, f"`format`: this model draws {kind}, expected npy or json, found 'png'")
-        if asked.n > most.max_images:
-            raise HTTPException(422, f"`n` must be at most {most.max_images}, found {asked.n}")
+        if asked.n > most_images:
+            raise HTTPException(422, f"`n` must be at most {most_images}, found {asked.n}")
         choice = model.choice(asked.sampler, asked.steps, asked.eta)
         try:
             plan = model.plan(choice)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        if asked.n * len(plan) > most.max_evaluations:
-            raise HTTPException(
-                422, f"`n` × `steps` must be at most {most.max_evaluations}, found {asked.n} × {len(plan)}"
-            )
+        if asked.n * len(plan) > most_evaluations:
+            raise HTTPException(422, f"`n` × `steps` must be at most {most_evaluations}, found {asked.n} × {len(plan)}")
         return form, choice, plan
 
 
@@ -191,7 +203,7 @@ def _application(service: Service) -> FastAPI:
             timesteps=facts["process"]["timesteps"],
             sampling=facts["sampling"],
             samplers=list(SAMPLERS),
-            limits=Limits(max_images=service.settings.max_images, max_evaluations=service.settings.max_evaluations),
+            limits=Limits(max_images=service.most_images(model), max_evaluations=service.settings.max_evaluations),
         )
 
     @app.get("/health", summary="Whether the process is alive")

@@ -47,16 +47,29 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
         )
 
     bound("threads", int, 0, "of onnxruntime on the CPU; 0: one a core")
+    add_precision(serve)
     bound("batch_size", int, 1, "images drawn at once; memory grows with it")
     bound("window", float, 0, "that a batch with room waits for company")
     bound("queue", int, 1, "requests that may wait; one more gets 429 and when to try again")
+    bound("queue_bytes", int, 1, "bytes that the images of all accepted requests may come to; one more gets 429")
     bound("max_images", int, 1, "images a request")
+    bound("max_bytes", int, 1, "bytes of a request's images, before PNG or JSON; a single image is always drawn")
     bound("max_evaluations", int, 1, "images times steps a request")
     bound("max_body", int, 2, "bytes of a request's body")
-    bound("body_seconds", float, 0.001, "from a request's head to the end of its body; then 408")
+    bound("body_seconds", float, 0.001, "for a request's head, or the connection is closed; then for its body, or 408")
     bound("timeout", float, 0.001, "from a request to its images; then 504, and they are drawn no more")
     bound("grace", float, 0, "that accepted requests have after the signal to stop")
     bound("poll", float, 0, "between two looks at where the alias points; 0: never again")
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """The option of every command that runs an exported model."""
+    command.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default=Settings.precision,
+        help="fp16: half the bytes, for GPUs; of a model exported with export.fp16 (default: %(default)s)",
+    )
 
 
 def chosen_settings(arguments: argparse.Namespace) -> Settings:

@@ -25,7 +25,7 @@ from ddpm.serve.models import Choice, ServedModel
 
 
 class QueueFullError(Exception):
-    """As many requests wait as may; `retry_after` seconds should see them served."""
+    """More is not accepted as things are; `retry_after` seconds should see served what is."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(retry_after)
@@ -85,6 +85,7 @@ class Batcher:
         batch_size: int = 64,
         window: float = 0.005,
         queue: int = 256,
+        queue_bytes: int = 2**30,
         draw: Callable[[Sequence[Share]], list[NDArray[Any]]] = draw,
     ) -> None:
         """
@@ -94,10 +95,12 @@ class Batcher:
                 with the others.
             window: seconds, from a job's arrival, that a batch with room waits for company.
             queue: jobs that may wait.
+            queue_bytes: of the data of all jobs that are not done; one alone may have more.
             draw: what a batch is drawn by.
         """
         self._metrics = metrics
-        self._batch_size, self._window, self._capacity, self._draw = batch_size, window, queue, draw
+        self._batch_size, self._window, self._draw = batch_size, window, draw
+        self._capacity, self._capacity_bytes = queue, queue_bytes
         self._queue: deque[Job] = deque()
         self._running: list[Share] = []
         self._changed = asyncio.Event()
@@ -110,9 +113,11 @@ class Batcher:
         """Queue a job. Who no longer wants its images cancels the future; the job then leaves the queue.
 
         Raises:
-            QueueFullError: too many jobs wait.
+            QueueFullError: too many jobs wait, or too large ones.
         """
-        if len(self._queue) >= self._capacity:
+        held = sum(job.count * job.model.datum_bytes for job in self._unanswered())
+        too_large = held > 0 and held + count * model.datum_bytes > self._capacity_bytes
+        if len(self._queue) >= self._capacity or too_large:
             raise QueueFullError(self._seconds_to_serve_all())
         images: asyncio.Future[NDArray[Any]] = asyncio.get_running_loop().create_future()
         job = Job(model, choice, plan, seed, count, images)
@@ -128,9 +133,8 @@ class Batcher:
 
     def abandon(self, error: Exception) -> None:
         """Fail every job with `error`. A batch that is being drawn cannot be stopped; nobody will see it."""
-        for job in [*self._queue, *(share.job for share in self._running)]:
-            if not job.images.done():
-                job.images.set_exception(error)
+        for job in self._unanswered():
+            job.images.set_exception(error)
 
     async def run(self) -> None:
         """Draw batches until cancelled."""
@@ -197,6 +201,11 @@ class Batcher:
             self._queue.remove(job)
         self._note_change()
 
+    def _unanswered(self) -> list[Job]:
+        """Jobs that somebody waits for, whether their turn is now or later."""
+        accepted = [*(share.job for share in self._running), *self._queue]
+        return [job for job in accepted if not job.images.done()]
+
     def _note_change(self) -> None:
         self._metrics.queue.set(len(self._queue))
         self._changed.set()
@@ -211,6 +220,7 @@ class Batcher:
         self._metrics.evaluations.inc(evaluations)
 
     def _seconds_to_serve_all(self) -> int:
-        """How long the queue should take, at the speed of the last batch: 1 to 60."""
-        evaluations = sum((job.count - job.started) * len(job.plan) for job in self._queue)
-        return min(60, max(1, math.ceil(evaluations * self._seconds_per_evaluation)))
+        """How long all that was accepted should take, at the speed of the last batch: 1 to 60."""
+        drawing = sum(share.count * len(share.job.plan) for share in self._running)
+        waiting = sum((job.count - job.started) * len(job.plan) for job in self._unanswered())
+        return min(60, max(1, math.ceil((drawing + waiting) * self._seconds_per_evaluation)))

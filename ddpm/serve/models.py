@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm.deploy.runtime import Sampler
+from ddpm.deploy.runtime import Precision, Sampler
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
+from ddpm.layout import is_uri
 from ddpm.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,11 @@ class ServedModel:
     """`models:/ddpm-digits/3`; of a directory, its model's name and the start of its description's SHA-256."""
     sampler: Sampler
 
+    @property
+    def datum_bytes(self) -> int:
+        """Of one datum as it is drawn: of an image its pixels."""
+        return math.prod(self.sampler.shape) * self.sampler.kind.dtype.itemsize
+
     def choice(self, sampler: str | None, steps: int | None, eta: float | None) -> Choice:
         """The choice with the model's own values where there is None."""
         own: dict[str, Any] = self.sampler.facts["sampling"]
@@ -58,29 +66,42 @@ class ServedModel:
         return self.sampler.plan(**choice._asdict())
 
 
-def load_model(name: str, *, threads: int = 0) -> ServedModel:
+def load_model(name: str, *, threads: int = 0, precision: Precision = "fp32") -> ServedModel:
     """Load a deploy directory or a registered version, and draw with it once.
+
+    Args:
+        name: a deploy directory or an MLflow URI.
+        threads: of onnxruntime on the CPU; 0: one a core.
+        precision: of the network.
 
     Raises:
         UserError: no such model, or one that does not draw.
         UpstreamError: the registry does not answer.
     """
-    if _is_uri(name):
-        from ddpm import tracking
+    if is_uri(name):
+        return ServedModel(name, _load_registered(name, threads, precision))
+    directory = Path(name)
+    sampler = _load(directory, name, threads, precision)
+    digest = sha256_of(directory / "sampler.json")[:12]
+    return ServedModel(f"{sampler.facts.get('name', directory.resolve().name)}@{digest}", sampler)
 
-        directory = tracking.resolve(name)
-    else:
-        directory = Path(name)
-    sampler = Sampler(directory, threads=threads)
+
+def _load_registered(uri: str, threads: int, precision: Precision) -> Sampler:
+    """A registered version, of which no file outlasts the loading: a service may see many."""
+    from ddpm import tracking
+
+    with tempfile.TemporaryDirectory(prefix="ddpm-model-") as folder:
+        try:
+            return _load(tracking.resolve(uri, into=Path(folder)), uri, threads, precision)
+        except UserError as error:
+            # The folder is gone when this is read, and another one the next time.
+            raise UserError(str(error).replace(folder, uri)) from None
+
+
+def _load(directory: Path, name: str, threads: int, precision: Precision) -> Sampler:
+    sampler = Sampler(directory, threads=threads, precision=precision)
     _try(sampler, name)
-    if not _is_uri(name):
-        digest = sha256_of(directory / "sampler.json")[:12]
-        name = f"{sampler.facts.get('name', directory.resolve().name)}@{digest}"
-    return ServedModel(name, sampler)
-
-
-def _is_uri(name: str) -> bool:
-    return name.startswith(("models:/", "runs:/"))
+    return sampler
 
 
 def _try(sampler: Sampler, name: str) -> None:
@@ -107,6 +128,7 @@ class ModelKeeper:
         metrics: Metrics,
         *,
         threads: int = 0,
+        precision: Precision = "fp32",
         poll: float = 10.0,
         on_failure: Callable[[Exception], object] = lambda error: None,
     ) -> None:
@@ -114,13 +136,13 @@ class ModelKeeper:
         Args:
             model: a deploy directory or an MLflow URI.
             metrics: what is told of the loaded model.
-            threads: of onnxruntime on the CPU; 0: one a core.
+            threads, precision: as for `load_model`.
             poll: seconds between two looks at the alias; 0: none after the first.
             on_failure: called, in the keeper's thread, with what kept the first model from being loaded.
         """
         self.current: ServedModel | None = None
         self._model, self._metrics = model, metrics
-        self._threads, self._poll, self._on_failure = threads, poll, on_failure
+        self._threads, self._precision, self._poll, self._on_failure = threads, precision, poll, on_failure
         self._stopped = threading.Event()
         # As a daemon it keeps nobody from leaving, whatever registry it is waiting for.
         self._thread = threading.Thread(target=self._keep, name="model-keeper", daemon=True)
@@ -139,7 +161,7 @@ class ModelKeeper:
         except Exception as error:
             self._on_failure(error)
             return
-        if not (self._poll and _is_uri(self._model)):
+        if not (self._poll and is_uri(self._model)):
             return
         patience, said = self._poll, ""
         while not self._stopped.wait(patience):
@@ -159,7 +181,7 @@ class ModelKeeper:
 
     def _wanted(self) -> str:
         """The version that the URI means now."""
-        if not _is_uri(self._model):
+        if not is_uri(self._model):
             return self._model
         from ddpm import tracking
 
@@ -173,7 +195,7 @@ class ModelKeeper:
             self._metrics.reloads.labels("loaded").inc()
 
     def _load(self, name: str) -> None:
-        model = load_model(name, threads=self._threads)
+        model = load_model(name, threads=self._threads, precision=self._precision)
         self._metrics.show_model(model.name)
         self.current = model
         logger.info("the model is loaded", extra={"fields": {"model": model.name, "where": model.sampler.where}})

@@ -14,6 +14,7 @@ import uvicorn
 from ddpm.errors import UserError
 from ddpm.serve.app import Service
 from ddpm.serve.logs import log_as_json_lines
+from ddpm.serve.protocol import http_within
 from ddpm.serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ _LAST_BYTES_SECONDS = 5
 
 
 def serve(model: str, host: str, port: int, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, and then until what was accepted is done or the grace is over.
+    """Serve until SIGTERM or SIGINT, and then until what was accepted is done or the grace is over; in that case, or
+    where a batch that nobody waits for is under way, the process ends here.
 
     Raises:
         UserError: the address cannot be used, or there is no such model.
@@ -37,11 +39,6 @@ def serve(model: str, host: str, port: int, settings: Settings) -> None:
     server.run(sockets=[listener])
     if server.failure:
         raise server.failure
-    if server.unfinished:
-        # A batch cannot be stopped midway, and Python would wait for its thread.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(1)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -57,7 +54,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, model: str, settings: Settings) -> None:
         self.failure: Exception | None = None
-        self.unfinished = False
+        self._refused = False
         self._service = Service(model, settings, on_failure=self._fail)
         self._grace = settings.grace
         # When the grace is over; None: nobody has told us to stop.
@@ -65,8 +62,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._service.envelope,
-                # What is installed beside shall not change how requests are read.
-                http="h11",
+                http=http_within(settings.body_seconds),
                 loop="asyncio",
                 ws="none",
                 lifespan="on",
@@ -93,9 +89,19 @@ class _Server(uvicorn.Server):
             if not self._service.stopping:
                 self._service.stop()
                 logger.info("stopping", extra={"fields": {"active": self._service.envelope.active}})
-            over = time.monotonic() >= self._deadline
-            if over:
-                self.unfinished = self._service.batcher.busy
+            over, idle = time.monotonic() >= self._deadline, not self._service.envelope.active
+            if over and not idle:
+                self._refused = True
                 self._service.abandon()
-            self.should_exit = over or not self._service.envelope.active
+            self.should_exit = over or idle
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's end of all connections; then the process's, if it has threads that nobody waits for any more."""
+        drawing = self._service.batcher.busy
+        await super().shutdown(sockets)
+        if drawing or self._refused:
+            # They cannot be stopped midway, and Python would wait for them, deaf to further signals.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(int(self._refused))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddpm.deploy.runtime import Precision
 
 
 @dataclass(frozen=True)
@@ -11,20 +15,26 @@ class Settings:
 
     threads: int = 0
     """Of onnxruntime on the CPU; 0: one a core."""
+    precision: Precision = "fp32"
+    """Of the network; fp16 where the model was exported so, for GPUs."""
     batch_size: int = 64
     """Images a batch, at most."""
     window: float = 0.005
     """Seconds that an idle service waits for company before it draws a batch that is not full."""
     queue: int = 256
     """Requests that may wait."""
+    queue_bytes: int = 2**30
+    """Of what all accepted requests draw; what is drawn of each is held until the whole of it is."""
     max_images: int = 1024
     """Of one request."""
+    max_bytes: int = 2**26
+    """Of what one request draws, as NumPy holds it."""
     max_evaluations: int = 65536
     """Images × evaluations of the network an image, of one request."""
     max_body: int = 16384
     """Bytes of a request's body."""
     body_seconds: float = 10.0
-    """From a request's head to the end of its body."""
+    """For a request's head to arrive, and again for its body."""
     timeout: float = 60.0
     """Seconds from a request to its images."""
     grace: float = 30.0

@@ -38,11 +38,12 @@ from ddpm.layout import (
     MODELS,
     PREPARED,
     REPORTS,
+    is_uri,
 )
 from ddpm.model import Model, load
 from ddpm.stages.evaluate import protocol_of
 from ddpm.stages.progress import bar
-from ddpm.stages.sample import is_uri, open_model
+from ddpm.stages.sample import open_model
 
 STEPS = (5, 10, 20, 50, 100)
 
@@ -132,10 +133,10 @@ def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) 
     return [validate(SamplingConfig, {"sampler": sampler, "steps": number}, "--sampler") for number in chosen_steps]
 
 
-# What the models have in common when they are measured over the steps.
+# What the models have in common when they are measured over the steps; of their plans all but these two.
 _COMMON = (
-    *("extractor", "extractor_sha256", "reference", "reference_sha256", "reference_count"),
-    *("samples", "sampler", "eta", "spacing", "clip", "seed"),
+    *("extractor", "extractor_sha256", "train_sha256", "validation_sha256", "reference", "reference_count"),
+    *("samples", *(field for field in SamplingConfig.model_fields if field not in ("steps", "variance")), "seed"),
 )
 
 
@@ -177,7 +178,7 @@ def _open(params: Params, model: str, device: torch.device, root: Path) -> Opene
     """What MODEL names, with what is recorded of it."""
     if model in params.models:
         loaded = load(root / MODELS / model, device).sampled_by(params.models[model].sampling)
-        return Opened(Compared(model, model, Recorded.read(root / REPORTS / model)), loaded)
+        return _opened(model, model, root / REPORTS / model, loaded)
     if is_uri(model):
         from ddpm import tracking
 
@@ -191,9 +192,16 @@ def _open(params: Params, model: str, device: torch.device, root: Path) -> Opene
             f"{model}: expected a model of params.yaml ({', '.join(params.models)}), a model directory, a deploy "
             "directory or a URI such as models:/ddpm-digits@champion; no such directory"
         )
-    return Opened(
-        Compared(Path(model).resolve().name, model, Recorded.read(_reports_of(Path(model)))), open_model(model)
-    )
+    return _opened(Path(model).resolve().name, model, _reports_of(Path(model)), open_model(model))
+
+
+def _opened(name: str, model: str, reports: Path, samples: Model | Sampler) -> Opened:
+    """With the figures in a reports directory, unless another training of the model has them."""
+    if isinstance(samples, Model):
+        fingerprint = samples.card.training.fingerprint
+    else:
+        fingerprint = samples.facts.get("training", {}).get("fingerprint")
+    return Opened(Compared(name, model, Recorded.read(reports, fingerprint)), samples)
 
 
 def _reports_of(directory: Path) -> Path:

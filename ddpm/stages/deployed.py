@@ -10,7 +10,7 @@ from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.device import pick_device
 from ddpm.files import write_json
-from ddpm.layout import PREPARED
+from ddpm.layout import PREPARED, is_uri
 from ddpm.stages.evaluate import Measurement, measure
 
 
@@ -24,7 +24,7 @@ def measure_model(params: Params, model: str, out: Path, *, root: Path = Path())
         UserError: as `evaluate_deployed`; or there is no such model.
         UpstreamError: the MLflow server does not answer.
     """
-    deploy = tracking.resolve(model, root) if model.startswith("models:/") else Path(model)
+    deploy = tracking.resolve(model, root) if is_uri(model) else Path(model)
     measured = evaluate_deployed(params, deploy, root=root, name=model)
     protocol = {"id": measured.protocol.id, **measured.protocol.as_dict()}
     write_json(out, {"metrics": measured.metrics, "protocol": protocol})
@@ -46,10 +46,11 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
     """
     sampler = Sampler(deploy)
     own = validate(SamplingConfig, sampler.facts["sampling"], str(deploy / "sampler.json"))
+    sampling = params.evaluation.sampling or own
     return measure(
-        sampler,
+        sampler.sampled_by(sampling.model_dump()),
         params,
-        sampling=params.evaluation.sampling or own,
+        sampling=sampling,
         variance=sampler.facts["process"]["variance"],
         weights=sampler.facts.get("training", {}).get("weights", "ema"),
         data=PreparedData.open(root / PREPARED),

@@ -15,14 +15,14 @@ from ddpm.config import Params, SamplingConfig
 from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
-from ddpm.diffusion.plans import SamplingPlan
+from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.errors import UserError
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.images import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
 from ddpm.evaluation.pictures import captioned, save_png
-from ddpm.evaluation.protocol import EvaluationProtocol
+from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
 from ddpm.evaluation.trained import gigaflops_per_image, likelihood_bounds, likelihood_figures, likelihood_table
 from ddpm.evaluation.values import ValueMeasure
 from ddpm.files import atomic_directory, write_bytes, write_json
@@ -32,14 +32,14 @@ from ddpm.stages.progress import bar
 
 
 class Samples(Protocol):
-    """What is measured: a trained model, or an exported one."""
+    """What is measured: a trained model, or an exported one, with the plan it is drawn from by."""
 
     @property
     def kind(self) -> DataKind: ...
 
-    def plan(self, **overrides: Any) -> SamplingPlan: ...
+    def plan(self) -> SamplingPlan: ...
 
-    def batches(self, count: int, *, seed: int, batch_size: int, **overrides: Any) -> Iterator[NDArray[Any]]: ...
+    def batches(self, count: int, *, seed: int, batch_size: int) -> Iterator[NDArray[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         **likelihood_figures(bounds),
         "gflops_per_image": gigaflops_per_image(model),
     }
+    marks = {"protocol": protocol.id, "model": mark_of(model.card.training.fingerprint)}
     with atomic_directory(root / REPORTS / variant) as out:
-        write_json(out / "metrics.json", {"protocol": protocol.id, **metrics})
+        write_json(out / "metrics.json", {**marks, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
         write_bytes(out / "nll.csv", likelihood_table(bounds).encode())
         for name, picture in {**measured.pictures, "denoising.png": denoising(model, data, params.seed)}.items():
@@ -113,7 +114,7 @@ def measure(
     """Draw from a model and compute its figures.
 
     Args:
-        sampling: the plan to draw by.
+        sampling: what the plan of `samples` is made of.
         variance: of the model's process, which the ancestral sampler has unless the plan says otherwise.
         weights: which of a training's weights the model has.
         name: what messages call it.
@@ -127,15 +128,14 @@ def measure(
     if samples.kind.shape != data.kind.shape:
         made, prepared = ("×".join(map(str, shape)) for shape in (samples.kind.shape, data.kind.shape))
         raise UserError(f"{name} makes {data.kind.name} of {made}, but the prepared data are of {prepared}")
-    choices = sampling.model_dump()
     try:
-        samples.plan(**choices)
+        samples.plan()
     except ValueError as error:
         raise UserError(f"{name} cannot be sampled by evaluation.sampling: {error}") from None
     figures, identity = _measure_of(params, data, root, device)
     options = params.evaluation
     with bar(options.samples, "img", f"samples of {name}") as progress:
-        for batch in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size, **choices):
+        for batch in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size):
             figures.add(batch)
             progress.update(len(batch))
     protocol = protocol_of(params, sampling, variance, weights, data, identity)
@@ -162,22 +162,17 @@ def protocol_of(
     extractor: Mapping[str, Any],
 ) -> EvaluationProtocol:
     """How a model with this plan is measured; `extractor` is the identity of what it is measured by."""
-    options, train, counts = params.evaluation, data.split("train"), data.manifest.counts
-    whole = options.reference == "all"
+    options = params.evaluation
+    train, validation = data.split("train"), data.split("validation")
     return EvaluationProtocol(
         extractor=extractor["kind"],
         extractor_sha256=extractor["sha256"],
+        train_sha256=train.sha256,
+        validation_sha256=validation.sha256,
         reference=options.reference,
-        reference_sha256=data.manifest.images_sha256 if whole else train.sha256,
-        reference_count=counts.train + counts.validation if whole else len(train),
+        reference_count=len(train) + (len(validation) if options.reference == "all" else 0),
         samples=options.samples,
-        sampler=sampling.sampler,
-        steps=sampling.steps,
-        variance=sampling.variance or variance,
-        eta=sampling.eta,
-        spacing=sampling.spacing,
-        clip=sampling.clip,
-        dynamic_threshold=sampling.dynamic_threshold,
+        **decisive_choices(sampling.model_dump(), variance=variance),
         weights=weights,
         splits=options.splits,
         kid_subsets=KID_SUBSETS,

@@ -11,14 +11,22 @@ from numpy.typing import NDArray
 from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
+from ddpm.layout import is_uri
 
 if TYPE_CHECKING:
-    from ddpm.deploy.runtime import Sampler
+    from ddpm.deploy.runtime import Precision, Sampler
     from ddpm.model import Model
 
 
 def sample_to(
-    model: str, out: Path, *, count: int, seed: int = 0, batch_size: int = 64, **overrides: Any
+    model: str,
+    out: Path,
+    *,
+    count: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+    **overrides: Any,
 ) -> NDArray[Any]:
     """Draw data and write them where `out` says: FILE.npz (key `images`, `points` or `sequences`), FILE.png (a
     picture of all), or, of images, a directory of PNGs.
@@ -33,7 +41,7 @@ def sample_to(
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed must be in 0..2**64-1, found {seed}")
     write = _writer(out)
-    opened = open_model(model)
+    opened = open_model(model, precision)
     if write is _write_directory and opened.kind.name != "images":
         raise UserError(
             f"--out {out}: a directory is for images; {model} makes {opened.kind.name}: use FILE.npz or FILE.png"
@@ -47,16 +55,22 @@ def sample_to(
     return images
 
 
-def open_model(model: str) -> Model | Sampler:
-    """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime)."""
+def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
+    """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime).
+
+    Raises:
+        UserError: no such model, or none of this precision.
+    """
     if is_uri(model):
         from ddpm import tracking
 
-        return _exported(tracking.resolve(model))
+        return _exported(tracking.resolve(model), precision)
     directory = Path(model)
     if (directory / "sampler.json").is_file():
-        return _exported(directory)
+        return _exported(directory, precision)
     if (directory / "model.json").is_file():
+        if precision != "fp32":
+            raise UserError(f"--precision {precision} is for exported models; {model} is a trained one")
         from ddpm.device import pick_device
         from ddpm.model import load
 
@@ -67,18 +81,13 @@ def open_model(model: str) -> Model | Sampler:
     )
 
 
-def _exported(directory: Path) -> Sampler:
+def _exported(directory: Path, precision: Precision) -> Sampler:
     """A deploy directory, and a line about what it runs on."""
     from ddpm.deploy.runtime import Sampler
 
-    sampler = Sampler(directory)
+    sampler = Sampler(directory, precision=precision)
     print(f"sampling with {sampler.where}")
     return sampler
-
-
-def is_uri(model: str) -> bool:
-    """Whether MODEL names something in MLflow, and not a directory."""
-    return model.startswith(("models:/", "runs:/"))
 
 
 def _writer(out: Path) -> Any:

@@ -10,7 +10,6 @@ from ddpm.figures import FIGURES
 PROTOCOL = "eval_protocol.json"
 
 _EVAL, _DETAIL = "eval/", "eval/detail/"
-_FIGURES = {figure.key for figure in FIGURES}
 
 
 def grouped(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -20,7 +19,7 @@ def grouped(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
     """The numbers of metrics.json: figures as `eval/fid`, what belongs to them as `eval/detail/fid_floor`."""
-    return {f"{_EVAL if name in _FIGURES else _DETAIL}{name}": value for name, value in metrics.items()}
+    return {f"{_EVAL if name in FIGURES else _DETAIL}{name}": value for name, value in metrics.items()}
 
 
 def evaluation_among(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ def run_note(metrics: Mapping[str, float], protocol: str, run_id: str) -> str:
     """A model's figures, how they were measured, and its samples."""
     rows = [
         f"| {figure.name} | {reading} | {'' if reading.real is None else number(reading.real)} |"
-        for figure in FIGURES
+        for figure in FIGURES.values()
         if (reading := Reading.of(metrics, figure.key))
     ]
     picture = f"![samples]({artifact('samples.png', run_id)})"
@@ -27,7 +27,7 @@ def comparison_note(record: Mapping[str, Any], *, page: str, picture: str) -> st
     models = record["models"]
     rows = [
         f"| {figure.name} | {' | '.join(str(reading or '–') for reading in readings)} |"
-        for figure in FIGURES
+        for figure in FIGURES.values()
         if any(readings := [Reading.of(model["metrics"], figure.key) for model in models])
     ]
     differing = ", ".join(record["differences"])

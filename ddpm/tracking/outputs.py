@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
+from ddpm.evaluation.protocol import mark_of
 from ddpm.files import read_json, sha256_of
 from ddpm.layout import DEPLOY, MODELS, PREPARED, REPORTS
 
@@ -37,10 +38,12 @@ class Outputs:
         """Read what train, evaluate and export wrote.
 
         Raises:
-            UserError: a stage has not run, or the exported model is not the trained one.
+            UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
+                dvc.lock was written; or an exported file is not the trained model.
         """
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", f"evaluate@{variant}")
+        sampler = read_output(deploy / "sampler.json", f"export@{variant}")
         outputs = cls(
             variant=variant,
             root=root,
@@ -48,10 +51,20 @@ class Outputs:
             manifest=read_output(root / PREPARED / "manifest.json", "prepare"),
             metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
             protocol=read_output(reports / "protocol.json", f"evaluate@{variant}"),
-            sampling=read_output(deploy / "sampler.json", f"export@{variant}")["sampling"],
+            sampling=sampler["sampling"],
             parity=read_output(deploy / "parity.json", f"export@{variant}"),
             lineage=lineage_of(variant, root),
         )
+        trained = outputs.card["training"]["fingerprint"]
+        for path, found, expected in (
+            (reports, metrics.get("model"), mark_of(trained)),
+            (deploy, sampler.get("training", {}).get("fingerprint"), trained),
+        ):
+            if found != expected:
+                model = root / MODELS / variant
+                raise UserError(f"{path} was made of another training than {model}: evaluate and export the model anew")
+        if not _is_imported(outputs.card):
+            _check_lock(variant, root)
         if not outputs.parity["passed"]:
             raise UserError(
                 f"{deploy / 'parity.json'}: an exported file differs from the trained model by more than its "
@@ -100,10 +113,8 @@ def lineage_of(variant: str, root: Path = Path()) -> str:
     Raises:
         UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
     """
-    import yaml
-
     card = root / MODELS / variant / "model.json"
-    if card.is_file() and read_output(card, f"train@{variant}")["training"].get("weights") == "imported":
+    if card.is_file() and _is_imported(read_output(card, f"train@{variant}")):
         for folder, command in ((REPORTS, "evaluate"), (DEPLOY, "export")):
             if not (root / folder / variant).is_dir():
                 raise UserError(f"{root / folder / variant}: no such directory; run `ddpm {command} {variant}`")
@@ -111,14 +122,39 @@ def lineage_of(variant: str, root: Path = Path()) -> str:
         files = [path for folder in folders for path in sorted(folder.iterdir())]
         hashes = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_locked_stages(variant, root), sort_keys=True).encode()).hexdigest()
+
+
+def _is_imported(card: dict[str, Any]) -> bool:
+    return card["training"].get("weights") == "imported"
+
+
+def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
+    """What dvc.lock has of the stages that a variant came of."""
+    import yaml
+
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
     names = [name.format(variant=variant) for name in _LINEAGE]
     for name in names:
         if name not in stages:
             raise UserError(f"{path}: no entry for {name}; run `dvc repro {name}`")
-    canonical = json.dumps({name: stages[name] for name in names}, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return {name: stages[name] for name in names}
+
+
+def _check_lock(variant: str, root: Path) -> None:
+    """Refuse files that are not those dvc.lock records, since its entries would not be their lineage."""
+    for name, stage in _locked_stages(variant, root).items():
+        for out in stage["outs"]:
+            path = root / out["path"]
+            # A directory's hash is of DVC's own list of what is in it.
+            if path.is_file() and out.get("hash") == "md5" and _md5_of(path) != out["md5"]:
+                raise UserError(f"{path} is not the file that dvc.lock records; run `dvc repro {name}`")
+
+
+def _md5_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def model_name(root: Path = Path()) -> str:

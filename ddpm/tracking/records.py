@@ -67,8 +67,12 @@ def figures_of_run(mlflow: Any, run_id: str | None, name: str) -> Figures:
 
 @store_answers()
 def log_measurement(version: Registration, figures: Figures, root: Path = Path()) -> None:
-    """Log a version's figures under another protocol than at its registration, as a run below its own."""
-    client = load_mlflow(root).MlflowClient()
+    """Log a version's figures under another protocol than at its registration, as a run below its own.
+
+    What an image costs, which takes the trained network to count, is carried over in proportion to the steps.
+    """
+    mlflow = load_mlflow(root)
+    client = mlflow.MlflowClient()
     own = client.get_run(version.run_id).info
     protocol = figures.protocol["id"]
     run_id = client.create_run(
@@ -76,10 +80,17 @@ def log_measurement(version: Registration, figures: Figures, root: Path = Path()
         run_name=f"version {version.version} measured under {protocol}",
         tags={"mlflow.parentRunId": own.run_id, "protocol": protocol, "model_version": version.uri},
     ).info.run_id
-    log_metrics(client, run_id, [(milliseconds(), 0, evaluation(figures.metrics))])
+    metrics = {**_cost(figures_of_run(mlflow, version.run_id, version.uri), figures.protocol), **figures.metrics}
+    log_metrics(client, run_id, [(milliseconds(), 0, evaluation(metrics))])
     client.log_dict(run_id, dict(figures.protocol), PROTOCOL)
     client.set_terminated(run_id)
     client.set_model_version_tag(version.model, str(version.version), _measured_under(protocol), run_id)
+
+
+def _cost(recorded: Figures, protocol: Mapping[str, Any]) -> dict[str, float]:
+    """GFLOP an image under another protocol: a step costs what it did."""
+    cost, steps = recorded.metrics.get("gflops_per_image"), recorded.protocol.get("steps")
+    return {} if cost is None or steps is None else {"gflops_per_image": cost * protocol["steps"] / steps}
 
 
 def _measured_under(protocol: str | None) -> str:

@@ -150,16 +150,17 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
     """Log the deploy directory as a pyfunc model written as code; returns its identifier."""
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 
     import ddpm
 
     package = Path(ddpm.__file__).parent
+    # Of `long` columns MLflow's server makes integers in silence, 1 of 1.5 and −1 of 2⁶⁴−1; the model itself refuses.
     request = [
-        ColSpec("long", "n"),
-        ColSpec("long", "seed", required=False),
+        ColSpec(AnyType(), "n"),
+        ColSpec(AnyType(), "seed", required=False),
         ColSpec("string", "sampler", required=False),
-        ColSpec("long", "steps", required=False),
+        ColSpec(AnyType(), "steps", required=False),
         ColSpec("double", "eta", required=False),
     ]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
@@ -234,22 +235,26 @@ def _version_tags(outputs: Outputs) -> dict[str, str]:
 
 
 @store_answers()
-def resolve(uri: str, root: Path = Path()) -> Path:
+def resolve(uri: str, root: Path = Path(), *, into: Path | None = None) -> Path:
     """The deploy directory within a logged model: `models:/ddpm-digits@champion`, `models:/ddpm-digits/3`, …
 
-    From a server the model is downloaded to a directory that lasts as long as this process.
+    Args:
+        uri: what names the model.
+        root: the project's folder.
+        into: an empty folder, where a model of a server is downloaded to; None: one that lasts as long as this process.
 
     Raises:
         UserError: no such model, or not one of this project's.
         UpstreamError: the server does not answer.
     """
     mlflow = load_mlflow(root)
-    destination = None
-    if not store_uri(root).startswith("sqlite:"):
-        destination = tempfile.mkdtemp(prefix="ddpm-model-")
-        atexit.register(shutil.rmtree, destination, ignore_errors=True)
+    if store_uri(root).startswith("sqlite:"):
+        into = None
+    elif into is None:
+        into = Path(tempfile.mkdtemp(prefix="ddpm-model-"))
+        atexit.register(shutil.rmtree, into, ignore_errors=True)
     with named(uri, mlflow, root):
-        directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=destination))
+        directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=into and str(into)))
     try:
         flavors = mlflow.models.Model.load(str(directory)).flavors
         return directory / flavors["python_function"]["artifacts"]["deploy"]["path"]

@@ -2,6 +2,7 @@
 table."""
 
 import functools
+import itertools
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from ddpm.deploy import runtime
 from ddpm.deploy.loop import sampler_model
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.plans import COLUMNS, SAMPLERS, inversion_plan, plan_for, sampling_plan
+from ddpm.diffusion.plans import COLUMNS, SAMPLERS, decisive_choices, inversion_plan, plan_for, sampling_plan
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
 
 onnxruntime = runtime.import_onnxruntime()
@@ -227,6 +228,23 @@ def test_a_models_plan_takes_its_variance_from_the_process_unless_told_otherwise
     assert np.all(large.column("to_noise")[:-1] > small.column("to_noise")[:-1])
     with pytest.raises(ValueError, match="learned_range, but the network was trained with fixed_small"):
         plan_for(PROCESS, sampling_options, variance="learned_range")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_plans_are_equal_where_the_choices_that_decide_them_are_and_nowhere_else(sampler):
+    process = {**PROCESS, "variance": "learned_range"}
+    table_of, choices_of = {}, {}
+    for variance, eta, spacing, clip, dynamic in itertools.product(
+        [None, *VARIANCES], [0.0, 0.5], ["trailing", "linspace"], [True, False], [None, 0.9]
+    ):
+        options = SamplingConfig(
+            sampler=sampler, steps=10, variance=variance, eta=eta, spacing=spacing, clip=clip, dynamic_threshold=dynamic
+        ).model_dump()
+        plan = plan_for(process, options)
+        choices = tuple(decisive_choices(options, variance=process["variance"]).items())
+        table = (plan.timesteps.tobytes(), plan.table.tobytes())
+        assert table_of.setdefault(choices, table) == table
+        assert choices_of.setdefault(table, choices) == choices
 
 
 @pytest.mark.parametrize("quantile", [0.0, 1.5])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
-from ddpm.config import PROTOCOLS, EvaluationConfig, Params, validate
+from ddpm.config import PROTOCOLS, EvaluationConfig, Params, SamplingConfig, validate
+from ddpm.data.store import SPLITS, PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.protocol import EvaluationProtocol, refuse_to_mix
+from ddpm.files import read_json, write_json
+from ddpm.stages.evaluate import protocol_of
 
 PROTOCOL = EvaluationProtocol(
     extractor="classifier",
     extractor_sha256="a" * 64,
+    train_sha256="b" * 64,
+    validation_sha256="c" * 64,
     reference="train",
-    reference_sha256="b" * 64,
     reference_count=1438,
     samples=2000,
     sampler="ddim",
@@ -64,6 +69,27 @@ def test_a_protocol_stands_for_its_values_and_other_keys_override_them():
     assert params(protocol="inception-50k", samples=10_000).evaluation.samples == 10_000
     assert params(protocol="digits-2k").evaluation == params().evaluation == EvaluationConfig()
     assert params(protocol="quick").evaluation.samples < 500
+
+
+def test_every_choice_of_a_sampling_plan_is_in_the_protocol():
+    assert set(SamplingConfig.model_fields) <= {field.name for field in fields(EvaluationProtocol)}
+
+
+@pytest.mark.parametrize("reference", ["train", "all"])
+@pytest.mark.parametrize("name", SPLITS)
+def test_other_images_in_either_split_are_another_protocol(project: Path, name: str, reference: str):
+    """Validation images too: floors, the likelihood and near copies come of them."""
+
+    def protocol() -> EvaluationProtocol:
+        data = PreparedData.open(project / "prepared")
+        extractor = {"kind": "classifier", "sha256": "a" * 64}
+        return protocol_of(params(reference=reference), SamplingConfig(), "fixed_small", "ema", data, extractor)
+
+    path = project / "prepared/manifest.json"
+    before, manifest = protocol(), read_json(path)
+    manifest["splits"][name]["sha256"] = "b" * 64
+    write_json(path, manifest)
+    assert protocol() == replace(before, **{f"{name}_sha256": "b" * 64})
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

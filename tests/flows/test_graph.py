@@ -71,7 +71,8 @@ UNUSED = {
     "train": {
         *("ddpm/diffusion/noise.py", "ddpm/diffusion/plans.py", "ddpm/diffusion/sampling.py"),  # a model can sample
         "ddpm/evaluation/pictures.py",  # of samples, to watch
-        *("ddpm/deploy/integrity.py", "ddpm/deploy/runtime.py"),  # tracking, when it registers
+        # tracking, when it registers
+        *("ddpm/deploy/facts.py", "ddpm/deploy/integrity.py", "ddpm/deploy/runtime.py", "ddpm/evaluation/protocol.py"),
     },
     "export": {"ddpm/diffusion/process.py"},  # a model knows the process it was trained on
 }

@@ -91,8 +91,8 @@ def test_the_pages_show_the_table_the_picture_and_the_way_to_mlflow(after_one_ru
         shown = {found.key: found.data for found in client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))}
     assert json.loads(shown["results"])[0]["FID"] == 20.0
     assert "data:image/png;base64," in shown["samples-one"]
-    assert "champion: FID 20.0000, and there was no champion to beat" in shown["promotion-one"]
-    assert "| FID | 20.0000 |  |" in shown["promotion-one"]
+    assert "champion: FID 20, and there was no champion to beat" in shown["promotion-one"]
+    assert "| FID | 20 |  |" in shown["promotion-one"]
     assert tracking.find("one").run_id in shown["mlflow-one"]
 
 
@@ -133,7 +133,7 @@ def test_new_data_makes_a_new_version_and_a_worse_one_is_no_champion(again):
     [result] = run().result()
     assert result.registration.version == 2
     assert result.registration.aliases == ("challenger",)
-    assert "no lower FID: 30.0000 against 20.0000 of version 1" in result.registration.reason
+    assert "no lower FID: 30 against 20 of version 1" in result.registration.reason
 
 
 def test_new_data_change_the_protocol_and_what_keeps_the_champion_from_being_measured_under_it_is_said(again):

@@ -175,23 +175,50 @@ def test_what_nobody_waits_for_is_not_drawn(model):
     assert gate.batches == [[(1, 4)], [(3, 1)]]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(model):
+@pytest.mark.parametrize(
+    ("seconds", "retry_after"),
+    # 2 images × 5 steps that are drawn or half done, 1 × 5 and 1 × 4 that wait.
+    [(2.0, 38), (1.1, 21), (0.0, 1), (1000.0, 60)],
+)
+def test_a_full_queue_refuses_and_says_when_to_come_again(model, seconds, retry_after):
     gate = Gate()
 
     async def test(batcher: Batcher) -> None:
-        accepted = [submit(batcher, model, 1, seed=0)]
+        accepted = [submit(batcher, model, 2, seed=0)]
         await gate.wait()
-        accepted += [submit(batcher, model, 1, seed=seed) for seed in (1, 2)]
+        accepted += [submit(batcher, model, 1, seed=1), submit(batcher, model, 1, seed=2, steps=4)]
+        batcher._seconds_per_evaluation = seconds
         with pytest.raises(QueueFullError) as refused:
             submit(batcher, model, 1, seed=3)
-        assert 1 <= refused.value.retry_after <= 60
-        for _ in range(3):
+        assert refused.value.retry_after == retry_after
+        for _ in range(4):
             gate.opened.release()
         await asyncio.gather(*accepted)
         gate.opened.release()
         await submit(batcher, model, 1, seed=4)
 
     with_batcher(test, batch_size=1, window=0.0, queue=2, draw=gate)
+
+
+def test_jobs_are_accepted_until_their_images_come_to_too_many_bytes_and_one_always_is(model):
+    """Images of 16 bytes: 3 and 1 of them fit into 64, and after them as many as there are, alone."""
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        accepted = [submit(batcher, model, 3, seed=0)]
+        await gate.wait()
+        accepted.append(submit(batcher, model, 1, seed=1))
+        with pytest.raises(QueueFullError):
+            submit(batcher, model, 1, seed=2)
+        accepted.pop().cancel()
+        await asyncio.sleep(0)
+        accepted.append(submit(batcher, model, 1, seed=3))
+        for _ in range(3):
+            gate.opened.release()
+        await asyncio.gather(*accepted)
+        assert len(await submit(batcher, model, 5, seed=4)) == 5
+
+    with_batcher(test, batch_size=8, window=0.0, queue_bytes=64, draw=gate)
 
 
 def test_a_batch_that_fails_takes_no_other_with_it(model):

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from denoisers import network
 from finished import VARIANT, empty_store, write_outputs
+from mlflow_server import tracking_server
 from service import PATIENCE, Server, wait_until
 
 from ddpm import tracking
@@ -32,11 +33,11 @@ def versions(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypat
     shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", tmp_path / "mlflow")
     for version, answer in enumerate((0.0, 0.9, 0.0), 1):
         write_outputs(tmp_path, lock=str(version))
-        file = tmp_path / f"deploy/{VARIANT}/denoiser.onnx"
-        onnx.save(network((1, 4, 4), answer=answer), file)
-        if version == 3:
-            file.write_bytes(file.read_bytes()[:-20])
+        onnx.save(network((1, 4, 4), answer=answer), tmp_path / f"deploy/{VARIANT}/denoiser.onnx")
         assert tracking.register(VARIANT).version == version
+    # In the store: a registration would refuse it.
+    registered = tracking.resolve("models:/ddpm-dots/3") / "denoiser.onnx"
+    registered.write_bytes(registered.read_bytes()[:-20])
     client = tracking.load_mlflow(tmp_path).MlflowClient()
 
     def crown(version: int) -> None:
@@ -123,3 +124,21 @@ def test_a_registry_that_goes_away_leaves_the_model_where_it_is(start, versions,
     assert len([line for line in server.log() if line["level"] == "error"]) == 1
     versions(2)
     wait_until(lambda: server.draw().headers["X-Model"] == "models:/ddpm-dots/2")
+
+
+@pytest.mark.slow
+def test_versions_of_a_server_leave_no_files_behind_whether_they_load_or_not(start, versions, tmp_path):
+    """A broken one is downloaded again at every look; where to differs, and the log tells it once all the same."""
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    with tracking_server() as address:
+        server = start(URI, "--poll", "0.2", MLFLOW_TRACKING_URI=address, TMPDIR=str(downloads))
+        versions(3)
+        wait_until(lambda: server.metric("ddpm_model_reloads_total", outcome="failed") >= 4)
+        versions(2)
+        wait_until(lambda: server.draw().headers["X-Model"] == "models:/ddpm-dots/2")
+        assert list(downloads.iterdir()) == []
+    drawn = np.load(io.BytesIO(server.draw(n=2, seed=1, format="npy").content))
+    np.testing.assert_array_equal(drawn, Sampler(tracking.resolve("models:/ddpm-dots/2")).sample(2, seed=1))
+    (failure,) = (line for line in server.log() if "models:/ddpm-dots/3" in line.get("reason", ""))
+    assert str(downloads) not in failure["reason"]

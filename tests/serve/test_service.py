@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import re
 import shutil
 import socket
 import subprocess
+import time
 from typing import Any
 
 import httpx
@@ -98,10 +100,10 @@ def test_the_readmes_lines_work_as_written(server, tmp_path):
     assert np.load(tmp_path / "images.npy").shape == (4, 4, 4, 1)
 
 
-def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_the_bound(start, tmp_path):
+def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_the_bounds(start, tmp_path):
     data = {"kind": "points", "low": [-2.0, 0.0], "high": [2.0, 1.0]}
     deploy = write_deploy(tmp_path / "points", shape=(2,), data=data)
-    server = start(deploy, "--max-evaluations", "40")
+    server = start(deploy, "--max-evaluations", "40", "--max-bytes", "24")
     expected = Sampler(deploy).sample(3, seed=1)
     np.testing.assert_array_equal(np.load(io.BytesIO(server.draw(n=3, seed=1, format="npy").content)), expected)
     for form in (None, "json"):
@@ -111,6 +113,8 @@ def test_points_come_as_numbers_and_not_as_a_picture_and_no_more_of_them_than_th
     assert "draws points" in refusal(server.draw(format="png"))
     assert server.draw(n=2, steps=20).status_code == 200
     assert refusal(server.draw(n=3, steps=20)) == "`n` × `steps` must be at most 40, found 3 × 20"
+    assert refusal(server.draw(n=4)) == "`n` must be at most 3, found 4"  # of 8 bytes each
+    assert server.client.get("/v1/model").json()["limits"] == {"max_images": 3, "max_evaluations": 40}
 
 
 def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
@@ -289,6 +293,39 @@ def test_what_takes_too_long_is_given_up(start, tmp_path):
         connection.sendall(b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
     assert server.client.get("/ready").status_code == 200
+
+
+def test_a_connection_that_does_not_come_to_a_request_is_closed(start, deploy):
+    """Half a head, none, half a second one, and what is still sent after a refusal; while one that does is kept."""
+    server = start(deploy, "--body-seconds", "2")
+    address = httpx.URL(server.url).host, httpx.URL(server.url).port
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    refused = b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        slow = []
+        for *answered, last in ([whole[:-2]], [b""], [whole, whole[:-2]], [whole, whole, b"G"], [refused, b" "]):
+            slow.append(stack.enter_context(socket.create_connection(address, timeout=PATIENCE)))
+            for request in answered:
+                slow[-1].sendall(request)
+                read_answer(slow[-1])
+            slow[-1].sendall(last)
+        for connection in slow:
+            assert connection.recv(4096) == b""
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
+        for _ in range(3):
+            for part in (whole[:9], whole[9:]):
+                connection.sendall(part)
+                time.sleep(0.4)
+            read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> None:
+    """An answer to its end, which of JSON is a brace."""
+    read = b""
+    while not read.endswith(b"}"):
+        piece = connection.recv(4096)
+        assert piece
+        read += piece
 
 
 def test_a_fault_inside_is_told_to_the_log_and_not_to_the_client(start, tmp_path):

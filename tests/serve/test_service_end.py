@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -53,7 +54,7 @@ def test_a_service_told_to_stop_finishes_what_it_has_accepted_and_refuses_the_re
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("grace", "signals"), [("0.5", 1), ("3600", 2)], ids=["grace over", "second signal"])
+@pytest.mark.parametrize(("grace", "signals"), [("4", 1), ("3600", 2)], ids=["grace over", "second signal"])
 def test_what_cannot_be_waited_for_is_refused_aloud(start, tmp_path, grace, signals):
     slow = write_deploy(tmp_path / "slow", work=40)
     server = start(slow, "--threads", "1", "--batch-size", "2", "--grace", grace)
@@ -61,6 +62,27 @@ def test_what_cannot_be_waited_for_is_refused_aloud(start, tmp_path, grace, sign
     assert {answer.status_code for answer in accepted} == {200, 503}
     assert any("could not wait" in answer.text for answer in accepted)
     assert server.process.wait(PATIENCE) == 1
+
+
+def test_a_batch_that_nobody_waits_for_does_not_delay_the_end(start, tmp_path):
+    """Its twenty steps take twenty times as long as one; the end comes sooner, however busy the machine."""
+    server = start(write_deploy(tmp_path / "slow", work=300), "--threads", "1", "--batch-size", "1", "--window", "0")
+    started = time.monotonic()
+    assert server.draw(steps=1).status_code == 200
+    one_step = time.monotonic() - started
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+            asked = [asyncio.create_task(client.post("/v1/images", json={"steps": 20})) for _ in range(3)]
+            await asyncio.to_thread(wait_until, lambda: server.metric("ddpm_queue_requests") == 2)
+            for each in asked:
+                each.cancel()
+
+    asyncio.run(leave())
+    wait_until(lambda: server.metric("ddpm_requests_total", status="499") == 3)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10 * one_step) == 0
+    assert [line["message"] for line in server.log()].count("stopping") == 1
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,8 @@ def test_the_page_stands_by_itself_and_shows_all_figures_of_all_models(two):
     cells = ["".join(cell.itertext()).strip() for cell in page.iter("td")]
     for variant in ("tiny", "second"):
         metrics = read_json(two / f"reports/{variant}/metrics.json")
-        for figure in FIGURES:
-            if figure.key in metrics:
-                assert str(Reading.of(metrics, figure.key)) in cells
+        for key in FIGURES.keys() & metrics.keys():
+            assert str(Reading.of(metrics, key)) in cells
     labels = [element.attrib["aria-label"] for element in page.iter() if element.attrib.get("role") == "img"]
     assert [label.partition(":")[0] for label in labels] == [
         "FID over the number of steps",
@@ -123,9 +122,9 @@ def test_two_runs_write_the_same_bytes(trained):
 def test_the_best_of_one_protocol_is_marked_and_comes_first_where_asked(two):
     comparison = compare(load_params(), ["tiny", "second"], Path("out"), rank=True, **OPTIONS)
     assert [model.name for model in comparison.models] == ["second", "tiny"]
-    rows = {"".join(row[0].itertext())[:3]: row for row in page_of(two / "out").iter("tr")}
-    assert [cell.attrib.get("class") for cell in rows["FID"][1:3]] == ["best", None]
-    assert not any(cell.attrib for cell in rows["KID"][1:3]), "equal figures have no best"
+    rows = {"".join(row[0].itertext()): row for row in page_of(two / "out").iter("tr")}
+    assert [cell.attrib.get("class") for cell in rows["FID ↓"][1:3]] == ["best", None]
+    assert not any(cell.attrib for cell in rows["KID ↓"][1:3]), "equal figures have no best"
 
 
 def test_models_of_two_protocols_are_shown_and_never_ranked(two):
@@ -149,6 +148,14 @@ def test_a_model_that_was_never_evaluated_is_measured_and_not_ranked(two):
     assert terms[0] == terms[1], "the same weights, computed here as an evaluation does"
     with pytest.raises(UserError, match="second cannot be ranked, since it was never evaluated"):
         compare(load_params(), ["tiny", "second"], Path("out"), rank=True, **OPTIONS)
+
+
+def test_figures_of_another_training_are_not_shown_beside_the_pictures_of_this_one(two):
+    card = read_json(two / "models/second/model.json")
+    card["training"]["fingerprint"] = "0" * 64
+    write_json(two / "models/second/model.json", card)
+    comparison = compare(load_params(), ["tiny", "second"], Path("out"), **OPTIONS)
+    assert [bool(model.recorded.metrics) for model in comparison.models] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ import onnx
 import pytest
 
 import ddpm
+from ddpm.cli import main
 from ddpm.config import SamplingConfig, load_params
 from ddpm.deploy import runtime
-from ddpm.deploy.export import MOST_WEIGHTS, activation_bytes, export_half, export_sampler, write
+from ddpm.deploy.export import MOST_WEIGHTS, activation_bytes, export_denoiser, export_half, export_sampler, write
 from ddpm.deploy.parity import measure_parity
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.errors import UserError
 from ddpm.model import Model
+from ddpm.serve.models import load_model
 
 onnxruntime = import_onnxruntime()
 
@@ -119,6 +121,15 @@ def test_the_file_tells_what_a_caller_must_know(deploy: Path, model: Model):
     assert json.loads(alone["process"]) == facts["process"]
 
 
+@pytest.mark.slow
+def test_an_export_leaves_the_network_as_it_was(deploy: Path, model: Model, tmp_path: Path):
+    """A copy of it goes to the CPU and to evaluation."""
+    model.network.train()
+    export_denoiser(model, tmp_path / "denoiser.onnx")
+    assert (tmp_path / "denoiser.onnx").read_bytes() == (deploy / "denoiser.onnx").read_bytes()
+    assert all(module.training for module in model.network.modules())
+
+
 @pytest.mark.parametrize("name", ["denoiser", "sampler"])
 def test_both_files_keep_onnxs_rules_in_the_opset_that_is_stated(deploy: Path, name: str):
     proto = onnx.load(deploy / f"{name}.onnx")
@@ -190,6 +201,20 @@ def test_half_precision_has_its_own_parity(deploy: Path, model: Model):
     np.testing.assert_allclose(drawn.astype(int), model.sample(4, seed=2).astype(int), atol=8)
 
 
+def test_half_precision_is_asked_for_by_name(deploy: Path, capsys):
+    command = "sample deploy/tiny --precision fp16 --n 2 --out half.npz"
+    assert main(command.split()) == 2
+    assert "fp16.onnx is missing; `ddpm export` makes it where `export.fp16` is true" in capsys.readouterr().err
+    export_half(deploy / "denoiser.onnx", deploy / "denoiser.fp16.onnx")
+    assert main(command.split()) == 0
+    assert "sampling with denoiser.fp16.onnx on" in capsys.readouterr().out
+    served = load_model(str(deploy), precision="fp16").sampler
+    np.testing.assert_array_equal(np.load("half.npz")["images"], served.sample(2))
+    assert served.file.name == "denoiser.fp16.onnx"
+    assert main(command.replace("deploy/", "models/").split()) == 2
+    assert "--precision fp16 is for exported models" in capsys.readouterr().err
+
+
 def test_a_late_timestep_is_not_rounded_to_half_precision(deploy: Path):
     """fp16 knows no number between 4094 and 4096, and an angle that is 1 off is another angle."""
     export_half(deploy / "denoiser.onnx", deploy / "denoiser.fp16.onnx")
@@ -205,7 +230,7 @@ def test_what_it_runs_on_is_said_in_a_line(deploy: Path):
     assert sampler.where == f"denoiser.onnx on CPUExecutionProvider (onnxruntime {onnxruntime.__version__}, 2 threads)"
     with pytest.raises(UserError, match=r"has no AbacusExecutionProvider here; it has: .*CPUExecution"):
         Sampler(deploy, providers=["AbacusExecutionProvider", CPU])
-    with pytest.raises(UserError, match=r"denoiser.fp16.onnx does not load"):
+    with pytest.raises(UserError, match=r"denoiser.fp16.onnx is missing"):
         Sampler(deploy, precision="fp16")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.cli import main
-from ddpm.config import load_params
+from ddpm.config import SamplingConfig, load_params
 from ddpm.errors import UserError
 from ddpm.stages.deployed import evaluate_deployed
 
@@ -18,6 +18,21 @@ def test_the_exported_model_has_the_figures_and_the_protocol_of_the_trained_one(
     assert found.metrics.keys() < recorded.keys()
     # A pixel's rounding may fall on the other side.
     assert found.metrics == pytest.approx({key: recorded[key] for key in found.metrics}, rel=1e-2)
+
+
+def test_a_plan_for_all_models_has_nothing_of_the_models_own(trained: Path):
+    """One id and the same figures, whatever plan and variance a model came with."""
+    params = load_params()
+    plan = SamplingConfig(sampler="dpmpp_2m", steps=4)
+    params = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"sampling": plan})})
+    path = Path("deploy/tiny/sampler.json")
+    facts = json.loads(path.read_text())
+    found = evaluate_deployed(params, Path("deploy/tiny"))
+    facts["sampling"] |= {"dynamic_threshold": 0.5, "clip": False, "spacing": "quadratic", "variance": "fixed_large"}
+    facts["process"]["variance"] = "fixed_large"
+    path.write_text(json.dumps(facts))
+    again = evaluate_deployed(params, Path("deploy/tiny"))
+    assert (again.protocol.id, again.metrics) == (found.protocol.id, found.metrics)
 
 
 def test_a_deploy_directory_without_its_description_is_named(trained: Path):

@@ -1,0 +1,121 @@
+"""The options of the commands that have many. The standard library alone is imported, as by all of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ddpm.layout import COMPARISON
+from ddpm.serve.arguments import add_precision
+
+
+def add_sample(sample: argparse.ArgumentParser) -> None:
+    sample.add_argument(
+        "model", metavar="MODEL", help="models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
+    )
+    sample.add_argument("--n", type=int, default=64, help="how many images (default: %(default)s)")
+    sample.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="FILE.npz (of images uint8 [N, H, W, C]), FILE.png or, of images, a new directory",
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
+    )
+    sample.add_argument("--sampler", help="ancestral, ddim, dpmpp_2m, dpmpp_2s or unipc (default: the model's own)")
+    sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
+    sample.add_argument(
+        "--variance", help="of ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
+    )
+    sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
+    sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    add_precision(sample)
+
+
+def add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a model of params.yaml, models/V, deploy/V, or a URI such as models:/ddpm-digits@champion",
+    )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=COMPARISON,
+        help="a directory for report.html and comparison.json (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--steps",
+        type=_integers,
+        help="at how many evaluations of the network an image they are measured, such as 5,10,20 "
+        "(default: 5,10,20,50,100, as far as all have so many timesteps)",
+    )
+    compare.add_argument("--sampler", default="ddim", help="that all are measured by (default: %(default)s)")
+    compare.add_argument("--samples", type=int, help="measured at each number of steps (default: evaluation.samples)")
+    compare.add_argument(
+        "--rank",
+        action="store_true",
+        help="the best model first; refused where the models were measured under different protocols",
+    )
+
+
+def add_promotion(promote: argparse.ArgumentParser, rollback: argparse.ArgumentParser) -> None:
+    chosen = promote.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("variant", metavar="V", nargs="?", help="a model named in params.yaml, as it is registered now")
+    chosen.add_argument("--to", type=int, metavar="VERSION", help="this one, whatever the policy says")
+    for by_hand in (promote, rollback):
+        by_hand.add_argument("--reason", required=by_hand is rollback, help="kept with the version in MLflow")
+        by_hand.add_argument("--model", metavar="NAME", help="the registered model (default: ddpm-<data>)")
+
+
+def add_measure(measure: argparse.ArgumentParser) -> None:
+    measure.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
+    measure.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON: its `metrics` and `protocol`")
+
+
+def add_import(bring: argparse.ArgumentParser) -> None:
+    bring.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a .pt file of openai/improved-diffusion, guided-diffusion or denoising_diffusion_pytorch, or a directory "
+        "of diffusers' UNet2DModel",
+    )
+    bring.add_argument("--out", type=Path, required=True, help="the model directory, such as models/V")
+    bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
+    bring.add_argument("--image-size", type=_positive, help="pixels a side, where SOURCE does not tell")
+    built = bring.add_argument_group("of denoising_diffusion_pytorch's sequences", "as GaussianDiffusion1D was given")
+    built.add_argument("--seq-length", type=_positive)
+    built.add_argument("--auto-normalize", action=argparse.BooleanOptionalAction, default=True)
+    flags = bring.add_argument_group(
+        "of OpenAI's files", "named and meant as on the command line that trained it, for what its shapes do not tell"
+    )
+    flags.add_argument("--num-heads", type=_positive)
+    flags.add_argument("--num-head-channels", type=_positive)
+    flags.add_argument("--noise-schedule", choices=["linear", "cosine"])
+    flags.add_argument("--diffusion-steps", type=_positive)
+    flags.add_argument("--rescale-timesteps", action=argparse.BooleanOptionalAction)
+    flags.add_argument("--use-new-attention-order", action="store_true")
+    flags.add_argument("--predict-xstart", action="store_true")
+    flags.add_argument("--sigma-small", action="store_true")
+    flags.add_argument("--dropout", type=float, default=0.0)
+
+
+def add_export_diffusers(give: argparse.ArgumentParser) -> None:
+    give.add_argument("model", type=Path, metavar="MODEL", help="a model directory, such as models/V")
+    give.add_argument("out", type=Path, metavar="OUT", help="a new directory")
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 5,10,20, found {text!r}") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    return int(text)

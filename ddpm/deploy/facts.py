@@ -1,0 +1,82 @@
+"""sampler.json, read with nothing but the standard library and numpy, and held against what the runtime needs of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from ddpm.data.kinds import DataKind, KindName, data_kind
+from ddpm.diffusion.plans import plan_for
+from ddpm.errors import UserError
+
+FORMAT = 1
+
+# What there has to be, by its path, and of which type.
+_KEYS: dict[str, type] = {
+    "shape": list,
+    "process": dict,
+    "process.schedule": str,
+    "process.timesteps": int,
+    "process.prediction": str,
+    "process.variance": str,
+    "sampling": dict,
+    "sampling.sampler": str,
+    "sampling.steps": int,
+}
+_NAMES = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
+
+
+def read_facts(path: Path) -> tuple[dict[str, Any], DataKind]:
+    """What sampler.json says, and the kind of data that it describes.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format, or no plan can be made of what it says.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a deploy directory: sampler.json is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    try:
+        _check(facts)
+        plan_for(facts["process"], facts["sampling"])
+        return facts, _kind(facts)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _check(facts: Any) -> None:
+    """
+    Raises:
+        ValueError: something that is needed is missing or is none of what it has to be.
+    """
+    if not isinstance(facts, dict):
+        raise ValueError(f"expected an object, found {facts!r:.50}")
+    if (found := facts.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"its format is {found!r:.50}, and this version of ddpm knows format {FORMAT}")
+    for key, kind in _KEYS.items():
+        *outer, name = key.split(".")
+        section: Mapping[str, Any] = facts[outer[0]] if outer else facts
+        if name not in section:
+            raise ValueError(f"the key `{key}` is missing")
+        if not isinstance(section[name], kind):
+            raise ValueError(f"`{key}`: expected {_NAMES[kind]}, found {section[name]!r:.50}")
+    bytes_each = facts.get("activation_bytes", 1)
+    if not (isinstance(bytes_each, int) and bytes_each > 0):
+        raise ValueError(f"`activation_bytes`: expected a positive number, found {bytes_each!r:.50}")
+    for name in ("data", "training"):
+        if not isinstance(facts.get(name, {}), dict):
+            raise ValueError(f"`{name}`: expected an object, found {facts[name]!r:.50}")
+
+
+def _kind(facts: Mapping[str, Any]) -> DataKind:
+    shape, data = facts["shape"], facts.get("data", {})
+    if not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(f"`shape`: expected positive numbers, found {shape!r:.50}")
+    name, low, high = data.get("kind", "images"), data.get("low"), data.get("high")
+    if name not in get_args(KindName):
+        raise ValueError(f"`data.kind`: expected one of {', '.join(get_args(KindName))}, found {name!r:.50}")
+    return data_kind(name, shape, *(end if end is None else [float(number) for number in end] for end in (low, high)))

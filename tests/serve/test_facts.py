@@ -1,0 +1,93 @@
+"""sampler.json that is whole JSON, but not what an export writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ddpm.deploy.runtime import Sampler
+from ddpm.errors import UserError
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**4), 10**4) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+)
+
+
+@pytest.fixture(scope="module")
+def model(deploy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deploy directory to be spoilt."""
+    model = tmp_path_factory.mktemp("facts") / "model"
+    shutil.copytree(deploy, model)
+    return model
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    """Whole ones, of points, which have the most keys; `process__timesteps` is a key within a key."""
+    whole: dict[str, Any] = {
+        "format": 1,
+        "name": "ddpm-points",
+        "shape": [2],
+        "data": {"kind": "points", "low": [0.0, 0.0], "high": [1.0, 2.0]},
+        "process": {"timesteps": 20, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"},
+        "sampling": {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True},
+        "activation_bytes": 64,
+    }
+    for path, value in changes.items():
+        outer, _, inner = path.partition("__")
+        if inner:
+            whole[outer] = {**whole[outer], inner: value}
+        else:
+            whole[outer] = value
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], r"expected an object, found \[\]"),
+        (None, "expected an object, found None"),
+        ({}, "the key `shape` is missing"),
+        ({**facts(), "process": {}}, "the key `process.schedule` is missing"),
+        (facts(shape=None), "`shape`: expected a list, found None"),
+        (facts(shape=[-2]), r"`shape`: expected positive numbers, found \[-2\]"),
+        (facts(process=[]), r"`process`: expected an object, found \[\]"),
+        (facts(process__schedule="none"), "no schedule 'none'; there are: "),
+        (facts(process__timesteps=2.5), "`process.timesteps`: expected a whole number, found 2.5"),
+        (facts(sampling__steps=21), r"steps must be in 1\.\.20"),
+        (facts(sampling__corrector=3), "corrector"),
+        (facts(activation_bytes=0), "`activation_bytes`: expected a positive number, found 0"),
+        (facts(data__kind="videos"), "`data.kind`: expected one of images, points, sequences, found 'videos'"),
+        (facts(data__low=None), "points need `low` and `high`"),
+        (facts(format=2), "its format is 2, and this version of ddpm knows format 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_with_it_is_said_in_a_line(model: Path, content: Any, words: str):
+    (model / "sampler.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words) as refused:
+        Sampler(model)
+    assert str(refused.value).startswith(f"{model / 'sampler.json'}: ")
+    assert "\n" not in str(refused.value)
+
+
+KEYS = [*facts(), *(f"{outer}__{inner}" for outer in ("data", "process", "sampling") for inner in facts()[outer])]
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from([*KEYS, "training", "sampling__dynamic_threshold"]), value=VALUES)
+def test_whatever_stands_under_a_key_it_is_refused_or_a_plan_can_be_made_of_it(model, key, value):
+    (model / "sampler.json").write_text(json.dumps(facts(**{key: value})))
+    try:
+        sampler = Sampler(model, providers=["CPUExecutionProvider"])
+    except UserError:
+        return
+    assert len(sampler.plan()) == sampler.facts["sampling"]["steps"]
+    assert sampler.kind.decode(np.zeros((1, *sampler.kind.network_shape), np.float32)).shape == (1, *sampler.kind.shape)
