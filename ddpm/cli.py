@@ -38,6 +38,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
 
 Beside the stages:
 
+  ddpm train V --dry-run    parameters, operations, memory and time, by a short trial
   ddpm sample MODEL --n 64 --out samples.png
   ddpm compare A B …      models side by side, as one page                 → comparison/
   ddpm measure MODEL --out FILE.json        figures of an exported or registered model, as of today's data
@@ -114,7 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-bad", action="store_true", help="as data.skip_bad: leave bad files out and list them in the manifest"
     )
     command("fit-extractor", _fit_extractor, "make the features that FID and IS are computed in")
-    for_variant("train", _train, "train a model, or continue where an interrupted run stopped")
+    train = for_variant("train", _train, "train a model, or continue where an interrupted run stopped")
+    train.add_argument(
+        "--dry-run", action="store_true", help="tell parameters, operations, memory and time, and write nothing"
+    )
     for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
     for_variant("export", _export, "export a model to ONNX and hold it against the trained one")
     for_variant("register", _register, "register a model's export, with its figures, in MLflow")
@@ -160,6 +164,11 @@ def _fit_extractor(arguments: Arguments) -> None:
 
 
 def _train(arguments: Arguments) -> None:
+    if arguments.dry_run:
+        from ddpm.stages.dry_run import dry_run
+
+        print("\n".join(dry_run(_params(), arguments.variant)))
+        return
     from ddpm.stages.train import train_variant
 
     train_variant(_params(), arguments.variant)

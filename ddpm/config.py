@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid"]
 Prediction = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
+Switch = bool | Literal["auto"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -249,6 +250,14 @@ class TrainingConfig(Section):
         0, ge=0, description="times to go back to the last checkpoint, and on with other noise, if the loss is NaN"
     )
     log_every: Positive = Field(100, description="steps a point of the loss curve averages over")
+    sample_every: int = Field(0, ge=0, description="steps between samples of fixed noise, seen in MLflow; 0: none")
+    compile: Switch = Field(
+        "auto", description="torch.compile of the blocks, minutes before the first step. auto: on a GPU"
+    )
+    cuda_graphs: bool = Field(False, description="replay the network's kernels from a recording; needs CUDA")
+    prefetch: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="batches gathered ahead by a thread; the same ones. auto: 2 for a GPU, else 0"
+    )
 
     @model_validator(mode="after")
     def _devices_share_a_batch(self) -> TrainingConfig:
@@ -256,7 +265,14 @@ class TrainingConfig(Section):
             raise ValueError(f"a batch_size of {self.batch_size} cannot be shared by {self.devices} devices")
         if self.devices > 1 and self.micro_batch_size == "auto":
             raise ValueError("micro_batch_size: auto is for one device; name a number")
+        if self.cuda_graphs and not self._parts_are_of_one_size():
+            raise ValueError("cuda_graphs records one size: devices and micro_batch_size must divide batch_size")
         return self
+
+    def _parts_are_of_one_size(self) -> bool:
+        if self.micro_batch_size == "auto" or self.batch_size % self.devices:
+            return False
+        return self.batch_size // self.devices % (self.micro_batch_size or 1) == 0
 
 
 class SamplingConfig(Section):

@@ -20,6 +20,7 @@ import yaml
 from finished import SHAPE, VARIANT, write_outputs
 from mlflow.exceptions import MlflowException
 from mlflow_server import mlflow_running
+from PIL import Image
 
 from ddpm import tracking
 from ddpm.errors import UpstreamError, UserError
@@ -321,6 +322,8 @@ def test_the_curve_of_a_training_under_way_is_sent_and_not_sent_twice(project, m
         while not machine_load(project, run_id) and time.monotonic() < deadline:
             time.sleep(0.1)
         log(7, {"loss": 8.0})
+        log(7, {}, Image.new("L", (8, 8)))
+    assert [file.path for file in client(project).list_artifacts(run_id, "images")]
     assert client(project).get_metric_history(run_id, "train/steps_per_second")[0].value > 0
     made = tracking.register(VARIANT, run_id=run_id)
     assert made.run_id == run_id

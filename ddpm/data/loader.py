@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 
 
 class Images(Protocol):
-    """What a training loop reads: `ddpm.data.store.Split`, or anything like it."""
+    """What is read in batches: `ddpm.data.store.Split`, or anything like it."""
 
     def __len__(self) -> int: ...
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """The data at these positions: images [n, H, W, C] uint8, or of another kind."""
+        ...
+
+
+class TrainingImages(Images, Protocol):
+    """What a training loop reads: data that go straight to where they are wanted."""
+
+    def rows(self, indices: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """As of `Images`, written into `out` if there is one."""
         ...
 
 
@@ -28,9 +36,9 @@ class InMemoryImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def rows(self, indices: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[np.uint8]:
         """The images at these positions, [n, H, W, C]."""
-        return self._images[indices]
+        return np.take(self._images, indices, axis=0, out=out)
 
 
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+SPELT_OUT = 1024  # positions up to which attention may keep its weights: 32 × 32 pixels
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -35,6 +38,33 @@ def halve(x: Tensor) -> Tensor:
 def double(x: Tensor) -> Tensor:
     """Nearest neighbour, twice the side."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, but bf16 under autocast on the CPU is normed in float32, as autocast has it on CUDA.
+
+    torch's bf16 kernel for channels last takes three times as long there, casts included.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = _is_cpu_bf16(x) and self.weight.dtype == torch.float32
+        return super().forward(x.float() if mixed else x)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention: q, k, v [N, heads, positions, width] → shaped like v.
+
+    For bf16 on the CPU it is spelt out: there torch's fused kernel takes three times as long as two products, which use
+    the processor's bf16 instructions. They keep positions² numbers, so not for many positions.
+    """
+    if _is_cpu_bf16(q) and k.shape[-2] <= SPELT_OUT:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return scores.softmax(dim=-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _is_cpu_bf16(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 class ResidualBlock(nn.Module):
@@ -68,10 +98,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         conv = CONVOLUTIONS[dims]
         self.scale_shift, self.rescale, self.resample = scale_shift, rescale, resample
-        self.norm1 = nn.GroupNorm(groups, channels, epsilon)
+        self.norm1 = GroupNorm(groups, channels, epsilon)
         self.conv1 = conv(channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_width, 2 * out_channels if scale_shift else out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, epsilon)
+        self.norm2 = GroupNorm(groups, out_channels, epsilon)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_initialised(conv(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else conv(channels, out_channels, 1)
@@ -102,7 +132,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         conv = CONVOLUTIONS[dims]
         self.heads, self.rescale = heads, rescale
-        self.norm = nn.GroupNorm(groups, channels, epsilon)
+        self.norm = GroupNorm(groups, channels, epsilon)
         self.qkv = conv(channels, 3 * channels, 1)
         self.out = zero_initialised(conv(channels, channels, 1))
 
@@ -111,7 +141,7 @@ class AttentionBlock(nn.Module):
         positions = math.prod(sides)
         # [N, 3C, ...] → three of [N, heads, positions, C/heads].
         q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, c // self.heads, positions).transpose(3, 4).unbind(1)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attend(q, k, v)
         return residual_sum(x, self.out(attended.transpose(2, 3).reshape(n, c, *sides)), rescale=self.rescale)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.nets.blocks import CONVOLUTIONS, double
+from ddpm.nets.blocks import CONVOLUTIONS, attend, double
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.unet import level_sides
 
@@ -101,7 +101,7 @@ class FullAttention(_Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (each.transpose(-1, -2) for each in self.queries_keys_values(x))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        attended = attend(q, k, v).transpose(-1, -2)
         return x + self.out(attended.flatten(1, 2).unflatten(2, x.shape[2:]))
 
 

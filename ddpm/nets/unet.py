@@ -16,6 +16,7 @@ from ddpm.nets.blocks import (
     CONVOLUTIONS,
     AttentionBlock,
     Downsample,
+    GroupNorm,
     ResidualBlock,
     Upsample,
     double,
@@ -128,7 +129,7 @@ class UNet(nn.Module):
         self.middle_attention = parts.attention(widths[-1], middle_attention)
         self.middle_out = parts.residual(widths[-1], widths[-1])
         self.up = _way_up(parts, skips, levels, blocks)
-        self.out_norm = nn.GroupNorm(groups, widths[0], norm_epsilon)
+        self.out_norm = GroupNorm(groups, widths[0], norm_epsilon)
         self.out_conv = zero_initialised(conv(widths[0], out_channels or channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -6,13 +6,16 @@ import contextlib
 import csv
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ddpm import tracking
-from ddpm.config import Params, SamplingConfig, VariantConfig
+from ddpm.config import Params, SamplingConfig, TrainingConfig, VariantConfig
+from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
@@ -21,16 +24,20 @@ from ddpm.files import atomic_directory, sha256_of
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
 from ddpm.stages.progress import bar, stop_requests
+from ddpm.stages.watch import Watch
 from ddpm.training.checkpoint import Checkpoints, exclusive
+from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError, LossPoint, train
 from ddpm.training.memory import OutOfMemoryError
-from ddpm.training.parallel import Ranks, joined, launch, launched
+from ddpm.training.parallel import ALONE, Ranks, joined, launch, launched
+from ddpm.training.speed import accelerate, batches_ahead, on_cuda
 
 # The code that decides the weights, as far as it is ours: what dvc.yaml names as the stage's deps.
 DECISIVE_CODE = (
     "config.py",
     "data/kinds.py",
     "data/loader.py",
+    "data/prefetch.py",
     "data/store.py",
     "device.py",
     "diffusion/likelihood.py",
@@ -51,6 +58,7 @@ DECISIVE_CODE = (
     "training/loop.py",
     "training/memory.py",
     "training/parallel.py",
+    "training/speed.py",
     "training/timesteps.py",
 )
 
@@ -68,10 +76,9 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """
     config = params.variant(variant)
     data = PreparedData.open(root / PREPARED)
-    if config.training.horizontal_flip and not data.kind.can_mirror:
-        raise UserError(
-            f"models.{variant}.training.horizontal_flip is for images; the prepared data are {data.kind.name}"
-        )
+    for key in ("horizontal_flip", "sample_every"):
+        if getattr(config.training, key) and not data.kind.can_mirror:
+            raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.kind.name}")
     if config.training.devices > 1 and not launched():
         _check_devices(config, variant)
         build_network(config, data.kind)  # if it cannot be, one process says so
@@ -98,7 +105,6 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
     precision = resolve_precision(config.training.precision, device)
     torch.manual_seed(params.seed)
     network = build_network(config, data.kind).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a keyword that torch's stub left out
     parameters = sum(parameter.numel() for parameter in network.parameters())
     mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
     states = root / TRAINING_STATES / variant
@@ -111,6 +117,7 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         if ranks.first:
             # A finished run's state stays until another takes its place: a kill may yet come before DVC has the model.
             checkpoints.discard_others()
+        make_fast(network, config.training, data.kind, precision, ranks)
         try:
             curve = _run(params, config, network, data, precision, checkpoints, ranks, variant)
         except (DivergedError, Interrupted) as error:
@@ -147,6 +154,39 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
             write_curve(curve, out / "loss.csv")
 
 
+def make_fast(
+    network: torch.nn.Module, options: TrainingConfig, kind: DataKind, precision: str, ranks: Ranks = ALONE
+) -> None:
+    """Lay out, compile and record the network, as far as the configuration asks for it."""
+    device = next(network.parameters()).device
+    part = ranks.part_of(options.batch_size)
+    rows = part.stop - part.start
+    if isinstance(options.micro_batch_size, int):
+        rows = min(rows, options.micro_batch_size)
+    accelerate(
+        network,
+        torch.zeros(rows, *kind.network_shape, device=device),
+        precision,
+        compiled=on_cuda(options.compile, device),
+        graphs=options.cuda_graphs,
+        say=print if ranks.first else lambda line: None,
+    )
+
+
+def loop_options(config: VariantConfig, device: torch.device) -> dict[str, Any]:
+    """The configuration as keyword arguments of `train`, but for the precision."""
+    elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every"}
+    return config.training.model_dump(exclude=elsewhere) | {
+        "prefetch": batches_ahead(config.training.prefetch, device),
+        "objective": Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
+        "timestep_sampler": config.objective.timestep_sampler,
+    }
+
+
+def _unheard(step: int, metrics: Mapping[str, float], picture: Any = None) -> None:
+    """The live curve of a process that is not the first."""
+
+
 def _unsampled(config: VariantConfig) -> VariantConfig:
     """The configuration with a plan that training does not depend on; `evaluate` and `export` put the variant's own."""
     return config.model_copy(update={"sampling": SamplingConfig(steps=min(50, config.process.timesteps))})
@@ -163,11 +203,12 @@ def _run(
     variant: str,
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out; of several processes only the first is heard."""
-    options = config.training
+    options, device = config.training, next(network.parameters()).device
+    watch = Watch(config, data.kind, device, params.seed)
     with (
         bar(options.steps * options.batch_size, "img", variant, shown=ranks.first) as progress,
         stop_requests() as asked,
-        tracking.live_curve() if ranks.first else contextlib.nullcontext(lambda step, metrics: None) as log,
+        tracking.live_curve() if ranks.first else contextlib.nullcontext(_unheard) as log,
     ):
 
         def say(text: str) -> None:
@@ -185,26 +226,32 @@ def _run(
 
         def on_point(point: LossPoint) -> None:
             progress.set_postfix(loss=f"{point.loss:.4f}", refresh=False)
-            log(point.step, {"loss": point.loss, "grad_norm": point.grad_norm, "learning_rate": point.learning_rate})
+            curve = {"loss": point.loss, "grad_norm": point.grad_norm, "learning_rate": point.learning_rate}
+            log(point.step, curve | watch.figures())
+
+        def on_average(step: int, ema: EMA) -> None:
+            watch.average(ema)
+            if ranks.first and watch.due(step):
+                log(step, {}, watch.samples(network, ema))
 
         return train(
             network,
-            build_process(config, next(network.parameters()).device),
+            build_process(config, device),
             data.split("train"),
             seed=params.seed,
             encode=data.kind.encode,
-            objective=Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
-            timestep_sampler=config.objective.timestep_sampler,
             precision=precision,
             checkpoints=checkpoints,
             ranks=ranks,
             on_resume=on_resume,
             on_rewind=on_rewind,
             on_less_memory=lambda at_once: say(f"{variant}: out of memory; from now on {at_once} images at once"),
+            on_losses=watch.losses,
+            on_average=on_average,
             on_step=lambda step: progress.update(options.batch_size),
             on_point=on_point,
             should_stop=lambda: asked() or ranks.orphaned(),
-            **options.model_dump(exclude={"precision", "devices"}),
+            **loop_options(config, device),
         )
 
 
@@ -215,7 +262,7 @@ def fingerprint(config: VariantConfig, seed: int, data_sha256: str, precision: s
         "config": config.model_dump(
             mode="json",
             include={"network", "process", "objective", "training"},
-            exclude={"training": {"checkpoint_every"}},
+            exclude={"training": {"checkpoint_every", "sample_every", "prefetch"}},
         ),
         "seed": seed,
         "data": data_sha256,

@@ -10,9 +10,9 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ddpm.tracking.names import grouped
 from ddpm.tracking.outputs import flatten, model_name
@@ -22,6 +22,14 @@ logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
 Point = tuple[int, int, Metrics]  # milliseconds since 1970, step, metrics
+_Seen = tuple[int, int, Metrics, Any]  # the same with a picture (PIL's) or None
+
+
+class Log(Protocol):
+    """Takes a step's metrics, or a picture (PIL's) of what the model draws after it."""
+
+    def __call__(self, step: int, metrics: Metrics, picture: Any = None) -> None: ...
+
 
 # The environment variable by which MLflow itself hands a run on to a child process.
 RUN_ID = "MLFLOW_RUN_ID"
@@ -102,8 +110,8 @@ def ui_url(root: Path = Path()) -> str:
 
 
 @contextlib.contextmanager
-def live_curve(root: Path = Path()) -> Iterator[Callable[[int, Metrics], None]]:
-    """Within the block, the function yielded adds a step's metrics to the run that MLFLOW_RUN_ID names.
+def live_curve(root: Path = Path()) -> Iterator[Log]:
+    """Within the block, the function yielded adds a step's metrics, or a picture, to the run that MLFLOW_RUN_ID names.
 
     It returns at once and never fails: a training does not wait for its observer. What a server does not take is kept
     until it does, or until the model is registered. A step that the run has already is left out: a training that goes
@@ -112,23 +120,26 @@ def live_curve(root: Path = Path()) -> Iterator[Callable[[int, Metrics], None]]:
     """
     run_id = os.environ.get(RUN_ID)
     if not run_id:
-        yield lambda step, metrics: None
+        yield lambda step, metrics, picture=None: None
         return
     # A server that does not answer is given up soon.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    points: queue.SimpleQueue[Point | None] = queue.SimpleQueue()
+    points: queue.SimpleQueue[_Seen | None] = queue.SimpleQueue()
     sender = threading.Thread(target=_send, args=(run_id, points, root), name="live-curve", daemon=True)
     sender.start()
     before: tuple[int, int] | None = None
 
-    def log(step: int, metrics: Metrics) -> None:
+    def log(step: int, metrics: Metrics, picture: Any = None) -> None:
         nonlocal before
         moment = milliseconds()
+        if picture is not None:
+            points.put((moment, step, {}, picture))
+            return
         if before and moment > before[0] and step > before[1]:
             metrics = {**metrics, "steps_per_second": 1000 * (step - before[1]) / (moment - before[0])}
         before = moment, step
-        points.put((moment, step, grouped("train", metrics)))
+        points.put((moment, step, grouped("train", metrics), None))
 
     patience = _STOPPED_PATIENCE
     try:
@@ -139,9 +150,9 @@ def live_curve(root: Path = Path()) -> Iterator[Callable[[int, Metrics], None]]:
         sender.join(timeout=patience)
 
 
-def _send(run_id: str, points: queue.SimpleQueue[Point | None], root: Path) -> None:
+def _send(run_id: str, points: queue.SimpleQueue[_Seen | None], root: Path) -> None:
     """Log points until there comes None."""
-    waiting: list[Point] = []
+    waiting: list[_Seen] = []
     logged: set[int] = set()
     connected = ended = complained = False
     pause: float | None = 0.0  # connect before the first point
@@ -156,7 +167,11 @@ def _send(run_id: str, points: queue.SimpleQueue[Point | None], root: Path) -> N
                     logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
                     load.close()
                     load.enter_context(_machine_load(run_id))
-                log_metrics(client, run_id, [point for point in waiting if point[1] not in logged])
+                curve = [(moment, step, metrics) for moment, step, metrics, _ in waiting if step not in logged]
+                log_metrics(client, run_id, curve)
+                for _, step, _, picture in waiting:
+                    if picture is not None:
+                        client.log_image(run_id, picture, key="samples", step=step)
                 waiting.clear()
                 connected, pause = True, None
             except Exception as error:  # whatever it is, it is not the training's affair
@@ -167,7 +182,7 @@ def _send(run_id: str, points: queue.SimpleQueue[Point | None], root: Path) -> N
                     complained = True
 
 
-def _collect(points: queue.SimpleQueue[Point | None], waiting: list[Point], pause: float | None) -> bool:
+def _collect(points: queue.SimpleQueue[_Seen | None], waiting: list[_Seen], pause: float | None) -> bool:
     """Move the points that are there to those that wait, or all that come during a pause. Whether None was among them.
 
     Without a pause it waits for the first.

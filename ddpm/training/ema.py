@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,29 @@ class EMA:
         """Take in the weights after optimiser step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, self._parameters, 1 - decay)
+
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """‖a − p‖ / ‖p‖ over all weights together, a scalar on their device."""
+        apart, size = (
+            torch.stack(torch._foreach_norm(each)).norm()
+            for each in (torch._foreach_sub(self.averages, self._parameters), self._parameters)
+        )
+        return apart / size
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the network has the averages for weights; after it, its own again to the last bit."""
+        own = [parameter.detach().clone() for parameter in self._parameters]
+        try:
+            self._fill(self.averages)
+            yield
+        finally:
+            self._fill(own)
+
+    @torch.no_grad()
+    def _fill(self, weights: list[Tensor]) -> None:
+        torch._foreach_copy_(self._parameters, weights)
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data.kinds import encode_pixels
-from ddpm.data.loader import Images, batch_indices
+from ddpm.data.loader import TrainingImages, batch_indices
+from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.objectives import L_SIMPLE, Objective
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted
@@ -21,6 +21,7 @@ from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
 from ddpm.training.memory import OutOfMemoryError, micro_batches, ran_out
 from ddpm.training.parallel import ALONE, Ranks
+from ddpm.training.speed import autocast, batches
 from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
 
 
@@ -57,7 +58,7 @@ class TrainingState:
 def train(
     network: nn.Module,
     process: GaussianProcess,
-    images: Images,
+    images: TrainingImages,
     *,
     seed: int,  # of the batches, timesteps, noise and dropout
     steps: int = 800_000,  # optimiser steps
@@ -73,6 +74,7 @@ def train(
     objective: Objective = L_SIMPLE,
     timestep_sampler: str = "uniform",  # or "importance": by the size of the latest losses
     precision: str = "fp32",  # autocast of the forward pass: "fp32", "bf16" or "fp16"
+    prefetch: int = 0,  # batches gathered ahead, by a thread
     log_every: int = 100,  # steps a point of the loss curve averages over
     checkpoint_every: int = 1000,
     checkpoints: Checkpoints | None = None,  # None: nothing is saved, nothing is resumed
@@ -81,6 +83,8 @@ def train(
     on_resume: Callable[[int], object] = lambda step: None,  # once, with the steps that a checkpoint had done
     on_rewind: Callable[[str, int], object] = lambda why, step: None,  # with the steps that the checkpoint had done
     on_less_memory: Callable[[int], object] = lambda at_once: None,  # with as many as are tried at once from now on
+    on_losses: Callable[[Tensor, Tensor], object] = lambda t, losses: None,  # of every step: both [N], on the device
+    on_average: Callable[[int, EMA], object] = lambda step, ema: None,  # after every step, with the steps done
     on_step: Callable[[int], object] = lambda step: None,  # after every step, with the steps done
     on_point: Callable[[LossPoint], object] = lambda point: None,  # after every point of the loss curve
     should_stop: Callable[[], bool] = lambda: False,  # asked after every step
@@ -110,6 +114,9 @@ def train(
         checkpoints.save(0, *_saved(state))
     part = ranks.part_of(batch_size)
 
+    gather = batches(images, lambda step: batch_indices(len(images), batch_size, step, seed)[part], device)
+    stored = Prefetch(gather, prefetch, steps)
+
     while state.step < steps:
         step = state.step
         rate = rate_at(step, steps, learning_rate, warmup_steps, decay)
@@ -118,7 +125,7 @@ def train(
         # for the whole batch, so that it does not depend on how many processes share it.
         random_seed = step_seed(seed, step, state.rewound)
         torch.manual_seed(random_seed)
-        x0 = _load(images, batch_indices(len(images), batch_size, step, seed)[part], encode, device)
+        x0 = encode(stored(step).to(device, non_blocking=True))
         if horizontal_flip:
             mirrored = torch.rand(batch_size, *[1] * (x0.ndim - 1), device=device)[part] < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
@@ -131,7 +138,7 @@ def train(
         losses = x0.new_zeros(batch_size)
         try:
             for rows in micro_batches(len(x0), state.at_once):
-                with _autocast(device, precision):
+                with autocast(device, precision):
                     some = objective.training_losses(process, network, x0[rows], t[part][rows], noise[rows])
                     loss = (some if weights is None else some * weights[part][rows]).mean()
                 state.scaler.scale(loss * (len(some) / batch_size)).backward()
@@ -148,8 +155,9 @@ def train(
         ranks.add_up([*(p.grad for p in network.parameters() if p.grad is not None), losses])
         loss = (losses if weights is None else losses * weights).mean()
         state.timesteps.update(t, losses)
+        on_losses(t, losses)
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip, foreach=True)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.scaler.step(state.optimizer)
@@ -159,6 +167,7 @@ def train(
         # The two numbers stay on the device until a point is due, so that the GPU is not waited for.
         state.window[step % log_every] = torch.stack([loss, norm])
         state.step += 1
+        on_average(state.step, state.ema)
         stopping = ranks.any(should_stop())
         due = checkpoints is not None and (stopping or state.step == steps or state.step % checkpoint_every == 0)
         try:
@@ -201,24 +210,10 @@ def step_seed(seed: int, step: int, rewound: int = 0) -> int:
     return (base + step) % 2**32
 
 
-def _load(images: Images, indices: Any, encode: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
-    """Data of the store, encoded on the device: images [n, H, W, C] → [n, C, H, W], channels last in memory."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images.rows(indices)))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return encode(pixels)
-
-
 def _noise_like(x0: Tensor, count: int) -> Tensor:
     """Noise for `count` data like those of x0 and laid out as they are, which decides where a drawn number goes."""
     datum = x0.shape[1:]
     return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
-
-
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _initial_state(

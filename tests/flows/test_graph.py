@@ -21,6 +21,7 @@ NEUTRAL = {
     "ddpm/promotion.py",
     "ddpm/layout.py",
     "ddpm/stages/progress.py",
+    "ddpm/stages/watch.py",
     *(str(path.relative_to(ROOT)) for path in ROOT.glob("ddpm/tracking/*.py")),
 }
 
@@ -69,6 +70,7 @@ UNUSED = {
     "fetch": {"ddpm/data/images.py", "ddpm/data/kinds.py"},  # decoding and scales, for `prepare`
     "train": {
         *("ddpm/diffusion/noise.py", "ddpm/diffusion/plans.py", "ddpm/diffusion/sampling.py"),  # a model can sample
+        "ddpm/evaluation/pictures.py",  # of samples, to watch
         # tracking, when it registers
         *("ddpm/deploy/facts.py", "ddpm/deploy/integrity.py", "ddpm/deploy/runtime.py", "ddpm/evaluation/protocol.py"),
     },

@@ -182,6 +182,7 @@ def test_what_goes_wrong_in_all_is_said_once(project: Path):
     [
         ({"devices": 9}, "a batch_size of 8 cannot be shared by 9 devices"),
         ({"devices": 2, "micro_batch_size": "auto"}, "micro_batch_size: auto is for one device"),
+        ({"cuda_graphs": True, "micro_batch_size": 3}, "cuda_graphs records one size"),
         ({"micro_batch_size": 0}, "micro_batch_size: expected a number above 0, auto or null, found 0"),
     ],
 )

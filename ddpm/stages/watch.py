@@ -1,0 +1,81 @@
+"""A training watched: what is seen of it, beside its loss, while it runs. It decides no weight."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.config import VariantConfig
+from ddpm.data.kinds import DataKind
+from ddpm.diffusion import sampling
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import plan_for
+from ddpm.training.ema import EMA
+from ddpm.training.speed import evaluating
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+QUARTILES = 4
+COLUMNS = 4  # of the grid of samples, and its rows
+
+
+class Watch:
+    """Figures since the last point of the loss curve, collected on the device, so that no step waits for them."""
+
+    def __init__(self, config: VariantConfig, kind: DataKind, device: torch.device, seed: int) -> None:
+        self._config, self._kind, self._device, self._seed = config, kind, device, seed
+        self._sums = torch.zeros(2, QUARTILES, device=device)  # of the losses, and how many they are
+        self._ema: EMA | None = None
+        self._began, self._steps = time.monotonic(), 0
+
+    def losses(self, t: Tensor, losses: Tensor) -> None:
+        """Take in a step: timesteps and their losses, [N] each."""
+        quartile = t * QUARTILES // self._config.process.timesteps
+        self._sums.index_add_(1, quartile, torch.stack([losses, torch.ones_like(losses)]))
+        self._steps += 1
+
+    def average(self, ema: EMA) -> None:
+        """Take in the averages, of which the distance is told at the next point."""
+        self._ema = ema
+
+    def figures(self) -> dict[str, float]:
+        """Since the last call: the mean loss of each quarter of the timesteps, from the least noise on, and the speed.
+
+        Besides, as of now: the distance of the averages from the weights as a share of these, and the most memory that
+        the GPU has held.
+        """
+        sums, counts = self._sums.tolist()
+        self._sums.zero_()
+        now = time.monotonic()
+        figures = {f"loss_t_quarter_{q + 1}": sums[q] / counts[q] for q in range(QUARTILES) if counts[q]}
+        figures["images_per_second"] = self._steps * self._config.training.batch_size / max(now - self._began, 1e-9)
+        self._began, self._steps = now, 0
+        if self._ema is not None:
+            figures["ema_distance"] = self._ema.distance().item()
+        if self._device.type == "cuda":
+            figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return figures
+
+    def due(self, step: int) -> bool:
+        """Whether samples are to be drawn after so many steps."""
+        every = self._config.training.sample_every
+        return every > 0 and step % every == 0
+
+    def samples(self, network: nn.Module, ema: EMA) -> Image:
+        """A grid of what the averaged weights make of the same noise as ever, by the model's own plan."""
+        from ddpm.evaluation.pictures import grid
+
+        config = self._config
+        noise = ImageNoise(self._seed, COLUMNS**2, self._kind.network_shape)
+        plan = plan_for(config.process.model_dump(), config.sampling.model_dump())
+
+        def draw() -> Tensor:
+            return torch.from_numpy(noise.draw()).to(self._device)
+
+        with ema.in_place(), evaluating(network):
+            drawn = sampling.sample(network, plan, draw(), draw)
+        return grid(self._kind.decode(drawn.cpu().numpy()), COLUMNS)

@@ -1,0 +1,60 @@
+"""What training costs: operations and memory, told without a step taken."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.nets.vae import VAE
+from ddpm.training.speed import autocast
+
+
+def training_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Floating-point operations of a datum's forward and backward pass: convolutions and matrix products, a
+    multiplication and an addition each, as torch counts them.
+
+    Args:
+        shape: of a datum as the network sees it, [C, ...].
+    """
+    # On no device, where only shapes are computed: on the CPU torch does not count attention.
+    unreal = copy.deepcopy(network).to("meta").train().requires_grad_()
+    x, t = torch.zeros(1, *shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        _forward(unreal, x, t).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def _forward(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    """What a loss needs of the network: of a VAE its encoder too."""
+    return network.decode(network.encode(x)[0]) if isinstance(network, VAE) else network(x, t)
+
+
+def training_bytes(network: nn.Module, shape: tuple[int, ...], batch: int, precision: str) -> tuple[int, int]:
+    """Bytes that a step holds: weights with their gradients, moments and averages, and what the backward pass needs.
+
+    The second is what autograd keeps of a forward pass; what is computed in between comes on top.
+    """
+    one, two = (_kept(network, (count, *shape), precision) for count in (1, 2))
+    weights = 5 * sum(parameter.nbytes for parameter in network.parameters())
+    return weights, one + (batch - 1) * (two - one)
+
+
+def _kept(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
+    """Bytes that autograd keeps of a forward pass on x of this shape, beside the weights."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in parameters:
+            kept[place] = tensor  # held, so that nothing else takes its place
+        return tensor
+
+    device = next(network.parameters()).device
+    x, t = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.int64, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, precision):
+        _forward(network, x, t)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

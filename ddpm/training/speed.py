@@ -1,0 +1,139 @@
+"""What makes a training step fast and leaves what it computes, up to rounding: layout, compilation, CUDA graphs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.loader import TrainingImages
+from ddpm.nets.blocks import AttentionBlock, ResidualBlock
+from ddpm.nets.linear_attention import FullAttention, LinearAttention, ResNetBlock
+
+# What is compiled by itself: blocks of the same shapes share one compilation, and nothing outside them can break it.
+REGIONS = (ResidualBlock, AttentionBlock, ResNetBlock, LinearAttention, FullAttention)
+
+Switch = bool | Literal["auto"]
+
+
+def batches_ahead(prefetch: int | Literal["auto"], device: torch.device) -> int:
+    """`auto` means: two for a GPU, which computes meanwhile; the CPU would share its cores with the thread."""
+    if prefetch == "auto":
+        return 2 if device.type == "cuda" else 0
+    return prefetch
+
+
+def on_cuda(switch: Switch, device: torch.device) -> bool:
+    """`auto` means: on a GPU."""
+    return device.type == "cuda" if switch == "auto" else switch
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Of the forward pass: `fp32`: none; `bf16`, `fp16`."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def accelerate(
+    network: nn.Module,
+    x: Tensor,
+    precision: str,
+    *,
+    compiled: bool,
+    graphs: bool = False,
+    say: Callable[[str], object] = print,
+) -> None:
+    """Prepare a network in place for training steps: channels last, then compiled regions or CUDA graphs if asked to.
+
+    What cannot be had is left out and said in one line. Neither names nor values of the parameters change.
+
+    Args:
+        x: [N, C, ...], a batch of the shape that all have; its values do not matter.
+        precision: of the steps to come.
+        compiled: compile the blocks; costs seconds to minutes before the first step.
+        graphs: record the network's kernels and replay them, which spares their launches; needs CUDA.
+    """
+    if x.ndim == 4:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
+        x = x.contiguous(memory_format=torch.channels_last)
+    if compiled and (why := _compile(network, x, precision)):
+        say(f"training uncompiled: {why}")
+    if graphs and (why := _graph(network, x, precision)):
+        say(f"training without CUDA graphs: {why}")
+
+
+def _compile(network: nn.Module, x: Tensor, precision: str) -> str | None:
+    """Compile the regions and try them; returns why they are as before, if they are."""
+    regions: list[nn.Module] = [module for module in network.modules() if isinstance(module, REGIONS)] or [network]
+    # Each shape is to have its own code, however many there are.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(regions))
+    for region in regions:
+        region.compile(dynamic=False)
+    try:
+        _try(network, x, precision)
+    except Exception as error:  # a compiler's own, of which there is no end
+        for region in regions:
+            region._compiled_call_impl = None
+        return _first_line(error)
+    return None
+
+
+def _graph(network: nn.Module, x: Tensor, precision: str) -> str | None:
+    """Record the training pass; returns why it is as before, if it is."""
+    if x.device.type != "cuda":
+        return "they need CUDA"
+    t = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    eager = network.forward
+    try:
+        # A cache of cast weights would be part of the recording.
+        with torch.autocast("cuda", enabled=precision != "fp32", cache_enabled=False):
+            torch.cuda.make_graphed_callables(network, (x, t))
+    except Exception as error:
+        network.forward = eager
+        return _first_line(error)
+    return None
+
+
+def _try(network: nn.Module, x: Tensor, precision: str) -> None:
+    """A step's two passes, of which nothing remains."""
+    with autocast(x.device, precision):
+        out = network(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+    out.float().square().mean().backward()
+    network.zero_grad(set_to_none=True)
+
+
+def _first_line(error: Exception) -> str:
+    """The gist of an exception that may have pages; of a compiler's, that of the one within."""
+    error = getattr(error, "inner_exception", None) or error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def batches(images: TrainingImages, indices: Callable[[int], Any], device: torch.device) -> Callable[[int], Tensor]:
+    """step → the stored data at that step's indices; for a GPU gathered straight into page-locked memory."""
+    datum = images.rows(np.zeros(1, np.int64))
+    kind = torch.from_numpy(datum).dtype
+
+    def gather(step: int) -> Tensor:
+        chosen = indices(step)
+        batch = torch.empty((len(chosen), *datum.shape[1:]), dtype=kind, pin_memory=device.type == "cuda")
+        images.rows(chosen, out=batch.numpy())
+        return batch
+
+    return gather
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within the block the network is as for sampling, and nothing is compiled for that; then as for training again."""
+    network.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        network.train()
