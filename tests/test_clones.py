@@ -107,6 +107,7 @@ def draw_pictures(folder: Path, count: int) -> None:
         Image.fromarray(picture).save(folder / kind / f"{index:03d}.png")
 
 
+@pytest.mark.slow
 def test_500_pictures_in_folders_become_a_registered_model(source: Path, tmp_path: Path, monkeypatch):
     """By editing params.yaml alone."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

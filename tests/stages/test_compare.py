@@ -17,6 +17,7 @@ from ddpm.config import load_params
 from ddpm.errors import UserError
 from ddpm.evaluation.comparison import Recorded
 from ddpm.evaluation.pictures import grid
+from ddpm.evaluation.protocol import mark_of
 from ddpm.figures import FIGURES, Reading
 from ddpm.files import read_json, write_json
 from ddpm.stages.compare import compare
@@ -186,8 +187,10 @@ def test_what_cannot_be_compared_is_said_in_one_line_and_nothing_is_written(trai
 @pytest.mark.parametrize("table", ["t,train\n0,1.0\n", "t,validation\n0\n", "t,validation\n0,much\n"])
 def test_a_damaged_table_of_the_likelihood_is_named(tmp_path, table):
     (tmp_path / "nll.csv").write_text(table)
+    (tmp_path / "metrics.json").write_text(json.dumps({"model": mark_of("0123")}))
+    (tmp_path / "protocol.json").write_text("{}")
     with pytest.raises(UserError, match=r"nll\.csv: damaged: expected numbers in the columns `t` and `validation`$"):
-        Recorded.read(tmp_path)
+        Recorded.read(tmp_path, "0123")
 
 
 def test_models_of_other_data_are_refused(trained):

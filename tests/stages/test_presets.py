@@ -92,7 +92,7 @@ def waves(directory: Path) -> None:
     np.save(directory / "waves.npy", np.sin(angles) * [[1], [50]])
 
 
-@pytest.fixture(params=FOR_OTHERS)
+@pytest.fixture(params=["swiss-roll", pytest.param("linear-attention-1d", marks=pytest.mark.slow)])
 def values_project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     """A project of points or of sequences, its preset trained for a few steps, and the preset's name."""
     monkeypatch.chdir(tmp_path)

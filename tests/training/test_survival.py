@@ -19,7 +19,7 @@ from trainings import checkpoints, hashes, longer, start_training, wait_for_chec
 from ddpm.stages.train import DECISIVE_CODE
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_and_continues(project: Path, uninterrupted: Path, number: signal.Signals):
     longer(project, 300)
     process = start_training(project)
