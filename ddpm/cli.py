@@ -38,16 +38,16 @@ The stages, in the order in which they run (V is a model named in params.yaml):
 
 Beside the stages:
 
-  ddpm train V --dry-run    parameters, operations, memory and time, by a short trial
-  ddpm sample MODEL --n 64 --out samples.png
-  ddpm compare A B …      models side by side, as one page                 → comparison/
-  ddpm measure MODEL --out FILE.json        figures of an exported or registered model, as of today's data
-  ddpm promote --to VERSION --reason WHY    champion by hand
-  ddpm rollback --reason WHY                champion is again who was before
-  ddpm serve MODEL          images over HTTP, and a page to look at them
-  ddpm import SOURCE --out models/V         a published checkpoint as a model directory
-  ddpm export-diffusers MODEL OUT           a model directory as diffusers' DDPMPipeline reads it
-  ddpm config             params.yaml with every default filled in, and what each key means
+  ddpm train V --dry-run                  parameters, operations, memory and time, by a short trial
+  ddpm sample MODEL --n 64 --out FILE     images: .png, .npz or a directory
+  ddpm compare A B …                      models side by side, as one page    → comparison/
+  ddpm measure MODEL --out FILE           figures of an exported or registered model, as of today's data
+  ddpm promote --to VERSION --reason WHY  champion by hand
+  ddpm rollback --reason WHY              champion is again who was before
+  ddpm serve MODEL                        images over HTTP, and a page to look at them
+  ddpm import SOURCE --out models/V       a published checkpoint as a model directory
+  ddpm export-diffusers MODEL OUT         a model directory as diffusers' DDPMPipeline reads it
+  ddpm config                             params.yaml with every default filled in, and what each key means
 
 Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed, try again; 130 interrupted.
 """
