@@ -41,6 +41,7 @@ NEAR = 1.05  # a FID within 5 % of the reference is the same
 # Samplers whose fewest steps are sought, and where.
 FEW_STEPS: dict[str, dict[str, Any]] = {
     "ddim": {"sampler": "ddim", "eta": 0.0},
+    "ddim with η = 1": {"sampler": "ddim", "eta": 1.0},
     "dpmpp_2m": {"sampler": "dpmpp_2m"},
     "unipc": {"sampler": "unipc"},
 }
@@ -56,8 +57,8 @@ class Scale:
     batch: int = 64
     larger_batch: int = 8  # of 32×32
     larger_steps: int = 10
-    samples: int = 2000  # a FID
-    candidates: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 100)
+    samples: int = 1000  # a FID
+    candidates: tuple[int, ...] = (5, 8, 10, 15, 20, 30, 50, 100)
     whole_rounds: int = 5  # of the samplers that visit every timestep
 
 
