@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -249,7 +248,6 @@ class _Study:
         """A model of the study."""
         name, root = name_of(loss, schedule), self._scale.folder
         model = load(root / MODELS / name, self._device).sampled_by(SamplingConfig())
-        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # left out of torch's stub
         return TrainedModel(model, sha256_of(root / MODELS / name / "model.safetensors"))
 
     def _fid(self, what: str, trained: TrainedModel, plan: Mapping[str, Any]) -> Estimate:

@@ -43,6 +43,7 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "ddim": {"sampler": "ddim", "eta": 0.0},
     "ddim with η = 1": {"sampler": "ddim", "eta": 1.0},
     "dpmpp_2m": {"sampler": "dpmpp_2m"},
+    "dpmpp_2m_sde": {"sampler": "dpmpp_2m_sde"},
     "unipc": {"sampler": "unipc"},
 }
 LARGER_NETWORK = {"width": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention_resolutions": [16], "groups": 8}

@@ -23,7 +23,9 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument(
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
     )
-    sample.add_argument("--sampler", help="ancestral, ddim, dpmpp_2m, dpmpp_2s or unipc (default: the model's own)")
+    sample.add_argument(
+        "--sampler", help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s or unipc (default: the model's own)"
+    )
     sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
     sample.add_argument(
         "--variance", help="of ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"

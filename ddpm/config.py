@@ -278,8 +278,9 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """The sampling plan that evaluation and deployment use unless told otherwise."""
 
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2s", "unipc"] = Field(
-        "ddim", description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2s (DPM-Solver++) and unipc need few steps"
+    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc"] = Field(
+        "ddim",
+        description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2m_sde, dpmpp_2s (DPM-Solver++) and unipc need few steps",
     )
     steps: Positive = Field(50, description="evaluations of the network an image")
     variance: Variance | None = Field(

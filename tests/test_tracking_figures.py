@@ -82,6 +82,15 @@ def test_a_measurement_has_the_cost_of_an_image_by_its_number_of_steps(registere
     assert tracking.recorded_figures(registered, "other").metrics == {"fid": 9.0, "gflops_per_image": 6.0}
 
 
+def test_the_evaluation_of_a_model_measured_again_is_that_under_the_protocol_asked_for(registered):
+    tracking.log_measurement(registered, tracking.Figures({"fid": 9.0}, {"id": "other", "steps": 10}))
+    first, again, unknown = (tracking.evaluation_of(registered.uri, protocol=id) for id in (None, "other", "third"))
+    assert again.figures.metrics["fid"] == 9.0
+    assert again.figures.protocol["id"] == "other"
+    assert again.likelihood == first.likelihood is not None
+    assert unknown == first != again
+
+
 def test_a_comparison_is_a_run_that_says_what_was_compared(registered):
     directory = Path("comparison")
     directory.mkdir()

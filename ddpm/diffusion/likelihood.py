@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,35 +101,56 @@ class LikelihoodBound:
         return self.prior + float(self.terms.sum())
 
 
-@torch.inference_mode()
 def likelihood_bound(
     denoise: Denoiser, process: GaussianProcess, batches: Iterable[Tensor], *, seed: int = 0, clip: bool = True
 ) -> LikelihoodBound:
-    """Evaluate the full bound: T evaluations of the network an image, in the memory of one batch.
+    """`likelihood_bounds` of one group of images."""
+    return likelihood_bounds(denoise, process, batches, seed=seed, clip=clip)[0]
+
+
+def likelihood_bounds(
+    denoise: Denoiser, process: GaussianProcess, *groups: Iterable[Tensor], seed: int = 0, clip: bool = True
+) -> list[LikelihoodBound]:
+    """The full bound of each group: T evaluations of the network an image, in the memory of one batch of every group.
+
+    The groups' first batches go through the network together, then their second ones, and so on: T small evaluations
+    take about as long as T larger ones.
 
     Args:
-        batches: images [n, C, ...] in [−1, 1] on 256 levels, on the device and in the precision to work in.
-        seed: of the noise; image i of a seed is always noised the same way, whatever the batches.
+        groups: batches of images [n, C, ...] in [−1, 1] on 256 levels, on the device and in the precision to work in.
+        seed: of the noise; image i of a group is always noised the same way, whatever the batches and the other groups.
         clip: hold x̂_0 in [−1, 1], as the papers do.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: a group has no images.
     """
-    images = 0
-    sums = torch.zeros(process.timesteps + 1, dtype=torch.float64)
-    for x0 in batches:
-        noise = ImageNoise(seed, len(x0), tuple(x0.shape[1:]), first=images)
-        # On the device until the batch is through, so that the GPU is not waited for.
-        batch_sums = torch.zeros(process.timesteps + 1, dtype=torch.float64, device=x0.device)
-        batch_sums[-1] = prior_terms(process, x0).double().sum()
-        for step in reversed(range(process.timesteps)):
-            t = torch.full((len(x0),), step, dtype=torch.int64, device=x0.device)
-            xt = process.q_sample(x0, t, torch.from_numpy(noise.draw()).to(x0))
-            out = denoise(xt, t).to(x0.dtype)
-            batch_sums[step] = vlb_terms(process, out, x0, xt, t, clip=clip).double().sum()
-        sums += batch_sums.cpu()
-        images += len(x0)
-    if not images:
+    images = [0] * len(groups)
+    sums = torch.zeros(len(groups), process.timesteps + 1, dtype=torch.float64)
+    for parts in zip_longest(*groups):
+        present = {group: x0 for group, x0 in enumerate(parts) if x0 is not None}
+        noises = [ImageNoise(seed, len(x0), tuple(x0.shape[1:]), first=images[group]) for group, x0 in present.items()]
+        terms = _terms(denoise, process, torch.cat(list(present.values())), noises, clip=clip)
+        for (group, x0), own in zip(present.items(), terms.split([len(x0) for x0 in present.values()], 1), strict=True):
+            sums[group] += own.double().sum(1).cpu()
+            images[group] += len(x0)
+    if not all(images):
         raise ValueError("no images to evaluate the likelihood of")
-    means = sums / images
-    return LikelihoodBound(terms=means[:-1], prior=float(means[-1]), images=images)
+    return [
+        LikelihoodBound(terms=total[:-1] / count, prior=float(total[-1] / count), images=count)
+        for total, count in zip(sums, images, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _terms(
+    denoise: Denoiser, process: GaussianProcess, x0: Tensor, noises: Sequence[ImageNoise], *, clip: bool
+) -> Tensor:
+    """All terms of each image's bound, the prior's last, [T + 1, N] on the images' device."""
+    terms = x0.new_empty(process.timesteps + 1, len(x0))
+    terms[-1] = prior_terms(process, x0)
+    for step in reversed(range(process.timesteps)):
+        t = torch.full((len(x0),), step, dtype=torch.int64, device=x0.device)
+        noise = np.concatenate([own.draw() for own in noises])
+        xt = process.q_sample(x0, t, torch.from_numpy(noise).to(x0))
+        terms[step] = vlb_terms(process, denoise(xt, t).to(x0.dtype), x0, xt, t, clip=clip)
+    return terms

@@ -127,14 +127,16 @@ def ddim(visited: Schedule, variance: str, eta: float) -> Columns:
 
 
 def dpmpp_2m(visited: Schedule, variance: str, eta: float) -> Columns:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): DDIM on an x̂_0 extrapolated, in λ, to the middle of the step.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): DDIM on an x̂_0 extrapolated, in λ, to the middle of the step."""
+    return _extrapolated(visited, ddim(visited, variance, 0.0))
 
-    The first row has nothing to extrapolate from, the last ends at λ = ∞: both are DDIM itself.
+
+def dpmpp_2m_sde(visited: Schedule, variance: str, eta: float) -> Columns:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, §6): the same of DDIM with η = 1, whose noise is the DDPM posterior's.
+
+    Its limit for many steps is ancestral sampling's, which corrects what the network got wrong, and not the ODE's.
     """
-    first_order = ddim(visited, variance, 0.0)
-    ahead = _step_ratios(visited) / 2
-    to_x0 = first_order["to_x0"]
-    return {**first_order, "to_x0": to_x0 * (1 + ahead), "to_prev": -to_x0 * ahead}
+    return _extrapolated(visited, ddim(visited, variance, 1.0))
 
 
 def dpmpp_2s(visited: Schedule, variance: str, eta: float) -> Columns:
@@ -183,6 +185,16 @@ def unipc(visited: Schedule, variance: str, eta: float) -> Columns:
     }
 
 
+def _extrapolated(visited: Schedule, first_order: Columns) -> Columns:
+    """A solver of first order on the x̂_0 that the latest two say lies in the middle of the step.
+
+    The first row has nothing to extrapolate from, the last ends at λ = ∞: both stay as they are.
+    """
+    ahead = _step_ratios(visited) / 2
+    to_x0 = first_order["to_x0"]
+    return {**first_order, "to_x0": to_x0 * (1 + ahead), "to_prev": -to_x0 * ahead}
+
+
 def _half_log_snr(visited: Schedule) -> Float64:
     """λ = log(√ᾱ/√(1−ᾱ)), in which the solvers' polynomials live, [S]."""
     return np.log(visited.alphas_cumprod / (1 - visited.alphas_cumprod)) / 2
@@ -206,6 +218,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ancestral": ancestral,
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_2s": dpmpp_2s,
     "unipc": unipc,
 }

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
-from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bound
+from ddpm.diffusion import likelihood
+from ddpm.diffusion.likelihood import LikelihoodBound
 from ddpm.evaluation.distances import chosen
 from ddpm.model import Model
 
@@ -52,14 +53,15 @@ def likelihood_bounds(
 
     def batches(split: Split) -> Iterator[Tensor]:
         rows = np.sort(chosen(len(split), images, seed))
-        for first in range(0, len(rows), batch_size):
-            stored = split.rows(rows[first : first + batch_size])
+        at_once = max(1, batch_size // len(SPLITS))
+        for first in range(0, len(rows), at_once):
+            stored = split.rows(rows[first : first + at_once])
             yield model.kind.encode(torch.from_numpy(stored).to(model.device))
             on_batch(len(stored))
 
-    return {
-        name: likelihood_bound(model.network, model.process(), batches(data.split(name)), seed=seed) for name in SPLITS
-    }
+    splits = [batches(data.split(name)) for name in SPLITS]
+    bounds = likelihood.likelihood_bounds(model.network, model.process(), *splits, seed=seed)
+    return dict(zip(SPLITS, bounds, strict=True))
 
 
 def likelihood_figures(bounds: Mapping[SplitName, LikelihoodBound]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ddpm.nets.linear_attention import LinearAttentionUNet
@@ -27,7 +28,8 @@ DATA = ("points", "sequences", "images")
 def build(
     options: Mapping[str, Any], *, image_size: int, channels: int, out_channels: int | None = None, dims: int = 2
 ) -> nn.Module:
-    """The network that `options` describes: its `kind`, and that kind's keyword arguments.
+    """The network that `options` describes: its `kind`, and that kind's keyword arguments; its convolutions channels
+    last, in which they are faster on every device.
 
     Args:
         image_size: the side of an image, the length of a sequence; 1 for points.
@@ -42,5 +44,6 @@ def build(
         fitting = " and ".join(DATA[axes] for axes in AXES[kind])
         others = " or ".join(f"`{other}`" for other, axes in AXES.items() if dims in axes)
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
-    network = NETWORKS[kind]
-    return network(image_size, channels, out_channels=out_channels, dims=dims, **options)
+    network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
+    return network

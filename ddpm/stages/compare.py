@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.config import Params, SamplingConfig, validate
-from ddpm.data.store import PreparedData, SplitName
+from ddpm.data.store import SPLITS, PreparedData, SplitName
 from ddpm.deploy.runtime import Sampler
 from ddpm.device import pick_device
 from ddpm.errors import UserError
@@ -41,6 +43,7 @@ from ddpm.layout import (
     is_uri,
 )
 from ddpm.model import Model, load
+from ddpm.stages.deployed import conditions
 from ddpm.stages.evaluate import protocol_of
 from ddpm.stages.progress import bar
 from ddpm.stages.sample import open_model
@@ -79,14 +82,14 @@ def compare(
     count = params.evaluation.samples if samples is None else samples
     _check(models, out, count)
     data, device = PreparedData.open(root / PREPARED), pick_device()
-    opened = [_open(params, model, device, root) for model in models]
+    measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
+    opened = [_open(params, model, data, measure.identity, root) for model in models]
     _check_data(opened, data)
     opened = _named_apart(opened)
     if rank:
         order = ranked([each.compared for each in opened])
         opened.sort(key=lambda each: order.index(each.compared))
     plans = _plans(sampler, steps, opened)
-    measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
 
     own = [each.samples.sample(measure.shown, seed=params.seed) for each in opened]
     names = [each.compared.name for each in opened]
@@ -174,17 +177,21 @@ class Opened:
         return self.samples.sampled_by(plan.model_dump())
 
 
-def _open(params: Params, model: str, device: torch.device, root: Path) -> Opened:
-    """What MODEL names, with what is recorded of it."""
+def _open(params: Params, model: str, data: PreparedData, extractor: Mapping[str, Any], root: Path) -> Opened:
+    """What MODEL names, with what is recorded of it: of a registered version its figures under today's protocol, if it
+    was measured under that.
+    """
     if model in params.models:
-        loaded = load(root / MODELS / model, device).sampled_by(params.models[model].sampling)
+        loaded = load(root / MODELS / model, pick_device()).sampled_by(params.models[model].sampling)
         return _opened(model, model, root / REPORTS / model, loaded)
     if is_uri(model):
         from ddpm import tracking
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
         samples = open_model(exactly)
-        found = tracking.evaluation_of(exactly, root)
+        assert isinstance(samples, Sampler), "what is registered is exported"
+        today = protocol_of(params, **conditions(params, samples), data=data, extractor=extractor)
+        found = tracking.evaluation_of(exactly, root, today.id)
         recorded = Recorded.of(found.figures.metrics, found.figures.protocol, found.likelihood, found.version)
         return Opened(Compared(model.removeprefix("models:/"), model, recorded), samples)
     if not Path(model).is_dir():
@@ -298,10 +305,15 @@ class _Images:
 
     def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
         self._extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
-        names: tuple[SplitName, ...] = ("train", "validation") if params.evaluation.reference == "all" else ("train",)
-        splits = [cached_features(self._extractor, data.split(name), root / FEATURES) for name in names]
-        self._reference = torch.cat([split.features for split in splits])
+        self._params, self._data, self._features = params, data, root / FEATURES
         self.identity = self._extractor.identity
+
+    @cached_property
+    def _reference(self) -> Tensor:
+        """The features of the real images, [N, F]; not before they are needed, since they may take long."""
+        names: tuple[SplitName, ...] = SPLITS if self._params.evaluation.reference == "all" else ("train",)
+        splits = [cached_features(self._extractor, self._data.split(name), self._features) for name in names]
+        return torch.cat([split.features for split in splits])
 
     def distance(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> float:
         return frechet_distance(extract(self._extractor, drawn, count).features, self._reference)

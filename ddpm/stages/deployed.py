@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ddpm import tracking
 from ddpm.config import Params, SamplingConfig, validate
@@ -45,16 +46,22 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
             kind or shape.
     """
     sampler = Sampler(deploy)
-    own = validate(SamplingConfig, sampler.facts["sampling"], str(deploy / "sampler.json"))
-    sampling = params.evaluation.sampling or own
+    how = conditions(params, sampler)
     return measure(
-        sampler.sampled_by(sampling.model_dump()),
+        sampler.sampled_by(how["sampling"].model_dump()),
         params,
-        sampling=sampling,
-        variance=sampler.facts["process"]["variance"],
-        weights=sampler.facts.get("training", {}).get("weights", "ema"),
+        **how,
         data=PreparedData.open(root / PREPARED),
         root=root,
         device=pick_device(),
         name=name or str(deploy),
     )
+
+
+def conditions(params: Params, sampler: Sampler) -> dict[str, Any]:
+    """What an exported model adds to the protocol it is measured under: `sampling`, `variance` and `weights`."""
+    return {
+        "sampling": params.evaluation.sampling or validate(SamplingConfig, sampler.facts["sampling"], "sampler.json"),
+        "variance": sampler.facts["process"]["variance"],
+        "weights": sampler.facts.get("training", {}).get("weights", "ema"),
+    }

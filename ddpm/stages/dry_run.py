@@ -11,11 +11,10 @@ import torch
 
 from ddpm.config import Params
 from ddpm.data.store import PreparedData
-from ddpm.device import pick_device, resolve_precision
 from ddpm.errors import Interrupted
 from ddpm.layout import PREPARED
-from ddpm.model import build_network, build_process
-from ddpm.stages.train import loop_options, make_fast
+from ddpm.model import build_process
+from ddpm.stages.train import initial, loop_options, make_fast
 from ddpm.training.cost import training_bytes, training_flops
 from ddpm.training.loop import train
 
@@ -31,10 +30,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     """
     config, data = params.variant(variant), PreparedData.open(root / PREPARED)
     options, shape = config.training, data.kind.network_shape
-    device = pick_device()
-    precision = resolve_precision(options.precision, device)
-    torch.manual_seed(params.seed)
-    network = build_network(config, data.kind).to(device)
+    network, device, precision = initial(params.seed, config, data.kind)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     flops = training_flops(network, shape)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)

@@ -89,6 +89,17 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
         _train(params, config, data, ranks, variant, root)
 
 
+def initial(seed: int, config: VariantConfig, kind: DataKind) -> tuple[torch.nn.Module, torch.device, str]:
+    """The network of a training's first step, the device it is on, and the precision to train it in.
+
+    Raises:
+        UserError: the configuration does not fit the data.
+    """
+    device = pick_device()
+    torch.manual_seed(seed)
+    return build_network(config, kind).to(device), device, resolve_precision(config.training.precision, device)
+
+
 def _check_devices(config: VariantConfig, variant: str) -> None:
     asked, there = config.training.devices, torch.cuda.device_count()
     if 0 < there < asked:
@@ -101,10 +112,7 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         raise UserError(
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
-    device = pick_device()
-    precision = resolve_precision(config.training.precision, device)
-    torch.manual_seed(params.seed)
-    network = build_network(config, data.kind).to(device)
+    network, device, precision = initial(params.seed, config, data.kind)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
     states = root / TRAINING_STATES / variant
@@ -157,7 +165,7 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
 def make_fast(
     network: torch.nn.Module, options: TrainingConfig, kind: DataKind, precision: str, ranks: Ranks = ALONE
 ) -> None:
-    """Lay out, compile and record the network, as far as the configuration asks for it."""
+    """Compile and record the network, as far as the configuration asks for it."""
     device = next(network.parameters()).device
     part = ranks.part_of(options.batch_size)
     rows = part.stop - part.start

@@ -15,7 +15,7 @@ from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD
 from ddpm.tracking.names import grouped
 from ddpm.tracking.notes import NOTE, artifact, comparison_note
 from ddpm.tracking.outputs import model_name
-from ddpm.tracking.records import Figures, figures_of_run
+from ddpm.tracking.records import Figures, figures_of, figures_of_run
 from ddpm.tracking.registry import find, named, pinned
 from ddpm.tracking.runs import git_tags, log_metrics, milliseconds
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers
@@ -33,8 +33,12 @@ class Evaluation:
 
 
 @store_answers()
-def evaluation_of(uri: str, root: Path = Path()) -> Evaluation:
+def evaluation_of(uri: str, root: Path = Path(), protocol: str | None = None) -> Evaluation:
     """The figures of a model that `resolve` finds.
+
+    Args:
+        protocol: the identifier of the one to read, if the model was measured under it too; else, and where it was not,
+            that of its registration.
 
     Raises:
         UserError: no such model, or no figures of it.
@@ -44,22 +48,23 @@ def evaluation_of(uri: str, root: Path = Path()) -> Evaluation:
     client = mlflow.MlflowClient()
     with named(uri, mlflow, root):
         run_id, version = _origin(client, pinned(uri, root))
-    figures = figures_of_run(mlflow, run_id, uri)
+    figures = figures_of(mlflow, version, protocol) if version else figures_of_run(mlflow, run_id, uri)
     files = {file.path for file in client.list_artifacts(run_id)}
     return Evaluation(
         figures=figures,
         likelihood=mlflow.artifacts.load_text(f"runs:/{run_id}/nll.csv") if "nll.csv" in files else None,
-        version=version,
+        version=f"models:/{version.name}/{version.version}" if version else None,
     )
 
 
-def _origin(client: Any, uri: str) -> tuple[str, str | None]:
-    """The run that a model came of, and its version, of a URI that names neither alias nor `latest`."""
+def _origin(client: Any, uri: str) -> tuple[str, Any | None]:
+    """The run that a model came of, and its version in MLflow; of a URI that names neither alias nor `latest`."""
     scheme, _, name = uri.partition(":/")
     if scheme == "runs":
         return name.strip("/").partition("/")[0], None
     if match := re.fullmatch(r"(?P<model>[^/]+)/(?P<version>\d+)", name):
-        return client.get_model_version(match["model"], match["version"]).run_id, uri
+        version = client.get_model_version(match["model"], match["version"])
+        return version.run_id, version
     return client.get_logged_model(name).source_run_id, None
 
 

@@ -1,4 +1,4 @@
-"""What makes a training step fast and leaves what it computes, up to rounding: layout, compilation, CUDA graphs."""
+"""What makes a training step fast and leaves what it computes, up to rounding: compilation, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def accelerate(
     graphs: bool = False,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Prepare a network in place for training steps: channels last, then compiled regions or CUDA graphs if asked to.
+    """Prepare a network in place for training steps: compiled regions or CUDA graphs, if asked to.
 
     What cannot be had is left out and said in one line. Neither names nor values of the parameters change.
 
@@ -59,8 +59,7 @@ def accelerate(
         graphs: record the network's kernels and replay them, which spares their launches; needs CUDA.
     """
     if x.ndim == 4:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)  # as the images come
     if compiled and (why := _compile(network, x, precision)):
         say(f"training uncompiled: {why}")
     if graphs and (why := _graph(network, x, precision)):

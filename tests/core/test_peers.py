@@ -232,6 +232,21 @@ def test_dpm_solver_multistep_is_diffusers(steps, spacing):
     torch.testing.assert_close(mine, theirs(network, scheduler), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "spacing"), SOLVER_STEPS)
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_sde_dpm_solver_multistep_is_diffusers(name, steps, spacing):
+    """As above; its midpoint rule is ours, and each step is given the noise that ours draws."""
+    schedule = SCHEDULES[name]
+    peer = DPMSolverMultistepScheduler(T, prediction_type="v_prediction", algorithm_type="sde-dpmsolver++")
+    peer = solver_on_our_steps(peer, schedule, steps, spacing)
+    mine = ours(network, schedule, sampler="dpmpp_2m_sde", steps=steps, spacing=spacing, prediction="v", clip=False)
+    draw = randn(seeded())
+    x = draw()
+    for t in peer.timesteps:
+        x = peer.step(network(x, t.expand(len(x))), t, x, variance_noise=draw()).prev_sample
+    torch.testing.assert_close(mine, x, rtol=1e-5, atol=1e-5)
+
+
 class LucidNetwork(torch.nn.Module):
     channels = SHAPE[1]
     self_condition = False

@@ -11,6 +11,7 @@ from test_clones import clone, run, source  # noqa: F401  (source is a fixture)
 from tiny import TINY_PARAMS, write_params
 
 from ddpm import tracking
+from ddpm.files import read_json
 
 
 def retrain(where: Path) -> str:
@@ -87,6 +88,13 @@ def test_under_another_protocol_the_champion_is_measured_again_ranked_and_watche
         value for tag, value in client.get_model_version("ddpm-digits", "1").tags.items() if "measured" in tag
     ]
     assert client.get_run(measured).data.metrics["eval/detail/samples"] == 128
+
+    both = [f"models:/ddpm-digits/{number}" for number in (1, 2)]
+    run(project, "ddpm", "compare", *both, "--steps", "2", "--samples", "64", "--rank", "--out", "page")
+    compared = read_json(project / "page" / "comparison.json")
+    assert compared["ranked"]
+    assert [model["metrics"]["samples"] for model in compared["models"]] == [128, 128]
+    assert len(compared["protocols"]) == 1
 
     path = tracking.resolve("models:/ddpm-digits@champion") / "denoiser.onnx"
     content = bytearray(path.read_bytes())
