@@ -139,8 +139,12 @@ class Model:
         """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
         plan = self.plan(**overrides)
         for first in range(0, count, batch_size):
-            noise = self.noise(min(batch_size, count - first), seed, first=first)
-            yield self.kind.decode(sampling.sample(self.network, plan, noise(), noise).cpu().numpy())
+            yield self.draw(min(batch_size, count - first), plan, seed=seed, first=first)
+
+    def draw(self, count: int, plan: SamplingPlan, *, seed: int, first: int) -> NDArray[Any]:
+        """The data `first` .. `first + count − 1` of a seed in one batch, [count, *shape]."""
+        noise = self.noise(count, seed, first=first)
+        return self.kind.decode(sampling.sample(self.network, plan, noise(), noise).cpu().numpy())
 
     def noise(self, count: int, seed: int, *, first: int = 0) -> Callable[[], Tensor]:
         """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, ...] on the model's device."""

@@ -59,5 +59,13 @@ def run_cli(cwd: Path, *arguments: str, **environment: str) -> subprocess.Comple
     )
 
 
+def workers(launcher: subprocess.Popen[str]) -> list[int]:
+    """The processes that a stage has started, the first of them first."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--sort", "pid", "--ppid", str(launcher.pid)], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
 def write_params(directory: Path, params: dict) -> None:
     (directory / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,18 @@ from ddpm.evaluation.images import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
 from ddpm.evaluation.pictures import captioned, save_png
 from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
+from ddpm.evaluation.sharding import ShardedModel
 from ddpm.evaluation.trained import gigaflops_per_image, likelihood_bounds, likelihood_figures, likelihood_table
 from ddpm.evaluation.values import ValueMeasure
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED, REPORTS
 from ddpm.model import load
+from ddpm.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.stages.progress import bar
 
 
 class Samples(Protocol):
-    """What is measured: a trained model, or an exported one, with the plan it is drawn from by."""
+    """What is measured: a trained model, alone or shared, or an exported one, with the plan it is drawn from by."""
 
     @property
     def kind(self) -> DataKind: ...
@@ -55,17 +58,36 @@ class Measurement:
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
 
+    With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
+
     Raises:
-        UserError: the model, the extractor or the prepared data is missing or damaged, or the model cannot be sampled
-            by the protocol's plan.
+        UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
+            the protocol's plan, or there are fewer devices.
     """
+    devices = params.evaluation.devices
+    if devices > 1 and not launched():
+        check_devices(devices, "evaluation.devices")
+        with contextlib.chdir(root):
+            launch(devices, ["evaluate", variant])
+        return
+    with joined() as ranks:
+        _evaluate(params, variant, ranks, root)
+
+
+def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
+    """`evaluate_variant`, in one of the processes that draw the samples; the first does all else."""
     options = params.evaluation
     device = pick_device()
     sampling = options.sampling or params.variant(variant).sampling
     model = load(root / MODELS / variant, device).sampled_by(sampling)
+    samples = ShardedModel(model, ranks)
+    if not ranks.first:
+        for _ in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size):
+            raise AssertionError("the first process has all batches")
+        return
     data = PreparedData.open(root / PREPARED)
     measured = measure(
-        model,
+        samples,
         params,
         sampling=sampling,
         variance=model.card.config.process.variance,

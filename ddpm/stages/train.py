@@ -23,13 +23,13 @@ from ddpm.errors import Interrupted, UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
+from ddpm.parallel import ALONE, Ranks, check_devices, joined, launch, launched
 from ddpm.stages.progress import bar, stop_requests
 from ddpm.stages.watch import Watch
 from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError, LossPoint, train
 from ddpm.training.memory import OutOfMemoryError
-from ddpm.training.parallel import ALONE, Ranks, joined, launch, launched
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
 
 # The code that decides the weights, as far as it is ours: what dvc.yaml names as the stage's deps.
@@ -52,12 +52,12 @@ DECISIVE_CODE = (
     "nets/mlp.py",
     "nets/unet.py",
     "nets/vae.py",
+    "parallel.py",
     "stages/train.py",
     "training/checkpoint.py",
     "training/ema.py",
     "training/loop.py",
     "training/memory.py",
-    "training/parallel.py",
     "training/speed.py",
     "training/timesteps.py",
 )
@@ -80,7 +80,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
         if getattr(config.training, key) and not data.kind.can_mirror:
             raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.kind.name}")
     if config.training.devices > 1 and not launched():
-        _check_devices(config, variant)
+        check_devices(config.training.devices, f"models.{variant}.training.devices")
         build_network(config, data.kind)  # if it cannot be, one process says so
         with contextlib.chdir(root):
             launch(config.training.devices, ["train", variant])
@@ -98,12 +98,6 @@ def initial(seed: int, config: VariantConfig, kind: DataKind) -> tuple[torch.nn.
     device = pick_device()
     torch.manual_seed(seed)
     return build_network(config, kind).to(device), device, resolve_precision(config.training.precision, device)
-
-
-def _check_devices(config: VariantConfig, variant: str) -> None:
-    asked, there = config.training.devices, torch.cuda.device_count()
-    if 0 < there < asked:
-        raise UserError(f"models.{variant}.training.devices is {asked}, but this machine has {there} CUDA devices")
 
 
 def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ranks, variant: str, root: Path) -> None:

@@ -17,10 +17,10 @@ from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.objectives import L_SIMPLE, Objective
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted
+from ddpm.parallel import ALONE, Ranks
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
 from ddpm.training.memory import OutOfMemoryError, micro_batches, ran_out
-from ddpm.training.parallel import ALONE, Ranks
 from ddpm.training.speed import autocast, batches
 from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
 

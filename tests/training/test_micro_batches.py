@@ -12,10 +12,10 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import Interrupted
 from ddpm.nets import build
+from ddpm.parallel import Ranks
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.loop import DivergedError, train
 from ddpm.training.memory import OutOfMemoryError, micro_batches
-from ddpm.training.parallel import Ranks
 
 OPTIONS = {"kind": "unet", "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
 IMAGES = InMemoryImages(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import run_cli
+from tiny import run_cli, workers
 from trainings import checkpoints, hashes, leftovers, set_training, start_training, wait_for_checkpoint
 
 from ddpm.config import load_params
@@ -36,14 +36,6 @@ def curve(project: Path) -> list[float]:
     """Every loss and gradient norm of the loss curve."""
     with (project / "models/tiny/loss.csv").open() as stream:
         return [float(row[key]) for row in csv.DictReader(stream) for key in ("loss", "grad_norm")]
-
-
-def workers(launcher: subprocess.Popen[str]) -> list[int]:
-    """The processes that train, the first of them first."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--sort", "pid", "--ppid", str(launcher.pid)], capture_output=True, text=True, check=True
-    )
-    return [int(pid) for pid in listed.stdout.split()]
 
 
 def wait_until_gone(pids: list[int]) -> None:

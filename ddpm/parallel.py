@@ -1,8 +1,8 @@
-"""Training in several processes, a device each: start them, share out a batch, add up what came of it.
+"""Work in several processes, a device each: start them, share out a batch, bring together what came of it.
 
-Every process holds the whole state and takes the same step; of each batch it computes its own part. The gradients are
-added by hand, in one collective a step, since DistributedDataParallel sees a network's `forward` alone, and a VAE is
-trained through its `encode` and `decode`.
+In training every process holds the whole state and takes the same step; of each batch it computes its own part. The
+gradients are added by hand, in one collective a step, since DistributedDataParallel sees a network's `forward` alone,
+and a VAE is trained through its `encode` and `decode`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DELIBERATE = {UserError.exit_code, UpstreamError.exit_code, Interrupted.exit_co
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together: number `rank` of `count`."""
+    """This process among those that work together: number `rank` of `count`."""
 
     rank: int = 0
     count: int = 1
@@ -67,6 +67,15 @@ class Ranks:
             dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view(tensor.shape))
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """In the first process the tensor of each, all of one shape and on the CPU; in the others nothing."""
+        if self.count == 1:
+            return [tensor]
+        received = [torch.empty_like(tensor) for _ in range(self.count)] if self.first else None
+        with _meeting():
+            dist.gather(tensor, received)
+        return received or []
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process, told to all on the CPU, so that no GPU is waited for."""
@@ -119,6 +128,19 @@ def launched() -> bool:
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def check_devices(asked: int, key: str) -> None:
+    """Refuse more processes than there are GPUs, where there are any.
+
+    Args:
+        key: of params.yaml, that asked for them.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if 0 < torch.cuda.device_count() < asked:
+        raise UserError(f"{key} is {asked}, but this machine has {torch.cuda.device_count()} CUDA devices")
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """Meet the processes that were launched together with this one; `ALONE` where none were.
@@ -146,7 +168,7 @@ def joined() -> Iterator[Ranks]:
 def launch(processes: int, arguments: Sequence[str]) -> None:
     """Run `ddpm ARGUMENTS` in several processes on this machine, as torchrun would; returns when all have ended well.
 
-    Where one dies, all are started again, and continue from the last checkpoint. SIGTERM and Ctrl-C are passed on.
+    Where one dies, all are started again, a training from its last checkpoint. SIGTERM and Ctrl-C are passed on.
 
     Raises:
         SystemExit: they ended otherwise, and have said why.

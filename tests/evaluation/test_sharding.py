@@ -1,0 +1,93 @@
+"""Samples that several processes draw are those that one would draw."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import TINY_PARAMS, run_cli, workers, write_params
+
+from ddpm.data.kinds import ImageKind
+from ddpm.evaluation.sharding import ShardedModel
+from ddpm.files import read_json
+from ddpm.parallel import Ranks
+
+
+class Numbers:
+    """A model whose image i is i everywhere."""
+
+    shape = (2, 2, 1)
+    kind = ImageKind(shape)
+
+    def plan(self):
+        return None
+
+    def draw(self, count, plan, *, seed, first):
+        return np.broadcast_to(np.arange(first, first + count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 1))
+
+
+class Collected(Ranks):
+    """A process that notes what it has to give."""
+
+    def gather(self, tensor):
+        object.__setattr__(self, "given", [*getattr(self, "given", []), tensor])
+        return []
+
+
+@given(count=st.integers(1, 200), batch_size=st.integers(1, 70), processes=st.integers(1, 5))
+def test_each_image_is_drawn_by_one_process_and_they_come_in_order(count, batch_size, processes):
+    ranks = [Collected(rank, processes) for rank in range(processes)]
+    for each in ranks:
+        assert not list(ShardedModel(Numbers(), each).batches(count, seed=0, batch_size=batch_size))
+    meetings = list(zip(*(each.given for each in ranks), strict=True))
+
+    class First(Ranks):
+        def gather(self, tensor):
+            tensors = list(meetings.pop(0))
+            assert len({each.shape for each in tensors}) == 1, "a collective takes tensors of one shape"
+            return tensors
+
+    batches = list(ShardedModel(Numbers(), First(0, processes)).batches(count, seed=0, batch_size=batch_size))
+    assert not meetings
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(count))
+
+
+def with_devices(project: Path, devices: int, **evaluation: int) -> None:
+    options = {**TINY_PARAMS["evaluation"], "batch_size": 20, "devices": devices, **evaluation}
+    write_params(project, {**TINY_PARAMS, "evaluation": options})
+
+
+def test_two_processes_measure_what_one_does(trained: Path):
+    with_devices(trained, 1)
+    assert run_cli(trained, "evaluate", "tiny").returncode == 0
+    alone, picture = read_json(Path("reports/tiny/metrics.json")), Path("reports/tiny/samples.png").read_bytes()
+    with_devices(trained, 2)
+    done = run_cli(trained, "evaluate", "tiny")
+    assert done.returncode == 0, done.stderr
+    together = read_json(Path("reports/tiny/metrics.json"))
+    assert together == alone
+    assert Path("reports/tiny/samples.png").read_bytes() == picture
+
+
+@pytest.mark.slow
+def test_where_one_is_killed_all_begin_again(trained: Path):
+    with_devices(trained, 2, samples=1500)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm", "evaluate", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(pids := workers(process)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "one of 2 processes ended by SIGKILL; restart 1 of 3" in output
+    assert read_json(Path("reports/tiny/metrics.json"))["samples"] == 1500
