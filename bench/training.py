@@ -37,10 +37,10 @@ LINEAR = {"kind": "linear-attention", "width": 32, "memory": 4, "full_attention"
 
 # Each network with the peer that has the same one.
 CASES = {
-    "digits": (Case("digits", 8, 1, DIGITS, steps=15), "diffusers"),
+    "digits": (Case("digits", 8, 1, DIGITS, steps=40), "diffusers"),
     "32x32": (Case("32x32", 32, 1, UNET), "diffusers"),
     "digits-linear": (
-        Case("digits-linear", 8, 1, {**LINEAR, "multipliers": (1, 2, 4)}, steps=15),
+        Case("digits-linear", 8, 1, {**LINEAR, "multipliers": (1, 2, 4)}, steps=40),
         "denoising_diffusion_pytorch",
     ),
     "32x32-linear": (

@@ -54,7 +54,7 @@ def test_the_benchmark_runs_to_its_page(trained, capsys):
         assert {row["name"] for row in others} == {TORCH, DIFFUSERS, LUCIDRAINS}
     page = (trained / "out.md").read_text()
     assert page in capsys.readouterr().out
-    assert f"FID {results['equal_fid']['reference']['fid']:.2f}" in page
+    assert f"FID {results['equal_fid']['reference']['fid']:.3f}" in page
 
 
 def test_without_a_model_it_says_what_makes_one(tmp_path, monkeypatch, capsys):
