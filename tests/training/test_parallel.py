@@ -2,7 +2,9 @@
 
 import csv
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,6 +109,34 @@ def test_one_is_killed_and_all_go_on_from_the_last_checkpoint(project: Path, ran
         (path / "state.json").unlink()
     assert run_cli(project, "train", "tiny").returncode == 0
     assert hashes(project) == survived, "as if nobody had been killed"
+
+
+@pytest.mark.slow
+def test_two_machines_take_the_steps_of_one(project: Path, tmp_path: Path):
+    """Two launchers that meet over the network, each in a folder of its own, as on two machines."""
+    without_dropout(project)
+    other = tmp_path / "other"
+    shutil.copytree(project, other)
+    train_variant(load_params(), "tiny")
+    alone = curve(project)
+    shutil.rmtree(project / "models")
+    for path in checkpoints(project):
+        (path / "state.json").unlink()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", address, "-m", "ddpm", "train", "tiny"]
+    machines = [
+        subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for cwd in (project, other)
+    ]
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert sum("2 processes" in each for each in said) == 1, "one speaks"
+    # Which of the two is the first is torchrun's to say; it alone writes.
+    [first] = [cwd for cwd in (project, other) if (cwd / "models").exists()]
+    assert curve(first) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.slow
