@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +32,10 @@ RESTARTS = 3  # of all processes, after one of them died
 
 # What a process has after SIGTERM to save its state: one step, and less than a cluster's usual 30 s before SIGKILL.
 _GRACE_SECONDS = 10
+
+# For a process that is busy, as the first one is with the features of all real images. One that is gone is noticed at
+# once, since its connection closes.
+_PATIENCE = timedelta(days=1)
 
 # Exit codes by which `ddpm` itself says why it ended. Starting it again would not help, or is not ours to decide.
 _DELIBERATE = {UserError.exit_code, UpstreamError.exit_code, Interrupted.exit_code}
@@ -159,7 +164,7 @@ def joined() -> Iterator[Ranks]:
     if os.environ["GROUP_WORLD_SIZE"] == "1":
         store = dist.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
     yield Ranks(rank, count)
     # After an error the others may be gone, and taking leave of them would take for ever.
     dist.destroy_process_group()

@@ -82,7 +82,8 @@ class ImageKind:
 
     def decode(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Rounded, values outside clipped."""
-        return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        # A copy, also of one channel: torch's convolutions round by the strides, and stored images have these.
+        return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
 
 @dataclass(frozen=True)

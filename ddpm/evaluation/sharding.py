@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.kinds import DataKind
 from ddpm.diffusion.plans import SamplingPlan
+from ddpm.errors import Interrupted
 from ddpm.model import Model
 from ddpm.parallel import Ranks
 
@@ -41,8 +43,12 @@ class ShardedModel:
         for begin in range(0, count, batch_size * self._ranks.count):
             sizes = [max(0, min(batch_size, count - begin - rank * batch_size)) for rank in range(self._ranks.count)]
             own = np.zeros((max(sizes), *self._model.shape), self.kind.dtype)
+            if self._ranks.orphaned():
+                raise Interrupted("the process that started this one is gone")
             if size := sizes[self._ranks.rank]:
                 own[:size] = self._model.draw(size, plan, seed=seed, first=begin + self._ranks.rank * batch_size)
             for size, batch in zip(sizes, self._ranks.gather(torch.from_numpy(own)), strict=False):
                 if size:
                     yield batch[:size].numpy()
+        if self._ranks.first and self._ranks.count > 1:
+            torch.set_num_threads(os.cpu_count() or 1)  # the others have nothing more to do

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
-from ddpm.diffusion import likelihood
-from ddpm.diffusion.likelihood import LikelihoodBound
+from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
 from ddpm.evaluation.distances import chosen
 from ddpm.model import Model
 
@@ -31,7 +30,7 @@ def gigaflops_per_image(model: Model) -> float:
     return counter.get_total_flops() * len(model.plan()) / 1e9
 
 
-def likelihood_bounds(
+def split_bounds(
     model: Model,
     data: PreparedData,
     *,
@@ -40,7 +39,8 @@ def likelihood_bounds(
     seed: int,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> dict[SplitName, LikelihoodBound]:
-    """The full bound of `images` images of each split, chosen at random, or of all if there are fewer.
+    """The full bound of `images` images of each split, chosen at random, or of all if there are fewer; the splits share
+    each batch.
 
     Empty where `images` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
     a VAE's, whose bound with z from the prior says nothing.
@@ -60,7 +60,7 @@ def likelihood_bounds(
             on_batch(len(stored))
 
     splits = [batches(data.split(name)) for name in SPLITS]
-    bounds = likelihood.likelihood_bounds(model.network, model.process(), *splits, seed=seed)
+    bounds = likelihood_bounds(model.network, model.process(), *splits, seed=seed)
     return dict(zip(SPLITS, bounds, strict=True))
 
 

@@ -28,8 +28,9 @@ DATA = ("points", "sequences", "images")
 def build(
     options: Mapping[str, Any], *, image_size: int, channels: int, out_channels: int | None = None, dims: int = 2
 ) -> nn.Module:
-    """The network that `options` describes: its `kind`, and that kind's keyword arguments; its convolutions channels
-    last, in which they are faster on every device.
+    """The network that `options` describes: its `kind`, and that kind's keyword arguments.
+
+    Of images it is channels last, in which convolutions are faster (docs/training-speed.md).
 
     Args:
         image_size: the side of an image, the length of a sequence; 1 for points.
@@ -45,5 +46,6 @@ def build(
         others = " or ".join(f"`{other}`" for other, axes in AXES.items() if dims in axes)
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
     network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
+    if dims == 2:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
     return network

@@ -29,7 +29,7 @@ from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.page import Pictures, page
 from ddpm.evaluation.pictures import beside, grid, save_png
 from ddpm.evaluation.plots import SHOWN, side_by_side
-from ddpm.evaluation.trained import likelihood_bounds, likelihood_table
+from ddpm.evaluation.trained import likelihood_table, split_bounds
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import (
     COMPARISON_PAGE,
@@ -43,10 +43,10 @@ from ddpm.layout import (
     is_uri,
 )
 from ddpm.model import Model, load
-from ddpm.stages.deployed import conditions
-from ddpm.stages.evaluate import protocol_of
+from ddpm.stages.deployed import facts_of
+from ddpm.stages.evaluate import ModelFacts, protocol_of
 from ddpm.stages.progress import bar
-from ddpm.stages.sample import open_model
+from ddpm.stages.sample import open_model, open_registered
 
 STEPS = (5, 10, 20, 50, 100)
 
@@ -80,10 +80,10 @@ def compare(
             that is something else, or models to rank that were measured under different protocols.
     """
     count = params.evaluation.samples if samples is None else samples
-    _check(models, out, count)
+    _check(params, models, out, count)
     data, device = PreparedData.open(root / PREPARED), pick_device()
     measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
-    opened = [_open(params, model, data, measure.identity, root) for model in models]
+    opened = [_open(params, model, data, measure.identity, device, root) for model in models]
     _check_data(opened, data)
     opened = _named_apart(opened)
     if rank:
@@ -111,8 +111,14 @@ def compare(
     return comparison
 
 
-def _check(models: Sequence[str], out: Path, samples: int) -> None:
+def _check(params: Params, models: Sequence[str], out: Path, samples: int) -> None:
     """Refuse what can be refused before anything is read."""
+    for model in models:
+        if model not in params.models and not is_uri(model) and not Path(model).is_dir():
+            raise UserError(
+                f"{model}: expected a model of params.yaml ({', '.join(params.models)}), a model directory, a deploy "
+                "directory or a URI such as models:/ddpm-digits@champion; no such directory"
+            )
     if twice := [model for number, model in enumerate(models) if model in models[:number]]:
         raise UserError(f"{twice[0]} is named twice")
     if samples < 2:
@@ -149,7 +155,7 @@ def _conditions(
     """The fields of the protocol that hold for all models and numbers of steps."""
     evaluation = params.evaluation.model_copy(update={"samples": samples})
     as_measured = params.model_copy(update={"evaluation": evaluation})
-    fields = protocol_of(as_measured, plan, "", "", data, measure.identity).as_dict()
+    fields = protocol_of(as_measured, ModelFacts(plan, "", ""), data, measure.identity).as_dict()
     return {name: fields[name] for name in _COMMON}
 
 
@@ -177,28 +183,24 @@ class Opened:
         return self.samples.sampled_by(plan.model_dump())
 
 
-def _open(params: Params, model: str, data: PreparedData, extractor: Mapping[str, Any], root: Path) -> Opened:
+def _open(
+    params: Params, model: str, data: PreparedData, extractor: Mapping[str, Any], device: torch.device, root: Path
+) -> Opened:
     """What MODEL names, with what is recorded of it: of a registered version its figures under today's protocol, if it
     was measured under that.
     """
     if model in params.models:
-        loaded = load(root / MODELS / model, pick_device()).sampled_by(params.models[model].sampling)
+        loaded = load(root / MODELS / model, device).sampled_by(params.models[model].sampling)
         return _opened(model, model, root / REPORTS / model, loaded)
     if is_uri(model):
         from ddpm import tracking
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
-        samples = open_model(exactly)
-        assert isinstance(samples, Sampler), "what is registered is exported"
-        today = protocol_of(params, **conditions(params, samples), data=data, extractor=extractor)
+        samples = open_registered(exactly, root)
+        today = protocol_of(params, facts_of(params, samples), data, extractor)
         found = tracking.evaluation_of(exactly, root, today.id)
         recorded = Recorded.of(found.figures.metrics, found.figures.protocol, found.likelihood, found.version)
         return Opened(Compared(model.removeprefix("models:/"), model, recorded), samples)
-    if not Path(model).is_dir():
-        raise UserError(
-            f"{model}: expected a model of params.yaml ({', '.join(params.models)}), a model directory, a deploy "
-            "directory or a URI such as models:/ddpm-digits@champion; no such directory"
-        )
     return _opened(Path(model).resolve().name, model, _reports_of(Path(model)), open_model(model))
 
 
@@ -247,7 +249,7 @@ def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Comp
     compared, model, options = opened.compared, opened.samples, params.evaluation
     if compared.recorded.likelihood or not isinstance(model, Model):
         return compared
-    bounds = likelihood_bounds(model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed)
+    bounds = split_bounds(model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed)
     return replace(compared, recorded=compared.recorded.with_likelihood(likelihood_table(bounds)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ddpm import tracking
 from ddpm.config import Params, SamplingConfig, validate
@@ -12,7 +11,7 @@ from ddpm.deploy.runtime import Sampler
 from ddpm.device import pick_device
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, is_uri
-from ddpm.stages.evaluate import Measurement, measure
+from ddpm.stages.evaluate import Measurement, ModelFacts, check_fit, measure
 
 
 def measure_model(params: Params, model: str, out: Path, *, root: Path = Path()) -> Measurement:
@@ -46,22 +45,21 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
             kind or shape.
     """
     sampler = Sampler(deploy)
-    how = conditions(params, sampler)
-    return measure(
-        sampler.sampled_by(how["sampling"].model_dump()),
-        params,
-        **how,
-        data=PreparedData.open(root / PREPARED),
-        root=root,
-        device=pick_device(),
-        name=name or str(deploy),
+    facts, data, name = facts_of(params, sampler), PreparedData.open(root / PREPARED), name or str(deploy)
+    samples = sampler.sampled_by(facts.sampling.model_dump())
+    check_fit(samples, data, name)
+    return measure(samples, params, facts, data=data, root=root, device=pick_device(), name=name)
+
+
+def facts_of(params: Params, sampler: Sampler) -> ModelFacts:
+    """What of an exported model enters the protocol it is measured under.
+
+    Raises:
+        UserError: its plan is not one that this version knows.
+    """
+    described = sampler.file.with_name("sampler.json")
+    return ModelFacts(
+        params.evaluation.sampling or validate(SamplingConfig, sampler.facts["sampling"], str(described)),
+        sampler.facts["process"]["variance"],
+        sampler.facts.get("training", {}).get("weights", "ema"),
     )
-
-
-def conditions(params: Params, sampler: Sampler) -> dict[str, Any]:
-    """What an exported model adds to the protocol it is measured under: `sampling`, `variance` and `weights`."""
-    return {
-        "sampling": params.evaluation.sampling or validate(SamplingConfig, sampler.facts["sampling"], "sampler.json"),
-        "variance": sampler.facts["process"]["variance"],
-        "weights": sampler.facts.get("training", {}).get("weights", "ema"),
-    }

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
 from ddpm.evaluation.pictures import captioned, save_png
 from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
 from ddpm.evaluation.sharding import ShardedModel
-from ddpm.evaluation.trained import gigaflops_per_image, likelihood_bounds, likelihood_figures, likelihood_table
+from ddpm.evaluation.trained import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
 from ddpm.evaluation.values import ValueMeasure
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED, REPORTS
-from ddpm.model import load
+from ddpm.model import Model, load
 from ddpm.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.stages.progress import bar
 
@@ -43,6 +43,16 @@ class Samples(Protocol):
     def plan(self) -> SamplingPlan: ...
 
     def batches(self, count: int, *, seed: int, batch_size: int) -> Iterator[NDArray[Any]]: ...
+
+
+class ModelFacts(NamedTuple):
+    """What of a model enters the protocol it is measured under."""
+
+    sampling: SamplingConfig
+    variance: str
+    """Of its process, which the ancestral sampler has unless the plan says otherwise."""
+    weights: str
+    """Which of a training's weights it has."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
     devices = params.evaluation.devices
     if devices > 1 and not launched():
         check_devices(devices, "evaluation.devices")
+        _opened(params, variant, torch.device("cpu"), root)  # what is wrong with it, one process says
         with contextlib.chdir(root):
             launch(devices, ["evaluate", variant])
         return
@@ -74,31 +85,36 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         _evaluate(params, variant, ranks, root)
 
 
+def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Model, PreparedData]:
+    """The model with the plan it is measured under, and the data that it fits."""
+    sampling = params.evaluation.sampling or params.variant(variant).sampling
+    model = load(root / MODELS / variant, device).sampled_by(sampling)
+    data = PreparedData.open(root / PREPARED)
+    check_fit(model, data, f"models/{variant}")
+    return model, data
+
+
 def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     """`evaluate_variant`, in one of the processes that draw the samples; the first does all else."""
-    options = params.evaluation
-    device = pick_device()
-    sampling = options.sampling or params.variant(variant).sampling
-    model = load(root / MODELS / variant, device).sampled_by(sampling)
+    options, device = params.evaluation, pick_device()
+    model, data = _opened(params, variant, device, root)
     samples = ShardedModel(model, ranks)
     if not ranks.first:
         for _ in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size):
             raise AssertionError("the first process has all batches")
         return
-    data = PreparedData.open(root / PREPARED)
+    config = model.card.config
     measured = measure(
         samples,
         params,
-        sampling=sampling,
-        variance=model.card.config.process.variance,
-        weights=model.card.training.weights,
+        ModelFacts(config.sampling, config.process.variance, model.card.training.weights),
         data=data,
         root=root,
         device=device,
         name=f"models/{variant}",
     )
     with bar(2 * options.nll_samples, "img", f"likelihood of {variant}") as progress:
-        bounds = likelihood_bounds(
+        bounds = split_bounds(
             model,
             data,
             images=options.nll_samples,
@@ -121,29 +137,14 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
             save_png(captioned(picture, f"protocol {protocol.id}"), out / name)
 
 
-def measure(
-    samples: Samples,
-    params: Params,
-    *,
-    sampling: SamplingConfig,
-    variance: str,
-    weights: str,
-    data: PreparedData,
-    root: Path,
-    device: torch.device,
-    name: str,
-) -> Measurement:
-    """Draw from a model and compute its figures.
+def check_fit(samples: Samples, data: PreparedData, name: str) -> None:
+    """Check that a model can be measured with the data, by its plan.
 
     Args:
-        sampling: what the plan of `samples` is made of.
-        variance: of the model's process, which the ancestral sampler has unless the plan says otherwise.
-        weights: which of a training's weights the model has.
         name: what messages call it.
 
     Raises:
-        UserError: the model and the data are of two kinds or shapes, the plan is not one of the model's, or the
-            extractor is missing or damaged.
+        UserError: the model and the data are of two kinds or shapes, or the plan is not one of the model's.
     """
     if samples.kind.name != data.kind.name:
         raise UserError(f"{name} makes {samples.kind.name}, but the prepared data are {data.kind.name}")
@@ -154,13 +155,34 @@ def measure(
         samples.plan()
     except ValueError as error:
         raise UserError(f"{name} cannot be sampled by evaluation.sampling: {error}") from None
+
+
+def measure(
+    samples: Samples,
+    params: Params,
+    facts: ModelFacts,
+    *,
+    data: PreparedData,
+    root: Path,
+    device: torch.device,
+    name: str,
+) -> Measurement:
+    """Draw from a model that fits the data, and compute its figures.
+
+    Args:
+        facts: of the model; its plan is that of `samples`.
+        name: what messages call it.
+
+    Raises:
+        UserError: the extractor is missing or damaged.
+    """
     figures, identity = _measure_of(params, data, root, device)
     options = params.evaluation
     with bar(options.samples, "img", f"samples of {name}") as progress:
         for batch in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size):
             figures.add(batch)
             progress.update(len(batch))
-    protocol = protocol_of(params, sampling, variance, weights, data, identity)
+    protocol = protocol_of(params, facts, data, identity)
     return Measurement(figures.figures(), protocol, figures.pictures())
 
 
@@ -176,14 +198,9 @@ def _measure_of(
 
 
 def protocol_of(
-    params: Params,
-    sampling: SamplingConfig,
-    variance: str,
-    weights: str,
-    data: PreparedData,
-    extractor: Mapping[str, Any],
+    params: Params, facts: ModelFacts, data: PreparedData, extractor: Mapping[str, Any]
 ) -> EvaluationProtocol:
-    """How a model with this plan is measured; `extractor` is the identity of what it is measured by."""
+    """How such a model is measured; `extractor` is the identity of what it is measured by."""
     options = params.evaluation
     train, validation = data.split("train"), data.split("validation")
     return EvaluationProtocol(
@@ -194,8 +211,8 @@ def protocol_of(
         reference=options.reference,
         reference_count=len(train) + (len(validation) if options.reference == "all" else 0),
         samples=options.samples,
-        **decisive_choices(sampling.model_dump(), variance=variance),
-        weights=weights,
+        **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
+        weights=facts.weights,
         splits=options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,

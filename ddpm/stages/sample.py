@@ -62,9 +62,7 @@ def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
         UserError: no such model, or none of this precision.
     """
     if is_uri(model):
-        from ddpm import tracking
-
-        return _exported(tracking.resolve(model), precision)
+        return open_registered(model, precision=precision)
     directory = Path(model)
     if (directory / "sampler.json").is_file():
         return _exported(directory, precision)
@@ -79,6 +77,17 @@ def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
         f"{model}: expected a model directory (model.json), a deploy directory (sampler.json) or a URI such as "
         f"models:/ddpm-digits@champion; {'it has neither file' if directory.is_dir() else 'no such directory'}"
     )
+
+
+def open_registered(uri: str, root: Path = Path(), precision: Precision = "fp32") -> Sampler:
+    """What an MLflow URI names.
+
+    Raises:
+        UserError: no such model, or none of this precision.
+    """
+    from ddpm import tracking
+
+    return _exported(tracking.resolve(uri, root), precision)
 
 
 def _exported(directory: Path, precision: Precision) -> Sampler:

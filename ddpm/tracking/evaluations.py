@@ -27,7 +27,7 @@ class Evaluation:
 
     figures: Figures
     likelihood: str | None
-    """nll.csv, if it has one."""
+    """nll.csv, if it has one under that protocol."""
     version: str | None
     """Such as `models:/ddpm-digits/3`; None where the URI names no registered model."""
 
@@ -49,7 +49,9 @@ def evaluation_of(uri: str, root: Path = Path(), protocol: str | None = None) ->
     with named(uri, mlflow, root):
         run_id, version = _origin(client, pinned(uri, root))
     figures = figures_of(mlflow, version, protocol) if version else figures_of_run(mlflow, run_id, uri)
-    files = {file.path for file in client.list_artifacts(run_id)}
+    # The likelihood takes the trained network: it was bounded once, under the protocol of the registration.
+    first = version is None or figures.protocol["id"] == version.tags.get("protocol")
+    files = {file.path for file in client.list_artifacts(run_id)} if first else set()
     return Evaluation(
         figures=figures,
         likelihood=mlflow.artifacts.load_text(f"runs:/{run_id}/nll.csv") if "nll.csv" in files else None,

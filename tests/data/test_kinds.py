@@ -50,6 +50,14 @@ def test_images_are_encoded_and_decoded_as_ever():
     np.testing.assert_allclose(kind.decode(x), expected, atol=0.5 + 1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decoded_images_are_laid_out_as_stored_ones(channels):
+    """Else an extractor's features of them differ in the last digits."""
+    shape = (4, 4, channels)
+    decoded = ImageKind(shape).decode(np.zeros((2, channels, 4, 4), np.float32))
+    assert decoded.strides == np.zeros((2, *shape), np.uint8).strides
+
+
 def test_every_level_survives_the_round_trip():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     kind = ImageKind((16, 16, 1))

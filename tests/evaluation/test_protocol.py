@@ -12,7 +12,7 @@ from ddpm.data.store import SPLITS, PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.protocol import EvaluationProtocol, refuse_to_mix
 from ddpm.files import read_json, write_json
-from ddpm.stages.evaluate import protocol_of
+from ddpm.stages.evaluate import ModelFacts, protocol_of
 
 PROTOCOL = EvaluationProtocol(
     extractor="classifier",
@@ -83,7 +83,8 @@ def test_other_images_in_either_split_are_another_protocol(project: Path, name: 
     def protocol() -> EvaluationProtocol:
         data = PreparedData.open(project / "prepared")
         extractor = {"kind": "classifier", "sha256": "a" * 64}
-        return protocol_of(params(reference=reference), SamplingConfig(), "fixed_small", "ema", data, extractor)
+        facts = ModelFacts(SamplingConfig(), "fixed_small", "ema")
+        return protocol_of(params(reference=reference), facts, data, extractor)
 
     path = project / "prepared/manifest.json"
     before, manifest = protocol(), read_json(path)
