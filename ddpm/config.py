@@ -382,7 +382,7 @@ class EvaluationConfig(Section):
         None, description="a plan that every model is measured under; null: each under its own"
     )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
-    devices: Positive = Field(1, description="processes here that draw the samples together, a batch each at a time")
+    devices: Positive = Field(1, description="processes on this machine that draw the samples of `ddpm evaluate`")
     splits: Positive = Field(10, description="splits of the Inception Score")
     resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
     nll_samples: int = Field(

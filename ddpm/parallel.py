@@ -33,10 +33,6 @@ RESTARTS = 3  # of all processes, after one of them died
 # What a process has after SIGTERM to save its state: one step, and less than a cluster's usual 30 s before SIGKILL.
 _GRACE_SECONDS = 10
 
-# For a process that is busy, as the first one is with the features of all real images. One that is gone is noticed at
-# once, since its connection closes.
-_PATIENCE = timedelta(days=1)
-
 # Exit codes by which `ddpm` itself says why it ended. Starting it again would not help, or is not ours to decide.
 _DELIBERATE = {UserError.exit_code, UpstreamError.exit_code, Interrupted.exit_code}
 
@@ -147,10 +143,13 @@ def check_devices(asked: int, key: str) -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(patience: timedelta | None = None) -> Iterator[Ranks]:
     """Meet the processes that were launched together with this one; `ALONE` where none were.
 
     Within the block `cuda` is the GPU of this process.
+
+    Args:
+        patience: how long a process is waited for that is there and does not come; None: torch's own.
     """
     if not launched():
         yield ALONE
@@ -164,8 +163,11 @@ def joined() -> Iterator[Ranks]:
     if os.environ["GROUP_WORLD_SIZE"] == "1":
         store = dist.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
-    yield Ranks(rank, count)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=patience)
+    ranks = Ranks(rank, count)
+    yield ranks
+    if os.environ["GROUP_WORLD_SIZE"] != "1":
+        ranks.any(False)  # torchrun ends a machine's work five minutes after another's
     # After an error the others may be gone, and taking leave of them would take for ever.
     dist.destroy_process_group()
 
@@ -184,7 +186,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
     logging.disable(logging.ERROR)  # its own report of a failure is a page
     # Together they have the cores that one would have had.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     for restart in range(RESTARTS + 1):
         with tempfile.TemporaryDirectory(prefix="ddpm-launch-") as logs:
             config = LaunchConfig(

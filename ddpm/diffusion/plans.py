@@ -132,9 +132,9 @@ def dpmpp_2m(visited: Schedule, variance: str, eta: float) -> Columns:
 
 
 def dpmpp_2m_sde(visited: Schedule, variance: str, eta: float) -> Columns:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, §6): the same of DDIM with η = 1, whose noise is the DDPM posterior's.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022): the same extrapolation of DDIM with η = 1, the DDPM posterior.
 
-    Its limit for many steps is ancestral sampling's, which corrects what the network got wrong, and not the ODE's.
+    With many steps it tends to ancestral sampling, not to the ODE.
     """
     return _extrapolated(visited, ddim(visited, variance, 1.0))
 
@@ -186,7 +186,7 @@ def unipc(visited: Schedule, variance: str, eta: float) -> Columns:
 
 
 def _extrapolated(visited: Schedule, first_order: Columns) -> Columns:
-    """A solver of first order on the x̂_0 that the latest two say lies in the middle of the step.
+    """A first-order solver, given the x̂_0 extrapolated from the latest two to the middle of the step.
 
     The first row has nothing to extrapolate from, the last ends at λ = ∞: both stay as they are.
     """

@@ -46,9 +46,10 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
     """
     sampler = Sampler(deploy)
     facts, data, name = facts_of(params, sampler), PreparedData.open(root / PREPARED), name or str(deploy)
-    samples = sampler.sampled_by(facts.sampling.model_dump())
-    check_fit(samples, data, name)
-    return measure(samples, params, facts, data=data, root=root, device=pick_device(), name=name)
+    options, sampler = params.evaluation, sampler.sampled_by(facts.sampling.model_dump())
+    check_fit(sampler, data, name, "evaluation.sampling" if options.sampling else "its own plan")
+    drawn = sampler.batches(options.samples, seed=params.seed, batch_size=options.batch_size)
+    return measure(drawn, params, facts, data=data, root=root, device=pick_device(), name=name)
 
 
 def facts_of(params: Params, sampler: Sampler) -> ModelFacts:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +25,7 @@ from ddpm.evaluation.images import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
 from ddpm.evaluation.pictures import captioned, save_png
 from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
-from ddpm.evaluation.sharding import ShardedModel
+from ddpm.evaluation.sharding import sharded_batches
 from ddpm.evaluation.trained import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
 from ddpm.evaluation.values import ValueMeasure
 from ddpm.files import atomic_directory, write_bytes, write_json
@@ -33,16 +34,17 @@ from ddpm.model import Model, load
 from ddpm.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.stages.progress import bar
 
+# The first process may take long for the features of all real images, for which the others wait.
+_PATIENCE = timedelta(days=1)
 
-class Samples(Protocol):
-    """What is measured: a trained model, alone or shared, or an exported one, with the plan it is drawn from by."""
+
+class Sampled(Protocol):
+    """What is measured: a trained model or an exported one."""
 
     @property
     def kind(self) -> DataKind: ...
 
     def plan(self) -> SamplingPlan: ...
-
-    def batches(self, count: int, *, seed: int, batch_size: int) -> Iterator[NDArray[Any]]: ...
 
 
 class ModelFacts(NamedTuple):
@@ -81,16 +83,18 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         with contextlib.chdir(root):
             launch(devices, ["evaluate", variant])
         return
-    with joined() as ranks:
+    with joined(_PATIENCE) as ranks:
         _evaluate(params, variant, ranks, root)
 
 
 def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Model, PreparedData]:
     """The model with the plan it is measured under, and the data that it fits."""
-    sampling = params.evaluation.sampling or params.variant(variant).sampling
+    sampling, key = params.evaluation.sampling, "evaluation.sampling"
+    if sampling is None:
+        sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
     model = load(root / MODELS / variant, device).sampled_by(sampling)
     data = PreparedData.open(root / PREPARED)
-    check_fit(model, data, f"models/{variant}")
+    check_fit(model, data, f"models/{variant}", key)
     return model, data
 
 
@@ -98,14 +102,14 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     """`evaluate_variant`, in one of the processes that draw the samples; the first does all else."""
     options, device = params.evaluation, pick_device()
     model, data = _opened(params, variant, device, root)
-    samples = ShardedModel(model, ranks)
+    drawn = sharded_batches(model, ranks, options.samples, seed=params.seed, batch_size=options.batch_size)
     if not ranks.first:
-        for _ in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size):
+        for _ in drawn:
             raise AssertionError("the first process has all batches")
         return
     config = model.card.config
     measured = measure(
-        samples,
+        drawn,
         params,
         ModelFacts(config.sampling, config.process.variance, model.card.training.weights),
         data=data,
@@ -137,11 +141,12 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
             save_png(captioned(picture, f"protocol {protocol.id}"), out / name)
 
 
-def check_fit(samples: Samples, data: PreparedData, name: str) -> None:
+def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:
     """Check that a model can be measured with the data, by its plan.
 
     Args:
         name: what messages call it.
+        plan: what they call its plan.
 
     Raises:
         UserError: the model and the data are of two kinds or shapes, or the plan is not one of the model's.
@@ -154,11 +159,11 @@ def check_fit(samples: Samples, data: PreparedData, name: str) -> None:
     try:
         samples.plan()
     except ValueError as error:
-        raise UserError(f"{name} cannot be sampled by evaluation.sampling: {error}") from None
+        raise UserError(f"{name} cannot be sampled by {plan}: {error}") from None
 
 
 def measure(
-    samples: Samples,
+    drawn: Iterable[NDArray[Any]],
     params: Params,
     facts: ModelFacts,
     *,
@@ -167,10 +172,11 @@ def measure(
     device: torch.device,
     name: str,
 ) -> Measurement:
-    """Draw from a model that fits the data, and compute its figures.
+    """Compute the figures of a model that fits the data.
 
     Args:
-        facts: of the model; its plan is that of `samples`.
+        drawn: evaluation.samples data of the model's, in batches.
+        facts: of the model.
         name: what messages call it.
 
     Raises:
@@ -179,7 +185,7 @@ def measure(
     figures, identity = _measure_of(params, data, root, device)
     options = params.evaluation
     with bar(options.samples, "img", f"samples of {name}") as progress:
-        for batch in samples.batches(options.samples, seed=params.seed, batch_size=options.batch_size):
+        for batch in drawn:
             figures.add(batch)
             progress.update(len(batch))
     protocol = protocol_of(params, facts, data, identity)

@@ -37,8 +37,8 @@ def evaluation_of(uri: str, root: Path = Path(), protocol: str | None = None) ->
     """The figures of a model that `resolve` finds.
 
     Args:
-        protocol: the identifier of the one to read, if the model was measured under it too; else, and where it was not,
-            that of its registration.
+        protocol: identifier of the protocol whose figures to read; those of its registration where this is None, or
+            the model was not measured under it.
 
     Raises:
         UserError: no such model, or no figures of it.

@@ -66,6 +66,6 @@ def test_without_a_model_it_says_what_makes_one(tmp_path, monkeypatch, capsys):
 
 
 def test_the_search_ends_at_the_first_that_is_near_enough(capsys):
-    fids = {5: 9.0, 10: 2.0, 20: 1.0}
+    fids = {5: (9.0, 0.1), 10: (2.0, 0.1), 20: (1.0, 0.1)}
     way = sampling._until(lambda steps: fids[steps], fids, 2.5)
     assert list(way) == [(5, 9.0), (10, 2.0)]

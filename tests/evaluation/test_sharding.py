@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tiny import TINY_PARAMS, run_cli, workers, write_params
 
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import Interrupted
-from ddpm.evaluation.sharding import ShardedModel
+from ddpm.evaluation.sharding import sharded_batches
 from ddpm.files import read_json
 from ddpm.parallel import Ranks
 
@@ -43,10 +44,11 @@ class Collected(Ranks):
 
 
 @given(count=st.integers(1, 200), batch_size=st.integers(1, 70), processes=st.integers(1, 5))
+@mock.patch.dict(os.environ, LOCAL_WORLD_SIZE="1")
 def test_each_image_is_drawn_by_one_process_and_they_come_in_order(count, batch_size, processes):
     ranks = [Collected(rank, processes) for rank in range(processes)]
     for each in ranks:
-        assert not list(ShardedModel(Numbers(), each).batches(count, seed=0, batch_size=batch_size))
+        assert not list(sharded_batches(Numbers(), each, count, seed=0, batch_size=batch_size))
     meetings = list(zip(*(each.given for each in ranks), strict=True))
 
     class First(Ranks):
@@ -55,7 +57,7 @@ def test_each_image_is_drawn_by_one_process_and_they_come_in_order(count, batch_
             assert len({each.shape for each in tensors}) == 1, "a collective takes tensors of one shape"
             return tensors
 
-    batches = list(ShardedModel(Numbers(), First(0, processes)).batches(count, seed=0, batch_size=batch_size))
+    batches = list(sharded_batches(Numbers(), First(0, processes), count, seed=0, batch_size=batch_size))
     assert not meetings
     assert all(len(batch) == batch_size for batch in batches[:-1])
     assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(count))
@@ -101,7 +103,7 @@ def test_without_their_launcher_they_stop():
             return True
 
     with pytest.raises(Interrupted, match="gone"):
-        list(ShardedModel(Numbers(), Orphan(0, 2)).batches(10, seed=0, batch_size=2))
+        list(sharded_batches(Numbers(), Orphan(0, 2), 10, seed=0, batch_size=2))
 
 
 @pytest.mark.slow
