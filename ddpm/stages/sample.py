@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
-from ddpm.layout import is_uri
+from ddpm.layout import MODELS, is_uri
 
 if TYPE_CHECKING:
     from ddpm.deploy.runtime import Precision, Sampler
@@ -69,14 +69,31 @@ def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
     if (directory / "model.json").is_file():
         if precision != "fp32":
             raise UserError(f"--precision {precision} is for exported models; {model} is a trained one")
-        from ddpm.device import pick_device
-        from ddpm.model import load
-
-        return load(directory, pick_device())
+        return _trained(directory)
+    found = "it has neither file" if directory.is_dir() else "no such directory"
+    if (MODELS / directory / "model.json").is_file():
+        found += f"; there is {MODELS / directory}"
     raise UserError(
         f"{model}: expected a model directory (model.json), a deploy directory (sampler.json) or a URI such as "
-        f"models:/ddpm-digits@champion; {'it has neither file' if directory.is_dir() else 'no such directory'}"
+        f"models:/ddpm-digits@champion; {found}"
     )
+
+
+def _trained(directory: Path) -> Model:
+    """A model directory; one of this project's with the plan that its params.yaml has for it today, by which it is
+    evaluated and exported: how a model is sampled is no matter of its training.
+    """
+    from ddpm.config import load_params
+    from ddpm.device import pick_device
+    from ddpm.model import load
+
+    model = load(directory, pick_device())
+    variant = model.card.variant
+    if Path("params.yaml").is_file() and directory.resolve() == (MODELS / variant).resolve():
+        params = load_params()
+        if variant in params.models:
+            return model.sampled_by(params.models[variant].sampling)
+    return model
 
 
 def open_registered(uri: str, root: Path = Path(), precision: Precision = "fp32") -> Sampler:

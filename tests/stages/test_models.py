@@ -181,6 +181,19 @@ def test_the_same_figures_again(trained: Path):
     assert {p.name: sha256_of(p) for p in (trained / "reports/tiny").iterdir()} == before
 
 
+def test_a_trained_model_is_sampled_as_the_exported_one_is(trained: Path):
+    """By the plan of params.yaml, of which training knows nothing; elsewhere by its own."""
+    mine, exported = (sample_to(model, Path("s.npz"), count=4) for model in ("models/tiny", "deploy/tiny"))
+    np.testing.assert_allclose(mine.astype(int), exported.astype(int), atol=1)
+    shutil.copytree("models/tiny", "elsewhere")
+    assert np.any(sample_to("elsewhere", Path("s.npz"), count=4) != mine)
+
+
+def test_a_models_name_alone_is_answered_with_its_directory(trained: Path):
+    with pytest.raises(UserError, match="no such directory; there is models/tiny"):
+        sample_to("tiny", Path("s.npz"), count=1)
+
+
 @pytest.mark.parametrize("model", ["models/tiny", "deploy/tiny"])
 def test_samples_go_where_out_says(trained: Path, model: str):
     images = sample_to(model, Path("s.npz"), count=3, seed=1)
