@@ -19,7 +19,7 @@ from ddpm.deploy.runtime import Sampler
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("there is no chromium")
+        pytest.skip("the page is tested in chromium, which is not installed: `apt-get install chromium`")
     browser = Browser(tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
