@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-gpu ablation bench-sampling bench-training lint format lock clean
+.PHONY: help setup demo serve test test-all coverage test-gpu ablation bench-sampling bench-training lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: setup  ## the fast tests
 
 test-all: setup  ## every test but the GPU's
 	@$(PYTEST) -m "not gpu"
+
+coverage: setup  ## the fast tests, and which lines they run: htmlcov/
+	@$(PYTEST) -m "not slow and not gpu" --cov ddpm --cov flows --cov-report html --cov-report term:skip-covered
 
 test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu
