@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+# Ends the name of the temporary that holds an old directory while it is being replaced.
+_REPLACED = ".old.tmp"
 
 
 def sha256_of(path: Path) -> str:
@@ -49,12 +53,12 @@ def _sync_tree(directory: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed.
 
-    What killed processes left of such paths is removed too.
+    A symbolic link stays: what it points to is replaced. What killed processes left of such paths is removed too.
     """
+    path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, f".tmp{path.suffix}") as temporary:
         yield temporary
-        temporary.chmod(0o644)
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -65,29 +69,71 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory; when the block ends well it takes the place of `path`, else it is removed.
 
-    An older `path` stays whole until the new one is. Between the two renames there is an instant with neither,
-    never one with half of either. What killed processes left of such directories is removed too.
+    At every instant `path` is the whole old directory or the whole new one. Only on a file system that cannot exchange
+    two names (NFS) is there an instant with neither, between two renames: an error there puts the old one back, and
+    after a kill there the next writer does. A symbolic link stays: what it points to is replaced. What killed processes
+    left of such directories is removed too.
     """
+    path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     with _temporary(path, ".tmp", directory=True) as temporary:
         yield temporary
-        temporary.chmod(0o755)
         _sync_tree(temporary)
-        if path.exists():
-            with _temporary(path, ".old.tmp", directory=True) as replaced:
-                path.replace(replaced / path.name)
-                temporary.replace(path)
-        else:
+        if not path.exists():
             temporary.replace(path)
+        elif not exchange(temporary, path):
+            _replace_in_two_steps(temporary, path)
         sync(path.parent)
     remove_leftovers(path.parent, path.name)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give two existing paths each other's name in one atomic step; False where the system cannot.
+
+    Raises:
+        OSError: as for a rename.
+    """
+    at_fdcwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(one))
+
+
+def _replace_in_two_steps(temporary: Path, path: Path) -> None:
+    """Replace a directory by two renames; if anything comes between them, the old one is put back."""
+    with _temporary(path, _REPLACED, directory=True) as replaced:
+        try:
+            path.replace(replaced / path.name)
+            temporary.replace(path)
+        finally:
+            _put_back(replaced, path)
+
+
+def _put_back(replaced: Path, path: Path) -> None:
+    """Move a directory that was being replaced back to its name, if nothing has that name now."""
+    if (replaced / path.name).exists() and not path.exists():
+        (replaced / path.name).replace(path)
+
+
+def _followed(path: Path) -> Path:
+    """The path itself, or what it points to as a symbolic link."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def remove_leftovers(directory: Path, name: str = "*") -> None:
     """Remove the temporaries of files and directories of that name whose process was killed.
 
-    One that is being written is locked by its writer, and the kernel frees that lock when the writer ends. Where the
-    file system has no such locks, nothing is removed.
+    An old directory whose replacement was cut short is put back. A temporary that is being written is locked by its
+    writer, and the kernel frees that lock when the writer ends. Where the file system has no such locks, nothing is
+    removed.
     """
     pattern = name if name == "*" else glob.escape(name)
     for temporary in directory.glob(f".{pattern}.*.tmp*"):
@@ -95,6 +141,9 @@ def remove_leftovers(directory: Path, name: str = "*") -> None:
             descriptor = os.open(temporary, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if temporary.name.endswith(_REPLACED):
+                    for old in list(temporary.iterdir()):
+                        _put_back(temporary, directory / old.name)
                 _remove(temporary)
             finally:
                 os.close(descriptor)
@@ -112,17 +161,17 @@ def _temporary(path: Path, suffix: str, *, directory: bool = False) -> Iterator[
 
 
 def _locked(path: Path, suffix: str, directory: bool) -> tuple[Path, int]:
-    prefix = f".{path.name}."
     while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
+        # Unlike those of `tempfile`, these have the permissions that the umask leaves.
         if directory:
-            temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent))
+            temporary.mkdir()
             try:
                 descriptor = os.open(temporary, os.O_RDONLY)
             except FileNotFoundError:
                 continue
         else:
-            descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
-            temporary = Path(name)
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Between its making and its lock another process may have taken it for a leftover.
