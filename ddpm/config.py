@@ -5,6 +5,7 @@ The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in para
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,12 +25,24 @@ Prediction = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
 Switch = bool | Literal["auto"]
 Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
+INCIDENTAL = "incidental"
+# A knob of speed, memory, logging or recovery. It decides nothing about the weights beyond the rounding of
+# floating-point sums, so a training continues with another value of it.
+Incidental = Annotated[Value, INCIDENTAL]
 
 
 class Section(BaseModel):
     """A block of params.yaml: frozen, and strict about keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def decisive(section: Section) -> Iterator[tuple[str, Any]]:
+    """The keys of a section that decide the weights, with their values as JSON has them."""
+    for key, value in section.model_dump(mode="json").items():
+        if INCIDENTAL not in type(section).model_fields[key].metadata:
+            yield key, value
 
 
 class DataConfig(Section):
@@ -110,7 +123,9 @@ class NetworkConfig(Section):
         1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
     )
     num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
-    checkpointing: bool = Field(False, description="less memory in training, a third more time; the same weights")
+    checkpointing: Incidental[bool] = Field(
+        False, description="less memory in training, a third more time; the same weights"
+    )
 
     @model_validator(mode="after")
     def _padding_belongs_to_convolutions(self) -> NetworkConfig:
@@ -232,10 +247,12 @@ class TrainingConfig(Section):
 
     steps: Positive = Field(800_000, description="optimiser steps")
     batch_size: Positive = Field(128, description="images a step, of all devices together")
-    micro_batch_size: MicroBatchSize = Field(
+    micro_batch_size: Incidental[MicroBatchSize] = Field(
         None, description="images at once on a device, for want of memory; auto: halved whenever it runs out; null: all"
     )
-    devices: Positive = Field(1, description="processes that train together on this machine: a GPU each, or the CPU")
+    devices: Incidental[Positive] = Field(
+        1, description="processes that train together on this machine: a GPU each, or the CPU"
+    )
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
@@ -245,17 +262,21 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
     )
-    checkpoint_every: Positive = Field(1000, description="steps between resumable states")
-    rewind: int = Field(
+    checkpoint_every: Incidental[Positive] = Field(1000, description="steps between resumable states")
+    rewind: Incidental[int] = Field(
         0, ge=0, description="times to go back to the last checkpoint, and on with other noise, if the loss is NaN"
     )
-    log_every: Positive = Field(100, description="steps a point of the loss curve averages over")
-    sample_every: int = Field(0, ge=0, description="steps between samples of fixed noise, seen in MLflow; 0: none")
-    compile: Switch = Field(
+    log_every: Incidental[Positive] = Field(100, description="steps a point of the loss curve averages over")
+    sample_every: Incidental[int] = Field(
+        0, ge=0, description="steps between samples of fixed noise, seen in MLflow; 0: none"
+    )
+    compile: Incidental[Switch] = Field(
         "auto", description="torch.compile of the blocks, minutes before the first step. auto: on a GPU"
     )
-    cuda_graphs: bool = Field(False, description="replay the network's kernels from a recording; needs CUDA")
-    prefetch: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    cuda_graphs: Incidental[bool] = Field(
+        False, description="replay the network's kernels from a recording; needs CUDA"
+    )
+    prefetch: Incidental[Annotated[int, Field(ge=0)] | Literal["auto"]] = Field(
         "auto", description="batches gathered ahead by a thread; the same ones. auto: 2 for a GPU, else 0"
     )
 

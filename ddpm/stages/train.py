@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +18,11 @@ from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
 from ddpm.errors import Interrupted, UserError
-from ddpm.files import atomic_directory, sha256_of
+from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
 from ddpm.parallel import ALONE, Ranks, check_devices, joined, launch, launched
+from ddpm.stages import fingerprint
 from ddpm.stages.progress import bar, stop_requests
 from ddpm.stages.watch import Watch
 from ddpm.training.checkpoint import Checkpoints, exclusive
@@ -31,36 +30,6 @@ from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError, LossPoint, train
 from ddpm.training.memory import OutOfMemoryError
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
-
-# The code that decides the weights, as far as it is ours: what dvc.yaml names as the stage's deps.
-DECISIVE_CODE = (
-    "config.py",
-    "data/kinds.py",
-    "data/loader.py",
-    "data/prefetch.py",
-    "data/store.py",
-    "device.py",
-    "diffusion/likelihood.py",
-    "diffusion/objectives.py",
-    "diffusion/process.py",
-    "diffusion/schedules.py",
-    "model.py",
-    "nets/__init__.py",
-    "nets/blocks.py",
-    "nets/embeddings.py",
-    "nets/linear_attention.py",
-    "nets/mlp.py",
-    "nets/unet.py",
-    "nets/vae.py",
-    "parallel.py",
-    "stages/train.py",
-    "training/checkpoint.py",
-    "training/ema.py",
-    "training/loop.py",
-    "training/memory.py",
-    "training/speed.py",
-    "training/timesteps.py",
-)
 
 
 def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -108,7 +77,8 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         )
     network, device, precision = initial(params.seed, config, data.kind)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    mark = fingerprint(config, params.seed, data.split("train").sha256, precision, device)
+    decided = fingerprint.decisions(config, params.seed, data.split("train").sha256, precision, device)
+    mark = fingerprint.fingerprint(decided)
     states = root / TRAINING_STATES / variant
     checkpoints = Checkpoints(states / mark[:16])
     if ranks.first:
@@ -117,8 +87,7 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
 
     with exclusive(states / "lock", f"is training {variant}") if ranks.first else contextlib.nullcontext():
         if ranks.first:
-            # A finished run's state stays until another takes its place: a kill may yet come before DVC has the model.
-            checkpoints.discard_others()
+            _begin(checkpoints, decided, variant)
         make_fast(network, config.training, data.kind, precision, ranks)
         try:
             curve = _run(params, config, network, data, precision, checkpoints, ranks, variant)
@@ -154,6 +123,18 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         with atomic_directory(root / MODELS / variant) as out:
             save(Model(network, card), out)
             write_curve(curve, out / "loss.csv")
+        # This run's state stays until another takes its place: a kill may yet come before DVC has the model.
+        checkpoints.discard_others()
+
+
+def _begin(checkpoints: Checkpoints, decided: dict[str, dict[str, Any]], variant: str) -> None:
+    """Write down what decides a training, and say why one that was begun earlier does not continue."""
+    if not checkpoints.any():
+        for other in checkpoints.others():
+            why = fingerprint.difference(decided, other.directory)
+            print(f"{variant}: begins at step 0; {other.directory} is of another training: {why}", flush=True)
+        fingerprint.remember(decided, checkpoints.directory)
+    checkpoints.clean()
 
 
 def make_fast(
@@ -255,25 +236,6 @@ def _run(
             should_stop=lambda: asked() or ranks.orphaned(),
             **loop_options(config, device),
         )
-
-
-def fingerprint(config: VariantConfig, seed: int, data_sha256: str, precision: str, device: torch.device) -> str:
-    """A hash of everything that decides the weights: two runs that share it may share their states."""
-    package = Path(__file__).resolve().parents[1]
-    decisive = {
-        "config": config.model_dump(
-            mode="json",
-            include={"network", "process", "objective", "training"},
-            exclude={"training": {"checkpoint_every", "sample_every", "prefetch"}},
-        ),
-        "seed": seed,
-        "data": data_sha256,
-        "precision": precision,
-        "device": device.type,
-        "torch": torch.__version__,
-        "code": [sha256_of(package / name) for name in DECISIVE_CODE],
-    }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def data_facts(data: PreparedData) -> DataFacts:

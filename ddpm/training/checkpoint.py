@@ -67,15 +67,31 @@ class Checkpoints:
                 self._say(f"checkpoint {path} is damaged ({error}); trying the one before it")
         return None
 
+    def any(self) -> bool:
+        """Whether there is a state to continue from."""
+        return bool(self._newest_first())
+
+    def others(self) -> list[Checkpoints]:
+        """The directories beside this one that have states, of runs that decided otherwise; the latest first."""
+        beside = [Checkpoints(path, self._say) for path in self.directory.parent.iterdir() if path != self.directory]
+        return sorted((other for other in beside if other.any()), key=_age)
+
     def discard_others(self) -> None:
-        """Remove the states beside this directory, those of runs that decided otherwise, and the half ones in it."""
+        """Remove the directories beside this one."""
         for other in self.directory.parent.iterdir():
             if other.is_dir() and other != self.directory:
                 shutil.rmtree(other)
+
+    def clean(self) -> None:
+        """Remove what killed writers left in this directory."""
         remove_leftovers(self.directory)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"), reverse=True)
+
+
+def _age(checkpoints: Checkpoints) -> float:
+    return -checkpoints.directory.stat().st_mtime
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,9 +48,10 @@ class TrainingState:
     ema: EMA
     timesteps: TimestepSampler
     scaler: torch.amp.GradScaler
-    window: Tensor  # [log_every, 2] loss and gradient norm of the steps since the last point, on the device
+    window: Tensor  # [≥ log_every, 2] loss and gradient norm of the steps since the last point, on the device
     at_once: int  # data of a batch that go through the network together
     step: int = 0  # steps done
+    pending: int = 0  # rows of the window that are filled
     rewound: int = 0  # times that the run went back after its loss was no number
     curve: list[LossPoint] = field(default_factory=list)
 
@@ -165,17 +166,19 @@ def train(
         state.ema.update(step)
 
         # The two numbers stay on the device until a point is due, so that the GPU is not waited for.
-        state.window[step % log_every] = torch.stack([loss, norm])
+        state.window[state.pending] = torch.stack([loss, norm])
+        state.pending += 1
         state.step += 1
         on_average(state.step, state.ema)
         stopping = ranks.any(should_stop())
         due = checkpoints is not None and (stopping or state.step == steps or state.step % checkpoint_every == 0)
         try:
             if state.step % log_every == 0 or state.step == steps:
-                state.curve.append(_point(state, log_every, rate))
+                state.curve.append(_point(state, rate))
+                state.pending = 0
                 on_point(state.curve[-1])
             elif due:
-                _check_finite(state, log_every)
+                _check_finite(state)
         except DivergedError as error:
             rewound = state.rewound + 1
             if rewound > rewind or not _restored(state, checkpoints, ranks):
@@ -261,22 +264,35 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 def _saved(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # The curve is a tensor, since JSON has no word for the norm of a gradient that overflowed.
     curve = torch.tensor([list(vars(point).values()) for point in state.curve], dtype=torch.float64).reshape(-1, 4)
-    facts = {"scaler": state.scaler.state_dict(), "at_once": state.at_once, "rewound": state.rewound}
+    facts = {
+        "scaler": state.scaler.state_dict(),
+        "at_once": state.at_once,
+        "rewound": state.rewound,
+        "pending": state.pending,
+    }
     return {**_tensors(state), "curve": curve}, facts
 
 
 @torch.no_grad()
 def _restored(state: TrainingState, checkpoints: Checkpoints | None, ranks: Ranks) -> bool:
     """Fill the state from the newest checkpoint, if there is one, and make it the same in all processes."""
-    saved = checkpoints.latest() if checkpoints is not None and ranks.first else None
-    tensors, facts = saved or ({}, {})
+    tensors, facts = (checkpoints.latest() if checkpoints is not None and ranks.first else None) or ({}, {})
+    curve, window, facts = ranks.of_first(
+        (tensors["curve"].tolist(), _unfinished(tensors["window"], facts), facts)
+        if facts
+        else ([], torch.zeros(0, 2), {})
+    )
+    if not facts:
+        ranks.copy_first(_tensors(state).values())
+        return False
+    # The checkpoint may be of a run with another log_every.
+    state.pending = len(window)
+    state.window = torch.cat([window.to(state.window), torch.zeros_like(state.window)])
     live = _tensors(state)
-    for name in live if saved else ():
+    del live["window"]
+    for name in live if ranks.first else ():
         live[name].copy_(tensors[name])
     ranks.copy_first(live.values())
-    curve, facts = ranks.of_first((tensors["curve"].tolist() if saved else [], facts))
-    if not facts:
-        return False
     state.step, state.at_once, state.rewound = facts["step"], facts["at_once"], facts["rewound"]
     state.curve = [LossPoint(int(step), *values) for step, *values in curve]
     if facts["scaler"]:
@@ -284,23 +300,27 @@ def _restored(state: TrainingState, checkpoints: Checkpoints | None, ranks: Rank
     return True
 
 
-def _check_finite(state: TrainingState, log_every: int) -> Tensor:
+def _unfinished(window: Tensor, facts: Mapping[str, Any]) -> Tensor:
+    """The filled rows of a saved window. A state without their number has a window of log_every rows."""
+    return window[: facts.get("pending", facts.get("step", 0) % len(window))]
+
+
+def _check_finite(state: TrainingState) -> Tensor:
     """The losses and norms since the last point, [k, 2] on the CPU.
 
     Raises:
         DivergedError: one of them is not finite. Under loss scaling a norm may be: that step was skipped.
     """
-    pending = (state.step - 1) % log_every + 1
-    window = state.window[:pending].cpu()
+    window = state.window[: state.pending].cpu()
     names = ("loss",) if state.scaler.is_enabled() else ("loss", "gradient norm")
     for column, name in enumerate(names):
         bad = (~torch.isfinite(window[:, column])).nonzero()
         if len(bad):
-            step = state.step - pending + int(bad[0]) + 1
+            step = state.step - state.pending + int(bad[0]) + 1
             raise DivergedError(f"the {name} is {window[bad[0], column].item()} at step {step}")
     return window
 
 
-def _point(state: TrainingState, log_every: int, rate: float) -> LossPoint:
-    losses, norms = _check_finite(state, log_every).double().unbind(1)
+def _point(state: TrainingState, rate: float) -> LossPoint:
+    losses, norms = _check_finite(state).double().unbind(1)
     return LossPoint(state.step, losses.mean().item(), norms[torch.isfinite(norms)].mean().item(), rate)

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny import run_cli
-from trainings import checkpoints, hashes, longer, start_training, wait_for_checkpoint
-
-from ddpm.stages.train import DECISIVE_CODE
+from trainings import checkpoints, hashes, longer, set_training, start_training, wait_for_checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -88,23 +86,24 @@ def test_killed_after_the_last_step_nothing_is_trained_again(project: Path, unin
     assert hashes(project) == hashes(uninterrupted)
 
 
-def test_a_changed_configuration_starts_anew_and_leaves_one_state(project: Path):
+def test_a_changed_configuration_begins_anew_says_why_and_keeps_the_state_until_the_new_model_is_there(project: Path):
     process = start_training(project)
     wait_for_checkpoint(project, process)
     process.kill()
     process.wait()
-    params = yaml.safe_load((project / "params.yaml").read_text())
-    params["models"]["tiny"]["training"]["learning_rate"] = 2e-3
-    (project / "params.yaml").write_text(yaml.safe_dump(params))
-    done = run_cli(project, "train", "tiny")
-    assert done.returncode == 0
-    assert "continuing" not in done.stdout
+    [old] = {path.parent for path in checkpoints(project)}
+    set_training(project, learning_rate=2e-3)
+    process = start_training(project)
+    begins = next(line for line in process.stdout if "begins at step 0" in line)
+    assert (
+        f"{old.relative_to(project)} is of another training: training.learning_rate is 0.002, and was 0.001" in begins
+    )
+    assert list(old.glob("step-*"))
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert "continuing" not in output
     assert len({path.parent for path in checkpoints(project)}) == 1
-
-
-def test_the_code_that_decides_is_what_dvc_watches():
-    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
-    assert {f"ddpm/{name}" for name in DECISIVE_CODE} == set(stages["train"]["deps"]) - {"prepared"}
+    assert not old.exists()
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_good_state(project: Path):
