@@ -18,6 +18,7 @@ from ddpm.diffusion.objectives import L_SIMPLE, Objective
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted
 from ddpm.parallel import ALONE, Ranks
+from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
 from ddpm.training.memory import OutOfMemoryError, micro_batches, ran_out
@@ -44,7 +45,7 @@ class TrainingState:
     """All that a run carries from one step to the next. Randomness is not: step k's is a function of (seed, k)."""
 
     network: nn.Module
-    optimizer: torch.optim.Adam
+    optimizer: Adam
     ema: EMA
     timesteps: TimestepSampler
     scaler: torch.amp.GradScaler
@@ -108,7 +109,7 @@ def train(
     network.train()
     sampler = TIMESTEP_SAMPLERS[timestep_sampler](process.timesteps)
     at_once = micro_batch_size if isinstance(micro_batch_size, int) else batch_size
-    state = _initial_state(network, sampler, learning_rate, ema_decay, log_every, at_once, fp16=precision == "fp16")
+    state = _initial_state(network, sampler, ema_decay, log_every, at_once, fp16=precision == "fp16")
     if _restored(state, checkpoints, ranks):
         on_resume(state.step)
     elif checkpoints is not None and rewind and ranks.first:
@@ -135,7 +136,7 @@ def train(
         if not ranks.first:
             torch.manual_seed(ranks.own_seed(random_seed))  # of dropout
 
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad()
         losses = x0.new_zeros(batch_size)
         try:
             for rows in micro_batches(len(x0), state.at_once):
@@ -157,11 +158,9 @@ def train(
         loss = (losses if weights is None else losses * weights).mean()
         state.timesteps.update(t, losses)
         on_losses(t, losses)
-        state.scaler.unscale_(state.optimizer)
+        state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]  # it has what a scaler asks for
         norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip, foreach=True)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.scaler.step(state.optimizer)
+        state.scaler.step(state.optimizer, rate)  # type: ignore[arg-type]
         state.scaler.update()
         state.ema.update(step)
 
@@ -222,7 +221,6 @@ def _noise_like(x0: Tensor, count: int) -> Tensor:
 def _initial_state(
     network: nn.Module,
     timesteps: TimestepSampler,
-    learning_rate: float,
     ema_decay: float,
     log_every: int,
     at_once: int,
@@ -230,17 +228,9 @@ def _initial_state(
     fp16: bool,
 ) -> TrainingState:
     device = next(network.parameters()).device
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
-    # The moments exist from the start, so that saving and restoring need not know whether a step was taken.
-    for parameter in network.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
     return TrainingState(
         network,
-        optimizer,
+        Adam(network.parameters()),
         EMA(network, ema_decay),
         timesteps,
         # bf16 has float32's range and needs no loss scaling.

@@ -34,6 +34,7 @@ net = build(options, image_size=8, channels=1)
 schedule = Schedule.named("linear", 20)
 images = InMemoryImages(np.zeros((10, 8, 8, 1), np.uint8))
 curve = train(net, GaussianProcess(schedule), images, seed=0, steps=4, batch_size=4, log_every=2)
+assert "torch._dynamo" not in sys.modules, "its import takes seconds, up to 20 on a slow machine"
 assert [point.step for point in curve] == [2, 4]
 plan = sampling_plan(schedule, sampler="ddim", steps=5, prediction="epsilon", variance="fixed_small")
 assert sample(net, plan, torch.randn(2, 1, 8, 8), lambda: None).shape == (2, 1, 8, 8)

@@ -11,6 +11,7 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import Interrupted
 from ddpm.nets import build
+from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError, rate_at, step_seed, train
@@ -170,3 +171,19 @@ def test_under_loss_scaling_an_overflow_is_a_skipped_step(tmp_path):
     assert len(curve) == 6
     tensors, _ = checkpoints.latest()
     assert all(torch.isfinite(value).all() for name, value in tensors.items() if name.startswith("network."))
+
+
+def test_our_adam_takes_the_steps_of_torchs():
+    ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    adam, reference = Adam(ours.parameters()), torch.optim.Adam(theirs.parameters(), fused=True)
+    for step in range(20):
+        x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+        for net, optimizer in ((ours, adam), (theirs, reference)):
+            optimizer.zero_grad()
+            # Every third step the bias has no gradient and stays.
+            (net(x) if step % 3 else x @ net.weight.T).square().mean().backward()
+        reference.param_groups[0]["lr"] = rate = 0.01 / (1 + step)
+        adam.step(rate)
+        reference.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
