@@ -114,8 +114,8 @@ def live_curve(root: Path = Path()) -> Iterator[Log]:
     """Within the block, the function yielded adds a step's metrics, or a picture, to the run that MLFLOW_RUN_ID names.
 
     It returns at once and never fails: a training does not wait for its observer. What a server does not take is kept
-    until it does, or until the model is registered. A step that the run has already is left out: a training that goes
-    on from a checkpoint repeats some. The speed, in steps a second, and the machine's load are logged beside. Without
+    until it does, or until the model is registered. A step that the run has already is left out: a training that continues
+    from a checkpoint, or goes back to one, repeats some. The speed, in steps a second, and the machine's load are logged beside. Without
     MLFLOW_RUN_ID the function does nothing.
     """
     run_id = os.environ.get(RUN_ID)
@@ -167,8 +167,10 @@ def _send(run_id: str, points: queue.SimpleQueue[_Seen | None], root: Path) -> N
                     logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
                     load.close()
                     load.enter_context(_machine_load(run_id))
-                curve = [(moment, step, metrics) for moment, step, metrics, _ in waiting if step not in logged]
-                log_metrics(client, run_id, curve)
+                # A training that goes back to a checkpoint comes to some steps again. A point once sent stays.
+                curve = {step: (moment, step, metrics) for moment, step, metrics, _ in waiting if metrics}
+                log_metrics(client, run_id, [point for step, point in curve.items() if step not in logged])
+                logged |= curve.keys()
                 for _, step, _, picture in waiting:
                     if picture is not None:
                         client.log_image(run_id, picture, key="samples", step=step)
