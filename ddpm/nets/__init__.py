@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
@@ -49,3 +49,13 @@ def build(
     if dims == 2:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
     return network
+
+
+def training_pass(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    """What a loss computes with the network: its `forward`, or its own `training_pass` (a VAE's loss encodes too)."""
+    return getattr(network, "training_pass", network)(x, t)
+
+
+def trains_by_forward(network: nn.Module) -> bool:
+    """Whether training calls the network's `forward`."""
+    return not hasattr(network, "training_pass")

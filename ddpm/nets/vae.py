@@ -58,6 +58,10 @@ class VAE(nn.Module):
         """z [N, latent] → the mean of p(x0 | z), [N, C, ...]."""
         return self.decoder(z).unflatten(1, self.shape)
 
+    def training_pass(self, x0: Tensor, t: Tensor) -> Tensor:
+        """What the loss computes, for `ddpm.nets.training_pass`: x0 [N, C, ...] encoded and decoded, [N, C, ...]."""
+        return self.decode(self.encode(x0)[0])
+
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x [N, C, ...] noise, t [N] without meaning here → data [N, C, ...]."""
         return self.decode(x.flatten(1)[:, : self.latent])

@@ -114,9 +114,9 @@ def live_curve(root: Path = Path()) -> Iterator[Log]:
     """Within the block, the function yielded adds a step's metrics, or a picture, to the run that MLFLOW_RUN_ID names.
 
     It returns at once and never fails: a training does not wait for its observer. What a server does not take is kept
-    until it does, or until the model is registered. A step that the run has already is left out: a training that continues
-    from a checkpoint, or goes back to one, repeats some. The speed, in steps a second, and the machine's load are logged beside. Without
-    MLFLOW_RUN_ID the function does nothing.
+    until it does, or until the model is registered. A step that the run has already is left out: a training that
+    continues from a checkpoint, or goes back to one, repeats some. The speed, in steps a second, and the machine's load
+    are logged beside. Without MLFLOW_RUN_ID the function does nothing.
     """
     run_id = os.environ.get(RUN_ID)
     if not run_id:

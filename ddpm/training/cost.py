@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.nets.vae import VAE
+from ddpm.nets import training_pass
 from ddpm.training.speed import autocast
 
 
@@ -23,13 +23,8 @@ def training_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
     unreal = copy.deepcopy(network).to("meta").train().requires_grad_()
     x, t = torch.zeros(1, *shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
-        _forward(unreal, x, t).sum().backward()
+        training_pass(unreal, x, t).sum().backward()
     return int(counter.get_total_flops())
-
-
-def _forward(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
-    """What a loss needs of the network: of a VAE its encoder too."""
-    return network.decode(network.encode(x)[0]) if isinstance(network, VAE) else network(x, t)
 
 
 def training_bytes(network: nn.Module, shape: tuple[int, ...], batch: int, precision: str) -> tuple[int, int]:
@@ -56,5 +51,5 @@ def _kept(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
     device = next(network.parameters()).device
     x, t = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.int64, device=device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, precision):
-        _forward(network, x, t)
+        training_pass(network, x, t)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

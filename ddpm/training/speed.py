@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data.loader import TrainingImages
+from ddpm.nets import training_pass, trains_by_forward
 from ddpm.nets.blocks import AttentionBlock, ResidualBlock
 from ddpm.nets.linear_attention import FullAttention, LinearAttention, ResNetBlock
 
@@ -68,7 +69,7 @@ def accelerate(
 
 def _compile(network: nn.Module, x: Tensor, precision: str) -> str | None:
     """Compile the regions and try them; returns why they are as before, if they are."""
-    regions: list[nn.Module] = [module for module in network.modules() if isinstance(module, REGIONS)] or [network]
+    regions = _regions(network)
     # Each shape is to have its own code, however many there are.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(regions))
     for region in regions:
@@ -82,10 +83,18 @@ def _compile(network: nn.Module, x: Tensor, precision: str) -> str | None:
     return None
 
 
+def _regions(network: nn.Module) -> list[nn.Module]:
+    """The modules to compile: all blocks that are worth it, or the largest ones that training calls."""
+    blocks: list[nn.Module] = [module for module in network.modules() if isinstance(module, REGIONS)]
+    return blocks or ([network] if trains_by_forward(network) else list(network.children()))
+
+
 def _graph(network: nn.Module, x: Tensor, precision: str) -> str | None:
     """Record the training pass; returns why it is as before, if it is."""
     if x.device.type != "cuda":
         return "they need CUDA"
+    if not trains_by_forward(network):
+        return "they record `forward`, which the training of this network does not call"
     t = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     eager = network.forward
     try:
@@ -101,7 +110,7 @@ def _graph(network: nn.Module, x: Tensor, precision: str) -> str | None:
 def _try(network: nn.Module, x: Tensor, precision: str) -> None:
     """A step's two passes, of which nothing remains."""
     with autocast(x.device, precision):
-        out = network(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        out = training_pass(network, x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
     out.float().square().mean().backward()
     network.zero_grad(set_to_none=True)
 

@@ -20,6 +20,7 @@ from ddpm.model import build_network, build_process
 from ddpm.nets import build
 from ddpm.nets.vae import VAE
 from ddpm.training.loop import train
+from ddpm.training.speed import accelerate
 
 CONFIG = {
     "network": {"kind": "vae", "latent": 2, "hidden": [32]},
@@ -157,3 +158,29 @@ def test_what_does_not_go_together_is_refused(tmp_path, changes, words):
 def test_a_latent_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="latent is 17, but a datum has only 16 numbers"):
         build({"kind": "vae", "latent": 17}, image_size=4, channels=1)
+
+
+def test_what_is_compiled_is_what_training_calls(monkeypatch):
+    """Compiled by a backend that counts and runs what it captured as it is."""
+    captured = []
+
+    def backend(graph, inputs):
+        captured.append(graph)
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compile_module(self, backend=backend, **options)
+    )
+    config = variant()
+    network = build_network(config, ImageKind((8, 8, 1)))
+    said = []
+    accelerate(network, torch.zeros(4, 1, 8, 8), "fp32", compiled=True, say=said.append)
+    assert said == []
+    captured.clear()
+    objective, noise = Objective(loss="elbo"), torch.randn(4, 1, 8, 8)
+    process, t = build_process(config), torch.zeros(4, dtype=torch.int64)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        objective.training_losses(process, network, torch.randn(4, 1, 8, 8), t, noise).mean().backward()
+    assert captured == [], "all of it was compiled by the trial"
+    assert all(hasattr(part, "_compiled_call_impl") and part._compiled_call_impl for part in network.children())
