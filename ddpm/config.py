@@ -5,18 +5,22 @@ The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in para
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ddpm.errors import UserError, first_complaint
+from ddpm.errors import UserError, brief, first_complaint, listed
+from ddpm.yaml_file import aliases, read_yaml
 
 PARAMS_FILE = Path("params.yaml")
+DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
 
-Positive = Annotated[int, Field(gt=0)]
+# The upper bound is what a tensor's side, a loop or a C int can hold.
+Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
 # A name becomes a path, a word of a command and a part of a DVC key.
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -35,7 +39,20 @@ Incidental = Annotated[Value, INCIDENTAL]
 class Section(BaseModel):
     """A block of params.yaml: frozen, and strict about keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _usable_path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a path has no NUL character")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user {Path(text).parts[0][1:]!r}, found {brief(text)}") from None
+    return text
+
+
+FilePath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_usable_path)]
 
 
 def decisive(section: Section) -> Iterator[tuple[str, Any]]:
@@ -51,7 +68,7 @@ class DataConfig(Section):
     source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"] = (
         Field("digits", description="where the raw bytes come from")
     )
-    path: str | None = Field(
+    path: FilePath | None = Field(
         None,
         description="for `folder`: a directory of images, class subfolders optional; for `sequences`: FILE.npy, "
         "[N, channels, length]",
@@ -177,7 +194,7 @@ _NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "
 def _network_tag(value: Any) -> str | None:
     """Which of the networks is meant: the U-Net unless `kind` says otherwise."""
     kind = value.get("kind", "unet") if isinstance(value, dict) else getattr(value, "kind", None)
-    return f"<{kind}>" if kind in _NETWORKS else None
+    return f"<{kind}>" if isinstance(kind, str) and kind in _NETWORKS else None
 
 
 AnyNetworkConfig = Annotated[
@@ -235,7 +252,7 @@ class ObjectiveConfig(Section):
 def _positive_auto_or_none(value: Any) -> Any:
     if value is None or value == "auto" or (type(value) is int and value > 0):
         return value
-    raise ValueError(f"expected a number above 0, auto or null, found {value!r}")
+    raise ValueError(f"expected a number above 0, auto or null, found {brief(value)}")
 
 
 # Of a union's members pydantic complains one by one.
@@ -367,7 +384,7 @@ class ExtractorConfig(Section):
         "for data without labels; inception: InceptionV3 as the papers use it; auto: inception for colour images when "
         "its weights are at hand, else classifier when there are labels, else rotation",
     )
-    weights: str | None = Field(None, description="InceptionV3 weights file, in torch-fidelity's format")
+    weights: FilePath | None = Field(None, description="InceptionV3 weights file, in torch-fidelity's format")
     steps: Positive = Field(600, description="optimiser steps of the small CNN")
 
 
@@ -472,10 +489,10 @@ class Params(Section):
     @model_validator(mode="after")
     def _variants_are_models(self) -> Params:
         if len(set(self.variants)) < len(self.variants):
-            raise ValueError(f"`variants` names a model twice: {', '.join(self.variants)}")
+            raise ValueError(f"`variants` names a model twice: {listed(self.variants)}")
         for name in self.variants:
             if name not in self.models:
-                raise ValueError(f"`variants` names {name!r}, but `models` has only: {', '.join(self.models)}")
+                raise ValueError(f"`variants` names {brief(name)}, but `models` has only: {listed(self.models)}")
         return self
 
     @model_validator(mode="after")
@@ -495,7 +512,7 @@ class Params(Section):
     def variant(self, name: str) -> VariantConfig:
         """The named model's configuration, or a UserError that lists those there are."""
         if name not in self.models:
-            raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {', '.join(self.models)}")
+            raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
         return self.models[name]
 
 
@@ -503,25 +520,39 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and validate params.yaml.
 
     Raises:
-        UserError: the file is missing or not YAML, or a key is unknown, missing or out of its range.
+        UserError: the file is missing or not YAML, or a key is unknown, missing or out of its range; in a stage that
+            DVC runs, also if a section that it tracks is not written.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file here ({Path.cwd()}); run ddpm in the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys such as `data:` and `models:`, found {type(raw).__name__}")
     params = validate(Params, raw, str(path))
-    for name, sections in raw["models"].items():
-        for section in VariantConfig.model_fields:
-            if section not in sections:
-                raise UserError(
-                    f"{path}: models.{name} lacks the section `{section}`, which DVC tracks by itself; "
-                    f"write `{section}: {{}}` for its defaults"
-                )
+    if shared := aliases(path):
+        print(
+            f"warning: {path}: `*{shared[0]}` is a YAML alias. `dvc exp run -S` changes a key in every place that "
+            "shares it: write the values out",
+            file=sys.stderr,
+        )
+    if DVC_STAGE in os.environ:
+        check_sections(params, path)
     return params
+
+
+def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
+    """Check that each model that the pipeline builds has every section. DVC tracks sections one by one and stops at
+    one that is not written; without DVC they may be left out.
+
+    Raises:
+        UserError: a section is missing; it names all of them.
+    """
+    for name in params.variants:
+        missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
+        if missing:
+            lines = ", ".join(f"`{section}: {{}}`" for section in missing)
+            raise UserError(f"{path}: DVC needs every section of a model: add {lines} under models.{name}")
 
 
 def validate(model: type[Model], raw: Any, where: str) -> Model:
@@ -530,26 +561,3 @@ def validate(model: type[Model], raw: Any, where: str) -> Model:
         return model.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {first_complaint(error.errors(include_url=False))}") from None
-
-
-def explain(params: Params) -> str:
-    """params.yaml with every default filled in, as YAML, each key followed by its meaning."""
-    return "\n".join(_explained(params, 0))
-
-
-def _explained(section: BaseModel, depth: int) -> list[str]:
-    lines = []
-    for key, field in type(section).model_fields.items():
-        value, indent = getattr(section, key), "  " * depth
-        note = f"  # {field.description}" if field.description else ""
-        if isinstance(value, BaseModel):
-            lines += [f"{indent}{key}:", *_explained(value, depth + 1)]
-        elif isinstance(value, dict):
-            lines.append(f"{indent}{key}:")
-            for name, entry in value.items():
-                lines += [f"{indent}  {name}:", *_explained(entry, depth + 2)]
-        else:
-            plain = list(value) if isinstance(value, tuple) else value
-            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-            lines.append(f"{indent}{key}: {text}{note}")
-    return lines
