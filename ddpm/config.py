@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from ddpm.errors import UserError, brief, first_complaint, listed
 from ddpm.yaml_file import aliases, read_yaml
@@ -19,8 +29,10 @@ from ddpm.yaml_file import aliases, read_yaml
 PARAMS_FILE = Path("params.yaml")
 DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
 
-# The upper bound is what a tensor's side, a loop or a C int can hold.
-Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
+# What a C int holds; what a user writes beyond it is a slip.
+LARGEST = 2**31 - 1
+Int = Annotated[int, Field(le=LARGEST)]
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 # A name becomes a path, a word of a command and a part of a DVC key.
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -155,12 +167,12 @@ class LinearAttentionConfig(Section):
     """The U-Net with linear attention, of images and of sequences (denoising_diffusion_pytorch's Unet and Unet1D)."""
 
     kind: Literal["linear-attention"]
-    width: int = Field(64, ge=4, description="channels of the first convolution, even")
+    width: Int = Field(64, ge=4, description="channels of the first convolution, even")
     multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1, description="channels / width, a level each")
     heads: Positive = Field(4, description="of every attention")
     head_width: Positive = Field(32, description="channels of a head")
-    memory: int = Field(0, ge=0, description="learned keys and values in every attention")
-    full_attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    memory: Int = Field(0, ge=0, description="learned keys and values in every attention")
+    full_attention: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = Field(
         (), description="levels, from 0, with softmax instead of linear attention, beside the middle"
     )
     downsample: Literal["conv", "unshuffle"] = Field(
@@ -188,13 +200,13 @@ class VAEConfig(Section):
     )
 
 
-_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig, "vae": VAEConfig}
+NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig, "vae": VAEConfig}
 
 
 def _network_tag(value: Any) -> str | None:
     """Which of the networks is meant: the U-Net unless `kind` says otherwise."""
     kind = value.get("kind", "unet") if isinstance(value, dict) else getattr(value, "kind", None)
-    return f"<{kind}>" if isinstance(kind, str) and kind in _NETWORKS else None
+    return f"<{kind}>" if isinstance(kind, str) and kind in NETWORKS else None
 
 
 AnyNetworkConfig = Annotated[
@@ -205,7 +217,7 @@ AnyNetworkConfig = Annotated[
     Discriminator(
         _network_tag,
         custom_error_type="network_kind",
-        custom_error_message=f"expected `kind` to be one of {', '.join(_NETWORKS)}",
+        custom_error_message=f"expected `kind` to be one of {', '.join(NETWORKS)}",
     ),
 ]
 
@@ -250,13 +262,13 @@ class ObjectiveConfig(Section):
 
 
 def _positive_auto_or_none(value: Any) -> Any:
-    if value is None or value == "auto" or (type(value) is int and value > 0):
+    if value is None or value == "auto" or (type(value) is int and 0 < value <= LARGEST):
         return value
     raise ValueError(f"expected a number above 0, auto or null, found {brief(value)}")
 
 
 # Of a union's members pydantic complains one by one.
-MicroBatchSize = Annotated[int | Literal["auto"] | None, BeforeValidator(_positive_auto_or_none)]
+MicroBatchSize = Annotated[Positive | Literal["auto"] | None, BeforeValidator(_positive_auto_or_none)]
 
 
 class TrainingConfig(Section):
@@ -271,7 +283,7 @@ class TrainingConfig(Section):
         1, description="processes that train together on this machine: a GPU each, or the CPU"
     )
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
-    warmup_steps: int = Field(5000, ge=0, description="linear rise of the learning rate")
+    warmup_steps: Int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay at step k: min(ema_decay, (1+k)/(10+k))")
@@ -280,11 +292,11 @@ class TrainingConfig(Section):
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
     )
     checkpoint_every: Incidental[Positive] = Field(1000, description="steps between resumable states")
-    rewind: Incidental[int] = Field(
+    rewind: Incidental[Int] = Field(
         0, ge=0, description="times to go back to the last checkpoint, and on with other noise, if the loss is NaN"
     )
     log_every: Incidental[Positive] = Field(100, description="steps a point of the loss curve averages over")
-    sample_every: Incidental[int] = Field(
+    sample_every: Incidental[Int] = Field(
         0, ge=0, description="steps between samples of fixed noise, seen in MLflow; 0: none"
     )
     compile: Incidental[Switch] = Field(
@@ -293,7 +305,7 @@ class TrainingConfig(Section):
     cuda_graphs: Incidental[bool] = Field(
         False, description="replay the network's kernels from a recording; needs CUDA"
     )
-    prefetch: Incidental[Annotated[int, Field(ge=0)] | Literal["auto"]] = Field(
+    prefetch: Incidental[Annotated[int, Field(ge=0, le=LARGEST)] | Literal["auto"]] = Field(
         "auto", description="batches gathered ahead by a thread; the same ones. auto: 2 for a GPU, else 0"
     )
 
@@ -422,8 +434,8 @@ class EvaluationConfig(Section):
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     devices: Positive = Field(1, description="processes on this machine that draw the samples of `ddpm evaluate`")
     splits: Positive = Field(10, description="splits of the Inception Score")
-    resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
-    nll_samples: int = Field(
+    resamples: Int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
+    nll_samples: Int = Field(
         40, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
     )
 

@@ -66,6 +66,8 @@ def first_complaint(errors: Sequence[Mapping[str, Any]]) -> str:
         text = f"unknown key `{key}`"
     elif first["type"] == "missing":
         text = f"the key `{key}` is missing"
+    elif first["type"] in ("dict_type", "model_type"):
+        text = f"`{key}`: expected keys below it, found {brief(first['input'])}"
     elif first["type"] == "value_error":
         text = f"{key + ': ' if key else ''}{first['ctx']['error']}"
     else:

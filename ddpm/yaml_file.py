@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> Any:
     try:
         text = content.decode("utf-8")
         _check_depth(text)
-        return yaml.load(text, _Loader)  # noqa: S506, a safe loader
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
 
