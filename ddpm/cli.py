@@ -47,7 +47,7 @@ Beside the stages:
   ddpm serve MODEL                        images over HTTP, and a page to look at them
   ddpm import SOURCE --out models/V       a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT         a model directory as diffusers' DDPMPipeline reads it
-  ddpm config                             params.yaml with every default filled in, and what each key means
+  ddpm config [V] [--changed]             params.yaml with its defaults: the meaning and the values of each key
 
 Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed, try again; 130 interrupted.
 """
@@ -126,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     rollback = command("rollback", _rollback, "make the version champion that was it before")
     add_promotion(promote, rollback)
     add_measure(command("measure", _measure, "measure an exported model as `evaluate` would, with the data of today"))
-    command("config", _config, "print params.yaml with the defaults filled in, and what each key means")
+    config = command("config", _config, "print params.yaml with its defaults: the meaning and the values of each key")
+    config.add_argument("variant", metavar="V", nargs="?", help="show this model of params.yaml alone")
+    config.add_argument("--changed", action="store_true", help="show only what differs from the defaults")
 
     add_sample(command("sample", _sample, "draw images from a model"))
     add_compare(command("compare", _compare, "hold models side by side: pictures, figures and curves as one page"))
@@ -283,9 +285,9 @@ def _export_diffusers(arguments: Arguments) -> None:
 
 
 def _config(arguments: Arguments) -> None:
-    from ddpm.config import explain
+    from ddpm.explain import explain
 
-    print(explain(_params()))
+    print(explain(_params(), arguments.variant, changed=arguments.changed))
 
 
 if __name__ == "__main__":

@@ -5,18 +5,34 @@ The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in para
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
-from ddpm.errors import UserError, first_complaint
+from ddpm.errors import UserError, brief, first_complaint, listed
+from ddpm.yaml_file import aliases, read_yaml
 
 PARAMS_FILE = Path("params.yaml")
+DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
 
-Positive = Annotated[int, Field(gt=0)]
+# What a C int holds; what a user writes beyond it is a slip.
+LARGEST = 2**31 - 1
+Int = Annotated[int, Field(le=LARGEST)]
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 # A name becomes a path, a word of a command and a part of a DVC key.
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -35,7 +51,20 @@ Incidental = Annotated[Value, INCIDENTAL]
 class Section(BaseModel):
     """A block of params.yaml: frozen, and strict about keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _usable_path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a path has no NUL character")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user {Path(text).parts[0][1:]!r}, found {brief(text)}") from None
+    return text
+
+
+FilePath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_usable_path)]
 
 
 def decisive(section: Section) -> Iterator[tuple[str, Any]]:
@@ -51,7 +80,7 @@ class DataConfig(Section):
     source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"] = (
         Field("digits", description="where the raw bytes come from")
     )
-    path: str | None = Field(
+    path: FilePath | None = Field(
         None,
         description="for `folder`: a directory of images, class subfolders optional; for `sequences`: FILE.npy, "
         "[N, channels, length]",
@@ -138,12 +167,12 @@ class LinearAttentionConfig(Section):
     """The U-Net with linear attention, of images and of sequences (denoising_diffusion_pytorch's Unet and Unet1D)."""
 
     kind: Literal["linear-attention"]
-    width: int = Field(64, ge=4, description="channels of the first convolution, even")
+    width: Int = Field(64, ge=4, description="channels of the first convolution, even")
     multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1, description="channels / width, a level each")
     heads: Positive = Field(4, description="of every attention")
     head_width: Positive = Field(32, description="channels of a head")
-    memory: int = Field(0, ge=0, description="learned keys and values in every attention")
-    full_attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    memory: Int = Field(0, ge=0, description="learned keys and values in every attention")
+    full_attention: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = Field(
         (), description="levels, from 0, with softmax instead of linear attention, beside the middle"
     )
     downsample: Literal["conv", "unshuffle"] = Field(
@@ -171,13 +200,13 @@ class VAEConfig(Section):
     )
 
 
-_NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig, "vae": VAEConfig}
+NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig, "vae": VAEConfig}
 
 
 def _network_tag(value: Any) -> str | None:
     """Which of the networks is meant: the U-Net unless `kind` says otherwise."""
     kind = value.get("kind", "unet") if isinstance(value, dict) else getattr(value, "kind", None)
-    return f"<{kind}>" if kind in _NETWORKS else None
+    return f"<{kind}>" if isinstance(kind, str) and kind in NETWORKS else None
 
 
 AnyNetworkConfig = Annotated[
@@ -188,7 +217,7 @@ AnyNetworkConfig = Annotated[
     Discriminator(
         _network_tag,
         custom_error_type="network_kind",
-        custom_error_message=f"expected `kind` to be one of {', '.join(_NETWORKS)}",
+        custom_error_message=f"expected `kind` to be one of {', '.join(NETWORKS)}",
     ),
 ]
 
@@ -233,13 +262,13 @@ class ObjectiveConfig(Section):
 
 
 def _positive_auto_or_none(value: Any) -> Any:
-    if value is None or value == "auto" or (type(value) is int and value > 0):
+    if value is None or value == "auto" or (type(value) is int and 0 < value <= LARGEST):
         return value
-    raise ValueError(f"expected a number above 0, auto or null, found {value!r}")
+    raise ValueError(f"expected a number above 0, auto or null, found {brief(value)}")
 
 
 # Of a union's members pydantic complains one by one.
-MicroBatchSize = Annotated[int | Literal["auto"] | None, BeforeValidator(_positive_auto_or_none)]
+MicroBatchSize = Annotated[Positive | Literal["auto"] | None, BeforeValidator(_positive_auto_or_none)]
 
 
 class TrainingConfig(Section):
@@ -254,7 +283,7 @@ class TrainingConfig(Section):
         1, description="processes that train together on this machine: a GPU each, or the CPU"
     )
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
-    warmup_steps: int = Field(5000, ge=0, description="linear rise of the learning rate")
+    warmup_steps: Int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay at step k: min(ema_decay, (1+k)/(10+k))")
@@ -263,11 +292,11 @@ class TrainingConfig(Section):
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
     )
     checkpoint_every: Incidental[Positive] = Field(1000, description="steps between resumable states")
-    rewind: Incidental[int] = Field(
+    rewind: Incidental[Int] = Field(
         0, ge=0, description="times to go back to the last checkpoint, and on with other noise, if the loss is NaN"
     )
     log_every: Incidental[Positive] = Field(100, description="steps a point of the loss curve averages over")
-    sample_every: Incidental[int] = Field(
+    sample_every: Incidental[Int] = Field(
         0, ge=0, description="steps between samples of fixed noise, seen in MLflow; 0: none"
     )
     compile: Incidental[Switch] = Field(
@@ -276,7 +305,7 @@ class TrainingConfig(Section):
     cuda_graphs: Incidental[bool] = Field(
         False, description="replay the network's kernels from a recording; needs CUDA"
     )
-    prefetch: Incidental[Annotated[int, Field(ge=0)] | Literal["auto"]] = Field(
+    prefetch: Incidental[Annotated[int, Field(ge=0, le=LARGEST)] | Literal["auto"]] = Field(
         "auto", description="batches gathered ahead by a thread; the same ones. auto: 2 for a GPU, else 0"
     )
 
@@ -367,7 +396,7 @@ class ExtractorConfig(Section):
         "for data without labels; inception: InceptionV3 as the papers use it; auto: inception for colour images when "
         "its weights are at hand, else classifier when there are labels, else rotation",
     )
-    weights: str | None = Field(None, description="InceptionV3 weights file, in torch-fidelity's format")
+    weights: FilePath | None = Field(None, description="InceptionV3 weights file, in torch-fidelity's format")
     steps: Positive = Field(600, description="optimiser steps of the small CNN")
 
 
@@ -405,8 +434,8 @@ class EvaluationConfig(Section):
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     devices: Positive = Field(1, description="processes on this machine that draw the samples of `ddpm evaluate`")
     splits: Positive = Field(10, description="splits of the Inception Score")
-    resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
-    nll_samples: int = Field(
+    resamples: Int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
+    nll_samples: Int = Field(
         40, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
     )
 
@@ -472,10 +501,10 @@ class Params(Section):
     @model_validator(mode="after")
     def _variants_are_models(self) -> Params:
         if len(set(self.variants)) < len(self.variants):
-            raise ValueError(f"`variants` names a model twice: {', '.join(self.variants)}")
+            raise ValueError(f"`variants` names a model twice: {listed(self.variants)}")
         for name in self.variants:
             if name not in self.models:
-                raise ValueError(f"`variants` names {name!r}, but `models` has only: {', '.join(self.models)}")
+                raise ValueError(f"`variants` names {brief(name)}, but `models` has only: {listed(self.models)}")
         return self
 
     @model_validator(mode="after")
@@ -495,7 +524,7 @@ class Params(Section):
     def variant(self, name: str) -> VariantConfig:
         """The named model's configuration, or a UserError that lists those there are."""
         if name not in self.models:
-            raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {', '.join(self.models)}")
+            raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
         return self.models[name]
 
 
@@ -503,25 +532,39 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and validate params.yaml.
 
     Raises:
-        UserError: the file is missing or not YAML, or a key is unknown, missing or out of its range.
+        UserError: the file is missing or not YAML, or a key is unknown, missing or out of its range; in a stage that
+            DVC runs, also if a section that it tracks is not written.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file here ({Path.cwd()}); run ddpm in the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys such as `data:` and `models:`, found {type(raw).__name__}")
     params = validate(Params, raw, str(path))
-    for name, sections in raw["models"].items():
-        for section in VariantConfig.model_fields:
-            if section not in sections:
-                raise UserError(
-                    f"{path}: models.{name} lacks the section `{section}`, which DVC tracks by itself; "
-                    f"write `{section}: {{}}` for its defaults"
-                )
+    if shared := aliases(path):
+        print(
+            f"warning: {path}: `*{shared[0]}` is a YAML alias. `dvc exp run -S` changes a key in every place that "
+            "shares it: write the values out",
+            file=sys.stderr,
+        )
+    if DVC_STAGE in os.environ:
+        check_sections(params, path)
     return params
+
+
+def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
+    """Check that each model that the pipeline builds has every section. DVC tracks sections one by one and stops at
+    one that is not written; without DVC they may be left out.
+
+    Raises:
+        UserError: a section is missing; it names all of them.
+    """
+    for name in params.variants:
+        missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
+        if missing:
+            lines = ", ".join(f"`{section}: {{}}`" for section in missing)
+            raise UserError(f"{path}: DVC needs every section of a model: add {lines} under models.{name}")
 
 
 def validate(model: type[Model], raw: Any, where: str) -> Model:
@@ -530,26 +573,3 @@ def validate(model: type[Model], raw: Any, where: str) -> Model:
         return model.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {first_complaint(error.errors(include_url=False))}") from None
-
-
-def explain(params: Params) -> str:
-    """params.yaml with every default filled in, as YAML, each key followed by its meaning."""
-    return "\n".join(_explained(params, 0))
-
-
-def _explained(section: BaseModel, depth: int) -> list[str]:
-    lines = []
-    for key, field in type(section).model_fields.items():
-        value, indent = getattr(section, key), "  " * depth
-        note = f"  # {field.description}" if field.description else ""
-        if isinstance(value, BaseModel):
-            lines += [f"{indent}{key}:", *_explained(value, depth + 1)]
-        elif isinstance(value, dict):
-            lines.append(f"{indent}{key}:")
-            for name, entry in value.items():
-                lines += [f"{indent}  {name}:", *_explained(entry, depth + 2)]
-        else:
-            plain = list(value) if isinstance(value, tuple) else value
-            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-            lines.append(f"{indent}{key}: {text}{note}")
-    return lines

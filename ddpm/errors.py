@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -28,6 +29,30 @@ class Interrupted(Exception):
     exit_code = 130
 
 
+class _Brief(reprlib.Repr):
+    """repr() of a bounded length, whatever the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write a number of many thousand digits.
+        return repr(x) if x.bit_length() < 100 else f"a number of {x.bit_length()} bits"
+
+
+def brief(value: Any) -> str:
+    """A value as a message quotes it: repr(), in one line of at most some hundred characters."""
+    return _Brief().repr(value)
+
+
+def listed(names: Collection[str], most: int = 12) -> str:
+    """Names as a message lists them."""
+    rest = len(names) - most
+    return ", ".join([*list(names)[:most], *([f"and {rest} more"] if rest > 0 else [])])
+
+
 def first_complaint(errors: Sequence[Mapping[str, Any]]) -> str:
     """The first of what pydantic found wrong, in one line: the key, what is expected, what was found.
 
@@ -36,13 +61,20 @@ def first_complaint(errors: Sequence[Mapping[str, Any]]) -> str:
     """
     first, *others = errors
     # A part in angle brackets is the name of a union's member, which is not in the input.
-    key = ".".join(part for part in map(str, first["loc"]) if not part.startswith("<"))
+    key = ".".join(_key(part) for part in first["loc"] if not str(part).startswith("<"))
     if first["type"] == "extra_forbidden":
         text = f"unknown key `{key}`"
     elif first["type"] == "missing":
         text = f"the key `{key}` is missing"
+    elif first["type"] in ("dict_type", "model_type"):
+        text = f"`{key}`: expected keys below it, found {brief(first['input'])}"
     elif first["type"] == "value_error":
         text = f"{key + ': ' if key else ''}{first['ctx']['error']}"
     else:
-        text = f"`{key}`: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+        text = f"`{key}`: {first['msg'][0].lower()}{first['msg'][1:]}, found {brief(first['input'])}"
     return text + (f" (and {len(others)} more)" if others else "")
+
+
+def _key(part: int | str) -> str:
+    text = brief(part)
+    return text[1:-1] if isinstance(part, str) else text

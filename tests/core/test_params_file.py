@@ -1,0 +1,173 @@
+"""params.yaml as others read and change it: DVC's `-S`, hands that err, and `ddpm config`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
+
+from ddpm.config import NETWORKS, Params, VariantConfig, load_params
+from ddpm.errors import UserError
+from ddpm.explain import explain
+from ddpm.yaml_file import aliases, read_yaml
+
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+
+
+def written(section: dict, prefix: str = "") -> dict[str, object]:
+    """Every key that has a value, by its dotted name."""
+    found = {}
+    for key, value in section.items():
+        found |= written(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def test_each_key_of_each_model_is_changed_alone_by_dvcs_set_param(tmp_path: Path):
+    """DVC stores what a YAML alias names as one object: a key set in one model would change in all that share it."""
+    path = tmp_path / "params.yaml"
+    path.write_bytes(SHIPPED.read_bytes())
+    keys = written(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")))
+    changed = {key: f"new-{number}" for number, key in enumerate(keys)}
+    assert {key.split(".")[2] for key in keys if key.startswith("models.")} == set(VariantConfig.model_fields)
+    apply_overrides(path, [f"{key}={value}" for key, value in changed.items()])
+    assert written(yaml.safe_load(path.read_text(encoding="utf-8"))) == changed
+
+
+def test_one_key_is_changed_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(SHIPPED.read_bytes())
+    before = written(yaml.safe_load(path.read_text(encoding="utf-8")))
+    # `+` is for a key that is not written; `++` is for both.
+    apply_overrides(path, ["models.ddpm.training.steps=4000", "++models.adm.training.grad_clip=0.5"])
+    after = written(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert after == before | {"models.ddpm.training.steps": 4000, "models.adm.training.grad_clip": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_dvc_exp_run_trains_with_the_key_that_is_set(tmp_path: Path):
+    """The command itself, in a clone without a git identity."""
+    stages = {"copy": {"cmd": "cp params.yaml copy.yaml", "params": ["models.ddpm.training"], "outs": ["copy.yaml"]}}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "params.yaml").write_bytes(SHIPPED.read_bytes())
+    (tmp_path / "home").mkdir()
+    environment = {"HOME": str(tmp_path / "home"), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    environment |= {"GIT_CONFIG_NOSYSTEM": "1", "DVC_NO_ANALYTICS": "1"}
+    for command in (
+        ["git", "init", "-q"],
+        ["dvc", "init", "-q"],
+        ["git", "add", "-A"],
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first"],
+        ["dvc", "exp", "run", "-S", "models.ddpm.training.steps=4000"],
+    ):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    before, after = (written(yaml.safe_load(file.read_text())) for file in (SHIPPED, tmp_path / "copy.yaml"))
+    assert after == before | {"models.ddpm.training.steps": 4000}
+
+
+def test_what_ships_has_no_alias_and_one_in_a_users_file_is_warned_of(tmp_path: Path, capsys):
+    assert aliases(SHIPPED) == []
+    path = tmp_path / "params.yaml"
+    path.write_text("models: {ddpm: {training: &t {steps: 5}}, adm: {training: {<<: *t, batch_size: 8}}}")
+    assert load_params(path).models["adm"].training.steps == 5
+    assert "`*t` is a YAML alias" in capsys.readouterr().err
+
+
+def test_sections_may_be_left_out_but_where_dvc_tracks_them(tmp_path: Path, monkeypatch):
+    path = tmp_path / "params.yaml"
+    path.write_text("models: {ddpm: {network: {width: 64}, training: {steps: 5}}, other: {}}")
+    assert load_params(path).models["other"] == Params.model_validate({"models": {"ddpm": {}}}).models["ddpm"]
+    monkeypatch.setenv("DVC_STAGE", "fetch")
+    with pytest.raises(UserError, match=r"add `process: {}`, `objective: {}`, `sampling: {}` under models\.ddpm$"):
+        load_params(path)
+    path.write_text("models: {ddpm: {network: {}, process: {}, objective: {}, training: {}, sampling: {}}, other: {}}")
+    assert set(load_params(path).models) == {"ddpm", "other"}
+
+
+HUGE = "0x" + "f" * 5000
+MODEL = "models: {ddpm: {training: {steps: %s}}}"
+WRONG = {
+    "5,000 digits": (MODEL % ("9" * 5000), r"'9{40}' cannot be read as int at line 1"),
+    "hexadecimal": (MODEL % HUGE, r"`models.ddpm.training.steps`: .*found a number of 20000 bits"),
+    "hexadecimal in a list": (f"models: {{ddpm: {{network: {{multipliers: [{HUGE}]}}}}}}", "a number of 20000 bits"),
+    "hexadecimal as a key": (f"models: {{ddpm: {{? {HUGE} : 1}}}}", "a number of 20000 bits"),
+    "hexadecimal in a choice": (f"models: {{ddpm: {{training: {{micro_batch_size: {HUGE}}}}}}}", "auto or null, found"),
+    "more than an int": (MODEL % 2**31, "less than or equal to 2147483647, found 2147483648"),
+    "infinity": ("models: {ddpm: {training: {learning_rate: .inf}}}", "finite number, found inf"),
+    "no character": ('seed: "\\U00110000"', "invalid Unicode character"),
+    "nested lists": ("[" * 1_000_000, "nested more than 30 levels deep"),
+    "nested keys": ("{a: " * 200_000, "nested more than 30 levels deep"),
+    "a large file": (f"# {'x' * 10_000_000}\n{MODEL % 5}", "larger than 1 MiB"),
+    "a date": ("seed: 2001-13-45", "'2001-13-45' cannot be read as timestamp at line 1"),
+    "a tag": ("seed: !!bool maybe", "'maybe' cannot be read as bool"),
+    "an object": ("seed: !!python/object:os.system {}", "could not determine a constructor"),
+    "two documents": ("seed: 1\n---\nseed: 2", "expected a single document"),
+    "a key twice": ("models:\n  a: {}\nmodels:\n  b: {}", "the key `models` is there twice at line 3"),
+    "a list as kind": ("models: {ddpm: {network: {kind: [1]}}}", "expected `kind` to be one of unet"),
+    "a word as section": ("models: {ddpm: {network: {}, training: fast}}", "expected keys below it, found 'fast'"),
+    "a key of two lines": ('models: {ddpm: {"a\\nb": 1}}', r"unknown key `models.ddpm.a\\nb`"),
+    "an endless text": (f"variants: [{'x' * 100_000}]\nmodels: {{ddpm: {{}}}}", "`variants` names 'x{10,}"),
+    "no such user": ("data: {source: folder, path: ~nosuch/x}\nmodels: {ddpm: {}}", "data.path: no user 'nosuch'"),
+    "NUL": ('data: {source: folder, path: "a\\0b"}\nmodels: {ddpm: {}}', "data.path: a path has no NUL character"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_whatever_is_in_the_file_the_answer_is_one_line(tmp_path: Path, case: str):
+    text, words = WRONG[case]
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=words) as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).removeprefix(str(path))) < 400
+
+
+def test_three_thousand_models_are_read(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    names = [f"m{number}" for number in range(3000)]
+    path.write_text(yaml.safe_dump({"variants": names[:1], "models": {name: {"process": {}} for name in names}}))
+    assert len(load_params(path).models) == 3000
+    with pytest.raises(UserError, match=r"there is no model 'x' in params.yaml; it has: m0, m1, .*, and 2988 more"):
+        load_params(path).variant("x")
+
+
+def test_merge_keys_and_aliases_of_an_older_file_are_read(tmp_path: Path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a {b: 1}\nc: {<<: *a, d: 2}\ne: [*a]\n")
+    assert read_yaml(path) == {"a": {"b": 1}, "c": {"b": 1, "d": 2}, "e": [{"b": 1}]}
+
+
+# --- ddpm config ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_shown_as_changed_is_the_whole_of_it():
+    params = load_params(SHIPPED)
+    shown = yaml.safe_load(explain(params, changed=True))
+    assert Params.model_validate(shown) == params
+    assert shown["models"]["ddpm-cifar10"]["sampling"] == {"sampler": "ancestral", "steps": 1000}
+    quick = Params.model_validate({"evaluation": {"protocol": "quick", "splits": 3}, "models": {"ddpm": {}}})
+    assert yaml.safe_load(explain(quick, changed=True)) == {
+        "evaluation": {"protocol": "quick", "splits": 3},
+        "models": {"ddpm": {}},
+    }
+
+
+def test_one_model_is_shown_with_the_values_its_keys_take():
+    params = load_params(SHIPPED)
+    text = explain(params, "linear-attention")
+    assert list(yaml.safe_load(text)["models"]) == ["linear-attention"]
+    for line in (
+        f"kind: linear-attention  # [{' | '.join(NETWORKS)}]",
+        "dropout: 0.0  # [a number ≥ 0, < 1]",
+        "downsample: unshuffle  # conv: kernel 4, stride 2; unshuffle, of images: 2x2 squares into the channels "
+        "[conv | unshuffle]",
+        "[an integer > 0 | auto | null]",
+        "[true | false | auto]",
+    ):
+        assert line in text
+    with pytest.raises(UserError, match=r"there is no model 'none'"):
+        explain(params, "none")
