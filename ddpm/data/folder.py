@@ -9,12 +9,14 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
 from ddpm.data.images import RawImages, Sample, decode
 from ddpm.errors import UserError
+
+Subfolders = Literal["classes", "nested-classes", "ignored"]
 
 
 class Fingerprint(BaseModel):
@@ -108,25 +110,33 @@ def copy(folder: Path, into: Path) -> None:
         shutil.copyfile(folder / name, into / name)
 
 
-def read(folder: Path) -> RawImages:
+def read(folder: Path, *, subfolders: Subfolders = "classes") -> RawImages:
     """The images of a folder, in the order of their paths.
 
     Every visible file must be an image, whatever its suffix. Either all lie directly in the folder (no labels), or all
-    in class folders one level down (the labels, numbered in the order of the folders' names). A single class folder
-    tells nothing apart, so its images have no labels.
+    in class folders (the labels, numbered in the order of the folders' names). A single class folder tells nothing
+    apart, so its images have no labels.
+
+    Args:
+        subfolders: what folders say. `classes`: a class each, and there is one level of them; `nested-classes`: the
+            first level is the class, whatever lies deeper; `ignored`: nothing.
 
     Raises:
-        UserError: images both with and without a class folder, or in deeper folders.
+        UserError: images both with and without a class folder, or in deeper folders than that.
     """
     files = files_in(folder)
-    for name in files:
-        if name.count("/") > 1:
-            raise UserError(f"{folder / name}: too deep; class folders are one level, as in {folder}/CLASS/IMAGE")
-    classes = sorted({name.split("/")[0] for name in files if "/" in name})
+    deep = next((name for name in files if name.count("/") > 1), None)
+    if deep and subfolders == "classes":
+        raise UserError(
+            f"{folder / deep}: a folder in a class folder; expected {folder}/CLASS/IMAGE. Set `data.subfolders` to "
+            f"nested-classes, which makes {deep.split('/')[0]} the class, or to ignored, for no classes"
+        )
+    classes = sorted({name.split("/")[0] for name in files if "/" in name and subfolders != "ignored"})
     if classes and (unlabelled := [name for name in files if "/" not in name]):
         raise UserError(
             f"labels missing: {folder / unlabelled[0]} lies beside the class folders {', '.join(classes[:3])}"
-            f"{', ...' if len(classes) > 3 else ''}; put every image into a class folder, or none"
+            f"{', ...' if len(classes) > 3 else ''}; put every image into a class folder, or none, "
+            "or set `data.subfolders: ignored`"
         )
     labels = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else None
 

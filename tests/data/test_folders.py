@@ -104,6 +104,24 @@ def test_labels_missing(tmp_path: Path) -> None:
         read(fill(tmp_path, "cat/1.png", "dog/1.png", "stray.png"))
 
 
-def test_deeper_folders_are_no_classes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"test/cat/2\.png: too deep"):
-        read(fill(tmp_path, "train/cat/1.png", "test/cat/2.png"))
+def test_deeper_folders_are_refused_unless_params_say_what_they_are(tmp_path: Path) -> None:
+    fill(tmp_path, "dog/2021/1.png", "cat/a/b/2.png", "cat/3.png")
+    with pytest.raises(UserError, match=r"cat/a/b/2\.png: a folder in a class folder; .*`data\.subfolders`"):
+        read(tmp_path)
+    raw = read(tmp_path, subfolders="nested-classes")
+    assert raw.classes == ("cat", "dog")
+    assert [(sample.name, sample.label) for sample in raw.samples] == [
+        ("cat/3.png", 0),
+        ("cat/a/b/2.png", 0),
+        ("dog/2021/1.png", 1),
+    ]
+
+
+def test_folders_can_be_ignored(tmp_path: Path) -> None:
+    raw = read(fill(tmp_path, "dog/2021/1.png", "cat/2.png", "stray.png"), subfolders="ignored")
+    assert raw.classes is None
+    assert [(sample.name, sample.label) for sample in raw.samples] == [
+        ("cat/2.png", None),
+        ("dog/2021/1.png", None),
+        ("stray.png", None),
+    ]
