@@ -246,7 +246,8 @@ def _bits_of(image: Image.Image) -> int | None:
 
 def _loses_bits(image: Image.Image) -> bool:
     """Whether Pillow will keep the high bytes alone, as of 16-bit colour."""
-    raw = [str(part) for tile in image.tile for part in (tile.args if isinstance(tile.args, tuple) else (tile.args,))]
+    tiles = getattr(image, "tile", [])
+    raw = [str(part) for tile in tiles for part in (tile.args if isinstance(tile.args, tuple) else (tile.args,))]
     return image.mode in ("LA", "RGB", "RGBA", "CMYK") and any(";16" in part for part in raw)
 
 

@@ -33,7 +33,7 @@ from ddpm.data.store import (
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of, write_json
 from ddpm.layout import PREPARED
-from ddpm.stages.fetch import DATA, RECEIPT, Receipt
+from ddpm.stages.fetch import DATA, RECEIPT, Receipt, changes
 from ddpm.stages.progress import bar
 
 _CHUNK_BYTES = 1 << 20
@@ -172,9 +172,12 @@ def _check_fetched(config: DataConfig, root: Path) -> None:
             f"data/ holds {receipt.name} ({receipt.source}), but params.yaml asks for {config.dataset_name} "
             f"({config.source}); run `ddpm fetch`"
         )
-    found = folder.fingerprint(root / DATA).md5 if (root / DATA).is_dir() else "nothing"
-    if found != receipt.md5:
-        raise UserError(f"data/: found {found}, but {RECEIPT} says {receipt.md5}; run `ddpm fetch`")
+    if not (root / DATA).is_dir():
+        raise UserError(f"{root / DATA}: no such folder; run `ddpm fetch`")
+    found = folder.listing(root / DATA)
+    if found.fingerprint.md5 != receipt.md5:
+        difference = changes(found, receipt.version, root)
+        raise UserError(f"data/ has changed since {RECEIPT} was written: {difference}; run `ddpm fetch`")
 
 
 def _write_images(

@@ -224,10 +224,12 @@ def test_a_damaged_receipt(receipt: str, root: Path, params: Callable) -> None:
 def test_data_changed_since_fetch(root: Path, params: Callable) -> None:
     fetch(params(), root=root)
     (root / "data/more").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"data/: found .*\.dir, but fetched\.json says .*\.dir"):
+    with pytest.raises(
+        UserError, match=r"data/ has changed since fetched\.json was written: added more; run `ddpm fetch`"
+    ):
         prepare(params(), root=root)
     shutil.rmtree(root / "data")
-    with pytest.raises(UserError, match="data/: found nothing"):
+    with pytest.raises(UserError, match="data: no such folder; run `ddpm fetch`"):
         prepare(params(), root=root)
 
 
