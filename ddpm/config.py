@@ -5,6 +5,7 @@ The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in para
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,16 @@ class DataConfig(Section):
         None, description="pixels a side: resize the shorter side to it, crop the centre. null: sizes must agree"
     )
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
+    subfolders: Literal["classes", "nested-classes", "ignored"] = Field(
+        "classes",
+        description="of `folder`. classes: one level of them, each a class; nested-classes: the first level is the "
+        "class, images lie at any depth below; ignored: images at any depth, without classes",
+    )
+    levels: Positive | tuple[float, float] | None = Field(
+        None,
+        description="of `folder`: the stored value that is white, such as 4095 for 12 bits in 16-bit files, or "
+        "[black, white]. null: the range of the files' format",
+    )
     validation_fraction: Fraction = Field(0.2, description="share of each class kept for validation")
     skip_bad: bool = Field(False, description="leave unreadable files out and list them in the manifest")
     max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
@@ -102,6 +113,17 @@ class DataConfig(Section):
     def _folder_needs_a_path(self) -> DataConfig:
         if (self.source in ("folder", "sequences")) != (self.path is not None):
             raise ValueError("`path` goes with `source: folder` and `source: sequences`, and only with them")
+        return self
+
+    @model_validator(mode="after")
+    def _folder_rules_are_for_folders(self) -> DataConfig:
+        for key in ("subfolders", "levels"):
+            if self.source != "folder" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` is for `source: folder`, found `source: {self.source}`")
+        if isinstance(self.levels, tuple) and not (
+            all(map(math.isfinite, self.levels)) and self.levels[0] < self.levels[1]
+        ):
+            raise ValueError(f"`levels` must be [black, white] with black below white, found {list(self.levels)}")
         return self
 
     @model_validator(mode="after")

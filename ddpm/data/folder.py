@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
 from ddpm.data.images import RawImages, Sample, decode
 from ddpm.errors import UserError
+
+Subfolders = Literal["classes", "nested-classes", "ignored"]
 
 
 class Fingerprint(BaseModel):
@@ -27,8 +31,30 @@ class Fingerprint(BaseModel):
     nfiles: int
 
 
+# What file managers and editors leave in any folder, as .dvcignore has it too: it is not part of the data.
+LITTER = (
+    ".DS_Store",
+    "._*",
+    "__MACOSX",
+    "[Tt]humbs.db",
+    "[Dd]esktop.ini",
+    ".directory",
+    "*~",
+    ".*.sw[a-p]",
+    "#*#",
+    ".#*",
+)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name is left by a file manager or an editor."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in LITTER)
+
+
 def files_in(folder: Path, *, hidden: bool = False) -> list[str]:
     """The files below a folder: paths relative to it, separated by `/`, sorted. Links are followed.
+
+    What file managers and editors leave there (`LITTER`) is left out.
 
     Args:
         hidden: also what starts with a dot, and what lies in a folder that does.
@@ -40,12 +66,12 @@ def files_in(folder: Path, *, hidden: bool = False) -> list[str]:
     found = []
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         here = Path(where)
-        folders[:] = [name for name in folders if hidden or not name.startswith(".")]
+        folders[:] = [name for name in folders if _counts(name, hidden)]
         for name in folders:
             if here.resolve().is_relative_to((here / name).resolve()):
                 raise UserError(f"{here / name}: a link to a folder that it lies in")
         for name in files:
-            if not hidden and name.startswith("."):
+            if not _counts(name, hidden):
                 continue
             path = (here / name).relative_to(folder).as_posix()
             if "\n" in path or not _is_utf_8(path):
@@ -54,6 +80,10 @@ def files_in(folder: Path, *, hidden: bool = False) -> list[str]:
                 raise UserError(f"{here / name}: neither a file nor a folder (a broken link?)")
             found.append(path)
     return sorted(found)
+
+
+def _counts(name: str, hidden: bool) -> bool:
+    return (hidden or not name.startswith(".")) and not is_litter(name)
 
 
 def _is_utf_8(name: str) -> bool:
@@ -65,23 +95,63 @@ def _unreadable(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: {error.strerror}")
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder: the MD5 of each by its relative path, sorted, and their bytes together."""
+
+    files: dict[str, str]
+    size: int
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The version that `dvc add` would record for the folder."""
+        md5 = hashlib.md5(self.as_dvc(), usedforsecurity=False).hexdigest()
+        return Fingerprint(md5=f"{md5}.dir", size=self.size, nfiles=len(self.files))
+
+    def as_dvc(self) -> bytes:
+        """The list as DVC keeps it in its cache; its MD5 is that of the version."""
+        entries = [{"md5": md5, "relpath": name} for name, md5 in self.files.items()]
+        return json.dumps(entries).encode()
+
+
+def files_of(listing: bytes) -> dict[str, str]:
+    """What `Listing.as_dvc` wrote."""
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(listing)}
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """In what files two versions of a folder differ: `added a.png, b.png; changed c.png`, the first few of each."""
+    groups = {
+        "added": [name for name in after if name not in before],
+        "removed": [name for name in before if name not in after],
+        "changed": [name for name in after if name in before and before[name] != after[name]],
+    }
+    return "; ".join(f"{what} {_first_few(names)}" for what, names in groups.items() if names)
+
+
+def _first_few(names: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def listing(folder: Path, *, hidden: bool = True) -> Listing:
+    """The files below a folder and their MD5."""
+    return listing_of({name: folder / name for name in files_in(folder, hidden=hidden)})
+
+
+def listing_of(files: Mapping[str, Path]) -> Listing:
+    """Of a folder that would hold these files under these names, which are sorted."""
+    return Listing(
+        {name: _md5_of(path) for name, path in files.items()}, sum(path.stat().st_size for path in files.values())
+    )
+
+
 def fingerprint(folder: Path, *, hidden: bool = True) -> Fingerprint:
     """The version that `dvc add` would record for a folder.
 
     That is the MD5 of a JSON list of every file's MD5 and relative path, in the order of the paths, with `.dir` behind.
     """
-    return fingerprint_of({name: folder / name for name in files_in(folder, hidden=hidden)})
-
-
-def fingerprint_of(files: dict[str, Path]) -> Fingerprint:
-    """The version of a folder that would hold these files under these names, which are sorted."""
-    digest, size = hashlib.md5(b"[", usedforsecurity=False), 0
-    for number, (name, path) in enumerate(files.items()):
-        entry = json.dumps({"md5": _md5_of(path), "relpath": name})
-        digest.update(f"{', ' if number else ''}{entry}".encode())
-        size += path.stat().st_size
-    digest.update(b"]")
-    return Fingerprint(md5=f"{digest.hexdigest()}.dir", size=size, nfiles=len(files))
+    return listing(folder, hidden=hidden).fingerprint
 
 
 def _md5_of(path: Path) -> str:
@@ -108,25 +178,33 @@ def copy(folder: Path, into: Path) -> None:
         shutil.copyfile(folder / name, into / name)
 
 
-def read(folder: Path) -> RawImages:
+def read(folder: Path, *, subfolders: Subfolders = "classes") -> RawImages:
     """The images of a folder, in the order of their paths.
 
     Every visible file must be an image, whatever its suffix. Either all lie directly in the folder (no labels), or all
-    in class folders one level down (the labels, numbered in the order of the folders' names). A single class folder
-    tells nothing apart, so its images have no labels.
+    in class folders (the labels, numbered in the order of the folders' names). A single class folder tells nothing
+    apart, so its images have no labels.
+
+    Args:
+        subfolders: what folders say. `classes`: a class each, and there is one level of them; `nested-classes`: the
+            first level is the class, whatever lies deeper; `ignored`: nothing.
 
     Raises:
-        UserError: images both with and without a class folder, or in deeper folders.
+        UserError: images both with and without a class folder, or in deeper folders than that.
     """
     files = files_in(folder)
-    for name in files:
-        if name.count("/") > 1:
-            raise UserError(f"{folder / name}: too deep; class folders are one level, as in {folder}/CLASS/IMAGE")
-    classes = sorted({name.split("/")[0] for name in files if "/" in name})
+    deep = next((name for name in files if name.count("/") > 1), None)
+    if deep and subfolders == "classes":
+        raise UserError(
+            f"{folder / deep}: a folder in a class folder; expected {folder}/CLASS/IMAGE. Set `data.subfolders` to "
+            f"nested-classes, which makes {deep.split('/')[0]} the class, or to ignored, for no classes"
+        )
+    classes = sorted({name.split("/")[0] for name in files if "/" in name and subfolders != "ignored"})
     if classes and (unlabelled := [name for name in files if "/" not in name]):
         raise UserError(
             f"labels missing: {folder / unlabelled[0]} lies beside the class folders {', '.join(classes[:3])}"
-            f"{', ...' if len(classes) > 3 else ''}; put every image into a class folder, or none"
+            f"{', ...' if len(classes) > 3 else ''}; put every image into a class folder, or none, "
+            "or set `data.subfolders: ignored`"
         )
     labels = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else None
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ddpm.config import DataConfig
 from ddpm.data import arrays, folder
-from ddpm.data.images import RawImages, Sample, decode
+from ddpm.data.images import Levels, RawImages, Sample, decode
 from ddpm.errors import UpstreamError, UserError
 
 _DIGITS = "digits.csv.gz"
@@ -42,7 +42,10 @@ def source_of(config: DataConfig, root: Path) -> Source:
     if config.source == "sequences" and config.path is not None:
         return Source(partial(arrays.copy_sequences, root / Path(config.path).expanduser()), arrays.read_sequences)
     if config.path is not None:
-        return Source(partial(folder.copy, root / Path(config.path).expanduser()), folder.read)
+        return Source(
+            partial(folder.copy, root / Path(config.path).expanduser()),
+            partial(folder.read, subfolders=config.subfolders),
+        )
     return {
         "digits": Source(_fetch_digits, _read_digits),
         "mnist": Source(partial(_download, "MNIST"), partial(_read_mnist, "MNIST")),
@@ -141,7 +144,11 @@ class _Images:
 
 
 def _in_memory(images: Any, labels: Any, classes: list[str]) -> RawImages:
-    samples = (Sample(f"image {row}", partial(images.__getitem__, row), int(label)) for row, label in enumerate(labels))
+    def load(row: int, levels: Levels) -> Image.Image:
+        image: Image.Image = images[row]
+        return levels.apply(image, 8)
+
+    samples = (Sample(f"image {row}", partial(load, row), int(label)) for row, label in enumerate(labels))
     return RawImages(len(images), tuple(classes), samples)
 
 
@@ -156,9 +163,9 @@ def _read_celeba(data: Path) -> RawImages:
         raise UserError(f"{data / _CELEBA}: not CelebA as published ({error}); run `ddpm fetch`") from None
     names = sorted(name for name in archive.namelist() if not name.endswith("/"))
 
-    def load(name: str) -> Image.Image:
+    def load(name: str, levels: Levels) -> Image.Image:
         with archive.open(name) as stream:
-            return decode(stream)
+            return decode(stream, levels)
 
     def samples() -> Iterator[Sample]:
         with archive:

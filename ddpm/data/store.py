@@ -48,6 +48,8 @@ class Rules(_Model):
     channels: int | None
     resize: str
     validation_fraction: float
+    levels: int | tuple[float, float] | None = None
+    subfolders: str = "classes"
 
 
 class LeftOut(_Model):
@@ -76,6 +78,8 @@ class Manifest(_Model):
     seed: int
     rules: Rules
     left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...] = ()
+    """What seems wrong with the values of the images."""
     kind: KindName = "images"
     low: tuple[float, ...] | None = None
     """Of the training split, a channel each; None for images, whose range is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,13 +15,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ddpm.config import DataConfig, Params
 from ddpm.data.arrays import SEQUENCES
-from ddpm.data.folder import Fingerprint, fingerprint, fingerprint_of
+from ddpm.data.folder import Fingerprint, Listing, differences, files_of, listing, listing_of
 from ddpm.data.sources import source_of
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, read_json, write_bytes, write_json
 
 DATA, RECORD, RECEIPT = "data", "data.dvc", "fetched.json"
 REPLACED = Path(".ddpm", "replaced")
+# The files of the recorded version with their hashes, of which data.dvc has only the hash of all.
+LISTING = Path(".ddpm", "data.json")
 
 
 class Receipt(BaseModel):
@@ -33,6 +36,10 @@ class Receipt(BaseModel):
     md5: str
     nfiles: int
     size: int
+
+    @property
+    def version(self) -> Fingerprint:
+        return Fingerprint(md5=self.md5, size=self.size, nfiles=self.nfiles)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -99,13 +106,19 @@ def fetch(params: Params, *, root: Path = Path(), accept: bool = False) -> None:
     else:
         found = _from_upstream(config, root, None if accept else record)
         said = f"fetched, as {RECORD} records"
-        if record is None or record.md5 != found.md5:
-            _write_record(root / RECORD, found, origin)
+        if record is None or record.md5 != found.fingerprint.md5:
+            _write_record(root / RECORD, found.fingerprint, origin)
             said = f"a new version, recorded in {RECORD}"
         _cache(root)
-    receipt = Receipt(source=config.source, name=config.dataset_name, **found.model_dump())
+    _write_listing(root, found)
+    version = found.fingerprint
+    receipt = Receipt(source=config.source, name=config.dataset_name, **version.model_dump())
     write_json(root / RECEIPT, receipt.model_dump())
-    print(f"{DATA}/: {receipt.name}, {found.nfiles} file{'s' * (found.nfiles != 1)}, {found.size} bytes; {said}")
+    print(f"{DATA}/: {receipt.name}, {_amount(version)}; {said}")
+
+
+def _amount(found: Fingerprint) -> str:
+    return f"{found.nfiles} file{'s' * (found.nfiles != 1)}, {found.size} bytes"
 
 
 def _origin(config: DataConfig) -> dict[str, str]:
@@ -126,26 +139,46 @@ def _check_folder_unchanged(config: DataConfig, root: Path, record: Record) -> N
         return
     folder = root / Path(config.path).expanduser()
     if config.source == "sequences" and folder.is_file():
-        _check_recorded(fingerprint_of({SEQUENCES: folder}), record, f"data.path: {folder}")
+        _check_recorded(listing_of({SEQUENCES: folder}), record, f"data.path: {folder}", root)
     elif folder.is_dir():
-        _check_recorded(fingerprint(folder, hidden=False), record, f"data.path: {folder}")
+        _check_recorded(listing(folder, hidden=False), record, f"data.path: {folder}", root)
 
 
-def _check_recorded(found: Fingerprint, record: Record, where: str) -> None:
-    if found.md5 != record.md5:
+def _check_recorded(found: Listing, record: Record, where: str, root: Path) -> None:
+    if found.fingerprint.md5 != record.md5:
         raise UserError(
-            f"{where} has changed: it is {found.md5}, but {RECORD} records {record.md5}; "
+            f"{where} has changed since {RECORD} recorded it: {changes(found, record.outs[0], root)}; "
             "`ddpm fetch --accept` records the new version"
         )
 
 
-def _already_there(data: Path, record: Record) -> Fingerprint | None:
-    """The version in data/, if it is the one recorded."""
-    found = fingerprint(data) if data.is_dir() else None
-    return found if found and found.md5 == record.md5 else None
+def changes(found: Listing, recorded: Fingerprint, root: Path) -> str:
+    """In which files what was found differs from a recorded version; in numbers, where nothing here lists its files."""
+    in_cache = root / ".dvc/cache/files/md5" / recorded.md5[:2] / recorded.md5[2:]
+    for path in (root / LISTING, in_cache):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == recorded.md5.removesuffix(".dir"):
+            return differences(files_of(content), found.files)
+    now = found.fingerprint
+    return f"found {now.md5} of {_amount(now)}, recorded is {recorded.md5} of {_amount(recorded)}"
 
 
-def _from_dvc(root: Path, record: Record) -> Fingerprint | None:
+def _write_listing(root: Path, found: Listing) -> None:
+    content, path = found.as_dvc(), root / LISTING
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes(path, content)
+
+
+def _already_there(data: Path, record: Record) -> Listing | None:
+    """The files in data/, if they are the version recorded."""
+    found = listing(data) if data.is_dir() else None
+    return found if found and found.fingerprint.md5 == record.md5 else None
+
+
+def _from_dvc(root: Path, record: Record) -> Listing | None:
     """Have DVC restore data/ from its cache, else from the remote. It refuses to overwrite what it does not know."""
     if not _dvc(root, "pull", RECORD):
         return None
@@ -169,31 +202,47 @@ def _dvc(root: Path, *arguments: str) -> bool | None:
     return subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
 
 
-def _from_upstream(config: DataConfig, root: Path, record: Record | None) -> Fingerprint:
+def _from_upstream(config: DataConfig, root: Path, record: Record | None) -> Listing:
     """Fetch into a directory beside data/, check it, and put it in data/'s place."""
     data = root / DATA
     with atomic_directory(data) as fresh:
         source_of(config, root).fetch(fresh)
-        found = fingerprint(fresh)
+        found = listing(fresh)
         if record:
-            _check_recorded(found, record, f"the upstream of data.source: {config.source}")
+            _check_recorded(found, record, f"the upstream of data.source: {config.source}", root)
         _set_aside_unrecorded(root, found)
     return found
 
 
-def _set_aside_unrecorded(root: Path, found: Fingerprint) -> None:
-    """Keep a data/ that is about to be replaced and is of no recorded version: nobody else may have those bytes."""
+def _set_aside_unrecorded(root: Path, fresh: Listing) -> None:
+    """Keep a data/ that is about to be replaced and is of no recorded version: nobody else may have those bytes.
+
+    One such version is kept, the latest.
+    """
     data, record = root / DATA, Record.read(root / RECORD)
     if not data.is_dir():
         return
-    replaced = fingerprint(data)
-    if replaced.nfiles == 0 or replaced.md5 == found.md5 or (record and replaced.md5 == record.md5):
+    found = listing(data)
+    known = {fresh.fingerprint.md5, *([record.md5] if record else [])}
+    if not found.files or found.fingerprint.md5 in known:
         return
-    aside = root / REPLACED / replaced.md5
+    why = f": {changes(found, record.outs[0], root)}" if record else ""
+    aside = root / REPLACED / found.fingerprint.md5
     if not aside.exists():
         aside.parent.mkdir(parents=True, exist_ok=True)
-        data.replace(aside)
-        print(f"{DATA}/ was of no recorded version; it was moved to {REPLACED / replaced.md5}")
+        # Of a link, the folder that it points to moves, which may be to another file system.
+        shutil.move(data.resolve(), aside)
+    print(
+        f"{DATA}/ was of no recorded version{why}; it was moved to {_below(aside, root)}, {_amount(found.fingerprint)}"
+    )
+    for older in aside.parent.iterdir():
+        if older != aside:
+            shutil.rmtree(older)
+            print(f"{_below(older, root)}, replaced before, was removed: the latest one is kept")
+
+
+def _below(path: Path, root: Path) -> Path:
+    return path.relative_to(root)
 
 
 def _write_record(path: Path, found: Fingerprint, origin: dict[str, str]) -> None:

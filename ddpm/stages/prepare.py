@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from ddpm.config import DataConfig, Params
 from ddpm.data import folder
 from ddpm.data.arrays import RawArray
-from ddpm.data.images import RESIZE_RULE, BadImageError, RawImages, Sample, pixel_limit, to_array
+from ddpm.data.images import RESIZE_RULE, BadImageError, Levels, RawImages, Sample, pixel_limit, to_array
 from ddpm.data.sources import source_of
 from ddpm.data.split import stratified_split
 from ddpm.data.store import (
@@ -32,7 +33,7 @@ from ddpm.data.store import (
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of, write_json
 from ddpm.layout import PREPARED
-from ddpm.stages.fetch import DATA, RECEIPT, Receipt
+from ddpm.stages.fetch import DATA, RECEIPT, Receipt, changes
 from ddpm.stages.progress import bar
 
 _CHUNK_BYTES = 1 << 20
@@ -55,7 +56,8 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
     with atomic_directory(root / PREPARED) as out:
         if isinstance(raw, RawArray):
             return _prepare_array(raw, params, data, out)
-        numbers, left_out = _write_images(raw, config, data, out / IMAGES)
+        levels = Levels(config.levels)
+        numbers, left_out = _write_images(raw, config, data, out / IMAGES, levels)
         labels = np.array(numbers, np.int64) if raw.classes else None
         counts = _count(labels, raw.classes, data)
         train, validation = stratified_split(labels, len(numbers), config.validation_fraction, params.seed)
@@ -64,6 +66,9 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
         if labels is not None:
             np.save(out / LABELS, labels)
         shape, splits, mean, std = _summarise(out / IMAGES, {"train": train, "validation": validation})
+        if not any(std):
+            raise _constant(data, mean, levels)
+        warnings = levels.warnings()
         manifest = Manifest(
             name=config.dataset_name,
             source=config.source,
@@ -81,11 +86,26 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
                 channels=config.channels,
                 resize=RESIZE_RULE,
                 validation_fraction=config.validation_fraction,
+                levels=config.levels,
+                subfolders=config.subfolders,
             ),
             left_out=tuple(left_out),
+            warnings=tuple(warnings),
         )
         _write_manifest(manifest, out)
+    for warning in warnings:
+        print(f"warning: {data}/: {warning}", file=sys.stderr)
     return manifest
+
+
+def _constant(data: Path, mean: tuple[float, ...], levels: Levels) -> UserError:
+    """Images that are all the same teach nothing, and are mostly a mistake in the range of their values."""
+    value = ", ".join(f"{255 * each:g}" for each in mean)
+    stored = "; ".join(
+        f"the files hold values of {each}, of {each.least:g} to {each.most:g}" for each in levels.ranges.values()
+    )
+    advice = "; ".join(levels.warnings()) or stored
+    return UserError(f"{data}/: every pixel of every training image is {value} of 255: {advice}")
 
 
 def _write_manifest(manifest: Manifest, out: Path) -> None:
@@ -115,6 +135,9 @@ def _prepare_array(raw: RawArray, params: Params, data: Path, out: Path) -> Mani
                 flat = row.reshape(len(row), -1).astype(np.float64)
                 low, high = np.minimum(low, flat.min(1)), np.maximum(high, flat.max(1))
                 total, squares = total + flat.mean(1), squares + (flat**2).mean(1)
+    if not (high > low).any():
+        same = ", ".join(f"{value:g}" for value in low)
+        raise UserError(f"{data}: every training datum of the {raw.kind} is {same}: there is nothing to learn")
     for name, index in splits.items():
         np.save(out / f"{name}.npy", index)
     mean = total / len(train)
@@ -149,16 +172,21 @@ def _check_fetched(config: DataConfig, root: Path) -> None:
             f"data/ holds {receipt.name} ({receipt.source}), but params.yaml asks for {config.dataset_name} "
             f"({config.source}); run `ddpm fetch`"
         )
-    found = folder.fingerprint(root / DATA).md5 if (root / DATA).is_dir() else "nothing"
-    if found != receipt.md5:
-        raise UserError(f"data/: found {found}, but {RECEIPT} says {receipt.md5}; run `ddpm fetch`")
+    if not (root / DATA).is_dir():
+        raise UserError(f"{root / DATA}: no such folder; run `ddpm fetch`")
+    found = folder.listing(root / DATA)
+    if found.fingerprint.md5 != receipt.md5:
+        difference = changes(found, receipt.version, root)
+        raise UserError(f"data/ has changed since {RECEIPT} was written: {difference}; run `ddpm fetch`")
 
 
-def _write_images(raw: RawImages, config: DataConfig, data: Path, path: Path) -> tuple[list[int | None], list[LeftOut]]:
+def _write_images(
+    raw: RawImages, config: DataConfig, data: Path, path: Path, levels: Levels
+) -> tuple[list[int | None], list[LeftOut]]:
     """Decode every image into a row of images.npy; the labels of the rows, and what was left out."""
     labels: list[int | None] = []
     left_out: list[LeftOut] = []
-    with pixel_limit(config.max_pixels), contextlib.closing(_rows(raw, config, data, left_out)) as rows:
+    with pixel_limit(config.max_pixels), contextlib.closing(_rows(raw, config, data, levels, left_out)) as rows:
         first = next(rows, None)
         if first is None:
             raise UserError(f"{data}: no images{_in_words(left_out)}")
@@ -178,13 +206,13 @@ def _write_images(raw: RawImages, config: DataConfig, data: Path, path: Path) ->
 
 
 def _rows(
-    raw: RawImages, config: DataConfig, data: Path, left_out: list[LeftOut]
+    raw: RawImages, config: DataConfig, data: Path, levels: Levels, left_out: list[LeftOut]
 ) -> Generator[tuple[Sample, np.ndarray]]:
     """The images by the rules, uint8 [H, W, C]; what does not decode goes to `left_out`, if that is wanted."""
     with bar(raw.count, "image", "prepare") as progress:
         for sample in raw.samples:
             try:
-                yield sample, to_array(sample.load(), config.channels, config.image_size)
+                yield sample, to_array(sample.load(levels), config.channels, config.image_size)
             except BadImageError as error:
                 if not config.skip_bad:
                     raise UserError(f"{data / sample.name}: {error}; `data.skip_bad: true` leaves such out") from None

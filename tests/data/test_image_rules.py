@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm.data.images import BadImageError, decode, pixel_limit, to_array
+from ddpm.data.images import BadImageError, Levels, decode, pixel_limit, to_array
 
 
 def saved(image: Image.Image, kind: str, **options) -> io.BytesIO:
@@ -41,7 +43,6 @@ def pixel(image: Image.Image) -> object:
         (Image.fromarray(np.full((3, 3), 0x1234, np.uint16)), "PNG", "L", 0x12),
         (Image.fromarray(np.full((3, 3), 0xFFFF, np.uint16)), "TIFF", "L", 255),
         (Image.fromarray(np.full((3, 3), 0x80FF, np.uint16)), "PPM", "L", 0x80),
-        (Image.fromarray(np.full((3, 3), 0xABCD, np.int32)), "TIFF", "L", 0xAB),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
 )
@@ -58,14 +59,108 @@ def test_transparent_palette_colour_is_white() -> None:
     assert pixel(decode(saved(image, "PNG", transparency=1))) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32], ids=["float", "32 bits"])
+def test_samples_of_unknown_range_are_refused(dtype: type) -> None:
+    with pytest.raises(BadImageError, match=r"range is not known.*`data\.levels`"):
+        decode(saved(Image.fromarray(np.full((3, 3), 200, dtype)), "TIFF"))
+
+
+def test_samples_without_a_value_are_refused() -> None:
+    image = Image.fromarray(np.array([[0, np.nan]], np.float32))
+    with pytest.raises(BadImageError, match="NaN or infinite"):
+        decode(saved(image, "TIFF"), Levels(1))
+
+
 @pytest.mark.parametrize(
-    "image",
-    [Image.fromarray(np.zeros((3, 3), np.float32)), Image.fromarray(np.full((3, 3), 70_000, np.int32))],
-    ids=["float", "more than 16 bits"],
+    ("samples", "kind", "levels", "expected"),
+    [
+        (np.array([0, 2048, 4095, 5000], np.uint16), "PNG", 4095, [0, 128, 255, 255]),
+        (np.array([0, 2048, 4095], np.uint16), "PPM", 4095, [0, 128, 255]),
+        (np.array([-1, 0, 1], np.float32), "TIFF", (-1.0, 1.0), [0, 128, 255]),
+        (np.array([0, 100, 255], np.int32), "TIFF", 255, [0, 100, 255]),
+        (np.array([0, 8, 16], np.uint8), "PNG", 16, [0, 128, 255]),
+        (np.array([90, 100, 110], np.uint8), "PNG", (100, 110), [0, 0, 255]),
+    ],
+    ids=["12 bits", "PGM", "float", "32 bits", "8 bits", "window"],
 )
-def test_samples_of_unknown_range_are_refused(image: Image.Image) -> None:
-    with pytest.raises(BadImageError, match="range is not known"):
-        decode(saved(image, "TIFF"))
+def test_levels(samples: np.ndarray, kind: str, levels: float | tuple, expected: list[int]) -> None:
+    image = decode(saved(Image.fromarray(samples[None]), kind), Levels(levels))
+    assert image.mode == "L"
+    assert np.asarray(image)[0].tolist() == expected
+
+
+def test_levels_of_colour_leave_transparency_alone() -> None:
+    image = Image.new("RGBA", (2, 1), (0, 10, 20, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    plain = decode(saved(image, "PNG"), Levels(20))
+    assert [plain.getpixel((0, 0)), plain.getpixel((1, 0))] == [(0, 128, 255), (255, 255, 255)]
+
+
+def tiff_of_12_bits(value: int) -> io.BytesIO:
+    """Two samples, packed into three bytes."""
+    entries = [(256, 3, 2), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (279, 4, 3)]
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, content) for tag, kind, content in entries)
+    packed = (value << 12 | value).to_bytes(3, "big")
+    return io.BytesIO(b"II*\0" + struct.pack("<I", 12) + packed + b"\0" + struct.pack("<H", 8) + directory + bytes(4))
+
+
+def test_a_format_of_12_bits_is_known_to_have_them() -> None:
+    levels = Levels()
+    assert np.asarray(decode(tiff_of_12_bits(0xFFF), levels)).tolist() == [[255, 255]]
+    assert list(levels.ranges) == [(0, 4095)]
+
+
+def png_of_16_bit_colour(value: int) -> io.BytesIO:
+    row = b"\0" + struct.pack(">6H", *[value] * 6)
+    return png(2, 1, 16, zlib.compress(row))
+
+
+def test_16_bit_colour_keeps_its_high_bytes_and_takes_no_levels() -> None:
+    assert pixel(decode(png_of_16_bit_colour(0x1234))) == (0x12, 0x12, 0x12)
+    with pytest.raises(BadImageError, match=r"16 bits a channel and more than one channel: `data\.levels` needs"):
+        decode(png_of_16_bit_colour(0x0FFF), Levels(4095))
+
+
+def test_the_range_of_a_drawing_is_that_of_what_is_seen() -> None:
+    """Its colour may be black everywhere, and its shape lie in the transparency."""
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    levels = Levels()
+    decode(saved(image, "PNG"), levels)
+    assert levels.warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC image, .*convert it to PNG or JPEG"),
+        (b"\0\0\0\x1cftypmif1", "a HEIC image"),
+        (b"\0\0\0\x20ftypisom", "a video"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg">', "an SVG drawing, .*render it to PNG"),
+        (b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg width="8">', "an SVG drawing"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "PostScript"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, .*`git lfs pull`"),
+        (b"", "empty"),
+        (b"hello", "not an image"),
+    ],
+)
+def test_what_is_not_an_image_is_called_what_it_is(head: bytes, what: str) -> None:
+    with pytest.raises(BadImageError, match=f"^{what}"):
+        decode(io.BytesIO(head))
+
+
+def test_no_file_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has Ghostscript run what an EPS file says, whatever the file's name is."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    drawing = tmp_path / "renamed.png"
+    Image.new("L", (4, 4)).save(drawing, "EPS")
+    with pytest.raises(BadImageError, match="PostScript"):
+        decode(drawing)
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_exif_orientation_is_applied() -> None:
@@ -121,12 +216,17 @@ def test_without_a_rule_the_pixels_are_the_files(data: st.DataObject) -> None:
 
 def png_claiming(width: int, height: int) -> io.BytesIO:
     """A PNG of a few bytes that says it is that large."""
+    return png(width, height, 8, zlib.compress(b""))
+
+
+def png(width: int, height: int, bits: int, pixels: bytes) -> io.BytesIO:
+    """A PNG in colour."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("side", [11, 15, 60_000])
@@ -158,8 +258,3 @@ def test_truncated(kind: str) -> None:
     whole = saved(Image.effect_noise((32, 32), 50), kind).getvalue()
     with pytest.raises(BadImageError):
         decode(io.BytesIO(whole[: len(whole) // 2]))
-
-
-def test_no_image() -> None:
-    with pytest.raises(BadImageError, match="not an image"):
-        decode(io.BytesIO(b"hello"))

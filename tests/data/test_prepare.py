@@ -88,6 +88,65 @@ def test_mixed_sizes_and_modes_by_the_rules(prepared: Callable, photos: Callable
     assert prepared(**FOLDER, image_size=8, channels=3).shape == (8, 8, 3)
 
 
+def deep_images(root: Path, kind: str, dtype: type, high: float) -> None:
+    """Four files beside the project, with samples 0 to `high`."""
+    folder = root.parent / "photos"
+    folder.mkdir()
+    for number in range(4):
+        samples = np.roll(np.linspace(0, high, 36).reshape(6, 6), number, 0).astype(dtype)
+        Image.fromarray(samples).save(folder / f"{number}.{kind}")
+
+
+def test_12_bits_in_16_are_dark_and_said_to_be(root: Path, prepared: Callable, capsys: pytest.CaptureFixture) -> None:
+    deep_images(root, "png", np.uint16, 4000)
+    manifest = prepared(**FOLDER)
+    assert manifest.mean[0] < 0.04
+    (warning,) = manifest.warnings
+    assert "hold values of 0 to 4000" in warning
+    assert "0 to 65535" in warning
+    assert "`data.levels`, here perhaps to 4095" in warning
+    assert warning in capsys.readouterr().err
+    assert json.loads((root / "prepared/manifest.json").read_text())["warnings"] == [warning]
+
+    manifest = prepared(**FOLDER, levels=4095)
+    assert manifest.mean[0] == pytest.approx(2000 / 4095, abs=0.01)
+    assert manifest.warnings == ()
+    assert manifest.rules.levels == 4095
+    assert capsys.readouterr().err == ""
+
+
+def test_levels_that_are_too_narrow_are_said(root: Path, prepared: Callable) -> None:
+    deep_images(root, "tif", np.float32, 2)
+    (warning,) = prepared(**FOLDER, levels=[0, 1]).warnings
+    assert "hold values of 0 to 2; those outside `data.levels`, 0 to 1, became black or white" in warning
+
+
+@pytest.mark.parametrize(
+    ("dtype", "high", "complaint"),
+    [
+        (np.int32, 255, "signed or 32-bit samples, 0 to 255 in this file, .*`data.levels`"),
+        (np.float32, 1, "float samples, 0 to 1 in this file, .*`data.levels`"),
+        (np.uint16, 255, "every pixel .* is 0 of 255: .* values of 0 to 255, .* to 65535, .*`data.levels`, .* to 255"),
+        (np.uint8, 0, "every pixel .* is 0 of 255"),
+    ],
+)
+def test_black_images_are_refused(
+    dtype: type, high: float, complaint: str, root: Path, params: Callable, prepared: Callable
+) -> None:
+    deep_images(root, "tif", dtype, high)
+    with pytest.raises(UserError, match=complaint):
+        prepared(**FOLDER)
+    assert not list(root.glob("*prepared*"))
+
+
+def test_plain_images_have_no_warnings_in_the_manifest(root: Path, prepared: Callable, photos: Callable) -> None:
+    photos(LABELLED)
+    prepared(**FOLDER)
+    written = json.loads((root / "prepared/manifest.json").read_text())
+    assert "warnings" not in written
+    assert not {"levels", "subfolders"} & written["rules"].keys()
+
+
 @pytest.mark.parametrize(
     ("files", "keys", "complaint"),
     [
@@ -98,7 +157,7 @@ def test_mixed_sizes_and_modes_by_the_rules(prepared: Callable, photos: Callable
         ({"a.png": SQUARE, "b.png": ("L", (9, 6))}, {"image_size": 4}, r"b\.png is grey; set `data\.channels`"),
         ({**LABELLED, "emu/1.png": SQUARE}, {}, r"class 'emu' has 1 readable image;"),
         ({**LABELLED, "stray.png": SQUARE}, {}, r"labels missing: .*stray\.png lies beside the class folders cat, dog"),
-        ({"x/cat/1.png": SQUARE, "x/dog/1.png": SQUARE}, {}, r"x/cat/1\.png: too deep"),
+        ({"x/cat/1.png": SQUARE, "x/dog/1.png": SQUARE}, {}, r"x/cat/1\.png: a folder in a class folder"),
         (LABELLED, {"max_pixels": 35}, r"cat/0\.png: decodes to more than data\.max_pixels \(35\)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -120,7 +179,7 @@ def spoil(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["truncated", "empty", "text", "pickle"])
 def test_a_bad_file_is_named_or_left_out(kind: str, root: Path, prepared: Callable, photos: Callable) -> None:
     spoil(photos(LABELLED), kind)
-    with pytest.raises(UserError, match=r"cat/1\.png: (not an image|does not decode).*skip_bad"):
+    with pytest.raises(UserError, match=r"cat/1\.png: (not an image|does not decode|empty).*skip_bad"):
         prepared(**FOLDER)
     manifest = prepared(**FOLDER, skip_bad=True)
     (left_out,) = manifest.left_out
@@ -165,10 +224,12 @@ def test_a_damaged_receipt(receipt: str, root: Path, params: Callable) -> None:
 def test_data_changed_since_fetch(root: Path, params: Callable) -> None:
     fetch(params(), root=root)
     (root / "data/more").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"data/: found .*\.dir, but fetched\.json says .*\.dir"):
+    with pytest.raises(
+        UserError, match=r"data/ has changed since fetched\.json was written: added more; run `ddpm fetch`"
+    ):
         prepare(params(), root=root)
     shutil.rmtree(root / "data")
-    with pytest.raises(UserError, match="data/: found nothing"):
+    with pytest.raises(UserError, match="data: no such folder; run `ddpm fetch`"):
         prepare(params(), root=root)
 
 
