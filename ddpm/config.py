@@ -5,9 +5,10 @@ The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in para
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -17,13 +18,15 @@ from ddpm.errors import UserError, first_complaint
 PARAMS_FILE = Path("params.yaml")
 
 Positive = Annotated[int, Field(gt=0)]
+MOST_TIMESTEPS = 100_000  # of a process; the tables of every one are kept
 # A name becomes a path, a word of a command and a part of a DVC key.
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid"]
+ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid", "explicit"]
 Prediction = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
 Switch = bool | Literal["auto"]
+SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 INCIDENTAL = "incidental"
@@ -196,13 +199,31 @@ AnyNetworkConfig = Annotated[
 class ProcessConfig(Section):
     """The forward process and what the network is asked to predict of it."""
 
-    timesteps: Positive = Field(1000, description="T, steps of the forward process")
-    schedule: ScheduleName = Field("linear", description="of the betas")
+    timesteps: Positive = Field(1000, le=MOST_TIMESTEPS, description="T, steps of the forward process")
+    schedule: ScheduleName = Field("linear", description="of the betas; explicit: those of `betas`")
+    betas: tuple[float, ...] | None = Field(None, description="of schedule: explicit, one for each timestep")
     prediction: Prediction = Field("epsilon", description="what the network outputs")
     variance: Variance = Field(
         "fixed_large",
         description="of a reverse step: beta, beta-tilde, or learned_range: the network outputs where between the two",
     )
+
+    @model_validator(mode="after")
+    def _explicit_betas_are_a_process(self) -> ProcessConfig:
+        if (self.schedule == "explicit") != (self.betas is not None):
+            raise ValueError(f"`schedule: explicit` and `betas` go together; found `schedule: {self.schedule}`")
+        if self.betas is None:
+            return self
+        if len(self.betas) != self.timesteps:
+            raise ValueError(f"betas has {len(self.betas)} numbers for {self.timesteps} timesteps")
+        for number, beta in enumerate(self.betas):
+            if not (0 < beta < 1 or (beta == 1 and number == self.timesteps - 1)):
+                raise ValueError(f"betas must be inside (0, 1), only the last may be 1; betas[{number}] is {beta}")
+        if self.betas[-1] == 1 and self.prediction == "epsilon":
+            raise ValueError(
+                "the last beta is 1, which leaves only noise: prediction must then be x0 or v, not epsilon"
+            )
+        return self
 
 
 class ObjectiveConfig(Section):
@@ -296,25 +317,46 @@ class TrainingConfig(Section):
         return self.batch_size // self.devices % (self.micro_batch_size or 1) == 0
 
 
+def _name_or_counts(value: Any) -> Any:
+    if value in get_args(SpacingName) or (isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", value)):
+        return value
+    names = ", ".join(get_args(SpacingName))
+    raise ValueError(f"expected one of {names}, or counts such as 10,10,20, found {value!r}")
+
+
+Spacing = Annotated[SpacingName | str, BeforeValidator(_name_or_counts)]
+
+
 class SamplingConfig(Section):
     """The sampling plan that evaluation and deployment use unless told otherwise."""
 
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc"] = Field(
+    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"] = Field(
         "ddim",
-        description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2m_sde, dpmpp_2s (DPM-Solver++) and unipc need few steps",
+        description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2m_sde, dpmpp_2s (DPM-Solver++), unipc (with bh2) and "
+        "unipc_bh1 need few steps",
     )
     steps: Positive = Field(50, description="evaluations of the network an image")
     variance: Variance | None = Field(
         None, description="of the ancestral sampler; null: the process's. fixed_large in few steps is DDIM's sigma-hat"
     )
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
-    spacing: Literal["leading", "trailing", "linspace", "quadratic"] = Field(
-        "trailing", description="which timesteps are visited; quadratic: more of those with little noise"
+    spacing: Spacing = Field(
+        "trailing",
+        description="which timesteps are visited; even: improved DDPM's, also with counts of equal sections such as "
+        "10,10,20; quadratic: more of those with little noise",
     )
     clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
     dynamic_threshold: float | None = Field(
         None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
     )
+
+    @model_validator(mode="after")
+    def _counts_add_up(self) -> SamplingConfig:
+        if self.spacing not in get_args(SpacingName):
+            counted = sum(map(int, self.spacing.split(",")))
+            if counted != self.steps:
+                raise ValueError(f"spacing {self.spacing} has {counted} steps, but steps is {self.steps}")
+        return self
 
 
 class VariantConfig(Section):
