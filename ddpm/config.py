@@ -1,6 +1,8 @@
 """params.yaml as typed models: every knob, its range and its unit; unknown keys are refused.
 
-The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in params.yaml states only what it changes.
+The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in params.yaml states only what it changes. They
+differ from the published code in norm_epsilon, downsample_padding, init, horizontal_flip and ema_warmup, which the
+preset ddpm-cifar10 sets as published.
 """
 
 from __future__ import annotations
@@ -124,6 +126,11 @@ class NetworkConfig(Section):
     )
     timestep_scale: float = Field(
         1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
+    )
+    init: Literal["torch", "fan_avg"] = Field(
+        "torch",
+        description="of convolutions and linear layers; torch: its defaults, as improved DDPM and ADM; fan_avg: Ho's, "
+        "whose weights are larger by sqrt(3) where inputs and outputs are as many, and whose biases are 0",
     )
     num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
     checkpointing: Incidental[bool] = Field(
@@ -277,8 +284,12 @@ class TrainingConfig(Section):
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
-    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay at step k: min(ema_decay, (1+k)/(10+k))")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: gradients are not clipped")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
+    ema_warmup: bool = Field(
+        True,
+        description="decay at step k: min(ema_decay, (1+k)/(10+k)); false: ema_decay from the start, as in the papers",
+    )
     horizontal_flip: bool = Field(False, description="mirror each image with probability 1/2")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
