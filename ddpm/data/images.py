@@ -21,11 +21,13 @@ class BadImageError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a source: its name, how to decode it (BadImageError), and its class if there are classes."""
+    """One image of a source: its name, how to decode it (BadImageError), its class if there are classes, and whether
+    the source publishes it for validation or test, not for training."""
 
     name: str
     load: Callable[[], Image.Image]
     label: int | None
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
