@@ -24,7 +24,8 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
     )
     sample.add_argument(
-        "--sampler", help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s or unipc (default: the model's own)"
+        "--sampler",
+        help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, unipc or unipc_bh1 (default: the model's own)",
     )
     sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
     sample.add_argument(

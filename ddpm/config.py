@@ -1,16 +1,19 @@
 """params.yaml as typed models: every knob, its range and its unit; unknown keys are refused.
 
 The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in params.yaml states only what it changes.
+They differ from the published code in norm_epsilon, downsample_padding, init, horizontal_flip and ema_warmup, which the
+preset ddpm-cifar10 sets as published.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -34,13 +37,15 @@ DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
 LARGEST = 2**31 - 1
 Int = Annotated[int, Field(le=LARGEST)]
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+MOST_TIMESTEPS = 100_000  # of a process; the tables of every one are kept
 # A name becomes a path, a word of a command and a part of a DVC key.
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid"]
+ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid", "explicit"]
 Prediction = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
 Switch = bool | Literal["auto"]
+SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 INCIDENTAL = "incidental"
@@ -105,7 +110,11 @@ class DataConfig(Section):
         description="of `folder`: the stored value that is white, such as 4095 for 12 bits in 16-bit files, or "
         "[black, white]. null: the range of the files' format",
     )
-    validation_fraction: Fraction = Field(0.2, description="share of each class kept for validation")
+    validation_fraction: Fraction | None = Field(
+        None,
+        description="share of each class kept for validation. null: the images that mnist, fashion-mnist, cifar10 and "
+        "celeba publish for it, so that all published training images are trained on; of other sources, 0.2",
+    )
     skip_bad: bool = Field(False, description="leave unreadable files out and list them in the manifest")
     max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
 
@@ -172,6 +181,11 @@ class NetworkConfig(Section):
     )
     timestep_scale: float = Field(
         1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
+    )
+    init: Literal["torch", "fan_avg"] = Field(
+        "torch",
+        description="of convolutions and linear layers; torch: its defaults, as improved DDPM and ADM; fan_avg: Ho's, "
+        "whose weights are larger by sqrt(3) where inputs and outputs are as many, and whose biases are 0",
     )
     num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
     checkpointing: Incidental[bool] = Field(
@@ -247,13 +261,31 @@ AnyNetworkConfig = Annotated[
 class ProcessConfig(Section):
     """The forward process and what the network is asked to predict of it."""
 
-    timesteps: Positive = Field(1000, description="T, steps of the forward process")
-    schedule: ScheduleName = Field("linear", description="of the betas")
+    timesteps: Positive = Field(1000, le=MOST_TIMESTEPS, description="T, steps of the forward process")
+    schedule: ScheduleName = Field("linear", description="of the betas; explicit: those of `betas`")
+    betas: tuple[float, ...] | None = Field(None, description="of schedule: explicit, one for each timestep")
     prediction: Prediction = Field("epsilon", description="what the network outputs")
     variance: Variance = Field(
         "fixed_large",
         description="of a reverse step: beta, beta-tilde, or learned_range: the network outputs where between the two",
     )
+
+    @model_validator(mode="after")
+    def _explicit_betas_are_a_process(self) -> ProcessConfig:
+        if (self.schedule == "explicit") != (self.betas is not None):
+            raise ValueError(f"`schedule: explicit` and `betas` go together; found `schedule: {self.schedule}`")
+        if self.betas is None:
+            return self
+        if len(self.betas) != self.timesteps:
+            raise ValueError(f"betas has {len(self.betas)} numbers for {self.timesteps} timesteps")
+        for number, beta in enumerate(self.betas):
+            if not (0 < beta < 1 or (beta == 1 and number == self.timesteps - 1)):
+                raise ValueError(f"betas must be inside (0, 1), only the last may be 1; betas[{number}] is {beta}")
+        if self.betas[-1] == 1 and self.prediction == "epsilon":
+            raise ValueError(
+                "the last beta is 1, which leaves only noise: prediction must then be x0 or v, not epsilon"
+            )
+        return self
 
 
 class ObjectiveConfig(Section):
@@ -307,8 +339,12 @@ class TrainingConfig(Section):
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: Int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
-    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay at step k: min(ema_decay, (1+k)/(10+k))")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: gradients are not clipped")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
+    ema_warmup: bool = Field(
+        True,
+        description="decay at step k: min(ema_decay, (1+k)/(10+k)); false: ema_decay from the start, as in the papers",
+    )
     horizontal_flip: bool = Field(False, description="mirror each image with probability 1/2")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
@@ -347,25 +383,46 @@ class TrainingConfig(Section):
         return self.batch_size // self.devices % (self.micro_batch_size or 1) == 0
 
 
+def _name_or_counts(value: Any) -> Any:
+    if value in get_args(SpacingName) or (isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", value)):
+        return value
+    names = ", ".join(get_args(SpacingName))
+    raise ValueError(f"expected one of {names}, or counts such as 10,10,20, found {value!r}")
+
+
+Spacing = Annotated[SpacingName | str, BeforeValidator(_name_or_counts)]
+
+
 class SamplingConfig(Section):
     """The sampling plan that evaluation and deployment use unless told otherwise."""
 
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc"] = Field(
+    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"] = Field(
         "ddim",
-        description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2m_sde, dpmpp_2s (DPM-Solver++) and unipc need few steps",
+        description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2m_sde, dpmpp_2s (DPM-Solver++), unipc (with bh2) and "
+        "unipc_bh1 need few steps",
     )
     steps: Positive = Field(50, description="evaluations of the network an image")
     variance: Variance | None = Field(
         None, description="of the ancestral sampler; null: the process's. fixed_large in few steps is DDIM's sigma-hat"
     )
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
-    spacing: Literal["leading", "trailing", "linspace", "quadratic"] = Field(
-        "trailing", description="which timesteps are visited; quadratic: more of those with little noise"
+    spacing: Spacing = Field(
+        "trailing",
+        description="which timesteps are visited; even: improved DDPM's, also with counts of equal sections such as "
+        "10,10,20; quadratic: more of those with little noise",
     )
     clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
     dynamic_threshold: float | None = Field(
         None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
     )
+
+    @model_validator(mode="after")
+    def _counts_add_up(self) -> SamplingConfig:
+        if self.spacing not in get_args(SpacingName):
+            counted = sum(map(int, self.spacing.split(",")))
+            if counted != self.steps:
+                raise ValueError(f"spacing {self.spacing} has {counted} steps, but steps is {self.steps}")
+        return self
 
 
 class VariantConfig(Section):
@@ -423,12 +480,12 @@ class ExtractorConfig(Section):
 
 
 # What `evaluation.protocol` stands for, where it differs from the defaults. inception-50k is the papers' on CIFAR-10,
-# whose training images are this project's whole data.
+# whose reference is the 50,000 published training images.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "digits-2k": {},
     "inception-50k": {
         "features": "inception",
-        "reference": "all",
+        "reference": "published",
         "samples": 50_000,
         "resamples": 50,
         "nll_samples": 1000,
@@ -446,8 +503,10 @@ class EvaluationConfig(Section):
     features: Literal["any", "inception"] = Field(
         "any", description="any: of the extractor there is; inception: of InceptionV3 or none"
     )
-    reference: Literal["train", "all"] = Field(
-        "train", description="real images that generated ones are held against: the training split, or both splits"
+    reference: Literal["train", "all", "published"] = Field(
+        "train",
+        description="real images that generated ones are held against: the training split, both splits, or the images "
+        "published for training: train where validation has its own published images, else all",
     )
     samples: Positive = Field(2000, description="images drawn to be measured")
     sampling: SamplingConfig | None = Field(

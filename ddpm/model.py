@@ -81,8 +81,7 @@ class Model:
 
     @property
     def schedule(self) -> Schedule:
-        process = self.card.config.process
-        return Schedule.named(process.schedule, process.timesteps)
+        return Schedule.of(self.card.config.process.model_dump())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -182,7 +181,7 @@ def build_process(config: VariantConfig, device: torch.device | str = "cpu") -> 
     """The variant's process with its tables on a device."""
     process = config.process
     return GaussianProcess(
-        Schedule.named(process.schedule, process.timesteps),
+        Schedule.of(process.model_dump()),
         prediction=process.prediction,
         variance=process.variance,
         device=device,

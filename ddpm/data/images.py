@@ -154,11 +154,13 @@ def _suggested(found: Range) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a source: its name, how to decode it (BadImageError), and its class if there are classes."""
+    """One image of a source: its name, how to decode it (BadImageError), its class if there are classes, and whether
+    the source publishes it for validation or test, not for training."""
 
     name: str
     load: Callable[[Levels], Image.Image]
     label: int | None
+    held_out: bool = False
 
 
 @dataclass(frozen=True)

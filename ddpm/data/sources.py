@@ -22,7 +22,7 @@ from ddpm.data.images import Levels, RawImages, Sample, decode
 from ddpm.errors import UpstreamError, UserError
 
 _DIGITS = "digits.csv.gz"
-_CELEBA = "img_align_celeba.zip"
+_CELEBA, _CELEBA_PARTITION = "img_align_celeba.zip", "list_eval_partition.txt"
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Source:
     """One upstream.
 
     `fetch` puts the files, exactly as published, into an empty directory (UserError, UpstreamError);
-    `read` finds the images, or the array, in such a directory, without a network (UserError).
+    `read` finds the images, or the array, in such a directory, without a network (UserError);
+    `read_split` does too where the upstream publishes images for validation or test, and marks them.
     """
 
     fetch: Callable[[Path], None]
     read: Callable[[Path], RawImages | arrays.RawArray]
+    read_split: Callable[[Path], RawImages] | None = None
 
 
 def source_of(config: DataConfig, root: Path) -> Source:
@@ -48,10 +50,10 @@ def source_of(config: DataConfig, root: Path) -> Source:
         )
     return {
         "digits": Source(_fetch_digits, _read_digits),
-        "mnist": Source(partial(_download, "MNIST"), partial(_read_mnist, "MNIST")),
-        "fashion-mnist": Source(partial(_download, "FashionMNIST"), partial(_read_mnist, "FashionMNIST")),
-        "cifar10": Source(partial(_download, "CIFAR10"), _read_cifar10),
-        "celeba": Source(partial(_download, "CelebA"), _read_celeba),
+        "mnist": _torchvision_source("MNIST", "MNIST/raw"),
+        "fashion-mnist": _torchvision_source("FashionMNIST", "FashionMNIST/raw"),
+        "cifar10": _torchvision_source("CIFAR10", "."),
+        "celeba": Source(partial(_download, "CelebA"), _read_celeba, partial(_read_celeba, split=True)),
         "swiss-roll": Source(arrays.make_swiss_roll, arrays.read_points),
     }[config.source]
 
@@ -103,18 +105,20 @@ def _published(name: str) -> list[str]:
             return [file for file, _ in dataset.resources]
 
 
-def _read_mnist(name: str, data: Path) -> RawImages:
-    """The training part, 60,000 images of 28×28×1."""
-    return _unpacked(name, data, f"{name}/raw")
+def _torchvision_source(name: str, where: str) -> Source:
+    """MNIST and Fashion-MNIST, 60,000 training and 10,000 test images of 28×28×1, or CIFAR-10, 50,000 and 10,000 of
+    32×32×3. torchvision verifies each batch of CIFAR-10 before unpickling it.
+
+    Args:
+        where: torchvision looks for the unpacked files there.
+    """
+    read = partial(_unpacked, name, where=where)
+    return Source(partial(_download, name), partial(read, parts=(True,)), partial(read, parts=(True, False)))
 
 
-def _read_cifar10(data: Path) -> RawImages:
-    """The training part, 50,000 images of 32×32×3. torchvision verifies each batch before unpickling it."""
-    return _unpacked("CIFAR10", data, ".")
-
-
-def _unpacked(name: str, data: Path, where: str) -> RawImages:
-    """Unpack the archives where torchvision looks for their content, and have it read the training part."""
+def _unpacked(name: str, data: Path, *, where: str, parts: tuple[bool, ...]) -> RawImages:
+    """Unpack the archives where torchvision looks for their content, and have it read the training part (True) and
+    the test part (False), one after the other."""
     from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,40 +127,56 @@ def _unpacked(name: str, data: Path, where: str) -> RawImages:
         try:
             for file in _published(name):
                 extract_archive(data / file, unpacked)
-            dataset = _torchvision(name)(scratch)  # holds all images in memory: 47 or 150 MB
+            # A part holds all its images in memory: 47 or 150 MB.
+            datasets = [_torchvision(name)(scratch, train=train) for train in parts]
         except Exception as error:  # of gzip, of tarfile, or torchvision's own
             reason = " ".join(str(error).split())
             raise UserError(f"{data}: not {name} as published ({reason}); run `ddpm fetch`") from None
-    return _in_memory(_Images(dataset), dataset.targets, dataset.classes)
+    labels = [int(label) for dataset in datasets for label in dataset.targets]
+    return _in_memory(_Images(datasets), labels, datasets[0].classes, trained_on=len(datasets[0]))
 
 
 class _Images:
-    """The images of a torchvision data set as a sequence."""
+    """The images of torchvision data sets, one after the other, as a sequence."""
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, datasets: list[Any]) -> None:
+        self._datasets = datasets
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return sum(map(len, self._datasets))
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self._dataset[index][0]
+        for dataset in self._datasets:
+            if index < len(dataset):
+                return dataset[index][0]
+            index -= len(dataset)
+        raise IndexError
 
 
-def _in_memory(images: Any, labels: Any, classes: list[str]) -> RawImages:
+def _in_memory(images: Any, labels: Any, classes: list[str], trained_on: int | None = None) -> RawImages:
+    """Images that are decoded already; those after the first `trained_on` are held out, or none is."""
+    first_held_out = len(images) if trained_on is None else trained_on
+
     def load(row: int, levels: Levels) -> Image.Image:
         image: Image.Image = images[row]
         return levels.apply(image, 8)
 
-    samples = (Sample(f"image {row}", partial(load, row), int(label)) for row, label in enumerate(labels))
+    samples = (
+        Sample(f"image {row}", partial(load, row), int(label), held_out=row >= first_held_out)
+        for row, label in enumerate(labels)
+    )
     return RawImages(len(images), tuple(classes), samples)
 
 
-def _read_celeba(data: Path) -> RawImages:
+def _read_celeba(data: Path, *, split: bool = False) -> RawImages:
     """202,599 faces of 178×218×3, read from the archive as they are asked for.
 
     The 40 attributes are not classes, so there are no labels.
+
+    Args:
+        split: mark as held out what is published for validation and for test, 39,829 images.
     """
+    held_out = _published_as_held_out(data / _CELEBA_PARTITION) if split else set()
     try:
         archive = zipfile.ZipFile(data / _CELEBA)
     except (OSError, zipfile.BadZipFile) as error:
@@ -170,6 +190,16 @@ def _read_celeba(data: Path) -> RawImages:
     def samples() -> Iterator[Sample]:
         with archive:
             for name in names:
-                yield Sample(name, partial(load, name), None)
+                yield Sample(name, partial(load, name), None, held_out=Path(name).name in held_out)
 
     return RawImages(len(names), None, samples())
+
+
+def _published_as_held_out(partition: Path) -> set[str]:
+    """The names of the images that are published for validation (1) and test (2), not for training (0)."""
+    try:
+        rows = [line.split() for line in partition.read_text(encoding="utf-8").splitlines() if line.strip()]
+        parts = {name: int(part) for name, part in rows}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{partition}: not CelebA's as published ({error}); run `ddpm fetch`") from None
+    return {name for name, part in parts.items() if part > 0}

@@ -47,7 +47,8 @@ class Rules(_Model):
     image_size: int | None
     channels: int | None
     resize: str
-    validation_fraction: float
+    validation_fraction: float | None
+    """None: the source's own published split."""
     levels: int | tuple[float, float] | None = None
     subfolders: str = "classes"
 
@@ -209,6 +210,13 @@ class PreparedData:
                 raise _damaged(path / f"{name}.npy", f"rows beyond the {total} there are")
             splits[name] = Split(images, labels, index, record.sha256)
         return cls(manifest, splits)
+
+    def reference(self, wanted: Literal["train", "all", "published"]) -> tuple[SplitName, ...]:
+        """The splits that `evaluation.reference` stands for. Those published for training are the training split where
+        the source publishes others for validation, else both."""
+        if wanted == "published":
+            wanted = "train" if self.manifest.rules.validation_fraction is None else "all"
+        return SPLITS if wanted == "all" else ("train",)
 
     def split(self, name: SplitName) -> Split:
         """The training or the validation images."""

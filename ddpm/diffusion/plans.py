@@ -160,22 +160,43 @@ def dpmpp_2s(visited: Schedule, variance: str, eta: float) -> Columns:
 
 
 def unipc(visited: Schedule, variance: str, eta: float) -> Columns:
-    """UniPC of order 2 with B(h) = e^h − 1 (Zhao et al. 2023): DPM-Solver++(2M) as the predictor, and each x corrected
-    with the x̂_0 found there before the next step is taken.
+    """UniPC of order 2 with B(h) = e^h − 1 (Zhao et al. 2023), `bh2` in its authors' code.
 
+    DPM-Solver++(2M) is the predictor, and each x is corrected with the x̂_0 found there before the next step is taken.
     The corrector changes no more than the weights of the three latest x̂_0 in x, so it costs one more column.
     """
-    predictor = dpmpp_2m(visited, variance, eta)
+    return _unipc(visited, np.ones(len(visited)))
+
+
+def unipc_bh1(visited: Schedule, variance: str, eta: float) -> Columns:
+    """UniPC of order 2 with B(h) = h (Zhao et al. 2023), `bh1` in its authors' code, which has it as the default for
+    unconditional CIFAR-10.
+    """
+    h = np.append(0.0, -np.diff(_half_log_snr(visited)))  # of the step that leaves a row
+    return _unipc(visited, np.append(1.0, h[1:] / -np.expm1(-h[1:])))
+
+
+def _unipc(visited: Schedule, bh: Float64) -> Columns:
+    """UniPC of order 2.
+
+    B(h) plays a part only where the weight of a difference is fixed at 1/2: in the predictor, and in the first
+    correction. Elsewhere the weights are solved for, and it cancels.
+
+    Args:
+        bh: B(h) over 1 − e^−h, of the step that leaves each row, [S].
+    """
+    predictor = _extrapolated(visited, ddim(visited, "fixed_small", 0.0), bh)
     # Of the step that led to a row: its DDIM coefficient, its length in λ, and that over the length of the one before.
-    arrived = _of_row_above(ddim(visited, variance, 0.0)["to_x0"])
+    arrived = _of_row_above(ddim(visited, "fixed_small", 0.0)["to_x0"])
     ratio = _of_row_above(_step_ratios(visited))
     h = np.append(-np.diff(_half_log_snr(visited)), 1.0)
     # φ-functions over B(h), eq. 9 of the paper for the data prediction.
     b1 = -1 / h - 1 / np.expm1(-h)
     b2 = 2 / h**2 + (2 / h - 1) / np.expm1(-h)
     older = ratio * (b1 - b2) / (1 + ratio)
-    newest = np.where(ratio > 0, b1 - older, 0.5)
-    older = np.where(ratio > 0, ratio * (older - 0.5), 0.0)
+    fixed = _of_row_above(bh) / 2
+    newest = np.where(ratio > 0, b1 - older, fixed)
+    older = np.where(ratio > 0, ratio * (older - fixed), 0.0)
     carried = predictor["to_x"] * arrived
     return {
         **predictor,
@@ -185,12 +206,13 @@ def unipc(visited: Schedule, variance: str, eta: float) -> Columns:
     }
 
 
-def _extrapolated(visited: Schedule, first_order: Columns) -> Columns:
-    """A first-order solver, given the x̂_0 extrapolated from the latest two to the middle of the step.
+def _extrapolated(visited: Schedule, first_order: Columns, weight: Float64 | float = 1.0) -> Columns:
+    """A first-order solver, given the x̂_0 extrapolated from the latest two to the middle of the step, or as far as
+    `weight` times that.
 
     The first row has nothing to extrapolate from, the last ends at λ = ∞: both stay as they are.
     """
-    ahead = _step_ratios(visited) / 2
+    ahead = _step_ratios(visited) / 2 * weight
     to_x0 = first_order["to_x0"]
     return {**first_order, "to_x0": to_x0 * (1 + ahead), "to_prev": -to_x0 * ahead}
 
@@ -221,6 +243,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_2s": dpmpp_2s,
     "unipc": unipc,
+    "unipc_bh1": unipc_bh1,
 }
 
 # What one sampler alone looks at.
@@ -307,7 +330,8 @@ def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **override
     """The plan of a model's configuration, with the overrides that are not None in place of its own choices.
 
     Args:
-        process: `schedule`, `timesteps`, `prediction` and `variance`, as in params.yaml.
+        process: `schedule`, `timesteps`, `prediction`, `variance` and, of an explicit schedule, `betas`, as in
+            params.yaml.
         sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own.
 
     Raises:
@@ -317,8 +341,7 @@ def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **override
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
-    schedule = Schedule.named(process["schedule"], process["timesteps"])
-    return sampling_plan(schedule, prediction=process["prediction"], **chosen)
+    return sampling_plan(Schedule.of(process), prediction=process["prediction"], **chosen)
 
 
 def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ The papers count t from 1 to T; the code counts from 0, so `betas[0]` is the pap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class Schedule:
     """The betas of a forward process and every table that follows from them (Ho et al. 2020, §2).
 
     Attributes:
-        betas: [T] float64 in (0, 1).
+        betas: [T] float64 in (0, 1). The last may be 1, after which no signal is left: ᾱ_T = 0 (Lin et al. 2024).
         timesteps: [T] int64, what the network is told at each row; after respacing, the original t.
     """
 
@@ -73,9 +74,24 @@ class Schedule:
             raise ValueError(f"no schedule {name!r}; there are: {', '.join(SCHEDULES)}")
         return Schedule(SCHEDULES[name](timesteps), np.arange(timesteps, dtype=np.int64))
 
+    @staticmethod
+    def of(process: Mapping[str, Any]) -> Schedule:
+        """The schedule of a model's `process` section: its own betas where it has them, else those of the name.
+
+        Raises:
+            ValueError: the name is unknown, or the betas are no process of that many steps.
+        """
+        betas, timesteps = process.get("betas"), process["timesteps"]
+        if betas is None:
+            return Schedule.named(process["schedule"], timesteps)
+        if len(betas) != timesteps:
+            raise ValueError(f"betas has {len(betas)} numbers for {timesteps} timesteps")
+        return Schedule(np.asarray(betas, dtype=np.float64), np.arange(timesteps, dtype=np.int64))
+
     def __post_init__(self) -> None:
-        if self.betas.ndim != 1 or not np.all((self.betas > 0) & (self.betas < 1)):
-            raise ValueError("betas must be one-dimensional and inside (0, 1)")
+        betas = self.betas
+        if betas.ndim != 1 or not (np.all(betas > 0) and np.all(betas[:-1] < 1) and np.all(betas[-1:] <= 1)):
+            raise ValueError("betas must be one-dimensional and inside (0, 1); only the last may be 1")
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -154,31 +170,72 @@ def _linspace(total: int, steps: int) -> Float64:
     return np.round(np.linspace(0, total - 1, steps)) if steps > 1 else np.array([total - 1.0])
 
 
+def _even(total: int, steps: int) -> Float64:
+    # A running sum and not a product: at a stride such as 49.95 the sum ends below 999.5, and 999 is not visited.
+    stride = (total - 1) / (steps - 1) if steps > 1 else 1.0
+    return np.round(np.cumsum([0.0, *[stride] * (steps - 1)]))
+
+
 def _quadratic(total: int, steps: int) -> Float64:
     return np.floor(np.linspace(0, np.sqrt(total * 0.8), steps) ** 2) if steps > 1 else np.floor([total * 0.8])
 
 
 SPACINGS: dict[str, Callable[[int, int], Float64]] = {
-    "leading": _leading,  # DDIM's integer stride from 0, where a single step stays
+    # DDIM's integer stride ⌊T/S⌋ from 0. Where S does not divide T, diffusers' code visits these, and the code of
+    # Song et al. goes on with the same stride, which makes more than S steps.
+    "leading": _leading,
     "trailing": _trailing,  # equal strides that end on T-1 (Lin et al. 2024, table 2)
-    "linspace": _linspace,  # both ends included: improved DDPM's
-    "quadratic": _quadratic,  # DDIM's for CIFAR-10 (Song et al. 2021, appendix D.2), from 0 to 0.8 T
+    "linspace": _linspace,  # equal strides from 0 to T-1, rounded once; T-1 where S is 1
+    # The same strides as improved-diffusion's code adds them up (`space_timesteps`): its rounding errors make another
+    # choice by one step for more than a quarter of all S. 0 where S is 1.
+    "even": _even,
+    # DDIM's for CIFAR-10 (Song et al. 2021, appendix D.2), from 0 to 0.8 T. Their code visits a step twice where two
+    # strides round to the same one; here the second moves on to the next free step.
+    "quadratic": _quadratic,
 }
 
 
 def spaced_timesteps(total: int, steps: int, spacing: str) -> NDArray[np.int64]:
     """The S of T rows that a sampler visits, ascending, [S] int64.
 
+    Args:
+        spacing: one of `SPACINGS`, or counts such as "10,10,20": T is divided into so many sections of equal length,
+            the first that of the smallest t, and so many steps are spaced evenly in each (Nichol & Dhariwal 2021's
+            code, `timestep_respacing`).
+
     Raises:
-        ValueError: the spacing is unknown, or S is not in 1..T. Quadratic strides that would visit a row twice
-            move on to the next free one.
+        ValueError: the spacing is unknown, or S is not in 1..T, or not the sum of the counts, or a section has fewer
+            timesteps than steps. Strides that would visit a row twice move on to the next free one.
     """
-    if spacing not in SPACINGS:
-        raise ValueError(f"no spacing {spacing!r}; there are: {', '.join(SPACINGS)}")
+    counts = section_counts(spacing)
+    if spacing not in SPACINGS and not counts:
+        names = ", ".join(SPACINGS)
+        raise ValueError(f"no spacing {spacing!r}; there are: {names}, and counts of sections such as 10,10,20")
     if not 1 <= steps <= total:
         raise ValueError(f"steps must be in 1..{total}, the process's timesteps; found {steps}")
+    if counts:
+        return _in_sections(total, steps, counts)
     kept = SPACINGS[spacing](total, steps).astype(np.int64)
     # Strictly ascending from below, then pushed back under T from above: both keep S distinct rows.
     offsets = np.arange(steps)
     kept = np.maximum.accumulate(kept - offsets) + offsets
     return np.minimum(kept, total - steps + offsets)
+
+
+def section_counts(spacing: str) -> list[int]:
+    """The counts that a spacing such as "10,10,20" names; none of a spacing that has another name."""
+    words = spacing.split(",")
+    decimal = all(word.isascii() and word.isdigit() and len(word) < 10 for word in words)
+    return [int(word) for word in words] if decimal else []
+
+
+def _in_sections(total: int, steps: int, counts: list[int]) -> NDArray[np.int64]:
+    if sum(counts) != steps:
+        raise ValueError(f"spacing {','.join(map(str, counts))} has {sum(counts)} steps, but steps is {steps}")
+    sizes = [total // len(counts) + (section < total % len(counts)) for section in range(len(counts))]
+    kept: list[NDArray[np.int64]] = []
+    for section, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        if count > size:
+            raise ValueError(f"spacing: a section of {size} timesteps cannot have {count} steps")
+        kept.append((sum(sizes[:section]) + _even(size, count)[:count]).astype(np.int64))
+    return np.concatenate(kept)

@@ -54,7 +54,7 @@ class ImageMeasure:
         self._extractor = extractor
         self._train = cached_features(self._extractor, self._train_split, cache)
         self._validation = cached_features(self._extractor, validation, cache)
-        whole = options.reference == "all"
+        whole = len(data.reference(options.reference)) > 1
         self._reference = _both(self._train, self._validation) if whole else self._train
         self._splits, self._resamples, self._seed = options.splits, options.resamples, params.seed
         self._features, self._count = self._train.room_for(options.samples), 0

@@ -25,6 +25,24 @@ def zero_initialised(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
     return layer
 
 
+@torch.no_grad()
+def initialise_by_fans(network: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers anew as Ho et al. 2020's code does (`default_init`).
+
+    They are uniform with variance 1/n, n the mean of a unit's inputs and outputs; biases are 0. Layers that start at
+    zero stay there; the code gives them a variance of 1e-10/n.
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            continue
+        # Queries, keys and values are three layers there.
+        for weight in module.weight.chunk(3 if name.endswith(".qkv") else 1):
+            if weight.is_meta or weight.any():
+                nn.init.xavier_uniform_(weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def residual_sum(x: Tensor, h: Tensor, *, rescale: bool) -> Tensor:
     """x + h, by 1/√2 if asked, which keeps the variance of a sum of two alike (Song et al. 2021b, appendix H)."""
     return (x + h) / math.sqrt(2) if rescale else x + h

@@ -21,6 +21,7 @@ from ddpm.nets.blocks import (
     Upsample,
     double,
     halve,
+    initialise_by_fans,
     zero_initialised,
 )
 from ddpm.nets.embeddings import timestep_embedding
@@ -67,6 +68,7 @@ class UNet(nn.Module):
         rescale_residuals: bool = False,
         frequency_shift: int = 1,
         timestep_scale: float = 1.0,
+        init: str = "torch",
         num_classes: int | None = None,
         checkpointing: bool = False,
     ) -> None:
@@ -91,6 +93,7 @@ class UNet(nn.Module):
             rescale_residuals: by 1/√2 every sum of a block's input and output.
             frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
             timestep_scale: what t is multiplied by before it is embedded.
+            init: `torch`: its defaults; `fan_avg`: as Ho et al.'s code (`blocks.initialise_by_fans`).
             num_classes: of labels that `forward` may be given.
             checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
 
@@ -131,6 +134,8 @@ class UNet(nn.Module):
         self.up = _way_up(parts, skips, levels, blocks)
         self.out_norm = GroupNorm(groups, widths[0], norm_epsilon)
         self.out_conv = zero_initialised(conv(widths[0], out_channels or channels, 3, padding=1))
+        if init == "fan_avg":
+            initialise_by_fans(self)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W].

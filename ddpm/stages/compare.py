@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.config import Params, SamplingConfig, validate
-from ddpm.data.store import SPLITS, PreparedData, SplitName
+from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.device import pick_device
 from ddpm.errors import UserError
@@ -313,7 +313,7 @@ class _Images:
     @cached_property
     def _reference(self) -> Tensor:
         """The features of the real images, [N, F]; not before they are needed, since they may take long."""
-        names: tuple[SplitName, ...] = SPLITS if self._params.evaluation.reference == "all" else ("train",)
+        names = self._data.reference(self._params.evaluation.reference)
         splits = [cached_features(self._extractor, self._data.split(name), self._features) for name in names]
         return torch.cat([split.features for split in splits])
 

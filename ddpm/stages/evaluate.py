@@ -209,13 +209,14 @@ def protocol_of(
     """How such a model is measured; `extractor` is the identity of what it is measured by."""
     options = params.evaluation
     train, validation = data.split("train"), data.split("validation")
+    reference = data.reference(options.reference)
     return EvaluationProtocol(
         extractor=extractor["kind"],
         extractor_sha256=extractor["sha256"],
         train_sha256=train.sha256,
         validation_sha256=validation.sha256,
-        reference=options.reference,
-        reference_count=len(train) + (len(validation) if options.reference == "all" else 0),
+        reference="all" if len(reference) > 1 else "train",
+        reference_count=sum(len(data.split(name)) for name in reference),
         samples=options.samples,
         **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
         weights=facts.weights,

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from ddpm.layout import PREPARED
 from ddpm.stages.fetch import DATA, RECEIPT, Receipt, changes
 from ddpm.stages.progress import bar
 
+DEFAULT_FRACTION = 0.2  # kept for validation of a source that publishes no split
 _CHUNK_BYTES = 1 << 20
 IMAGES = array_name("images")
 
@@ -52,15 +53,22 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
     """
     config, data = params.data, root / DATA
     _check_fetched(config, root)
-    raw = source_of(config, root).read(data)
+    source = source_of(config, root)
+    # Without a share of its own to keep, a source's published split is kept, or this share of one that has none.
+    published = source.read_split if config.validation_fraction is None else None
+    fraction = None if published else config.validation_fraction or DEFAULT_FRACTION
+    raw = published(data) if published else source.read(data)
     with atomic_directory(root / PREPARED) as out:
         if isinstance(raw, RawArray):
             return _prepare_array(raw, params, data, out)
         levels = Levels(config.levels)
-        numbers, left_out = _write_images(raw, config, data, out / IMAGES, levels)
+        numbers, held_out, left_out = _write_images(raw, config, data, out / IMAGES, levels)
         labels = np.array(numbers, np.int64) if raw.classes else None
         counts = _count(labels, raw.classes, data)
-        train, validation = stratified_split(labels, len(numbers), config.validation_fraction, params.seed)
+        if fraction is None:
+            train, validation = published_split(held_out, data)
+        else:
+            train, validation = stratified_split(labels, len(numbers), fraction, params.seed)
         np.save(out / "train.npy", train)
         np.save(out / "validation.npy", validation)
         if labels is not None:
@@ -85,7 +93,7 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
                 image_size=config.image_size,
                 channels=config.channels,
                 resize=RESIZE_RULE,
-                validation_fraction=config.validation_fraction,
+                validation_fraction=fraction,
                 levels=config.levels,
                 subfolders=config.subfolders,
             ),
@@ -116,7 +124,8 @@ def _write_manifest(manifest: Manifest, out: Path) -> None:
 def _prepare_array(raw: RawArray, params: Params, data: Path, out: Path) -> Manifest:
     """Points or sequences → float32 rows, with the range of each channel in the manifest."""
     values, config = raw.values, params.data
-    train, validation = stratified_split(None, len(values), config.validation_fraction, params.seed)
+    fraction = config.validation_fraction or DEFAULT_FRACTION
+    train, validation = stratified_split(None, len(values), fraction, params.seed)
     array = out / array_name(raw.kind)
     low, high = np.full(values.shape[1], np.inf), np.full(values.shape[1], -np.inf)
     total, squares = np.zeros(values.shape[1]), np.zeros(values.shape[1])
@@ -158,7 +167,7 @@ def _prepare_array(raw: RawArray, params: Params, data: Path, out: Path) -> Mani
             name: SplitRecord(count=len(splits[name]), sha256=digest.hexdigest()) for name, digest in digests.items()
         },
         seed=params.seed,
-        rules=Rules(image_size=None, channels=None, resize="none", validation_fraction=config.validation_fraction),
+        rules=Rules(image_size=None, channels=None, resize="none", validation_fraction=fraction),
         left_out=(),
     )
     _write_manifest(manifest, out)
@@ -182,9 +191,11 @@ def _check_fetched(config: DataConfig, root: Path) -> None:
 
 def _write_images(
     raw: RawImages, config: DataConfig, data: Path, path: Path, levels: Levels
-) -> tuple[list[int | None], list[LeftOut]]:
-    """Decode every image into a row of images.npy; the labels of the rows, and what was left out."""
+) -> tuple[list[int | None], list[bool], list[LeftOut]]:
+    """Decode every image into a row of images.npy; the labels of the rows, which of them the source holds out, and
+    what was left out."""
     labels: list[int | None] = []
+    held_out: list[bool] = []
     left_out: list[LeftOut] = []
     with pixel_limit(config.max_pixels), contextlib.closing(_rows(raw, config, data, levels, left_out)) as rows:
         first = next(rows, None)
@@ -193,6 +204,7 @@ def _write_images(
         sample, row = first
         _check_square(data / sample.name, row)
         labels.append(sample.label)
+        held_out.append(sample.held_out)
         with RowWriter(path, row.shape, np.uint8) as writer:
             writer.append(row)
             for other, other_row in rows:
@@ -200,9 +212,26 @@ def _write_images(
                     raise _unlike(data / sample.name, row, data / other.name, other_row)
                 writer.append(other_row)
                 labels.append(other.label)
+                held_out.append(other.held_out)
     if len(labels) == 1:
         raise UserError(f"{data}: only one image, {sample.name}; a training and a validation split need two")
-    return labels, left_out
+    return labels, held_out, left_out
+
+
+def published_split(held_out: Sequence[bool], data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The row numbers of (training, validation) as the source publishes them.
+
+    Raises:
+        UserError: one of them has no image.
+    """
+    marks = np.array(held_out, bool)
+    train, validation = (np.flatnonzero(rows).astype(np.int64) for rows in (~marks, marks))
+    if not len(train) or not len(validation):
+        raise UserError(
+            f"{data}: of its images {len(train)} are published for training and {len(validation)} for validation; "
+            "set `data.validation_fraction` to a share such as 0.2"
+        )
+    return train, validation
 
 
 def _rows(

@@ -12,16 +12,21 @@ from torch import Tensor, nn
 class EMA:
     """Averages of a network's parameters: a ← d a + (1 − d) p after every step."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        """decay: d in [0, 1), approached from (1 + k)/(10 + k) at step k so that early weights are soon forgotten."""
-        self.decay = decay
+    def __init__(self, network: nn.Module, decay: float, *, warmup: bool = True) -> None:
+        """
+        Args:
+            decay: d in [0, 1).
+            warmup: approach d from (1 + k)/(10 + k) at step k, so that early weights are soon forgotten; else d from
+                the first step, as in the code of Ho et al. 2020 and of Nichol & Dhariwal 2021.
+        """
+        self.decay, self.warmup = decay, warmup
         self._parameters: list[Tensor] = list(network.parameters())
         self.averages = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         torch._foreach_lerp_(self.averages, self._parameters, 1 - decay)
 
     @torch.no_grad()

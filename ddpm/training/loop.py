@@ -69,8 +69,9 @@ def train(
     learning_rate: float = 2e-4,
     warmup_steps: int = 5000,  # linear rise of the learning rate
     decay: str = "constant",  # of the learning rate after the rise: "constant" or "cosine", to 0 at the last step
-    grad_clip: float = 1.0,  # largest gradient norm
+    grad_clip: float | None = 1.0,  # largest gradient norm; None: no limit
     ema_decay: float = 0.9999,
+    ema_warmup: bool = True,  # a smaller decay in the first steps
     encode: Callable[[Tensor], Tensor] = encode_pixels,  # stored data → [N, C, ...] in about [−1, 1]
     horizontal_flip: bool = False,
     objective: Objective = L_SIMPLE,
@@ -109,7 +110,8 @@ def train(
     network.train()
     sampler = TIMESTEP_SAMPLERS[timestep_sampler](process.timesteps)
     at_once = micro_batch_size if isinstance(micro_batch_size, int) else batch_size
-    state = _initial_state(network, sampler, ema_decay, log_every, at_once, fp16=precision == "fp16")
+    ema = EMA(network, ema_decay, warmup=ema_warmup)
+    state = _initial_state(network, sampler, ema, log_every, at_once, fp16=precision == "fp16")
     if _restored(state, checkpoints, ranks):
         on_resume(state.step)
     elif checkpoints is not None and rewind and ranks.first:
@@ -159,7 +161,10 @@ def train(
         state.timesteps.update(t, losses)
         on_losses(t, losses)
         state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]  # it has what a scaler asks for
-        norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip, foreach=True)
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(network.parameters(), grad_clip, norm, foreach=True)
         state.scaler.step(state.optimizer, rate)  # type: ignore[arg-type]
         state.scaler.update()
         state.ema.update(step)
@@ -221,7 +226,7 @@ def _noise_like(x0: Tensor, count: int) -> Tensor:
 def _initial_state(
     network: nn.Module,
     timesteps: TimestepSampler,
-    ema_decay: float,
+    ema: EMA,
     log_every: int,
     at_once: int,
     *,
@@ -231,7 +236,7 @@ def _initial_state(
     return TrainingState(
         network,
         Adam(network.parameters()),
-        EMA(network, ema_decay),
+        ema,
         timesteps,
         # bf16 has float32's range and needs no loss scaling.
         torch.amp.GradScaler(device.type, enabled=fp16),

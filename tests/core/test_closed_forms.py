@@ -67,6 +67,7 @@ def draw_with(seed, *shape):
         {"sampler": "dpmpp_2m_sde", "steps": 80},
         {"sampler": "dpmpp_2s", "steps": 80},
         {"sampler": "unipc", "steps": 40},
+        {"sampler": "unipc_bh1", "steps": 40},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()),
 )

@@ -257,5 +257,5 @@ def test_impossible_thresholds(quantile):
 def test_the_configuration_knows_every_sampler_and_spacing():
     schema = SamplingConfig.model_json_schema()["properties"]
     assert set(schema["sampler"]["enum"]) == set(SAMPLERS)
-    assert set(schema["spacing"]["enum"]) == set(SPACINGS)
+    assert set(schema["spacing"]["anyOf"][0]["enum"]) == set(SPACINGS)
     assert set(schema["variance"]["anyOf"][0]["enum"]) == set(VARIANCES)

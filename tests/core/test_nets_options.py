@@ -278,3 +278,29 @@ def test_sequences_are_learned_by_the_same_network():
     )
     assert curve[0].loss > 2 * curve[-1].loss
     assert curve[-1].loss < 0.3
+
+
+def test_initial_weights_of_ho():
+    """Variance scaling of 1 over the mean of a unit's inputs and outputs, uniform; biases 0; what starts at 0 stays."""
+    options = {**TINY, "width": 64, "groups": 32}
+    torch.manual_seed(0)
+    theirs = UNet(8, 3, **options, init="fan_avg")
+    torch.manual_seed(0)
+    ours = UNet(8, 3, **options)
+    stds = {}
+    for name, weight in theirs.named_parameters():
+        if name.endswith("bias"):
+            assert not weight.any()
+        elif weight.ndim > 1 and weight.any():
+            parts = weight.chunk(3) if "qkv" in name else [weight]
+            for part in parts:
+                receptive = part[0, 0].numel()
+                expected = (2 / ((part.shape[0] + part.shape[1]) * receptive)) ** 0.5
+                assert part.abs().max() <= 3**0.5 * expected
+                assert part.std().item() == pytest.approx(expected, rel=0.05), name
+            stds[name] = (weight.std() / ours.get_parameter(name).std()).item()
+    zero = {name for name, weight in ours.named_parameters() if name.endswith("weight") and not weight.any()}
+    assert zero == {n for n, w in theirs.named_parameters() if n.endswith("weight") and not w.any()}
+    # Where inputs and outputs are as many, torch's are 1/sqrt(3) of them.
+    assert stds["middle_in.conv1.weight"] == pytest.approx(3**0.5, rel=0.02)
+    assert stds["middle_attention.qkv.weight"] == pytest.approx(3**0.5, rel=0.02)

@@ -209,14 +209,17 @@ SOLVER_STEPS = [
         ("dpmpp_2m", lambda **kw: UniPCMultistepScheduler(T, disable_corrector=list(range(T)), **kw)),
         ("dpmpp_2s", lambda **kw: DPMSolverSinglestepScheduler(T, final_sigmas_type="zero", **kw)),
         ("unipc", lambda **kw: UniPCMultistepScheduler(T, **kw)),
+        ("unipc_bh1", lambda **kw: UniPCMultistepScheduler(T, solver_type="bh1", **kw)),
     ],
-    ids=["2m", "2s", "unipc"],
+    ids=["2m", "2s", "unipc", "unipc_bh1"],
 )
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_solvers_are_diffusers_in_float64(name, sampler, peer, steps, spacing, prediction):
     """Unclipped, as the peer has no clipping here. UniPC without its corrector is the 2M solver."""
     schedule = SCHEDULES[name]
     scheduler = solver_on_our_steps(peer(prediction_type=THEIR_PREDICTION[prediction]), schedule, steps, spacing)
+    if sampler == "unipc_bh1":
+        scheduler.sigmas[-1] = 1e-14  # at 0 its B(h) is infinite and its last image NaN
     mine = ours(network, schedule, sampler=sampler, steps=steps, spacing=spacing, prediction=prediction, clip=False)
     expected = theirs(network, scheduler)
     torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-10)

@@ -94,10 +94,10 @@ def test_quadratic_strides_are_equal_in_the_square_root(total, data):
 
 
 @pytest.mark.parametrize(
-    ("spacing", "visited"), [("trailing", 999), ("linspace", 999), ("quadratic", 800), ("leading", 0)]
+    ("spacing", "visited"), [("trailing", 999), ("linspace", 999), ("quadratic", 800), ("leading", 0), ("even", 0)]
 )
 def test_a_single_step_is_the_one_with_the_most_noise(spacing, visited):
-    """But of leading strides, which have no end but t = 0, as DDIM's code and diffusers have it."""
+    """But of leading strides, which have no end but t = 0, as DDIM's code and diffusers have it, and of even ones."""
     assert spaced_timesteps(1000, 1, spacing).tolist() == [visited]
 
 
@@ -107,6 +107,9 @@ def test_a_single_step_is_the_one_with_the_most_noise(spacing, visited):
         (10, 11, "leading", r"1\.\.10.*found 11"),
         (10, 0, "leading", "found 0"),
         (10, 5, "random", "no spacing 'random'"),
+        (10, 5, "2,-3", "no spacing '2,-3'"),
+        (10, 5, "2,4", "spacing 2,4 has 6 steps, but steps is 5"),
+        (10, 9, "6,3", "a section of 5 timesteps cannot have 6 steps"),
     ],
 )
 def test_impossible_spacings(total, steps, spacing, words):
@@ -120,4 +123,50 @@ def test_impossible_schedules():
     with pytest.raises(ValueError, match="found 0"):
         Schedule.named("linear", 0)
     with pytest.raises(ValueError, match="inside"):
-        Schedule(np.array([0.5, 1.0]), np.arange(2))
+        Schedule(np.array([1.0, 0.5]), np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("total", "spacing", "visited"),
+    [
+        # What improved-diffusion's space_timesteps(T, spacing) gives.
+        (1000, "1", [0]),
+        (1000, "4", [0, 333, 666, 999]),
+        (1000, "21", [*range(0, 500, 100), 499]),
+        (300, "10,15,20", [0, 11, 22, 33, 44, 55, 66, 77, 88, 99, 100, 107]),
+        (10, "2,1,3", [0, 3, 4, 7, 8, 9]),
+        (10, "0,2", [5, 9]),
+    ],
+)
+def test_even_strides_and_sections_are_improved_diffusions(total, spacing, visited):
+    steps = sum(map(int, spacing.split(",")))
+    kept = spaced_timesteps(total, steps, spacing).tolist()
+    assert set(visited) <= set(kept)
+    assert len(set(kept)) == steps
+    if "," not in spacing:
+        assert kept == spaced_timesteps(total, steps, "even").tolist()
+
+
+def test_even_strides_differ_from_linspace_by_one_step():
+    """As the published sum of strides and a product of them round differently: at T = 1000 for 278 of 999 counts."""
+    differ = 0
+    for steps in range(2, 1001):
+        even, linspace = (spaced_timesteps(1000, steps, spacing) for spacing in ("even", "linspace"))
+        assert np.abs(even - linspace).max() <= 1
+        differ += not np.array_equal(even, linspace)
+    assert differ == 278
+
+
+def test_no_signal_may_be_left_at_the_end_and_only_there():
+    """Zero terminal SNR: ᾱ_T = 0. Every table stays finite, and respacing keeps ᾱ."""
+    betas = np.append(np.linspace(0.01, 0.5, 9), 1.0)
+    schedule = Schedule.of({"schedule": "explicit", "timesteps": 10, "betas": betas.tolist()})
+    assert schedule.alphas_cumprod[-1] == 0
+    respaced = schedule.respaced(np.array([4, 9]))
+    assert respaced.alphas_cumprod[-1] == pytest.approx(0, abs=1e-15)
+    for table in ("posterior_variance", "posterior_mean_coef_x0", "posterior_mean_coef_xt"):
+        assert np.isfinite(getattr(schedule, table)).all()
+    with pytest.raises(ValueError, match="only the last may be 1"):
+        Schedule.of({"timesteps": 2, "betas": [1.0, 0.5]})
+    with pytest.raises(ValueError, match="2 numbers for 3 timesteps"):
+        Schedule.of({"timesteps": 3, "betas": [0.1, 0.5]})

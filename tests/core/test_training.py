@@ -67,6 +67,19 @@ def test_ema_is_the_weighted_mean_of_the_weights():
     assert net.weight.item() == pytest.approx(expected)
 
 
+def test_without_warm_up_the_decay_is_the_same_from_the_first_step():
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(net.weight, 1.0)
+    ema = EMA(net, decay=0.9, warmup=False)
+    torch.nn.init.constant_(net.weight, 2.0)
+    ema.update(0)
+    assert ema.averages[0].item() == pytest.approx(1.1)
+    warm, cold = network(), network()
+    run(warm, steps=3, ema_decay=0.9)
+    run(cold, steps=3, ema_decay=0.9, ema_warmup=False)
+    assert (weights(cold) - weights(network())).norm() < 0.5 * (weights(warm) - weights(network())).norm()
+
+
 def test_training_ends_with_the_average_in_place_and_evaluates():
     averaged, last = network(), network()
     run(averaged, ema_decay=0.99)
@@ -101,6 +114,9 @@ def test_gradients_are_clipped():
     # Adam's first step has the size of the rate whatever the gradient, unless it is as small as its epsilon.
     assert (weights(tight) - before).abs().max() < 1e-3 * (weights(loose) - before).abs().max()
     assert curve[0].grad_norm > 1e-6, "what is logged is the norm before clipping"
+    free = network()
+    run(free, steps=1, grad_clip=None, ema_decay=0.0)
+    assert torch.equal(weights(free), weights(loose)), "without a limit, as with one that is never reached"
 
 
 def test_dropout_and_flips_follow_the_seed():

@@ -25,9 +25,10 @@ import torchvision.datasets
 from PIL import Image
 
 from ddpm.data.sources import source_of
+from ddpm.data.store import PreparedData
 from ddpm.errors import UpstreamError, UserError
 from ddpm.stages.fetch import fetch
-from ddpm.stages.prepare import prepare
+from ddpm.stages.prepare import prepare, published_split
 
 Upstream = tuple[str, dict[str, bytes]]
 RANDOM = np.random.RandomState(0)
@@ -67,7 +68,15 @@ def mnist(request: pytest.FixtureRequest, upstream: Upstream, monkeypatch: pytes
     dataset = {"mnist": torchvision.datasets.MNIST, "fashion-mnist": torchvision.datasets.FashionMNIST}[request.param]
     monkeypatch.setattr(dataset, "mirrors", [address])
     monkeypatch.setattr(dataset, "resources", [(name, md5(content)) for name, content in files.items()])
-    return {"source": request.param, "files": files, "images": images[..., None], "labels": labels, "served": served}
+    return {
+        "source": request.param,
+        "files": files,
+        "images": images[..., None],
+        "labels": labels,
+        "test_images": images[:10, ..., None] // 2,
+        "test_labels": labels[:10],
+        "served": served,
+    }
 
 
 @pytest.fixture
@@ -80,7 +89,7 @@ def cifar10(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         f"data_batch_{number + 1}": {"data": planes[number::5], "labels": labels[number::5].tolist()}
         for number in range(5)
     }
-    batches["test_batch"] = {"data": planes[:10], "labels": labels[:10].tolist()}
+    batches["test_batch"] = {"data": planes[:10] // 2, "labels": labels[:10].tolist()}
     batches["batches.meta"] = {"label_names": names}
     pickles = {name: pickle.dumps(batch, protocol=2) for name, batch in batches.items()}
     archive = tar_of({f"cifar-10-batches-py/{name}": content for name, content in pickles.items()})
@@ -97,6 +106,8 @@ def cifar10(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "files": {dataset.filename: archive},
         "images": images[order],
         "labels": labels[order],
+        "test_images": images[:10] // 2,
+        "test_labels": labels[:10],
         "classes": tuple(names),
         "served": served,
         "folder": tmp_path,
@@ -109,18 +120,18 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("img_align_celeba/", b"")
-        for number in (3, 1, 2):
+        for number in (3, 1, 4, 2):
             face = io.BytesIO()
             Image.new("RGB", (178, 218), (number * 40, 0, 0)).save(face, "JPEG", quality=100)
             archive.writestr(f"img_align_celeba/{number:06}.jpg", face.getvalue())
-    rows = "".join(f"{number:06}.jpg {{}}\n" for number in (1, 2, 3))
+    rows = "".join(f"{number:06}.jpg {{}}\n" for number in (1, 2, 3, 4))
     files = {
         "img_align_celeba.zip": stream.getvalue(),
-        "list_attr_celeba.txt": ("3\nSmiling Young\n" + rows.format(*["-1 1"] * 3)).encode(),
-        "identity_CelebA.txt": rows.format(1, 2, 3).encode(),
-        "list_bbox_celeba.txt": ("3\nx_1 y_1 width height\n" + rows.format(*["1 2 3 4"] * 3)).encode(),
-        "list_landmarks_align_celeba.txt": ("3\nlefteye_x\n" + rows.format(1, 2, 3)).encode(),
-        "list_eval_partition.txt": rows.format(0, 0, 1).encode(),
+        "list_attr_celeba.txt": ("4\nSmiling Young\n" + rows.format(*["-1 1"] * 4)).encode(),
+        "identity_CelebA.txt": rows.format(1, 2, 3, 4).encode(),
+        "list_bbox_celeba.txt": ("4\nx_1 y_1 width height\n" + rows.format(*["1 2 3 4"] * 4)).encode(),
+        "list_landmarks_align_celeba.txt": ("4\nlefteye_x\n" + rows.format(1, 2, 3, 4)).encode(),
+        "list_eval_partition.txt": rows.format(0, 0, 1, 2).encode(),
     }
     drive = tmp_path / "drive"
     drive.mkdir()
@@ -158,13 +169,28 @@ def test_cifar10(cifar10: dict[str, Any], root: Path, prepared: Callable) -> Non
 
 
 def check_against_upstream(known: dict[str, Any], root: Path, prepared: Callable) -> None:
-    """data/ is the upstream's bytes and nothing else; prepared/ is its training part, in its order."""
+    """data/ is the upstream's bytes and nothing else; prepared/ is its training part and then its test part, in their
+    order, and the test part is the validation. With a share it is the training part alone."""
     manifest = prepared(source=known["source"])
     assert {file.name: file.read_bytes() for file in (root / "data").rglob("*")} == known["files"]
-    assert (np.load(root / "prepared/images.npy") == known["images"]).all()
-    assert (np.load(root / "prepared/labels.npy") == known["labels"]).all()
+    images, labels = (np.concatenate([known[name], known[f"test_{name}"]]) for name in ("images", "labels"))
+    count = len(known["images"])
+    assert (np.load(root / "prepared/images.npy") == images).all()
+    assert (np.load(root / "prepared/labels.npy") == labels).all()
+    assert np.load(root / "prepared/train.npy").tolist() == list(range(count))
+    assert np.load(root / "prepared/validation.npy").tolist() == list(range(count, count + 10))
+    assert (manifest.counts.train, manifest.counts.validation) == (count, 10)
+    assert manifest.rules.validation_fraction is None
     assert len(manifest.classes) == 10
     assert manifest.classes == known.get("classes", manifest.classes)
+    assert manifest.splits["train"].sha256 == hashlib.sha256(known["images"].astype(np.uint8).tobytes()).hexdigest()
+    assert PreparedData.open(root / "prepared").reference("published") == ("train",)
+
+    manifest = prepared(source=known["source"], validation_fraction=0.2)
+    assert (np.load(root / "prepared/images.npy") == known["images"]).all()
+    assert (np.load(root / "prepared/labels.npy") == known["labels"]).all()
+    assert (manifest.counts.train, manifest.counts.validation) == (count - 10, 10)
+    assert PreparedData.open(root / "prepared").reference("published") == ("train", "validation")
 
 
 def test_prepare_needs_no_network(cifar10: dict[str, Any], root: Path, params: Callable) -> None:
@@ -177,9 +203,20 @@ def test_celeba(celeba: dict[str, Any], root: Path, prepared: Callable) -> None:
     manifest = prepared(source="celeba", image_size=64)
     assert {file.name: file.read_bytes() for file in (root / "data").rglob("*")} == celeba["files"]
     images = np.load(root / "prepared/images.npy")
-    assert images.shape == (3, 64, 64, 3)
-    assert np.abs(images[:, 32, 32, 0].astype(int) - [40, 80, 120]).max() <= 2  # in the order of the names
+    assert images.shape == (4, 64, 64, 3)
+    assert np.abs(images[:, 32, 32, 0].astype(int) - [40, 80, 120, 160]).max() <= 2  # in the order of the names
     assert manifest.classes is None
+    assert np.load(root / "prepared/validation.npy").tolist() == [2, 3]  # published for validation, and for test
+    assert prepared(source="celeba", image_size=64, validation_fraction=0.5).rules.validation_fraction == 0.5
+
+
+def test_a_published_split_that_is_none(celeba: dict[str, Any], params: Callable) -> None:
+    (celeba["drive"] / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg\n")
+    source = source_of(params(source="celeba").data, celeba["drive"])
+    with pytest.raises(UserError, match=r"list_eval_partition.txt: not CelebA's as published"):
+        source.read_split(celeba["drive"])
+    with pytest.raises(UserError, match="3 are published for training and 0 for validation; set `data.validation_fr"):
+        published_split([False] * 3, Path("data"))
 
 
 def test_celeba_is_not_square(celeba: dict[str, Any], prepared: Callable) -> None:

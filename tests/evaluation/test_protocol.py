@@ -65,7 +65,7 @@ def params(**evaluation) -> Params:
 
 def test_a_protocol_stands_for_its_values_and_other_keys_override_them():
     papers = params(protocol="inception-50k").evaluation
-    assert (papers.samples, papers.features, papers.reference, papers.splits) == (50_000, "inception", "all", 10)
+    assert (papers.samples, papers.features, papers.reference, papers.splits) == (50_000, "inception", "published", 10)
     assert params(protocol="inception-50k", samples=10_000).evaluation.samples == 10_000
     assert params(protocol="digits-2k").evaluation == params().evaluation == EvaluationConfig()
     assert params(protocol="quick").evaluation.samples < 500

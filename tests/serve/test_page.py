@@ -57,7 +57,7 @@ def test_it_asks_for_the_model_and_shows_what_it_draws_unasked(page, deploy):
     assert re.fullmatch(r"16 of seed 0 in [\d.]+ s, by ddpm-dots@\w+", settle(page))
     assert page.run('by("steps").max') == "20"
     names = page.run('[...by("sampler").options].map(option => option.value)')
-    assert names == ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc"]
+    assert names == ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"]
 
 
 def test_sliders_and_buttons_say_what_is_drawn(page, deploy):
