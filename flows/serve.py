@@ -30,6 +30,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.settings import PREFECT_API_AUTH_STRING
 from prefect.states import Cancelling, Crashed
 
 from ddpm import tracking
@@ -40,6 +41,8 @@ HOST = "127.0.0.1"
 POOL = "ddpm"
 
 _PREFECT = [sys.executable, "-m", "prefect"]
+# What a flow run may choose of its process. Not the command, nor its environment.
+_JOB = Path(__file__).with_name("work-pool.json")
 _START_SECONDS = 180
 _CANCEL_SECONDS = 45
 _UNFINISHED = [StateType.RUNNING, StateType.CANCELLING]
@@ -108,7 +111,7 @@ def serve() -> int:
         tracking.load_mlflow()  # makes the store's folder
         # The jobs that MLflow's server can run are others' affair, and would cost seven processes.
         mlflow.start(_mlflow_command(mlflow_port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-        prefect.start([*_PREFECT, "server", "start", "--host", HOST, "--port", str(prefect_port)], {})
+        prefect.start(_prefect_command(prefect_port), {})
         mlflow.wait_until_healthy(f"http://{HOST}:{mlflow_port}/health")
         prefect.wait_until_healthy(f"http://{HOST}:{prefect_port}/api/health")
         if not ended.is_set():
@@ -153,6 +156,13 @@ def _mlflow_command(port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *_flat(options.items())]
 
 
+def _prefect_command(port: int) -> list[str]:
+    """The server that plans the runs. Whoever may use it decides what the worker runs, so no web page may."""
+    names = f"{HOST}:{port},localhost:{port}"
+    server = Path(__file__).with_name("prefect_server.py")
+    return [sys.executable, str(server), "--host", HOST, "--port", str(port), "--allowed-hosts", names]
+
+
 def _flat(pairs: Iterable[tuple[str, str]]) -> list[str]:
     return [word for pair in pairs for word in pair]
 
@@ -160,7 +170,7 @@ def _flat(pairs: Iterable[tuple[str, str]]) -> list[str]:
 def _deploy(env: Mapping[str, str]) -> None:
     """Make the work pool and the deployments of prefect.yaml, or bring them up to date."""
     for command in (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["work-pool", "create", POOL, "--type", "process", "--overwrite", "--base-job-template", str(_JOB)],
         ["--no-prompt", "deploy", "--all"],
     ):
         # prefect.yaml has $PWD, which only a shell keeps right.
@@ -170,6 +180,11 @@ def _deploy(env: Mapping[str, str]) -> None:
         )
         if done.returncode:
             raise UserError(f"prefect {' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+
+
+def _client(api: str) -> SyncPrefectClient:
+    """With the password that the environment or Prefect's profile holds, if the server asks for one."""
+    return SyncPrefectClient(api, auth_string=PREFECT_API_AUTH_STRING.value())
 
 
 def _unfinished_runs(client: SyncPrefectClient) -> list[FlowRun]:
@@ -182,7 +197,7 @@ def _unfinished_runs(client: SyncPrefectClient) -> list[FlowRun]:
 def _cancel_runs(api: str) -> None:
     """Cancel what the worker runs, and wait until it has stopped: the worker, when it is ended, would just kill it."""
     deadline = time.monotonic() + _CANCEL_SECONDS
-    with SyncPrefectClient(api) as client:
+    with _client(api) as client:
         client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))  # what waits shall not start now
         for run in _unfinished_runs(client):
             client.set_flow_run_state(run.id, Cancelling(message="`make serve` was stopped"))
@@ -192,7 +207,7 @@ def _cancel_runs(api: str) -> None:
 
 def _write_off_runs(api: str) -> None:
     """Record that what a killed worker ran has ended; else the schedule would wait for it."""
-    with SyncPrefectClient(api) as client:
+    with _client(api) as client:
         for run in _unfinished_runs(client):
             client.set_flow_run_state(run.id, Crashed(message="the worker that ran it is no more"))
 
