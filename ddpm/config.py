@@ -408,13 +408,14 @@ class EvaluationConfig(Section):
     splits: Positive = Field(10, description="splits of the Inception Score")
     resamples: int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
     nll_samples: int = Field(
-        40, ge=0, description="images of each split whose likelihood is bounded, a network evaluation per timestep; 0: none"
+        40,
+        ge=0,
+        description="images of each split whose likelihood is bounded, a network evaluation a timestep; 0: none",
     )
     nll_timesteps: int | None = Field(
         100,
         ge=4,
-        description="timesteps that the bound is estimated from, with a standard error; null, or T and more: all T, which "
-        "gives the exact bound",
+        description="timesteps that the bound is estimated from, with a standard error; null: all, the exact bound",
     )
 
     @model_validator(mode="before")
