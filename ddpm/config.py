@@ -527,7 +527,6 @@ class EvaluationConfig(Section):
         ge=4,
         description="timesteps that the bound is estimated from, with a standard error; null: all, the exact bound",
     )
-    )
 
     @model_validator(mode="before")
     @classmethod

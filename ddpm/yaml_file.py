@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> Any:
 def aliases(path: Path) -> list[str]:
     """The aliases (`*name`) in a file that `read_yaml` accepts, in their order."""
     events = yaml.parse(path.read_text(encoding="utf-8"), SafeLoader)
-    return [event.anchor for event in events if isinstance(event, yaml.AliasEvent)]
+    return [str(event.anchor) for event in events if isinstance(event, yaml.AliasEvent)]
 
 
 def _check_depth(text: str) -> None:
@@ -51,7 +51,8 @@ def _check_depth(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise yaml.constructor.ConstructorError(
-                problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=event.start_mark
+                problem=f"nested more than {MAX_DEPTH} levels deep",
+                problem_mark=event.start_mark,  # type: ignore[arg-type]  # the C parser's has the same fields
             )
 
 
@@ -71,7 +72,7 @@ class _Loader(SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             kind = node.tag.rpartition(":")[2]
             shown = repr(node.value[:40]) if isinstance(node.value, str) else "this"

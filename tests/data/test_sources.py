@@ -215,7 +215,7 @@ def test_a_published_split_that_is_none(celeba: dict[str, Any], params: Callable
     source = source_of(params(source="celeba").data, celeba["drive"])
     with pytest.raises(UserError, match=r"list_eval_partition.txt: not CelebA's as published"):
         source.read_split(celeba["drive"])
-    with pytest.raises(UserError, match="3 are published for training and 0 for validation; set `data.validation_fr"):
+    with pytest.raises(UserError, match=r"3 are published for training and 0 for validation; set `data.validation_fr"):
         published_split([False] * 3, Path("data"))
 
 
