@@ -9,6 +9,21 @@ from ddpm.layout import COMPARISON
 from ddpm.serve.arguments import add_precision
 
 
+def add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("directory", type=Path, metavar="DIR", help="the project's folder, made if it is not there")
+    init.add_argument(
+        "--images", type=Path, required=True, metavar="PATH", help="a folder of images; subfolders are classes"
+    )
+    init.add_argument(
+        "--size", type=_positive, help="pixels a side (default: 32, or less where the images are smaller)"
+    )
+    init.add_argument("--channels", type=int, choices=[1, 3], help="1 grey, 3 in colour (default: as the images are)")
+
+
+def add_completion(completion: argparse.ArgumentParser) -> None:
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+
+
 def add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument(
         "model", metavar="MODEL", help="models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ddpm import __version__
-from ddpm.arguments import add_compare, add_export_diffusers, add_import, add_measure, add_promotion, add_sample
+from ddpm.arguments import (
+    add_compare,
+    add_completion,
+    add_export_diffusers,
+    add_import,
+    add_init,
+    add_measure,
+    add_promotion,
+    add_sample,
+)
 from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.layout import COMPARISON_PAGE
 from ddpm.serve.arguments import add_arguments as add_serve
@@ -47,7 +57,9 @@ Beside the stages:
   ddpm serve MODEL                        images over HTTP, and a page to look at them
   ddpm import SOURCE --out models/V       a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT         a model directory as diffusers' DDPMPipeline reads it
+  ddpm init DIR --images PATH             a params.yaml for your images; the stages then run in DIR
   ddpm config [V] [--changed]             params.yaml with its defaults: the meaning and the values of each key
+  ddpm completion bash|zsh                completion of commands and options in your shell
 
 Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed, try again; 130 interrupted.
 """
@@ -58,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's threads wait for each other thousands of times a step, by default spinning. Beside any other busy process
     # that starves them: training fell from 20 steps a second to below 1. To be set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    _tolerate_a_narrow_encoding()
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -126,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     rollback = command("rollback", _rollback, "make the version champion that was it before")
     add_promotion(promote, rollback)
     add_measure(command("measure", _measure, "measure an exported model as `evaluate` would, with the data of today"))
+    add_init(command("init", _init, "write a short params.yaml for a folder of images, with a network that fits"))
+    add_completion(command("completion", _completion, "print a script that completes ddpm's commands in your shell"))
     config = command("config", _config, "print params.yaml with its defaults: the meaning and the values of each key")
     config.add_argument("variant", metavar="V", nargs="?", help="show this model of params.yaml alone")
     config.add_argument("--changed", action="store_true", help="show only what differs from the defaults")
@@ -136,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     add_import(command("import", _import, "make a model directory of a published checkpoint"))
     add_export_diffusers(command("export-diffusers", _export_diffusers, "write a model for diffusers' DDPMPipeline"))
     return parser
+
+
+def _tolerate_a_narrow_encoding() -> None:
+    """Print `?` for what stdout's encoding lacks: under latin-1 the arrows of the help would end in a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _params() -> Params:
@@ -151,9 +172,11 @@ def _fetch(arguments: Arguments) -> None:
 
 
 def _prepare(arguments: Arguments) -> None:
+    from ddpm.stages.checks import check_settings
     from ddpm.stages.prepare import prepare
 
     params = _params()
+    check_settings(params)
     if arguments.skip_bad:
         params = params.model_copy(update={"data": params.data.model_copy(update={"skip_bad": True})})
     prepare(params)
@@ -166,14 +189,18 @@ def _fit_extractor(arguments: Arguments) -> None:
 
 
 def _train(arguments: Arguments) -> None:
+    from ddpm.stages.checks import check_model
+
+    params = _params()
+    check_model(params, arguments.variant)
     if arguments.dry_run:
         from ddpm.stages.dry_run import dry_run
 
-        print("\n".join(dry_run(_params(), arguments.variant)))
+        print("\n".join(dry_run(params, arguments.variant)))
         return
     from ddpm.stages.train import train_variant
 
-    train_variant(_params(), arguments.variant)
+    train_variant(params, arguments.variant)
 
 
 def _evaluate(arguments: Arguments) -> None:
@@ -282,6 +309,21 @@ def _export_diffusers(arguments: Arguments) -> None:
 
     export_diffusers(arguments.model, arguments.out)
     print(f"{arguments.out}: for DDPMPipeline.from_pretrained")
+
+
+def _init(arguments: Arguments) -> None:
+    from ddpm.stages.init import initialise
+
+    print(initialise(arguments.directory, arguments.images, size=arguments.size, channels=arguments.channels))
+
+
+def _completion(arguments: Arguments) -> None:
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        raise UserError("completion needs the package shtab: pip install 'ddpm[pipeline]'") from None
+
+    print(shtab.complete(_parser(), arguments.shell))
 
 
 def _config(arguments: Arguments) -> None:

@@ -509,13 +509,15 @@ class EvaluationConfig(Section):
         description="real images that generated ones are held against: the training split, both splits, or the images "
         "published for training: train where validation has its own published images, else all",
     )
-    samples: Positive = Field(2000, description="images drawn to be measured")
+    samples: Int = Field(2000, ge=4, description="images drawn to be measured")
     sampling: SamplingConfig | None = Field(
         None, description="a plan that every model is measured under; null: each under its own"
     )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     devices: Positive = Field(1, description="processes on this machine that draw the samples of `ddpm evaluate`")
-    splits: Positive = Field(10, description="splits of the Inception Score")
+    splits: Positive = Field(
+        10, description="splits of the Inception Score, at most; each needs two samples and two validation images"
+    )
     resamples: Int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
     nll_samples: Int = Field(
         40,

@@ -13,7 +13,7 @@ try:
 except ImportError:
     from yaml import SafeLoader  # type: ignore[assignment]
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, brief
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 30  # libyaml's own composer overflows the stack at some ten thousand
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> Any:
 def aliases(path: Path) -> list[str]:
     """The aliases (`*name`) in a file that `read_yaml` accepts, in their order."""
     events = yaml.parse(path.read_text(encoding="utf-8"), SafeLoader)
-    return [str(event.anchor) for event in events if isinstance(event, yaml.AliasEvent)]
+    return [event.anchor or "" for event in events if isinstance(event, yaml.AliasEvent)]
 
 
 def _check_depth(text: str) -> None:
@@ -50,10 +50,11 @@ def _check_depth(text: str) -> None:
     for event in yaml.parse(text, SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise yaml.constructor.ConstructorError(
-                problem=f"nested more than {MAX_DEPTH} levels deep",
-                problem_mark=event.start_mark,  # type: ignore[arg-type]  # the C parser's has the same fields
-            )
+            raise _fault(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+
+
+def _fault(problem: str, mark: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(problem=problem, problem_mark=mark)
 
 
 def _one_line(error: Exception) -> str:
@@ -75,18 +76,14 @@ class _Loader(SafeLoader):
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             kind = node.tag.rpartition(":")[2]
-            shown = repr(node.value[:40]) if isinstance(node.value, str) else "this"
-            raise yaml.constructor.ConstructorError(
-                problem=f"{shown} cannot be read as {kind}", problem_mark=node.start_mark
-            ) from None
+            shown = brief(node.value) if isinstance(node.value, str) else "this"
+            raise _fault(f"{shown} cannot be read as {kind}", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key.value, str) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"the key `{key.value}` is there twice", problem_mark=key.start_mark
-                    )
+                    raise _fault(f"the key {brief(key.value)} is there twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

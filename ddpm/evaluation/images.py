@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddpm.config import EvaluationConfig, Params
+from ddpm.config import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation
 from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256, Extractor, Features
 from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import (
-    NEIGHBOURHOOD,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -25,6 +24,7 @@ from ddpm.evaluation.metrics import (
     precision_recall,
 )
 from ddpm.evaluation.pictures import grid
+from ddpm.evaluation.requirements import check_enough, score_splits
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
 CLOSEST, NEIGHBOURS = 8, 7
@@ -48,7 +48,7 @@ class ImageMeasure:
         """
         options = params.evaluation
         self._train_split, validation = data.split("train"), data.split("validation")
-        _check_enough(options, len(self._train_split), len(validation))
+        check_enough(options, len(self._train_split), len(validation))
         if options.features == "inception":
             _check_published(extractor.identity, options.protocol)
         self._extractor = extractor
@@ -56,7 +56,8 @@ class ImageMeasure:
         self._validation = cached_features(self._extractor, validation, cache)
         whole = len(data.reference(options.reference)) > 1
         self._reference = _both(self._train, self._validation) if whole else self._train
-        self._splits, self._resamples, self._seed = options.splits, options.resamples, params.seed
+        self._splits = score_splits(options, len(validation))
+        self._resamples, self._seed = options.resamples, params.seed
         self._features, self._count = self._train.room_for(options.samples), 0
         self._distances = torch.empty(options.samples)
         self._shown = np.empty((0, *data.kind.shape), np.uint8)
@@ -203,18 +204,3 @@ def _check_published(identity: dict[str, Any], protocol: str) -> None:
         raise UserError(
             f"{wanted} (SHA-256 {INCEPTION_SHA256}), but extractor/ was made with a file of {identity['sha256']}"
         )
-
-
-def _check_enough(options: EvaluationConfig, train: int, validation: int) -> None:
-    """Refuse before the work what no figure could be computed of."""
-    needed = max(2 * options.splits, NEIGHBOURHOOD + 1)
-    for count, what in (
-        (options.samples, "evaluation.samples"),
-        (train, "the number of training images"),
-        (validation, "the number of validation images"),
-    ):
-        if count < needed:
-            raise UserError(
-                f"{what} is {count}, but an Inception Score of evaluation.splits = {options.splits} parts, and "
-                f"precision and recall, need at least {needed}: use more images or fewer splits"
-            )

@@ -9,8 +9,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from ddpm.evaluation.requirements import NEIGHBOURHOOD
+
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-NEIGHBOURHOOD = 3
 SHUFFLE_SEED = 2020  # of the Inception Score's splits and KID's subsets: torch-fidelity's own default
 
 _ROWS = 1000  # of a distance matrix at a time

@@ -22,9 +22,10 @@ from ddpm.errors import UserError
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.images import ImageMeasure
-from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
+from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from ddpm.evaluation.pictures import captioned, save_png
 from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
+from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.evaluation.trained import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
 from ddpm.evaluation.values import ValueMeasure
@@ -190,6 +191,11 @@ def measure(
             figures.add(batch)
             progress.update(len(batch))
     protocol = protocol_of(params, facts, data, identity)
+    if protocol.splits < options.splits:
+        print(
+            f"{name}: the Inception Score has {protocol.splits} parts, not evaluation.splits = {options.splits}: "
+            f"there are {len(data.split('validation'))} validation images and {options.samples} samples"
+        )
     return Measurement(figures.figures(), protocol, figures.pictures())
 
 
@@ -221,7 +227,7 @@ def protocol_of(
         samples=options.samples,
         **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
         weights=facts.weights,
-        splits=options.splits,
+        splits=score_splits(options, len(validation)) if data.kind.name == "images" else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,
         neighbourhood=NEIGHBOURHOOD,

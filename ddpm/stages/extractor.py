@@ -27,6 +27,7 @@ from ddpm.evaluation.extractor import (
     save_inception,
     where_inception_goes,
 )
+from ddpm.evaluation.requirements import check_extractor
 from ddpm.files import atomic_directory
 from ddpm.layout import EXTRACTOR, PREPARED
 from ddpm.stages.progress import bar
@@ -71,13 +72,7 @@ def _measure_coordinates(params: Params, data: PreparedData, root: Path) -> None
 def resolve_kind(params: Params, *, labelled: bool, channels: int) -> str:
     """The extractor's kind for this data, as `ExtractorConfig.kind` tells."""
     kind = params.extractor.kind
-    if kind == "inception" and channels != 3:
-        raise UserError("extractor.kind is `inception`, which needs colour images; the data is grey: use `classifier`")
-    if kind == "classifier" and not labelled:
-        raise UserError(
-            "extractor.kind is `classifier`, but labels are missing: sort the images into class folders, "
-            "or use `rotation`"
-        )
+    check_extractor(kind, labelled=labelled, channels=channels)
     if kind != "auto":
         return kind
     if channels == 3 and find_inception(params.extractor.weights) is not None:

@@ -90,7 +90,7 @@ def test_sections_may_be_left_out_but_where_dvc_tracks_them(tmp_path: Path, monk
 HUGE = "0x" + "f" * 5000
 MODEL = "models: {ddpm: {training: {steps: %s}}}"
 WRONG = {
-    "5,000 digits": (MODEL % ("9" * 5000), r"'9{40}' cannot be read as int at line 1"),
+    "5,000 digits": (MODEL % ("9" * 5000), r"'9+\.\.\.9+' cannot be read as int at line 1"),
     "hexadecimal": (MODEL % HUGE, r"`models.ddpm.training.steps`: .*found a number of 20000 bits"),
     "hexadecimal in a list": (f"models: {{ddpm: {{network: {{multipliers: [{HUGE}]}}}}}}", "a number of 20000 bits"),
     "hexadecimal as a key": (f"models: {{ddpm: {{? {HUGE} : 1}}}}", "a number of 20000 bits"),
@@ -105,12 +105,12 @@ WRONG = {
     "a tag": ("seed: !!bool maybe", "'maybe' cannot be read as bool"),
     "an object": ("seed: !!python/object:os.system {}", "could not determine a constructor"),
     "two documents": ("seed: 1\n---\nseed: 2", "expected a single document"),
-    "a key twice": ("models:\n  a: {}\nmodels:\n  b: {}", "the key `models` is there twice at line 3"),
+    "a key twice": ("models:\n  a: {}\nmodels:\n  b: {}", "the key 'models' is there twice at line 3"),
     "a list as kind": ("models: {ddpm: {network: {kind: [1]}}}", "expected `kind` to be one of unet"),
     "a word as section": ("models: {ddpm: {network: {}, training: fast}}", "expected keys below it, found 'fast'"),
     "a key of two lines": ('models: {ddpm: {"a\\nb": 1}}', r"unknown key `models.ddpm.a\\nb`"),
     "an endless text": (f"variants: [{'x' * 100_000}]\nmodels: {{ddpm: {{}}}}", "`variants` names 'x{10,}"),
-    "no such user": ("data: {source: folder, path: ~nosuch/x}\nmodels: {ddpm: {}}", "data.path: no user 'nosuch'"),
+    "no such user": ("data: {source: folder, path: ~nosuch/x}\nmodels: {a: {}}", "data.path: .* no user 'nosuch'"),
     "NUL": ('data: {source: folder, path: "a\\0b"}\nmodels: {ddpm: {}}', "data.path: a path has no NUL character"),
 }  # fmt: skip
 

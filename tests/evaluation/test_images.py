@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.config import Params
+from ddpm.config import EvaluationConfig, Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.images import CLOSEST, NEIGHBOURS, ImageMeasure
+from ddpm.evaluation.requirements import check_enough, score_splits
 from ddpm.figures import FIGURES
 
 
@@ -86,23 +87,33 @@ def test_what_stands_beside_the_floor_has_its_count_and_its_reference(project: P
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "validation", "splits"),
     [
-        ({"samples": 19, "splits": 10}, "evaluation.samples is 19, but .* need at least 20"),
-        ({"samples": 3, "splits": 1}, "evaluation.samples is 3, but .* precision and recall, need at least 4"),
-        ({"splits": 200}, "the number of validation images is 359, but .* need at least 400"),
+        ({}, 359, 10),
+        ({"samples": 19, "splits": 10}, 359, 9),
+        ({}, 16, 8),
+        ({"splits": 200}, 359, 179),
+        ({"samples": 4, "splits": 3}, 4, 2),
     ],
 )
-def test_too_few_images_are_refused_before_the_work(project: Path, options, words):
-    with pytest.raises(UserError, match=words):
-        measure_of(project, **options)
+def test_the_inception_scores_parts_are_fitted_to_the_images(options, validation: int, splits: int):
+    assert score_splits(EvaluationConfig.model_validate(options), validation) == splits
+
+
+def test_too_few_images_are_refused_with_the_key_that_helps():
+    options = EvaluationConfig()
+    check_enough(options, 4, 4)
+    with pytest.raises(UserError, match=r"validation images is 3, .* at least 4: .*raise data\.validation_fraction"):
+        check_enough(options, 12, 3)
+    with pytest.raises(UserError, match=r"training images is 3, .* at least 4: .*lower data\.validation_fraction"):
+        check_enough(options, 3, 12)
 
 
 MEMORY = """
 import re
 from pathlib import Path
 import numpy as np
-from ddpm.config import Params
+from ddpm.config import EvaluationConfig, Params
 from ddpm.data.store import PreparedData, Split
 from ddpm.evaluation.images import ImageMeasure
 from test_features import MeanColour

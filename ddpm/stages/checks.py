@@ -1,0 +1,73 @@
+"""What can be known before a training: whether its model can be measured, sampled and exported afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddpm.config import DataConfig, Params
+from ddpm.data.kinds import data_kind
+from ddpm.data.store import PreparedData
+from ddpm.diffusion.plans import plan_for
+from ddpm.errors import UserError
+from ddpm.evaluation.requirements import check_enough, check_extractor
+from ddpm.layout import PREPARED
+
+
+def check_settings(params: Params) -> None:
+    """Check what params.yaml alone tells of the models that the pipeline builds, before `ddpm prepare` reads images.
+
+    Raises:
+        UserError: a plan is not one of its model's, or a network does not fit images of data.image_size.
+    """
+    for variant in params.variants:
+        _check_plans(params, variant)
+        _check_network(params, variant)
+
+
+def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
+    """Check that a model can be measured and exported once it is trained on the prepared data.
+
+    Raises:
+        UserError: there are too few images, no extractor of the kind asked for can be made, or a plan is not one of
+            the model's.
+    """
+    _check_plans(params, variant)
+    data = PreparedData.open(root / PREPARED)
+    if data.kind.name == "images":
+        check_enough(params.evaluation, len(data.split("train")), len(data.split("validation")))
+        manifest = data.manifest
+        check_extractor(params.extractor.kind, labelled=manifest.classes is not None, channels=manifest.shape[2])
+
+
+def _check_plans(params: Params, variant: str) -> None:
+    """The plan that the model is exported with, and the one that it is measured by."""
+    config = params.variant(variant)
+    for sampling, key in (
+        (config.sampling, f"models.{variant}.sampling"),
+        (params.evaluation.sampling, "evaluation.sampling"),
+    ):
+        if sampling is None:
+            continue
+        try:
+            plan_for(config.process.model_dump(), sampling.model_dump())
+        except ValueError as error:
+            raise UserError(f"{key} does not fit models.{variant}.process: {error}") from None
+
+
+def _check_network(params: Params, variant: str) -> None:
+    """Of images whose size and channels params.yaml tells."""
+    size, channels = _shape(params.data)
+    if size is None:
+        return
+    import torch  # 2 seconds, which the other checks do not take
+
+    from ddpm.model import build_network
+
+    with torch.device("meta"):  # no memory, no initial weights
+        build_network(params.variant(variant), data_kind("images", (size, size, channels or 1)))
+
+
+def _shape(data: DataConfig) -> tuple[int | None, int | None]:
+    if data.source == "digits" and data.image_size is None:
+        return 8, data.channels
+    return data.image_size, data.channels
