@@ -432,6 +432,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "samples": 50_000,
         "resamples": 50,
         "nll_samples": 1000,
+        "nll_timesteps": None,
     },
     "quick": {"samples": 256, "splits": 2, "resamples": 50, "nll_samples": 0},
 }
@@ -458,7 +459,11 @@ class EvaluationConfig(Section):
     splits: Positive = Field(10, description="splits of the Inception Score")
     resamples: Int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
     nll_samples: Int = Field(
-        40, ge=0, description="images of each split whose likelihood is bounded, T network evaluations each; 0: none"
+        40, ge=0, description="images of each split whose likelihood is bounded, a network evaluation a timestep; 0: none"
+    )
+    nll_timesteps: Annotated[Int, Field(ge=4)] | None = Field(
+        100,
+        description="timesteps that the bound is estimated from, with a standard error; null: all, the exact bound",
     )
 
     @model_validator(mode="before")

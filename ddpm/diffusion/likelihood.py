@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,24 +82,90 @@ def prior_terms(process: GaussianProcess, x0: Tensor) -> Tensor:
     return normal_kl(mean, log_variance, zero, zero).flatten(1).mean(1) / math.log(2)
 
 
+class Stratum(NamedTuple):
+    """Neighbouring timesteps, and those of them whose terms are computed."""
+
+    size: int
+    chosen: tuple[int, ...]
+
+
+def strata(timesteps: int, count: int | None, seed: int) -> list[Stratum]:
+    """A partition of 0 … T−1, with `count` timesteps chosen in all, in ascending order.
+
+    The first quarter of them are the first timesteps, whose terms are the largest. The rest is divided into strata that
+    grow geometrically, as the terms fall; of each stratum two timesteps are drawn without replacement.
+
+    Args:
+        timesteps: T.
+        count: None, or T or more: every timestep is chosen.
+        seed: of the draws.
+
+    Raises:
+        ValueError: `count` is below 4.
+    """
+    if count is None or count >= timesteps:
+        return [Stratum(1, (t,)) for t in range(timesteps)]
+    if count < 4:
+        raise ValueError(f"at least 4 timesteps are needed, found {count}")
+    pairs = 3 * count // 8
+    alone = count - 2 * pairs
+    random = np.random.default_rng(seed)
+    drawn = [
+        Stratum(last - first, tuple(np.sort(first + random.choice(last - first, 2, replace=False)).tolist()))
+        for first, last in pairwise(_growing(alone, timesteps, pairs))
+    ]
+    return [*(Stratum(1, (t,)) for t in range(alone)), *drawn]
+
+
+def _growing(first: int, last: int, parts: int) -> list[int]:
+    """The edges of `parts` intervals from `first` to `last`, each of two or more, their sizes growing geometrically."""
+    low, high = 1.0, float(last)
+    while high - low > 1e-9:
+        ratio = (low + high) / 2
+        low, high = (ratio, high) if np.sum(2 * ratio ** np.arange(parts)) < last - first else (low, ratio)
+    ends = np.cumsum(2 * low ** np.arange(parts))
+    edges = first + np.rint(ends * (last - first) / ends[-1]).astype(int)
+    # Rounding leaves every interval two or more: the exact sizes do not decrease and begin with two.
+    return [first, *edges.tolist()]
+
+
 @dataclass(frozen=True)
 class LikelihoodBound:
     """The bound on −log₂ p(x_0), in bits per dimension, averaged over images.
 
     Attributes:
-        terms: [T] float64: L_0, the decoder's, then the KL of every later step.
+        terms: [K] float64: of each chosen timestep, ascending: L_0, the decoder's, or the KL of a later step.
         prior: L_T.
         images: how many were averaged.
+        strata: what the terms stand for.
     """
 
     terms: Tensor
     prior: float
     images: int
+    strata: tuple[Stratum, ...]
+
+    @property
+    def timesteps(self) -> list[int]:
+        """Those of `terms`."""
+        return [t for stratum in self.strata for t in stratum.chosen]
 
     @property
     def bits_per_dim(self) -> float:
-        """The whole bound."""
-        return self.prior + float(self.terms.sum())
+        """The whole bound, or where timesteps were drawn an unbiased estimate of it."""
+        weights = [size / len(chosen) for size, chosen in self.strata for _ in chosen]
+        return self.prior + float((self.terms * torch.tensor(weights, dtype=torch.float64)).sum())
+
+    @property
+    def standard_error(self) -> float:
+        """Of `bits_per_dim`, from the choice of timesteps; 0 where all were chosen."""
+        squared, at = 0.0, 0
+        for size, chosen in self.strata:
+            count, at = len(chosen), at + len(chosen)
+            if count < size:
+                spread = float(self.terms[at - count : at].var())
+                squared += size**2 * (1 - count / size) * spread / count
+        return math.sqrt(squared)
 
 
 def likelihood_bound(
@@ -109,9 +176,15 @@ def likelihood_bound(
 
 
 def likelihood_bounds(
-    denoise: Denoiser, process: GaussianProcess, *groups: Iterable[Tensor], seed: int = 0, clip: bool = True
+    denoise: Denoiser,
+    process: GaussianProcess,
+    *groups: Iterable[Tensor],
+    seed: int = 0,
+    clip: bool = True,
+    timesteps: int | None = None,
 ) -> list[LikelihoodBound]:
-    """The full bound of each group: T evaluations of the network an image, in the memory of one batch of every group.
+    """The bound of each group: one evaluation of the network per image and timestep, with one batch of every group in
+    memory.
 
     The groups' first batches go through the network together, then their second ones, and so on: T small evaluations
     take about as long as T larger ones.
@@ -120,37 +193,46 @@ def likelihood_bounds(
         groups: batches of images [n, C, ...] in [−1, 1] on 256 levels, on the device and in the precision to work in.
         seed: of the noise; image i of a group is always noised the same way, whatever the batches and the other groups.
         clip: hold x̂_0 in [−1, 1], as the papers do.
+        timesteps: estimate the bound from this many timesteps, see `strata`; None: all T.
 
     Raises:
-        ValueError: a group has no images.
+        ValueError: a group has no images, or there are too few timesteps.
     """
+    parted = strata(process.timesteps, timesteps, seed)
+    steps = [t for stratum in parted for t in stratum.chosen]
     images = [0] * len(groups)
-    sums = torch.zeros(len(groups), process.timesteps + 1, dtype=torch.float64)
+    sums = torch.zeros(len(groups), len(steps) + 1, dtype=torch.float64)
     for parts in zip_longest(*groups):
         present = {group: x0 for group, x0 in enumerate(parts) if x0 is not None}
         noises = [ImageNoise(seed, len(x0), tuple(x0.shape[1:]), first=images[group]) for group, x0 in present.items()]
-        terms = _terms(denoise, process, torch.cat(list(present.values())), noises, clip=clip)
+        terms = _terms(denoise, process, torch.cat(list(present.values())), noises, steps, clip=clip)
         for (group, x0), own in zip(present.items(), terms.split([len(x0) for x0 in present.values()], 1), strict=True):
             sums[group] += own.double().sum(1).cpu()
             images[group] += len(x0)
     if not all(images):
         raise ValueError("no images to evaluate the likelihood of")
     return [
-        LikelihoodBound(terms=total[:-1] / count, prior=float(total[-1] / count), images=count)
+        LikelihoodBound(terms=total[:-1] / count, prior=float(total[-1] / count), images=count, strata=tuple(parted))
         for total, count in zip(sums, images, strict=True)
     ]
 
 
 @torch.inference_mode()
 def _terms(
-    denoise: Denoiser, process: GaussianProcess, x0: Tensor, noises: Sequence[ImageNoise], *, clip: bool
+    denoise: Denoiser,
+    process: GaussianProcess,
+    x0: Tensor,
+    noises: Sequence[ImageNoise],
+    steps: Sequence[int],
+    *,
+    clip: bool,
 ) -> Tensor:
-    """All terms of each image's bound, the prior's last, [T + 1, N] on the images' device."""
-    terms = x0.new_empty(process.timesteps + 1, len(x0))
+    """The terms of each image's bound at these timesteps, and the prior's last, [K + 1, N] on the images' device."""
+    terms = x0.new_empty(len(steps) + 1, len(x0))
     terms[-1] = prior_terms(process, x0)
-    for step in reversed(range(process.timesteps)):
+    for row, step in reversed(list(enumerate(steps))):
         t = torch.full((len(x0),), step, dtype=torch.int64, device=x0.device)
         noise = np.concatenate([own.draw() for own in noises])
         xt = process.q_sample(x0, t, torch.from_numpy(noise).to(x0))
-        terms[step] = vlb_terms(process, denoise(xt, t).to(x0.dtype), x0, xt, t, clip=clip)
+        terms[row] = vlb_terms(process, denoise(xt, t).to(x0.dtype), x0, xt, t, clip=clip)
     return terms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from ddpm.errors import UserError
@@ -37,15 +37,20 @@ class EvaluationProtocol:
     nll_samples: int  # of each split
     resamples: int  # of the bootstrap behind the intervals
     seed: int
+    nll_timesteps: int | None = None  # that the bound is estimated from; None: all of them
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that stand for all of it."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field. One that was added later is left out at its default, so that the identifiers of protocols
+        recorded before it existed stay what they are.
+        """
+        later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 def mark_of(fingerprint: str) -> str:

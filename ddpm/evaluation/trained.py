@@ -37,15 +37,17 @@ def split_bounds(
     images: int,
     batch_size: int,
     seed: int,
+    timesteps: int | None = None,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> dict[SplitName, LikelihoodBound]:
-    """The full bound of `images` images of each split, chosen at random, or of all if there are fewer; the splits share
+    """The bound of `images` images of each split, chosen at random, or of all if there are fewer; the splits share
     each batch.
 
     Empty where `images` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
     a VAE's, whose bound with z from the prior says nothing.
 
     Args:
+        timesteps: estimate the bound from this many timesteps; None, or T or more: all of them.
         on_batch: called with the number of images of each batch that is done.
     """
     if not images or model.kind.name != "images" or model.process().timesteps == 1:
@@ -60,22 +62,30 @@ def split_bounds(
             on_batch(len(stored))
 
     splits = [batches(data.split(name)) for name in SPLITS]
-    bounds = likelihood_bounds(model.network, model.process(), *splits, seed=seed)
+    bounds = likelihood_bounds(model.network, model.process(), *splits, seed=seed, timesteps=timesteps)
     return dict(zip(SPLITS, bounds, strict=True))
 
 
 def likelihood_figures(bounds: Mapping[SplitName, LikelihoodBound]) -> dict[str, float]:
-    """`nll_train` and `nll_validation`, in bits per dimension."""
-    return {f"nll_{name}": bound.bits_per_dim for name, bound in bounds.items()}
+    """`nll_train` and `nll_validation`, in bits per dimension; estimates with their standard errors as `…_std`."""
+    figures: dict[str, float] = {}
+    for name, bound in bounds.items():
+        figures[f"nll_{name}"] = bound.bits_per_dim
+        if bound.standard_error:
+            figures[f"nll_{name}_std"] = bound.standard_error
+    return figures
 
 
 def likelihood_table(bounds: Mapping[SplitName, LikelihoodBound]) -> str:
     """The bound's terms as CSV, in bits per dimension: the decoder's at t = 0, the prior's at t = T (Nichol & Dhariwal
-    2021, figure 2, shows those between). A heading alone where there are none.
+    2021, figure 2, shows those between). Only of the timesteps that were computed, and a heading alone where there are
+    no bounds.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["t", "train", "validation"])
     columns = [[*bound.terms.tolist(), bound.prior] for bound in bounds.values()]
-    writer.writerows((t, *terms) for t, terms in enumerate(zip(*columns, strict=True)))
+    for bound in list(bounds.values())[:1]:
+        steps = [*bound.timesteps, sum(stratum.size for stratum in bound.strata)]
+        writer.writerows((t, *terms) for t, *terms in zip(steps, *columns, strict=True))
     return text.getvalue()

@@ -249,7 +249,14 @@ def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Comp
     compared, model, options = opened.compared, opened.samples, params.evaluation
     if compared.recorded.likelihood or not isinstance(model, Model):
         return compared
-    bounds = split_bounds(model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed)
+    bounds = split_bounds(
+        model,
+        data,
+        images=options.nll_samples,
+        batch_size=options.batch_size,
+        seed=params.seed,
+        timesteps=options.nll_timesteps,
+    )
     return replace(compared, recorded=compared.recorded.with_likelihood(likelihood_table(bounds)))
 
 

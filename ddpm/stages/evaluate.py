@@ -124,6 +124,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
             images=options.nll_samples,
             batch_size=options.batch_size,
             seed=params.seed,
+            timesteps=options.nll_timesteps,
             on_batch=progress.update,
         )
     protocol = measured.protocol
@@ -224,6 +225,8 @@ def protocol_of(
         kid_subset_size=KID_SUBSET_SIZE,
         neighbourhood=NEIGHBOURHOOD,
         nll_samples=options.nll_samples,
+        # No likelihood is bounded of points and sequences.
+        nll_timesteps=options.nll_timesteps if data.kind.name == "images" and options.nll_samples else None,
         resamples=options.resamples,
         seed=params.seed,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.diffusion.likelihood import likelihood_bound, likelihood_bounds
+from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bound, likelihood_bounds, strata
 from ddpm.diffusion.plans import SAMPLERS, inversion_plan, sampling_plan
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import sample
@@ -207,3 +207,56 @@ def test_the_bound_does_not_depend_on_the_batches():
     assert other.bits_per_dim != whole.bits_per_dim
     with pytest.raises(ValueError, match="no images"):
         likelihood_bound(denoise, process, [])
+
+
+@pytest.mark.parametrize(("timesteps", "count"), [(1000, 100), (1000, 4), (4000, 37), (12, 11), (5, 4), (200, 199)])
+def test_the_strata_part_all_timesteps_and_as_many_are_chosen_as_asked_for(timesteps, count):
+    parted = strata(timesteps, count, seed=3)
+    first = 0
+    for size, chosen in parted:
+        assert len(chosen) == (1 if size == 1 else 2)
+        assert sorted(set(chosen)) == list(chosen)
+        assert first <= chosen[0] <= chosen[-1] < first + size
+        first += size
+    assert first == timesteps
+    assert sum(len(stratum.chosen) for stratum in parted) == count
+    assert strata(timesteps, count, seed=3) == parted
+    assert timesteps - count < 10 or strata(timesteps, count, seed=4) != parted
+
+
+@pytest.mark.parametrize("count", [None, 50, 60])
+def test_all_timesteps_are_chosen_where_so_many_are_asked_for(count):
+    assert [(size, chosen) for size, chosen in strata(50, count, seed=0)] == [(1, (t,)) for t in range(50)]
+    with pytest.raises(ValueError, match="at least 4 timesteps"):
+        strata(50, 3, seed=0)
+
+
+def test_a_bound_of_some_timesteps_is_unbiased_and_knows_its_error():
+    """Over many draws of timesteps its mean is the exact bound, and its spread is the standard error that it states."""
+    terms = 1.7 / (1 + torch.arange(1000, dtype=torch.float64)) ** 1.5
+
+    def drawn(count, seed):
+        parted = tuple(strata(1000, count, seed))
+        return LikelihoodBound(terms[[t for stratum in parted for t in stratum.chosen]], 0.01, 1, parted)
+
+    exact = drawn(None, 0)
+    assert exact.standard_error == 0
+    assert exact.bits_per_dim == pytest.approx(0.01 + float(terms.sum()))
+    bounds = [drawn(40, seed) for seed in range(2000)]
+    estimates = torch.tensor([bound.bits_per_dim for bound in bounds])
+    errors = torch.tensor([bound.standard_error for bound in bounds])
+    assert float(estimates.std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.05)
+    assert float(estimates.mean()) == pytest.approx(exact.bits_per_dim, abs=4 * float(estimates.std()) / 2000**0.5)
+    assert float(estimates.std()) < 0.01 * exact.bits_per_dim
+
+
+def test_a_bound_of_some_timesteps_has_the_terms_of_the_process():
+    """For x_0 ~ N(0, I) the exact denoiser's terms do not depend on the noise, so they are those of the full bound."""
+    process = GaussianProcess(Schedule.named("linear", 100), variance="fixed_large", dtype=torch.float64)
+    x0 = on_levels(draw_with(3, 50, 1, 4, 4)().clamp(-1, 1)).double()
+    denoise = lambda x, t: process.noise[t].view(-1, 1, 1, 1) * x  # noqa: E731
+    (full,), (some,) = (likelihood_bounds(denoise, process, [x0], timesteps=count) for count in (None, 20))
+    assert len(some.terms) == 20
+    assert len(full.terms) == 100
+    torch.testing.assert_close(some.terms, full.terms[some.timesteps], rtol=0.2, atol=0.01)
+    assert abs(some.bits_per_dim - full.bits_per_dim) < 4 * some.standard_error + 0.05

@@ -37,6 +37,7 @@ PROTOCOL = EvaluationProtocol(
     nll_samples=40,
     resamples=200,
     seed=0,
+    nll_timesteps=100,
 )
 
 
@@ -51,6 +52,14 @@ def test_every_field_decides_the_id_and_is_named_when_it_differs(field: str):
     assert other.id != PROTOCOL.id
     with pytest.raises(UserError, match=f"one and two were measured under different protocols: {field}: "):
         refuse_to_mix({"one": described(PROTOCOL), "two": described(other)})
+
+
+def test_a_protocol_recorded_before_a_field_existed_is_that_of_its_default():
+    now = replace(PROTOCOL, nll_timesteps=None)
+    assert "nll_timesteps" not in now.as_dict()
+    assert now.id == "c9a911e2efa2"  # as it was recorded then
+    with pytest.raises(UserError, match="nll_timesteps: None → 100"):
+        refuse_to_mix({"then": described(now), "now": described(PROTOCOL)})
 
 
 def test_equal_protocols_mix():
