@@ -25,7 +25,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "# The papers' claims at the scale of the digits",
         "`make ablation` measures it and writes this page and `bench/results/ablation.json`.",
         _protocol(protocol),
-        "## FID of the preset `ddpm` by sampler and number of steps S",
+        "## FID of L_simple with the linear schedule, by sampler and number of steps S",
         *(
             f"S steps, `{spacing}` spacing:\n\n{_sampler_table(results['samplers'], spacing)}"
             for spacing in protocol["spacing"]["samplers"]
@@ -51,7 +51,8 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
     likelihood = protocol["likelihood"]
     lines = [
         f"Data: `{protocol['data']}`, 8×8 grey, {reference['images']} training images; T = {protocol['timesteps']}.",
-        f"Models: the network of the preset `ddpm`, each trained once: {training['steps']} steps of "
+        f"Models: the network of the preset `ddpm` at width {protocol['network']['width']}, each trained once: "
+        f"{training['steps']} steps of "
         f"{training['batch_size']} images, seed {protocol['seed']}, EMA weights. L_vlb draws its timesteps by "
         "importance.",
         f"FID: {protocol['samples']} images a cell (seed {protocol['seed']}) against "
