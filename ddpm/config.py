@@ -459,7 +459,9 @@ class EvaluationConfig(Section):
     splits: Positive = Field(10, description="splits of the Inception Score")
     resamples: Int = Field(200, ge=2, description="of the bootstrap that gives FID and IS their intervals")
     nll_samples: Int = Field(
-        40, ge=0, description="images of each split whose likelihood is bounded, a network evaluation a timestep; 0: none"
+        40,
+        ge=0,
+        description="images of each split whose likelihood is bounded, a network evaluation a timestep; 0: none",
     )
     nll_timesteps: Annotated[Int, Field(ge=4)] | None = Field(
         100,
