@@ -524,9 +524,8 @@ class EvaluationConfig(Section):
         ge=0,
         description="images of each split whose likelihood is bounded, a network evaluation a timestep; 0: none",
     )
-    nll_timesteps: Int | None = Field(
+    nll_timesteps: Annotated[Int, Field(ge=4)] | None = Field(
         100,
-        ge=4,
         description="timesteps that the bound is estimated from, with a standard error; null: all, the exact bound",
     )
 
