@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from ddpm.evaluation.pictures import WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +20,7 @@ Values = NDArray[np.float32]
 
 SHOWN = 2000  # points or sequences to choose for a picture
 DOT_COUNT, LINE_COUNT = 2000, 4
+PANEL_WIDTH = 2.4  # inches
 
 
 def side_by_side(titled: Sequence[tuple[str, Values]]) -> Image.Image:
@@ -25,7 +29,7 @@ def side_by_side(titled: Sequence[tuple[str, Values]]) -> Image.Image:
 
 
 def processes(rows: Sequence[tuple[str, Sequence[tuple[int, Values]]]]) -> Image.Image:
-    """A row of panels for each named process: (timestep, data at it) from left to right."""
+    """A row of panels for each named process: (t as in the papers, data at it) from left to right."""
     return _panels([[(f"{name}, t = {t}", values) for t, values in states] for name, states in rows])
 
 
@@ -34,7 +38,8 @@ def _panels(rows: list[list[tuple[str, Values]]]) -> Image.Image:
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
-    figure = Figure(figsize=(2.4 * columns, 2.6 * len(rows)), dpi=100, layout="constrained")
+    dpi = max(100, math.ceil(WIDTH / (PANEL_WIDTH * columns)))
+    figure = Figure(figsize=(PANEL_WIDTH * columns, 2.6 * len(rows)), dpi=dpi, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     limits = _limits(rows[0][0][1])
     for number, row in enumerate(rows):

@@ -23,7 +23,7 @@ from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.images import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURHOOD
-from ddpm.evaluation.pictures import captioned, save_png
+from ddpm.evaluation.pictures import captioned, origin, save_png
 from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.evaluation.trained import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
@@ -138,8 +138,18 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
         write_json(out / "metrics.json", {**marks, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
         write_bytes(out / "nll.csv", likelihood_table(bounds).encode())
-        for name, picture in {**measured.pictures, "denoising.png": denoising(model, data, params.seed)}.items():
-            save_png(captioned(picture, f"protocol {protocol.id}"), out / name)
+        facts = origin(
+            model=variant,
+            training=marks["model"],
+            seed=params.seed,
+            sampling=config.sampling.model_dump(),
+            variance=config.process.variance,
+            protocol=protocol.id,
+        )
+        shown = denoising(model, data, params.seed)
+        for name, picture in {**measured.pictures, "denoising.png": shown.picture}.items():
+            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts)
+        write_bytes(out / "denoising.gif", shown.film(facts))
 
 
 def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:
