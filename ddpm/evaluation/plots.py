@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ddpm.evaluation.pictures import WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 Values = NDArray[np.float32]
 
@@ -33,6 +35,45 @@ def processes(rows: Sequence[tuple[str, Sequence[tuple[int, Values]]]]) -> Image
     return _panels([[(f"{name}, t = {t}", values) for t, values in states] for name, states in rows])
 
 
+@dataclass(frozen=True)
+class Chart:
+    """Lines over one x axis; y is logarithmic, and values that are not above 0 are left out."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+
+
+def charts(shown: Sequence[Chart]) -> Image.Image:
+    """Charts from left to right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(shown), 3.4), dpi=max(100, math.ceil(WIDTH / 5.2)), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for number, chart in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), number + 1)
+        for name, points in chart.lines.items():
+            above = [(x, y) for x, y in points if y > 0]
+            marker = "o" if len(above) == 1 else None
+            axes.plot([x for x, _ in above], [y for _, y in above], label=name, linewidth=1.2, marker=marker)
+        axes.set_title(chart.title, fontsize=10)
+        axes.set_xlabel(chart.x)
+        axes.set_ylabel(chart.y)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.2)
+        if len(chart.lines) > 1:
+            axes.legend(frameon=False)
+    return _drawn(canvas)
+
+
+def _drawn(canvas: FigureCanvasAgg) -> Image.Image:
+    stream = io.BytesIO()
+    canvas.print_figure(stream, format="png")
+    return Image.open(stream).convert("RGB")
+
+
 def _panels(rows: list[list[tuple[str, Values]]]) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,9 +89,7 @@ def _panels(rows: list[list[tuple[str, Values]]]) -> Image.Image:
             axes.set_title(title, fontsize=8)
             axes.tick_params(labelsize=6)
             _draw(axes, values, limits)
-    stream = io.BytesIO()
-    canvas.print_figure(stream, format="png")
-    return Image.open(stream).convert("RGB")
+    return _drawn(canvas)
 
 
 def _limits(values: Values) -> tuple[Values, Values]:
