@@ -21,6 +21,7 @@ from ddpm.arguments import (
     add_sample,
 )
 from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.files import meant
 from ddpm.layout import COMPARISON_PAGE
 from ddpm.serve.arguments import add_arguments as add_serve
 from ddpm.serve.arguments import chosen_settings
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's threads wait for each other thousands of times a step, by default spinning. Beside any other busy process
     # that starves them: training fell from 20 steps a second to below 1. To be set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if argv is None:
+        _use_utf_8()
     _tolerate_a_narrow_encoding()
     arguments = _parser().parse_args(argv)
     try:
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"ddpm {arguments.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"ddpm {arguments.command}: {meant(error.filename)}: {error.strerror}", file=sys.stderr)
         return UserError.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ddpm"):
@@ -95,6 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ddpm {arguments.command}: needs the package {error.name!r}: {_install_hint()}", file=sys.stderr)
         return UserError.exit_code
     return 0
+
+
+def _use_utf_8() -> None:
+    """Start anew in Python's UTF-8 mode, where the locale has another encoding: names of files and text that DVC and
+    others write are UTF-8 whatever the locale is. What is printed keeps the locale's encoding.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or not sys.executable:
+        return
+    if sys.stdout is not None:
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-m", "ddpm", *sys.argv[1:]])
 
 
 def _install_hint() -> str:

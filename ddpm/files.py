@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -178,6 +179,13 @@ def _locked(path: Path, suffix: str, directory: bool) -> tuple[Path, int]:
         if temporary.exists():
             return temporary, descriptor
         os.close(descriptor)
+
+
+def meant(path: str | bytes | os.PathLike[str]) -> str:
+    """The path of the file that a path's temporary is for; any other path as it is."""
+    found = Path(os.fsdecode(path))
+    name = re.sub(r"^\.(.+)\.[0-9a-f]{8}(\.old)?\.tmp.*$", r"\1", found.name)
+    return str(found.with_name(name) if name else found)
 
 
 def _remove(temporary: Path) -> None:

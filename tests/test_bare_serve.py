@@ -21,7 +21,7 @@ from uv import find_uv_bin
 
 import ddpm
 from ddpm.config import load_params
-from ddpm.evaluation.pictures import grid
+from ddpm.evaluation.pictures import WIDTH, grid
 
 ROOT = Path(__file__).parents[1]
 IMAGE = parse(ROOT / "docker/serve.Dockerfile")
@@ -100,7 +100,7 @@ def test_it_draws_what_torch_draws(run: Run, trained_template: Path, tmp_path: P
     assert images.dtype == np.uint8
     assert np.abs(images.astype(int) - expected).max() <= 1
     assert images.std() > 0
-    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "x.png")), np.array(grid(images, 2)))
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "x.png")), np.array(grid(images, 2, width=WIDTH)))
 
 
 def test_nothing_else_is_in_it(run: Run, bare: Path):

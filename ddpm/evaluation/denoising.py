@@ -1,6 +1,12 @@
-"""Pictures of a model at work: from noise to data, and of values also the way there."""
+"""Pictures of a model at work: the way from noise to data, and of values also the way to noise.
+
+t is that of the papers: 0 is data, T is noise.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,50 +16,124 @@ from PIL import Image
 from ddpm.data.store import PreparedData
 from ddpm.diffusion import sampling
 from ddpm.evaluation.distances import chosen
-from ddpm.evaluation.pictures import grid
-from ddpm.evaluation.plots import SHOWN, processes
+from ddpm.evaluation.pictures import WIDTH, as_gif, captioned, grid
+from ddpm.evaluation.plots import SHOWN, processes, side_by_side
 from ddpm.model import Model
 
 STRIP_IMAGES, STRIP_MOMENTS = 8, 11
 PANEL_MOMENTS = 5
+FILM_SIDE = 64  # pixels of an image in a film at most
+# Images, width and states of a film: it is the first of these that is small enough.
+FILMS = ((16, 240, 24), (9, 240, 24), (4, 160, 24), (1, 160, 24), (1, 100, 12))
+FILM_BYTES = 300_000
+FILM_DATA_MOMENTS = 16  # each takes matplotlib a tenth of a second
 
 
-def denoising(model: Model, data: PreparedData, seed: int) -> Image.Image:
-    """The picture for the model's kind of data."""
+class State(NamedTuple):
+    """Data on their way from noise, [N, *shape] as they are stored."""
+
+    t: int
+    data: NDArray[Any]
+    position: int = 0
+    """On the way, whose first state has 0."""
+
+
+class Denoising(NamedTuple):
+    """A model at work: a still picture of it, and the frames of a film."""
+
+    picture: Image.Image
+    films: Iterator[list[Image.Image]]
+    """The film, and smaller ones."""
+
+    def film(self, facts: Mapping[str, str]) -> bytes:
+        """The first film that is small enough, or the smallest, as a GIF."""
+        for frames in self.films:
+            encoded = as_gif(frames, facts)
+            if len(encoded) <= FILM_BYTES:
+                break
+        return encoded
+
+
+def denoising(model: Model, data: PreparedData, seed: int) -> Denoising:
+    """What is shown of the model's kind of data."""
     if model.kind.name == "images":
-        return denoising_strip(model, seed)
+        states = list(way(model, FILMS[0][0], seed, STRIP_MOMENTS, *(moments for _, _, moments in FILMS)))
+        return Denoising(strip(spread(states, STRIP_MOMENTS)), films(states))
     split = data.split("validation")
-    return forward_and_reverse(model, split.rows(chosen(len(split), SHOWN, seed)), seed)
+    real = split.rows(chosen(len(split), SHOWN, seed))
+    states = list(way(model, len(real), seed, PANEL_MOMENTS, FILM_DATA_MOMENTS))
+    picture = processes(
+        [("forward", _timed(forward(model, real, seed))), ("reverse", _timed(spread(states, PANEL_MOMENTS)))]
+    )
+    moments = spread(states, FILM_DATA_MOMENTS)
+    frames = [side_by_side([("real", real), (f"t = {state.t}", state.data)]) for state in moments]
+    return Denoising(picture, iter([frames]))
 
 
-def denoising_strip(model: Model, seed: int) -> Image.Image:
-    """A row an image, from x_T on the left to x_0 on the right."""
-    noise = model.noise(STRIP_IMAGES, seed)
-    x = noise()
-    plan = model.plan()
-    states = [x, *(state for state, _ in sampling.trajectory(model.network, plan, x, noise))]
-    moments = np.unique(np.linspace(0, len(states) - 1, STRIP_MOMENTS).round().astype(int))
-    columns = [model.kind.decode(states[moment].cpu().numpy()) for moment in moments]
-    rows = np.stack(columns, axis=1).reshape(-1, *model.shape)
-    return grid(rows, len(moments))
+def _timed(states: list[State]) -> list[tuple[int, NDArray[Any]]]:
+    return [(state.t, state.data) for state in states]
 
 
-def forward_and_reverse(model: Model, real: NDArray[np.float32], seed: int) -> Image.Image:
-    """Real data [N, ...] on their way to noise, t rising, above noise on its way to data, t falling (as in
-    Sohl-Dickstein et al. 2015, figure 1).
+def way(model: Model, count: int, seed: int, *moments: int) -> Iterator[State]:
+    """The states of `count` data from x_T to x_0, by the model's plan.
+
+    Args:
+        moments: numbers of states that are wanted; the states are those of each number, spread over the way.
     """
+    noise, plan = model.noise(count, seed), model.plan()
+    times = [*(t + 1 for t, _ in plan.rows()), 0]
+    wanted = {moment for number in moments for moment in _spread(len(times), number)}
+    x = noise()
+    yield State(times[0], model.kind.decode(x.cpu().numpy()), 0)
+    for moment, (state, _) in enumerate(sampling.trajectory(model.network, plan, x, noise), start=1):
+        if moment in wanted:
+            yield State(times[moment], model.kind.decode(state.cpu().numpy()), moment)
+
+
+def _spread(count: int, number: int) -> list[int]:
+    """`number` of the positions 0..count−1 at even distances, or all."""
+    return sorted({round(position) for position in np.linspace(0, count - 1, number).tolist()})
+
+
+def spread(states: list[State], number: int) -> list[State]:
+    """`number` of the states at even distances on their way, to whose end they reach."""
+    wanted = _spread(states[-1].position + 1, number)
+    return [state for state in states if state.position in wanted]
+
+
+def strip(states: list[State]) -> Image.Image:
+    """A row an image, from x_T on the left to x_0 on the right."""
+    columns = np.stack([state.data[:STRIP_IMAGES] for state in states], axis=1)
+    rows = columns.reshape(-1, *columns.shape[2:])
+    return grid(rows, len(states), width=WIDTH, captions=[f"t = {state.t}" for state in states])
+
+
+def films(states: list[State]) -> Iterator[list[Image.Image]]:
+    """Each of FILMS: a square of images, in each frame at one t."""
+    factor = -(-states[0].data.shape[1] // FILM_SIDE)
+    for count, width, moments in FILMS:
+        yield [
+            captioned(grid(_reduced(state.data[:count], factor), round(count**0.5), width=width), f"t = {state.t}")
+            for state in spread(states, moments)
+        ]
+
+
+def _reduced(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Images [N, H, W, C] of which each pixel is the mean of `factor`² pixels."""
+    count, height, width, channels = images.shape
+    whole = images[:, : height // factor * factor, : width // factor * factor]
+    parts = whole.reshape(count, height // factor, factor, width // factor, factor, channels)
+    return parts.mean((2, 4)).round().astype(np.uint8)
+
+
+def forward(model: Model, real: NDArray[np.float32], seed: int) -> list[State]:
+    """Real data [N, ...] on their way to noise (as in Sohl-Dickstein et al. 2015, figure 1)."""
     kind = model.kind
     x0 = kind.encode(torch.from_numpy(real)).to(model.device)
     process, noise = model.process(), model.noise(len(x0), seed)
-    forward = [(0, real)]
-    for t in np.unique(np.linspace(0, process.timesteps - 1, PANEL_MOMENTS).round().astype(int))[1:]:
-        xt = process.q_sample(x0, torch.full((len(x0),), int(t), device=model.device), noise())
-        forward.append((int(t) + 1, kind.decode(xt.cpu().numpy())))
-
-    plan = model.plan()
-    x = noise()
-    states = [x, *(state for state, _ in sampling.trajectory(model.network, plan, x, noise))]
-    times = [*(t + 1 for t, _ in plan.rows()), 0]
-    moments = np.unique(np.linspace(0, len(states) - 1, PANEL_MOMENTS).round().astype(int))
-    reverse = [(times[moment], kind.decode(states[moment].cpu().numpy())) for moment in moments]
-    return processes([("forward", forward), ("reverse", reverse)])
+    states = [State(0, real)]
+    for t in _spread(process.timesteps + 1, PANEL_MOMENTS)[1:]:
+        # The code counts from 0: index t − 1 is the papers' t.
+        xt = process.q_sample(x0, torch.full((len(x0),), t - 1, device=model.device), noise())
+        states.append(State(t, kind.decode(xt.cpu().numpy())))
+    return states

@@ -23,7 +23,7 @@ from ddpm.evaluation.metrics import (
     nearest,
     precision_recall,
 )
-from ddpm.evaluation.pictures import grid
+from ddpm.evaluation.pictures import WIDTH, grid
 from ddpm.evaluation.requirements import check_enough, score_splits
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
@@ -106,8 +106,8 @@ class ImageMeasure:
             for image, positions in zip(closest.images, closest.positions, strict=True)
         ]
         return {
-            "samples.png": grid(self._shown, GRID_COLUMNS),
-            "neighbours.png": grid(np.concatenate(rows), len(rows[0])),
+            "samples.png": grid(self._shown, GRID_COLUMNS, width=WIDTH),
+            "neighbours.png": grid(np.concatenate(rows), len(rows[0]), width=WIDTH, captions=_captions(len(rows[0]))),
         }
 
     def _same_count(self, generated: Features) -> int:
@@ -181,6 +181,11 @@ class _Closest(NamedTuple):
             both[kept],
             torch.cat([self.positions, positions])[kept],
         )
+
+
+def _captions(columns: int) -> list[str]:
+    """Of the columns of a sample and its neighbours."""
+    return ["sample", "nearest", "2nd", "3rd", *(f"{place}th" for place in range(4, columns))][:columns]
 
 
 def _spread(images: Features, count: int) -> Features:

@@ -1,21 +1,36 @@
-"""Pictures people look at: grids of samples and the strip from noise to image."""
+"""Pictures people look at: grids of samples, their captions, and what a picture's file says of its origin."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
+from ddpm import __version__
+from ddpm.diffusion.plans import decisive_choices
+
+WIDTH = 600  # pixels that a picture in a file has at least
 SHOWN_SIDE = 32  # images smaller than this are enlarged by a whole factor
 CAPTION_HEIGHT = 14
+_GREYS, _COLOURS = 32, 128  # of an animation
 
 
-def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Image:
-    """Images [N, H, W, C] row by row on white, small ones enlarged without smoothing."""
-    zoom = max(1, SHOWN_SIDE // images.shape[1])
+def grid(
+    images: NDArray[np.uint8], columns: int, *, gap: int = 2, width: int = 0, captions: Sequence[str] = ()
+) -> Image.Image:
+    """Images [N, H, W, C] row by row on white, small ones enlarged by a whole factor without smoothing.
+
+    Args:
+        width: pixels that the grid gets at least.
+        captions: a text above each column.
+    """
+    zoom = max(1, SHOWN_SIDE // images.shape[1], -(-(width - gap * (columns + 1)) // (columns * images.shape[2])))
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, channels = images.shape
     rows = -(-count // columns)
@@ -24,12 +39,19 @@ def grid(images: NDArray[np.uint8], columns: int, *, gap: int = 2) -> Image.Imag
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
-    return as_picture(canvas)
+    picture = as_picture(canvas)
+    return _under_captions(picture, captions, gap, width + gap) if captions else picture
 
 
 def as_picture(image: NDArray[np.uint8]) -> Image.Image:
     """An image [H, W, 1] in grey, [H, W, 3] in colour."""
     return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+
+
+def enlarged(image: Image.Image, width: int = WIDTH) -> Image.Image:
+    """The picture enlarged by a whole factor, without smoothing, to at least this width."""
+    zoom = -(-width // image.width)
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def beside(images: Sequence[Image.Image], *, gap: int = 12) -> Image.Image:
@@ -43,6 +65,15 @@ def beside(images: Sequence[Image.Image], *, gap: int = 12) -> Image.Image:
     return canvas
 
 
+def _under_captions(image: Image.Image, captions: Sequence[str], left: int, step: int) -> Image.Image:
+    """The picture with a text above each of its columns, which begin at `left` and lie `step` apart."""
+    canvas = Image.new(image.mode, (image.width, image.height + CAPTION_HEIGHT), "white")
+    canvas.paste(image, (0, CAPTION_HEIGHT))
+    for column, text in enumerate(captions):
+        ImageDraw.Draw(canvas).text((left + column * step, 1), text, fill="black")
+    return canvas
+
+
 def captioned(image: Image.Image, text: str) -> Image.Image:
     """The picture with a line of text under it."""
     canvas = Image.new(image.mode, (image.width, image.height + CAPTION_HEIGHT), "white")
@@ -51,6 +82,63 @@ def captioned(image: Image.Image, text: str) -> Image.Image:
     return canvas
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG whose bytes depend on the pixels alone."""
-    image.save(path, format="PNG", optimize=False)
+def origin(
+    *,
+    model: str,
+    training: str | None,
+    seed: int,
+    sampling: Mapping[str, Any],
+    variance: str,
+    protocol: str | None = None,
+) -> dict[str, str]:
+    """What a picture came of, in words; nothing in it differs between two equal runs.
+
+    Args:
+        model: its variant.
+        training: the start of its fingerprint, if that is known.
+        sampling: the plan, as the section `sampling` of params.yaml.
+        variance: of the model's process.
+        protocol: the id of the evaluation's.
+    """
+    plan = decisive_choices({"variance": None, "dynamic_threshold": None, **sampling}, variance=variance)
+    facts = {
+        "Software": f"ddpm {__version__}",
+        "Model": model,
+        "Training": training,
+        "Seed": str(seed),
+        "Plan": ", ".join(f"{name} {value}" for name, value in plan.items() if value is not None),
+        "Protocol": protocol,
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def save_png(image: Image.Image, path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Write a PNG whose bytes depend on the pixels and the facts alone; the facts become its text fields."""
+    text = PngInfo()
+    for name, value in (facts or {}).items():
+        text.add_text(name, value)
+    image.save(path, format="PNG", optimize=False, pnginfo=text)
+
+
+def as_gif(frames: Sequence[Image.Image], facts: Mapping[str, str], *, frame: int = 80, pause: int = 2000) -> bytes:
+    """An animation that repeats for ever, with the facts as its comment.
+
+    Args:
+        frame: milliseconds that each picture is seen.
+        pause: milliseconds that the last one is.
+    """
+    stream = io.BytesIO()
+    # Fewer colours than a GIF can hold, and no dithering: noise compresses badly.
+    first, *others = (
+        image.quantize(_GREYS if image.mode == "L" else _COLOURS, dither=Image.Dither.NONE) for image in frames
+    )
+    first.save(
+        stream,
+        format="GIF",
+        save_all=True,
+        append_images=others,
+        duration=[*[frame] * (len(frames) - 1), pause],
+        loop=0,
+        comment="; ".join(f"{name}: {value}" for name, value in facts.items()).encode("ascii", "replace"),
+    )
+    return stream.getvalue()

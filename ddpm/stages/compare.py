@@ -27,7 +27,7 @@ from ddpm.evaluation.extractor import coordinates, load_coordinates, load_extrac
 from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.page import Pictures, page
-from ddpm.evaluation.pictures import beside, grid, save_png
+from ddpm.evaluation.pictures import beside, enlarged, grid, save_png
 from ddpm.evaluation.plots import SHOWN, side_by_side
 from ddpm.evaluation.trained import likelihood_table, split_bounds
 from ddpm.files import atomic_directory, write_bytes, write_json
@@ -107,7 +107,7 @@ def compare(
     with atomic_directory(out) as temporary:
         write_bytes(temporary / COMPARISON_PAGE, page(comparison, pictures).encode())
         write_json(temporary / COMPARISON_RECORD, comparison.as_dict())
-        save_png(beside(pictures[0].images), temporary / COMPARISON_PICTURE)
+        save_png(enlarged(beside(pictures[0].images)), temporary / COMPARISON_PICTURE)
     return comparison
 
 

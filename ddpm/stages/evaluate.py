@@ -19,11 +19,12 @@ from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.errors import UserError
+from ddpm.evaluation.curves import curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.images import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
-from ddpm.evaluation.pictures import captioned, save_png
+from ddpm.evaluation.pictures import captioned, origin, save_png
 from ddpm.evaluation.protocol import EvaluationProtocol, mark_of
 from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
 from ddpm.evaluation.sharding import sharded_batches
@@ -138,9 +139,23 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     with atomic_directory(root / REPORTS / variant) as out:
         write_json(out / "metrics.json", {**marks, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
-        write_bytes(out / "nll.csv", likelihood_table(bounds).encode())
-        for name, picture in {**measured.pictures, "denoising.png": denoising(model, data, params.seed)}.items():
-            save_png(captioned(picture, f"protocol {protocol.id}"), out / name)
+        table, loss = likelihood_table(bounds), root / MODELS / variant / "loss.csv"
+        write_bytes(out / "nll.csv", table.encode())
+        drawn_curves = curves(loss.read_text(encoding="utf-8") if loss.is_file() else "", table)
+        facts = origin(
+            model=variant,
+            training=marks["model"],
+            seed=params.seed,
+            sampling=config.sampling.model_dump(),
+            variance=config.process.variance,
+            protocol=protocol.id,
+        )
+        shown = denoising(model, data, params.seed)
+        for name, picture in {**measured.pictures, "denoising.png": shown.picture}.items():
+            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts)
+        if drawn_curves:
+            save_png(drawn_curves, out / "curves.png", facts)
+        write_bytes(out / "denoising.gif", shown.film(facts))
 
 
 def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:

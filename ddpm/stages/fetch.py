@@ -25,6 +25,8 @@ REPLACED = Path(".ddpm", "replaced")
 # The files of the recorded version with their hashes, of which data.dvc has only the hash of all.
 LISTING = Path(".ddpm", "data.json")
 
+_NO_DVC = "there is no DVC"
+
 
 class Receipt(BaseModel):
     """fetched.json: what data/ holds. The pipeline's first output, from which `prepare` knows what it reads."""
@@ -180,26 +182,38 @@ def _already_there(data: Path, record: Record) -> Listing | None:
 
 def _from_dvc(root: Path, record: Record) -> Listing | None:
     """Have DVC restore data/ from its cache, else from the remote. It refuses to overwrite what it does not know."""
-    if not _dvc(root, "pull", RECORD):
+    if _dvc(root, "pull", RECORD) is not None:
         return None
     return _already_there(root / DATA, record)
 
 
 def _cache(root: Path) -> None:
     """Put data/ into DVC's cache, so that `dvc push` has it. The record is the same that DVC would write."""
-    if _dvc(root, "add", DATA) is False:
-        print(f"warning: `dvc add {DATA}` failed; `dvc push` will not have the data", file=sys.stderr)
+    reason = _dvc(root, "add", DATA)
+    if reason and reason != _NO_DVC:
+        print(f"warning: `dvc push` will not send {DATA}/, which DVC could not add: {reason}", file=sys.stderr)
 
 
-def _dvc(root: Path, *arguments: str) -> bool | None:
-    """Run a dvc command in the project: whether it succeeded, or None where there is no DVC."""
+def _dvc(root: Path, *arguments: str) -> str | None:
+    """Run a dvc command in the project. Returns None if it succeeded, else why it did not, in one line."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     executable = shutil.which("dvc", path=path)
     if executable is None or not (root / ".dvc").is_dir():
-        return None
+        return _NO_DVC
     # Waiting matters: other stages of the same pipeline hold the lock for an instant each.
-    command = [executable, "--wait-for-lock", *arguments, "--quiet"]
-    return subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    done = subprocess.run(
+        [executable, "--wait-for-lock", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode == 0:
+        return None
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines
+    return said[0] if said else f"dvc ended with {done.returncode}"
 
 
 def _from_upstream(config: DataConfig, root: Path, record: Record | None) -> Listing:

@@ -51,8 +51,25 @@ def sample_to(
     except ValueError as error:
         raise UserError(str(error)) from None
     images = opened.sample(count, seed=seed, batch_size=batch_size, **overrides)
-    write(images, out, opened.kind)
+    write(images, out, opened.kind, _origin_of(opened, seed, overrides))
     return images
+
+
+def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) -> dict[str, str]:
+    """What pictures of the samples say of where they are from."""
+    from ddpm.evaluation.pictures import origin
+    from ddpm.evaluation.protocol import mark_of
+
+    if hasattr(opened, "card"):
+        card = opened.card
+        model, training = card.variant, card.training.fingerprint
+        sampling, variance = card.config.sampling.model_dump(), card.config.process.variance
+    else:
+        facts = opened.facts
+        model, training = facts.get("variant", ""), facts.get("training", {}).get("fingerprint", "")
+        sampling, variance = facts["sampling"], facts["process"]["variance"]
+    chosen = {**sampling, **{name: value for name, value in overrides.items() if value is not None}}
+    return origin(model=model, training=mark_of(training), seed=seed, sampling=chosen, variance=variance)
 
 
 def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
@@ -118,9 +135,9 @@ def _exported(directory: Path, precision: Precision) -> Sampler:
 
 def _writer(out: Path) -> Any:
     """The function that writes images to `out`, chosen before any work is done."""
-    if out.suffix == ".npz":
+    if out.suffix.lower() == ".npz":
         return _write_npz
-    if out.suffix == ".png":
+    if out.suffix.lower() == ".png":
         return _write_picture
     if out.suffix:
         raise UserError(f"--out {out}: expected FILE.npz, FILE.png or a directory")
@@ -129,27 +146,27 @@ def _writer(out: Path) -> Any:
     return _write_directory
 
 
-def _write_npz(images: NDArray[Any], out: Path, kind: DataKind) -> None:
+def _write_npz(images: NDArray[Any], out: Path, kind: DataKind, facts: dict[str, str]) -> None:
     with atomic_file(out) as temporary, temporary.open("wb") as stream:
         arrays: dict[str, Any] = {kind.name: images}
         np.savez_compressed(stream, **arrays)
 
 
-def _write_picture(images: NDArray[Any], out: Path, kind: DataKind) -> None:
-    from ddpm.evaluation.pictures import grid, save_png
+def _write_picture(images: NDArray[Any], out: Path, kind: DataKind, facts: dict[str, str]) -> None:
+    from ddpm.evaluation.pictures import WIDTH, grid, save_png
     from ddpm.evaluation.plots import side_by_side
 
     with atomic_file(out) as temporary:
         if kind.name == "images":
-            save_png(grid(images, max(1, round(len(images) ** 0.5))), temporary)
+            save_png(grid(images, max(1, round(len(images) ** 0.5)), width=WIDTH), temporary, facts)
         else:
-            save_png(side_by_side([("generated", images)]), temporary)
+            save_png(side_by_side([("generated", images)]), temporary, facts)
 
 
-def _write_directory(images: NDArray[np.uint8], out: Path, kind: DataKind) -> None:
-    from ddpm.evaluation.pictures import as_picture
+def _write_directory(images: NDArray[np.uint8], out: Path, kind: DataKind, facts: dict[str, str]) -> None:
+    from ddpm.evaluation.pictures import as_picture, save_png
 
     digits = len(str(len(images) - 1))
     with atomic_directory(out) as temporary:
         for index, image in enumerate(images):
-            as_picture(image).save(temporary / f"{index:0{digits}d}.png")
+            save_png(as_picture(image), temporary / f"{index:0{digits}d}.png", {**facts, "Sample": str(index)})

@@ -67,7 +67,7 @@ class Watch:
 
     def samples(self, network: nn.Module, ema: EMA) -> Image:
         """A grid of what the averaged weights make of the same noise as ever, by the model's own plan."""
-        from ddpm.evaluation.pictures import grid
+        from ddpm.evaluation.pictures import WIDTH, grid
 
         config = self._config
         noise = ImageNoise(self._seed, COLUMNS**2, self._kind.network_shape)
@@ -78,4 +78,4 @@ class Watch:
 
         with ema.in_place(), evaluating(network):
             drawn = sampling.sample(network, plan, draw(), draw)
-        return grid(self._kind.decode(drawn.cpu().numpy()), COLUMNS)
+        return grid(self._kind.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddpm import files
-from ddpm.files import atomic_directory, atomic_file, read_json, remove_leftovers, write_json
+from ddpm.files import atomic_directory, atomic_file, meant, read_json, remove_leftovers, write_json
 
 
 class FaultError(Exception):
@@ -157,3 +157,17 @@ def test_permissions_are_what_the_umask_leaves(tmp_path, umask, of_file, of_dire
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == of_file
     assert (tmp_path / "d").stat().st_mode & 0o777 == of_directory
     assert (tmp_path / "d" / "inside").stat().st_mode & 0o777 == of_file
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("a/.data.b964660b.tmp", "a/data"),
+        (".x.png.b13c203a.tmp.png", "x.png"),
+        (".data.b964660b.old.tmp", "data"),
+        ("a/.hidden", "a/.hidden"),
+        ("/", "/"),
+    ],
+)
+def test_a_temporary_is_called_what_it_becomes(path, named):
+    assert meant(path) == named

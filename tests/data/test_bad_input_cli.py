@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +19,9 @@ SQUARE = ("RGB", (6, 6))
 PAIR = {"a.png": SQUARE, "b.png": SQUARE}
 
 
-def ddpm(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ddpm", *arguments], cwd=root, capture_output=True, text=True)
+def ddpm(root: Path, *arguments: str, before: list[str] | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [*(before or []), sys.executable, "-m", "ddpm", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, **env})
 
 
 @pytest.fixture
@@ -74,6 +77,44 @@ def test_one_line_and_exit_code_2(
     assert complaint in last
     assert not list(root.glob("*prepared*"))
     assert not list(root.glob(".data.*"))
+
+
+def test_names_of_files_are_utf_8_whatever_the_locale(root: Path, folder_project: Callable, photos: Callable) -> None:
+    folder_project()
+    photos({"é.png": SQUARE, "ü.png": SQUARE})
+    assert ddpm(root, "fetch").returncode == 0
+    record = (root / "data.dvc").read_bytes()
+    again = ddpm(root, "fetch", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "as data.dvc records" in again.stdout
+    assert (root / "data.dvc").read_bytes() == record
+
+
+def test_why_dvc_does_not_take_the_data_is_said(root: Path, folder_project: Callable, photos: Callable) -> None:
+    folder_project()
+    photos(PAIR)
+    (root / ".dvc").mkdir()
+    fetched = ddpm(root, "fetch", GIT_CEILING_DIRECTORIES=str(root.parent))
+    assert fetched.returncode == 0
+    assert "`dvc push` will not send data/, which DVC could not add: " in fetched.stderr
+    assert "is not a git repository" in fetched.stderr
+
+
+def test_a_folder_that_cannot_be_written_to(root: Path, folder_project: Callable, photos: Callable) -> None:
+    folder_project()
+    photos(PAIR)
+    before = []
+    if os.geteuid() == 0:  # who may write everywhere, unless it gives that up
+        if shutil.which("setpriv") is None:
+            pytest.skip("there is no setpriv")
+        before = ["setpriv", "--bounding-set=-dac_override"]
+    root.chmod(0o555)
+    try:
+        refused = ddpm(root, "fetch", before=before)
+    finally:
+        root.chmod(0o755)
+    assert refused.returncode == 2
+    assert refused.stderr == "ddpm fetch: data: Permission denied\n"
 
 
 def test_accept_records_the_folder_as_it_is_now(root: Path, folder_project: Callable, photos: Callable) -> None:

@@ -15,6 +15,7 @@ from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.images import CLOSEST, NEIGHBOURS, ImageMeasure
+from ddpm.evaluation.pictures import CAPTION_HEIGHT
 from ddpm.evaluation.requirements import check_enough, score_splits
 from ddpm.figures import FIGURES
 
@@ -39,10 +40,11 @@ def test_copies_of_training_images_are_seen(project: Path):
     assert figures["fid"] == pytest.approx(0, abs=1e-6)
     assert (figures["precision"], figures["recall"]) == (1, 1)
     picture = np.array(measure.pictures()["neighbours.png"])
-    step = 34  # an image of 8×8 enlarged to 32, and the gap
+    step = 82  # an image of 8×8 enlarged to 80, and the gap
     for row in range(CLOSEST):
-        strip = picture[2 + row * step : 34 + row * step]
-        np.testing.assert_array_equal(strip[:, 2:34], strip[:, 2 + step : 34 + step])
+        top = CAPTION_HEIGHT + 2 + row * step
+        strip = picture[top : top + 80]
+        np.testing.assert_array_equal(strip[:, 2:82], strip[:, 2 + step : 82 + step])
     assert picture.shape[1] == 2 + (1 + NEIGHBOURS) * step
 
 

@@ -13,9 +13,11 @@ from PIL import Image
 from tiny import run_cli
 
 import ddpm
+from ddpm import __version__
 from ddpm.config import SamplingConfig, load_params
 from ddpm.deploy.runtime import Sampler
 from ddpm.errors import UserError
+from ddpm.evaluation.denoising import FILM_BYTES
 from ddpm.evaluation.pictures import CAPTION_HEIGHT
 from ddpm.files import sha256_of
 from ddpm.stages.evaluate import evaluate_variant
@@ -140,9 +142,26 @@ def test_figures_and_pictures(trained: Path):
     assert 0 <= metrics["precision"] <= 1
     assert 0 <= metrics["recall"] <= 1
     assert metrics["fid_low"] < metrics["fid"] < metrics["fid_high"]
-    for picture, columns in (("samples", 8), ("denoising", 6), ("neighbours", 8)):
-        size = Image.open(trained / f"reports/tiny/{picture}.png").size
-        assert size == (columns * 34 + 2, 8 * 34 + 2 + CAPTION_HEIGHT)
+    for picture, columns, captions in (("samples", 8, 1), ("denoising", 6, 2), ("neighbours", 8, 2)):
+        image = Image.open(trained / f"reports/tiny/{picture}.png")
+        step = 2 + 8 * -(-(600 - 2 * (columns + 1)) // (8 * columns))
+        assert image.size == (columns * step + 2, 8 * step + 2 + captions * CAPTION_HEIGHT)
+        assert image.width >= 600
+        assert image.text == {  # type: ignore[attr-defined]
+            "Software": f"ddpm {__version__}",
+            "Model": "tiny",
+            "Training": metrics["model"],
+            "Seed": "3",
+            "Plan": "sampler ddim, steps 5, eta 0.0, spacing trailing, clip True",
+            "Protocol": protocol["id"],
+        }
+
+
+def test_the_film_goes_from_noise_to_the_samples(trained: Path):
+    film = Image.open(trained / "reports/tiny/denoising.gif")
+    assert film.n_frames == 6  # x_T, and one after each of the 5 steps
+    assert (trained / "reports/tiny/denoising.gif").stat().st_size <= FILM_BYTES
+    assert b"Plan: sampler ddim, steps 5" in film.info["comment"]
 
 
 def test_the_likelihood_is_the_sum_of_its_terms(trained: Path):
@@ -199,10 +218,15 @@ def test_samples_go_where_out_says(trained: Path, model: str):
     images = sample_to(model, Path("s.npz"), count=3, seed=1)
     np.testing.assert_array_equal(np.load("s.npz")["images"], images)
     sample_to(model, Path("grid.png"), count=3, seed=1)
-    assert Image.open("grid.png").size == (2 * 34 + 2, 2 * 34 + 2)
+    assert Image.open("grid.png").size == (2 * 306 + 2, 2 * 306 + 2)
+    sample_to(model, Path("GRID.PNG"), count=3, seed=1)
+    assert Path("GRID.PNG").read_bytes() == Path("grid.png").read_bytes()
+    assert Image.open("grid.png").text["Plan"] == "sampler ddim, steps 5, eta 0.0, spacing trailing, clip True"
+    assert Image.open("grid.png").text["Seed"] == "1"
     sample_to(model, Path("pictures"), count=3, seed=1)
     assert sorted(path.name for path in Path("pictures").iterdir()) == ["0.png", "1.png", "2.png"]
     np.testing.assert_array_equal(np.array(Image.open("pictures/1.png")), images[1, :, :, 0])
+    assert Image.open("pictures/1.png").text["Sample"] == "1"
 
 
 @pytest.mark.parametrize(
