@@ -16,7 +16,7 @@ from ddpm.errors import UserError
 from ddpm.interop.diffusers import convert, read, write
 from ddpm.interop.diffusers.scheduler import SchedulerConfig
 from ddpm.interop.diffusers.unet import UNet2DConfig
-from ddpm.interop.published import Published
+from ddpm.interop.published import Flags, Published
 from ddpm.nets.unet import UNet
 
 SMALL = {
@@ -103,7 +103,7 @@ def assert_equal(found, expected):
 def test_a_saved_model_is_read_as_the_same_network(name, tmp_path):
     theirs = peer(PEERS[name])
     DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path)
-    found = read(tmp_path)
+    found = read(tmp_path, Flags())
     network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in theirs.parameters())
     x, t = question(found.kind.shape[0])
@@ -134,7 +134,7 @@ def test_the_flat_layout_pickled_and_with_the_old_names_of_attentions(tmp_path):
             name = name.replace(f".{new}.", f".{before}.")
         state[name] = tensor
     torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
-    found = read(tmp_path)
+    found = read(tmp_path, Flags())
     x, t = question(32)
     with torch.no_grad():
         assert_equal(ours(found)(x, t), theirs(x, t).sample)
@@ -207,7 +207,7 @@ def test_what_we_write_diffusers_loads_and_we_read_again(name, tmp_path):
     y = torch.tensor([2, 0]) if "num_classes" in NETWORKS[name] else None
     with torch.no_grad():
         assert_equal(theirs.eval()(x, t, class_labels=y).sample, network(x, t, y))
-    again = read(tmp_path)
+    again = read(tmp_path, Flags())
     assert again.process == written.process
     assert again.sampling == written.sampling
     assert all(torch.equal(again.weights[name], tensor) for name, tensor in written.weights.items())
@@ -246,7 +246,9 @@ def test_the_pipeline_draws_what_we_draw(process, sampling, tmp_path):
     def draw():
         return torch.randn(2, 1, 8, 8, generator=generator)
 
-    plan, again = (plan_for(f.process.model_dump(), f.sampling.model_dump()) for f in (written, read(tmp_path)))
+    plan, again = (
+        plan_for(f.process.model_dump(), f.sampling.model_dump()) for f in (written, read(tmp_path, Flags()))
+    )
     np.testing.assert_array_equal(again.table, plan.table)
     drawn = sample(network, plan, draw(), draw)
     np.testing.assert_allclose(theirs, ((drawn + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy(), atol=1e-4)
@@ -355,24 +357,24 @@ def test_any_key_may_hold_anything(damaged, model):
 
 def test_damaged_directories(tmp_path):
     with pytest.raises(UserError, match=r"config.json: no such file"):
-        read(tmp_path)
+        read(tmp_path, Flags())
     DDPMPipeline(peer(SMALL), DDPMScheduler()).save_pretrained(tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     for part in (whole[:-10], whole[:5], b""):
         weights.write_bytes(part)
         with pytest.raises(UserError, match="damaged or cut short"):
-            read(tmp_path)
+            read(tmp_path, Flags())
     weights.unlink()
     with pytest.raises(UserError, match="safetensors: no such file"):
-        read(tmp_path)
+        read(tmp_path, Flags())
     scheduler = tmp_path / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps([1]))
     with pytest.raises(UserError, match="expected keys and values, found list"):
-        read(tmp_path)
+        read(tmp_path, Flags())
     scheduler.write_text("{")
     with pytest.raises(UserError, match=r"scheduler_config.json: damaged"):
-        read(tmp_path)
+        read(tmp_path, Flags())
     scheduler.unlink()
     with pytest.raises(UserError, match=r"scheduler_config.json: no such file"):
-        read(tmp_path)
+        read(tmp_path, Flags())
