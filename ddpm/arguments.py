@@ -111,6 +111,11 @@ def add_import(bring: argparse.ArgumentParser) -> None:
         "of OpenAI's files", "named and meant as on the command line that trained it, for what its shapes do not tell"
     )
     flags.add_argument("--num-heads", type=_positive)
+    flags.add_argument(
+        "--num-heads-upsample",
+        type=int,
+        help="leaves no trace in the weights either: ddpm imports only networks where it is -1 or --num-heads",
+    )
     flags.add_argument("--num-head-channels", type=_positive)
     flags.add_argument("--noise-schedule", choices=["linear", "cosine"])
     flags.add_argument("--diffusion-steps", type=_positive)

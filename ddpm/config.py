@@ -1,8 +1,8 @@
 """params.yaml as typed models: every knob, its range and its unit; unknown keys are refused.
 
 The defaults are those of Ho et al. 2020 for CIFAR-10, so that a variant in params.yaml states only what it changes.
-They differ from the published code in norm_epsilon, downsample_padding, init, horizontal_flip and ema_warmup, which the
-preset ddpm-cifar10 sets as published.
+They differ from the published code in norm_epsilon, downsample_padding, init, horizontal_flip and ema_warmup, which
+the preset ddpm-cifar10 sets as published.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -39,7 +39,9 @@ Int = Annotated[int, Field(le=LARGEST)]
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 MOST_TIMESTEPS = 100_000  # of a process; the tables of every one are kept
 # A name becomes a path, a word of a command and a part of a DVC key.
-VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+VARIANT_NAME = r"^[a-z0-9][a-z0-9_-]*$"
+DATA_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid", "explicit"]
 Prediction = Literal["epsilon", "x0", "v"]
@@ -93,7 +95,7 @@ class DataConfig(Section):
     )
     name: str | None = Field(
         None,
-        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        pattern=DATA_NAME,
         description="the data set's name, and the model's: ddpm-<name>. Default: the source's, or the folder's",
     )
     image_size: Positive | None = Field(
@@ -425,17 +427,17 @@ class SamplingConfig(Section):
         return self
 
 
-class VariantConfig(Section):
-    """One model: a composition of parts."""
+class ModelConfig(Section):
+    """What a model is made of: a composition of parts. How it was trained is None where nobody knows."""
 
     network: AnyNetworkConfig = NetworkConfig()
     process: ProcessConfig = ProcessConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    training: TrainingConfig = TrainingConfig()
+    objective: ObjectiveConfig | None = None
+    training: TrainingConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
 
     @model_validator(mode="after")
-    def _steps_exist(self) -> VariantConfig:
+    def _steps_exist(self) -> Self:
         if self.sampling.steps > self.process.timesteps:
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}, but the process has only {self.process.timesteps} timesteps"
@@ -443,8 +445,8 @@ class VariantConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_learned_variance_is_learned(self) -> VariantConfig:
-        learned, loss = self.process.variance == "learned_range", self.objective.loss
+    def _a_learned_variance_is_learned(self) -> Self:
+        learned, loss = self.process.variance == "learned_range", self.objective and self.objective.loss
         if learned and loss in ("simple", "elbo"):
             raise ValueError(f"process.variance is learned_range, which objective.loss {loss} does not train")
         if not learned and loss == "hybrid":
@@ -454,9 +456,9 @@ class VariantConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_vae_decodes_in_one_step(self) -> VariantConfig:
-        kind, loss, process = self.network.kind, self.objective.loss, self.process
-        if (kind == "vae") != (loss == "elbo"):
+    def _a_vae_decodes_in_one_step(self) -> Self:
+        kind, loss, process = self.network.kind, self.objective and self.objective.loss, self.process
+        if loss is not None and (kind == "vae") != (loss == "elbo"):
             raise ValueError(f"network.kind vae and objective.loss elbo go together; found {kind} and {loss}")
         if kind == "vae" and (process.timesteps, process.prediction) != (1, "x0"):
             raise ValueError(
@@ -464,6 +466,13 @@ class VariantConfig(Section):
                 f"found {process.timesteps} and {process.prediction}"
             )
         return self
+
+
+class VariantConfig(ModelConfig):
+    """A model of params.yaml, which also says how to train it."""
+
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
 
 
 class ExtractorConfig(Section):

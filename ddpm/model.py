@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from ddpm.config import SamplingConfig, Section, VariantConfig, validate
+from ddpm.config import ModelConfig, SamplingConfig, Section, validate
 from ddpm.data.kinds import DataKind, KindName, data_kind
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
@@ -58,14 +59,22 @@ class TrainingFacts(Section):
 
 
 class ModelCard(Section):
-    """model.json."""
+    """model.json. `config` has neither `objective` nor `training` where the model was imported."""
 
     format: Literal[1] = 1
     variant: str
-    config: VariantConfig
+    config: ModelConfig
     data: DataFacts
     training: TrainingFacts
     parameters: int
+
+    @model_validator(mode="after")
+    def _nobody_knows_how_an_import_was_trained(self) -> ModelCard:
+        # Cards of earlier versions have the defaults there.
+        if self.training.weights == "imported":
+            unknown = self.config.model_copy(update={"objective": None, "training": None})
+            object.__setattr__(self, "config", unknown)
+        return self
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ class Model:
         return lambda: torch.from_numpy(stream.draw()).to(self.device)
 
 
-def build_network(config: VariantConfig, kind: DataKind, where: str = "params.yaml") -> nn.Module:
+def build_network(config: ModelConfig, kind: DataKind, where: str = "params.yaml") -> nn.Module:
     """The variant's network for a kind of data, freshly initialised.
 
     Args:
@@ -177,7 +186,7 @@ def build_network(config: VariantConfig, kind: DataKind, where: str = "params.ya
         raise UserError(f"{where}: network: {error}") from None
 
 
-def build_process(config: VariantConfig, device: torch.device | str = "cpu") -> GaussianProcess:
+def build_process(config: ModelConfig, device: torch.device | str = "cpu") -> GaussianProcess:
     """The variant's process with its tables on a device."""
     process = config.process
     return GaussianProcess(

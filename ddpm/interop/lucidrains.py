@@ -13,7 +13,15 @@ from ddpm.config import LinearAttentionConfig, ProcessConfig, SamplingConfig, va
 from ddpm.data.kinds import DataKind, ImageKind, ValueKind
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
-from ddpm.interop.published import Flags, Published, network_of, refuse_other_keys, shaped_like, tensors_alone
+from ddpm.interop.published import (
+    Flags,
+    Published,
+    network_of,
+    process_of,
+    refuse_other_keys,
+    shaped_like,
+    tensors_alone,
+)
 
 # Our names to theirs, each rule applied in turn.
 _RENAMED = [
@@ -93,7 +101,10 @@ def _diffusion(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 def _kind(stem: Tensor, flags: Flags, where: str) -> DataKind:
     """Of the data: the first convolution tells the channels and the axes, the flags the rest."""
     channels = stem.shape[1]
-    if stem.ndim == 3:
+    of_sequences = stem.ndim == 3
+    used = {"seq_length", "auto_normalize"} if of_sequences else {"image_size"}
+    flags.refuse_but(used, f"{where}: a network of {'sequences' if of_sequences else 'images'}")
+    if of_sequences:
         if flags.seq_length is None:
             raise UserError(f"{where}: it is of sequences, whose length it does not tell: give --seq-length")
         low = 0.0 if flags.auto_normalize else -1.0
@@ -176,23 +187,14 @@ def _is_linear(name: str, ours: Mapping[str, Tensor]) -> bool:
 def _process(diffusion: Mapping[str, Tensor], learned: bool, where: str) -> ProcessConfig:
     """The process that a diffusion's buffers are of."""
     betas = diffusion["betas"].double().numpy()
-    for schedule in ("linear", "cosine", "sigmoid"):
-        named = Schedule.named(schedule, len(betas))
-        if np.allclose(betas, named.betas, rtol=1e-4, atol=1e-7):
-            break
-    else:
-        raise UserError(f"{where}: its betas are of another schedule than linear, cosine and sigmoid")
-    snr = named.alphas_cumprod / (1 - named.alphas_cumprod)
+    process = process_of(betas, ("linear", "cosine", "sigmoid"), where, rtol=1e-4, atol=1e-7)
+    alpha_bar = Schedule.of(process).alphas_cumprod
+    snr = alpha_bar / (1 - alpha_bar)
     # Its losses are weighted so that each is the noise's error; where there is more signal than noise, perhaps less.
     weights = {"epsilon": np.ones_like(snr), "x0": snr, "v": snr / (snr + 1)}
     noisy = snr < 1
     for prediction, weight in weights.items():
         if np.allclose(diffusion["loss_weight"].double().numpy()[noisy], weight[noisy], rtol=1e-3, atol=1e-6):
-            process = {
-                "timesteps": len(betas),
-                "schedule": schedule,
-                "prediction": prediction,
-                "variance": "learned_range" if learned else "fixed_small",
-            }
-            return validate(ProcessConfig, process, where)
+            variance = "learned_range" if learned else "fixed_small"
+            return validate(ProcessConfig, {**process, "prediction": prediction, "variance": variance}, where)
     raise UserError(f"{where}: its loss_weight is of no prediction that ddpm has")

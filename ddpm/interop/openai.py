@@ -7,6 +7,7 @@ the names of the original command lines.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Literal
 
 import torch
@@ -57,6 +58,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
     Raises:
         UserError: it is of another network, or a flag that its shapes do not replace was not given.
     """
+    _fits(flags, where)
     strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
     refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
     attends = any(name.endswith("qkv.weight") for name in theirs)
@@ -65,7 +67,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
     out_channels = len(theirs["out.2.bias"])
     if channels not in (1, 3) or out_channels not in (channels, 2 * channels):
         raise UserError(f"{where}: {channels} channels in and {out_channels} out: not a denoiser of grey or RGB images")
-    resample, blocks, levels = _layout(theirs)
+    resample, blocks, levels = _layout(theirs, where)
     multipliers, attended = _levels(theirs, width, blocks, levels, where)
     network = validate(
         NetworkConfig,
@@ -107,6 +109,22 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
                 weights[name] = _regrouped(weights[name], network.heads, network.head_channels)
     sampling = SamplingConfig(sampler="ancestral", steps=timesteps, spacing="linspace")
     return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
+
+
+def _fits(flags: Flags, where: str) -> None:
+    """
+    Raises:
+        UserError: a flag is of another project, or says what our network lacks.
+    """
+    others = {"seq_length", "auto_normalize"}
+    flags.refuse_but({field.name for field in fields(flags)} - others, f"{where}: OpenAI's network")
+    upsample = flags.num_heads_upsample
+    # A width of the heads says their number everywhere.
+    if upsample not in (None, -1, flags.num_heads) and not flags.num_head_channels:
+        raise UserError(
+            f"{where}: --num-heads-upsample is {upsample} and --num-heads {flags.num_heads}, but ddpm's network has as "
+            "many on both ways: it cannot be imported"
+        )
 
 
 def module_names(network: NetworkConfig, image_size: int) -> Iterator[tuple[str, str]]:
@@ -165,13 +183,15 @@ def _asked(flags: Flags, attends: bool, where: str) -> tuple[int, Literal["linea
     return flags.image_size, flags.noise_schedule, flags.diffusion_steps
 
 
-def _layout(theirs: Mapping[str, Tensor]) -> tuple[Literal["conv", "plain", "residual"], int, int]:
+def _layout(theirs: Mapping[str, Tensor], where: str) -> tuple[Literal["conv", "plain", "residual"], int, int]:
     """How it resamples, its blocks a level, and its levels.
 
     A level on the way down is `blocks` numbers and one for what leads to the next; plain pooling leaves its number out.
     """
     numbers = {int(name.split(".")[1]) for name in theirs if name.startswith("input_blocks.")}
     count = max(numbers)
+    if count > 2 * len(theirs):  # a gap of one is a level's end
+        raise UserError(f"{where}: another network: it has a block number {count:.3g} in {len(theirs)} tensors")
     convolutions = [number for number in numbers if f"input_blocks.{number}.0.op.weight" in theirs]
     gaps = sorted(set(range(1, count)) - numbers)
     outputs = {int(name.split(".")[1]) for name in theirs if name.startswith("output_blocks.")}

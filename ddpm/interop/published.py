@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickletools
+import re
+import stat
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.config import AnyNetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.config import MOST_TIMESTEPS, AnyNetworkConfig, ProcessConfig, SamplingConfig, ScheduleName, validate
 from ddpm.data.kinds import DataKind
+from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
 from ddpm.nets import build
 
@@ -27,6 +36,7 @@ class Flags:
     seq_length: int | None = None
     auto_normalize: bool = True
     num_heads: int | None = None
+    num_heads_upsample: int | None = None
     num_head_channels: int | None = None
     noise_schedule: Literal["linear", "cosine"] | None = None
     diffusion_steps: int | None = None
@@ -36,54 +46,167 @@ class Flags:
     sigma_small: bool = False
     dropout: float = 0.0
 
+    def refuse_but(self, used: Iterable[str], what: str) -> None:
+        """
+        Args:
+            used: the flags that say something about such a checkpoint.
+            what: the checkpoint, for the error.
+
+        Raises:
+            UserError: another one was given.
+        """
+        for field in fields(self):
+            if field.name not in used and getattr(self, field.name) != field.default:
+                raise UserError(f"{what}: --{field.name.replace('_', '-')} does not apply to it; leave it out")
+
 
 @dataclass(frozen=True)
 class Published:
-    """A published network in our terms."""
+    """A published network in our terms.
+
+    `notes` are what a user should know of the import: what was ignored or replaced, a clause each.
+    """
 
     network: AnyNetworkConfig
     process: ProcessConfig
     sampling: SamplingConfig
     kind: DataKind
     weights: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 def read_saved(path: Path) -> dict[str, Any]:
     """What a `.safetensors` file holds, or a `.pt` or `.bin` pickle, of which only tensors and plain values are loaded.
 
+    No more memory is taken than the file is long. The names are without what wrappers put before them.
+
     Raises:
         UserError: the file is missing, damaged, or holds code or no dictionary.
     """
+    must_be_a_file(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: expected a file of weights, found a directory") from None
+            return unwrapped(load_file(path))
+        _refuse_bombs(path)
+        with warnings.catch_warnings(action="ignore"):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged or cut short: {error}") from None
+        raise UserError(f"{path}: damaged or cut short: {in_short(error)}") from None
     except Exception as error:  # of pickle, of zipfile, or torch's own
-        raise UserError(f"{path}: damaged, cut short, or more than tensors ({in_short(error)})") from None
+        # torch's message is long, and advises to run what is in the file.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise UserError(
+                f"{path}: holds the Python object {code[1]:.60}, not tensors and plain values alone, and is not "
+                "loaded; save the network's state_dict()"
+            ) from None
+        raise UserError(f"{path}: damaged or cut short ({in_short(error)})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
-    return found
+    return unwrapped(found)
+
+
+def must_be_a_file(path: Path) -> None:
+    """
+    Raises:
+        UserError: there is none, or it is a directory, a pipe or a device, which may have no end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{path}: {reason}") from None
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise UserError(f"{path}: expected a file of weights, found {what}")
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch.save compresses nothing, and a state_dict has no byte array, of which a pickle names just the length.
+
+    Raises:
+        UserError: the file would take far more memory than it is long.
+    """
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > size:
+                raise UserError(f"{path}: its parts are longer than the file; torch.save writes no such file")
+            for member in members:
+                if member.filename.endswith("data.pkl"):
+                    with archive.open(member) as stream:
+                        _refuse_byte_arrays(stream, path)
+        return
+    with path.open("rb") as stream:
+        for _ in range(4):  # the older format: a magic number, a version, the machine, and then the object
+            _refuse_byte_arrays(stream, path)
+
+
+def _refuse_byte_arrays(pickled: IO[bytes], path: Path) -> None:
+    words = (argument for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, str))
+    # What is no pickle is left for torch to refuse.
+    with contextlib.suppress(ValueError):
+        if any("bytearray" in word and len(word) < 40 for word in words):
+            raise UserError(f"{path}: holds a byte array; expected tensors and plain values alone")
+
+
+def unwrapped(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Names without what DataParallel (`module.`) and torch.compile (`_orig_mod.`) put into them."""
+    plain = {
+        re.sub(r"(?:(?<=\.)|^)(?:(?:module|_orig_mod)\.)+", "", name) if isinstance(name, str) else name: value
+        for name, value in found.items()
+    }
+    return plain if len(plain) == len(found) else dict(found)
 
 
 def tensors_alone(found: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """What was read, as a network's state_dict.
 
     Raises:
-        UserError: it holds anything but tensors by name.
+        UserError: it holds anything but tensors by name, or tensors larger than the numbers that are stored of them.
     """
+    stored, wanted = {}, 0
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{where}: expected tensors by name, a network's state_dict; {name!r} is none")
-    return dict(found)
+            raise UserError(f"{where}: expected tensors by name, a network's state_dict; {name!r:.80} is none")
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
+            raise UserError(f"{where}: {shown(name)} is no plain tensor but sparse, quantised or without numbers")
+        storage = value.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        wanted += value.numel() * value.element_size()
+    # A stride of 0 repeats a few numbers as often as a shape says.
+    if wanted > sum(stored.values()):
+        raise UserError(
+            f"{where}: its tensors have {wanted:,} bytes, of which {sum(stored.values()):,} are stored; "
+            "expected all of them"
+        )
+    return unwrapped(found)
+
+
+def process_of(
+    betas: NDArray[np.float64], names: Iterable[ScheduleName], where: str, *, rtol: float, atol: float
+) -> dict[str, Any]:
+    """The `timesteps`, `schedule` and `betas` of a process with these betas: by name where one of the schedules has
+    them within a tolerance, else explicit.
+
+    Raises:
+        UserError: they are too many, or no betas.
+    """
+    if betas.ndim != 1 or not 1 <= len(betas) <= MOST_TIMESTEPS:
+        raise UserError(f"{where}: betas of shape {list(betas.shape)}; expected 1 to {MOST_TIMESTEPS:,} of them")
+    for name in names:
+        if np.allclose(betas, Schedule.named(name, len(betas)).betas, rtol=rtol, atol=atol):
+            return {"timesteps": len(betas), "schedule": name}
+    explicit = {"timesteps": len(betas), "schedule": "explicit", "betas": betas.tolist()}
+    # Its prediction is not looked at here.
+    validate(ProcessConfig, {**explicit, "prediction": "v"}, where)
+    return explicit
 
 
 def network_of(network: AnyNetworkConfig, kind: DataKind, out_channels: int, where: str) -> nn.Module:
@@ -127,6 +250,8 @@ def shaped_like(weights: Mapping[str, Tensor], network: nn.Module, where: str) -
     shaped = {}
     for name, expected in network.state_dict().items():
         tensor = weights[name]
+        if not tensor.is_floating_point():
+            raise UserError(f"{where}: {shown(name)} is {tensor.dtype}; expected floating-point numbers")
         if _without_ones(tensor.shape) != _without_ones(expected.shape):
             raise UserError(f"{where}: another network: {name} is {list(tensor.shape)}, not {list(expected.shape)}")
         shaped[name] = tensor.to(torch.float32).reshape(expected.shape).contiguous()
@@ -140,8 +265,18 @@ def swap_halves(weight: Tensor) -> Tensor:
 
 
 def in_short(error: Exception) -> str:
-    """Another's error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    """Another's error in one line: its first sentence."""
+    return " ".join(f"{type(error).__name__}: {_reason(error)}".split()).split(". ")[0][:160]
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without what torch has before it: how to run the code that a file may hold."""
+    return str(error).rpartition("WeightsUnpickler error:")[2]
+
+
+def shown(name: str) -> str:
+    """A name out of a file, fit for a line of an error."""
+    return name if name.isprintable() and len(name) <= 80 else f"{name!r:.80}"
 
 
 def _without_ones(shape: Iterable[int]) -> list[int]:
@@ -151,4 +286,4 @@ def _without_ones(shape: Iterable[int]) -> list[int]:
 def _some(names: list[str]) -> str:
     if not names:
         return "nothing"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm.config import NetworkConfig, ObjectiveConfig, VariantConfig
+from ddpm.config import DATA_NAME, VARIANT_NAME, ModelConfig, NetworkConfig
 from ddpm.data.kinds import ValueKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
-from ddpm.interop.published import Flags, Published, in_short, read_saved, tensors_alone
+from ddpm.interop.published import Flags, Published, in_short, read_saved, shown, tensors_alone
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, save
 from ddpm.stages.train import write_curve
 
@@ -19,55 +21,74 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
     """Write the model directory `out` from a checkpoint file or a diffusers directory.
 
     The card's facts of data and training stay empty but for the name, since no such checkpoint tells them; the
-    fingerprint is the SHA-256 of the file of weights, and loss.csv has no rows.
+    fingerprint is the SHA-256 of the file of weights, or of those of all its files, and loss.csv has no rows.
 
     Args:
-        flags: what the source does not tell; those it has no need of are not looked at.
+        flags: what the source does not tell.
         data_name: what the model was trained on; by default the name of `out`.
 
     Returns:
         A line on what was made.
 
     Raises:
-        UserError: the source is damaged, of another network, class-conditional or lacks something, or `out` is there
-            already.
+        UserError: the source is damaged, of another network, class-conditional or lacks something, a flag does not
+            apply to it, `out` is there already or its name cannot be a model's.
     """
     _must_be_new(out)
+    variant = out.resolve().name
+    _must_be_a_name(variant, VARIANT_NAME, f"--out {out}: its last part becomes the model's name")
+    if data_name is not None:
+        _must_be_a_name(data_name, DATA_NAME, "--data-name")
     published, weights = _read(source, flags)
     _refuse_classes(published, source)
-    name = data_name or "-".join(re.findall(r"[a-z0-9]+", out.resolve().name.lower())) or "imported"
-    model = assemble(published, variant=out.resolve().name, data_name=name, fingerprint=sha256_of(weights))
+    model = assemble(published, variant=variant, data_name=data_name or variant, fingerprint=_fingerprint(weights))
     with atomic_directory(out) as temporary:
         save(model, temporary)
         write_curve([], temporary / "loss.csv")
     process, shape = published.process, "×".join(map(str, model.shape))
+    notes = "".join(f"; {note}" for note in published.notes)
     return (
         f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.kind.name} of {shape}, "
-        f"{process.schedule} schedule of {process.timesteps} steps. To evaluate and export it, "
-        f"name {model.card.variant} under `models` in params.yaml, with the `sampling` it shall have"
+        f"{process.schedule} schedule of {process.timesteps} steps{notes}. To evaluate and export it, "
+        f"add {model.card.variant} to `models` in params.yaml, with the `sampling` you want"
     )
 
 
-def _read(source: Path, flags: Flags) -> tuple[Published, Path]:
-    """The model, and the file that has its weights.
+def _must_be_a_name(name: str, pattern: str, what: str) -> None:
+    if not re.fullmatch(pattern, name):
+        marks = "., - and _" if pattern == DATA_NAME else "- and _"
+        likely = "-".join(re.findall(r"[a-z0-9]+", name.lower())) or "imported"
+        raise UserError(
+            f"{what}; params.yaml has names of lower-case letters, digits, {marks}; found {shown(name)}, try {likely}"
+        )
+
+
+def _fingerprint(weights: Sequence[Path]) -> str:
+    """The SHA-256 of the file of weights; of several files, that of theirs."""
+    hashes = [sha256_of(path) for path in weights]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _read(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
+    """The model, and the files that have its weights.
 
     Names and shapes are taken at their word and checked when the whole is put together; what breaks before that is of
     no shape that a reader knows.
     """
     try:
         return _known(source, flags)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{source}: not a checkpoint that ddpm knows ({in_short(error)})") from error
 
 
-def _known(source: Path, flags: Flags) -> tuple[Published, Path]:
+def _known(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
     """By the reader of its kind."""
     if source.is_dir():
-        return diffusers.read(source, flags.image_size), diffusers.weights_file(source)
+        return diffusers.read(source, flags), diffusers.find(source).weights
     saved, where = read_saved(source), str(source)
     if lucidrains.is_theirs(saved):
-        return lucidrains.convert(saved, flags, where), source
-    return openai.convert(tensors_alone(saved, where), flags, where), source
+        return lucidrains.convert(saved, flags, where), (source,)
+    return openai.convert(tensors_alone(saved, where), flags, where), (source,)
 
 
 def _refuse_classes(published: Published, source: Path) -> None:
@@ -82,12 +103,7 @@ def _refuse_classes(published: Published, source: Path) -> None:
 
 def assemble(published: Published, *, variant: str, data_name: str, fingerprint: str) -> Model:
     """The model of a published network, with its card."""
-    config = VariantConfig(
-        network=published.network,
-        process=published.process,
-        objective=ObjectiveConfig(loss="hybrid" if published.process.variance == "learned_range" else "simple"),
-        sampling=published.sampling,
-    )
+    config = ModelConfig(network=published.network, process=published.process, sampling=published.sampling)
     kind = published.kind
     network = build_network(config, kind)
     network.load_state_dict(published.weights)

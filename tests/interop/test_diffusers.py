@@ -6,17 +6,36 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
+from diffusers.training_utils import EMAModel
 from networks import ours
+from safetensors.torch import save_file
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, VariantConfig
 from ddpm.data.kinds import ImageKind
-from ddpm.diffusion.plans import NO_CLIP
+from ddpm.diffusion.likelihood import likelihood_bound
+from ddpm.diffusion.plans import NO_CLIP, SAMPLERS, plan_for
+from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.sampling import sample
+from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
-from ddpm.interop.diffusers import convert, read, write
+from ddpm.interop.diffusers import convert, find, read, write
 from ddpm.interop.diffusers.scheduler import SchedulerConfig
 from ddpm.interop.diffusers.unet import UNet2DConfig
-from ddpm.interop.published import Published
+from ddpm.interop.published import Flags, Published
 from ddpm.nets.unet import UNet
 
 SMALL = {
@@ -103,7 +122,7 @@ def assert_equal(found, expected):
 def test_a_saved_model_is_read_as_the_same_network(name, tmp_path):
     theirs = peer(PEERS[name])
     DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path)
-    found = read(tmp_path)
+    found = read(tmp_path, Flags())
     network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in theirs.parameters())
     x, t = question(found.kind.shape[0])
@@ -134,7 +153,7 @@ def test_the_flat_layout_pickled_and_with_the_old_names_of_attentions(tmp_path):
             name = name.replace(f".{new}.", f".{before}.")
         state[name] = tensor
     torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
-    found = read(tmp_path)
+    found = read(tmp_path, Flags())
     x, t = question(32)
     with torch.no_grad():
         assert_equal(ours(found)(x, t), theirs(x, t).sample)
@@ -207,7 +226,7 @@ def test_what_we_write_diffusers_loads_and_we_read_again(name, tmp_path):
     y = torch.tensor([2, 0]) if "num_classes" in NETWORKS[name] else None
     with torch.no_grad():
         assert_equal(theirs.eval()(x, t, class_labels=y).sample, network(x, t, y))
-    again = read(tmp_path)
+    again = read(tmp_path, Flags())
     assert again.process == written.process
     assert again.sampling == written.sampling
     assert all(torch.equal(again.weights[name], tensor) for name, tensor in written.weights.items())
@@ -232,9 +251,6 @@ SHORT = {"timesteps": 30, "schedule": "cosine", "variance": "fixed_small"}
 )
 def test_the_pipeline_draws_what_we_draw(process, sampling, tmp_path):
     """From the same noise, by the scheduler that was written."""
-    from ddpm.diffusion.plans import plan_for
-    from ddpm.diffusion.sampling import sample
-
     network, written = network_of_ours({"attention_resolutions": (4,)}, ProcessConfig(**process), **sampling)
     write(written, tmp_path)
     pipeline = DDPMPipeline.from_pretrained(tmp_path)
@@ -246,7 +262,9 @@ def test_the_pipeline_draws_what_we_draw(process, sampling, tmp_path):
     def draw():
         return torch.randn(2, 1, 8, 8, generator=generator)
 
-    plan, again = (plan_for(f.process.model_dump(), f.sampling.model_dump()) for f in (written, read(tmp_path)))
+    plan, again = (
+        plan_for(f.process.model_dump(), f.sampling.model_dump()) for f in (written, read(tmp_path, Flags()))
+    )
     np.testing.assert_array_equal(again.table, plan.table)
     drawn = sample(network, plan, draw(), draw)
     np.testing.assert_allclose(theirs, ((drawn + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy(), atol=1e-4)
@@ -321,18 +339,197 @@ def test_what_we_lack_or_does_not_fit_is_named(change, words):
     ("change", "words"),
     [
         (
-            {"_class_name": "EulerDiscreteScheduler"},
-            "dir: scheduler: `_class_name`: .*'DDPMScheduler' or 'DDIMScheduler'",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "dir: scheduler: _class_name: 'FlowMatchEulerDiscreteScheduler' is no scheduler whose process is",
         ),
         ({"thresholding": True}, "scheduler: sample_max_value is 1.0: ddpm has no bound"),
-        ({"beta_schedule": "sigmoid"}, "scheduler: `beta_schedule`: .*, found 'sigmoid'"),
-        ({"beta_end": 0.03}, "dir: scheduler: the betas, from 0.0001 to 0.03, are of no schedule"),
+        ({"beta_schedule": "laplace"}, "scheduler: `beta_schedule`: .*, found 'laplace'"),
+        ({"trained_betas": [0.1, 2.0]}, r"dir: scheduler: betas must be inside \(0, 1\).*betas\[1\] is 2.0"),
+        (
+            {"rescale_betas_zero_snr": True},
+            "the last beta is 1, which leaves only noise: prediction must then be x0 or v",
+        ),
+        ({"num_train_timesteps": 10**9}, "`num_train_timesteps`: input should be less than or equal to 100000"),
+        ({"use_flow_sigmas": True}, "`use_flow_sigmas`: input should be False, found True"),
         ({"variance_type": "learned"}, "scheduler: `variance_type`: .*, found 'learned'"),
     ],
 )
 def test_a_scheduler_that_we_lack_is_named(change, words):
     with pytest.raises(UserError, match=words):
         convert(config_of(SMALL), {**SCHEDULER, **change}, peer(SMALL).state_dict(), where="dir")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(100),
+        DDPMScheduler(50, 0.001, 0.3, "sigmoid"),
+        DDPMScheduler(trained_betas=np.geomspace(1e-3, 0.5, 20), num_train_timesteps=20),
+        DDIMScheduler(200, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"),
+        EulerDiscreteScheduler(100, 0.002, 0.1),
+        HeunDiscreteScheduler(1000, beta_schedule="linear"),
+    ],
+    ids=lambda scheduler: f"{type(scheduler).__name__}-{len(scheduler.betas)}",
+)
+def test_any_betas_are_the_process(scheduler, tmp_path):
+    """As explicit betas, which sampling, the likelihood, our card and their scheduler take as they take named ones."""
+    theirs = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+    found = convert(config_of(SMALL), theirs, peer(SMALL).state_dict())
+    betas = Schedule.of(found.process.model_dump()).betas
+    assert found.process.schedule == "explicit"
+    expected = scheduler.alphas_cumprod.double().numpy()
+    if isinstance(scheduler, EulerDiscreteScheduler):
+        expected = np.cumprod(1 - scheduler.betas.double().numpy())
+    np.testing.assert_allclose(np.cumprod(1 - betas), expected, rtol=2e-4, atol=1e-7)
+    again = VariantConfig.model_validate_json(
+        VariantConfig(process=found.process, sampling=found.sampling).model_dump_json()
+    )
+    assert again.process == found.process
+    write(Published(found.network, found.process, found.sampling, found.kind, found.weights), tmp_path)
+    assert read(tmp_path, Flags()).process == found.process
+    ours_network, shape = ours(found), (2, 3, 8, 8)
+    process = GaussianProcess(Schedule.of(found.process.model_dump()), prediction=found.process.prediction)
+    x0 = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(2)) / 127.5 - 1
+    assert np.isfinite(likelihood_bound(ours_network, process, [x0]).bits_per_dim)
+    for sampler in SAMPLERS:
+        plan = plan_for(found.process.model_dump(), found.sampling.model_dump(), sampler=sampler, steps=5)
+        assert torch.isfinite(sample(ours_network, plan, torch.randn(shape), lambda: torch.randn(shape))).all(), sampler
+
+
+def test_zero_terminal_snr_is_sampled_as_theirs():
+    """From a step without signal, at the betas that theirs rescales."""
+    scheduler = DDIMScheduler(
+        100, 0.001, 0.2, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    theirs = peer(SMALL)
+    config = dict(scheduler.config) | {"_class_name": "DDIMScheduler"}
+    found = convert(config_of(SMALL), config, theirs.state_dict())
+    scheduler.set_timesteps(10)
+    x = start = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(theirs(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
+    plan = plan_for(found.process.model_dump(), found.sampling.model_dump(), steps=10)
+    torch.testing.assert_close(sample(ours(found), plan, start, lambda: start), x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "plan", "note"),
+    [
+        (PNDMScheduler(skip_prk_steps=True, steps_offset=1), ("ddim", 50), "no PNDMScheduler: it is sampled by ddim"),
+        (EulerAncestralDiscreteScheduler(), ("ddim", 50), "no EulerAncestralDiscreteScheduler"),
+        (LMSDiscreteScheduler(), ("ddim", 50), "no LMSDiscreteScheduler"),
+        (DPMSolverMultistepScheduler(), ("dpmpp_2m", 20), "is dpmpp_2m in 20 steps here"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3), ("dpmpp_2m_sde", 20), "not 3"),
+        (DPMSolverSinglestepScheduler(), ("dpmpp_2s", 20), "is dpmpp_2s"),
+        (UniPCMultistepScheduler(), ("unipc", 20), "is unipc in"),
+        (UniPCMultistepScheduler(solver_type="bh1"), ("unipc_bh1", 20), "is unipc_bh1 in"),
+        (DDIMScheduler(steps_offset=1, set_alpha_to_one=False), ("ddim", 50), "steps_offset 1 is ignored"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, tuple | str) else "",
+)
+def test_solvers_are_mapped_or_replaced_with_a_word(scheduler, plan, note, tmp_path):
+    DDPMPipeline(peer(SMALL), scheduler).save_pretrained(tmp_path)
+    found = read(tmp_path, Flags())
+    assert found.process == ProcessConfig(variance="fixed_small")
+    assert (found.sampling.sampler, found.sampling.steps) == plan
+    assert any(note in said for said in found.notes)
+
+
+SAVED = {
+    "fp16": {"variant": "fp16"},
+    "sharded": {"max_shard_size": "20KB"},
+    "sharded fp16": {"variant": "fp16", "max_shard_size": "20KB"},
+    "pickled": {"safe_serialization": False},
+    "pickled and sharded": {"safe_serialization": False, "max_shard_size": "20KB"},
+}
+
+
+@pytest.mark.parametrize("form", SAVED)
+def test_the_forms_that_save_pretrained_writes(form, tmp_path):
+    theirs = peer(SMALL)
+    if "fp16" in form:
+        theirs = theirs.half()
+    DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path, **SAVED[form])
+    assert not ("sharded" in form) ^ any((tmp_path / "unet").glob("*.index*.json"))
+    found = read(tmp_path, Flags())
+    x, t = question(8)
+    with torch.no_grad():
+        assert_equal(ours(found)(x, t), theirs.float()(x, t).sample)
+
+
+def test_variants_side_by_side(tmp_path):
+    """The plain weights come first; among variants alone nobody can choose."""
+    pipeline = DDPMPipeline(peer(SMALL), DDPMScheduler())
+    for variant in ("fp16", "ema"):
+        pipeline.save_pretrained(tmp_path, variant=variant)
+    with pytest.raises(UserError, match=r"several variants: diffusion_pytorch_model.ema.safetensors, .*leave one"):
+        read(tmp_path, Flags())
+    pipeline.save_pretrained(tmp_path)
+    assert [path.name for path in find(tmp_path).weights] == ["diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize("named", ["../other.safetensors", "diffusion_pytorch_model/x", 3, None])
+def test_an_index_names_files_of_its_own_folder(named, tmp_path):
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": named}}))
+    with pytest.raises(UserError, match=r"index.json: damaged: expected a `weight_map`"):
+        find(tmp_path)
+
+
+def test_checkpoints_of_their_training_example(tmp_path):
+    """checkpoint-N/ has unet/ and unet_ema/, whose averages are the model; the scheduler is the pipeline's, one up."""
+    network, average = peer(SMALL), peer({**SMALL, "dropout": 0.1})
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.mul_(0.9)
+    ema = EMAModel(average.parameters(), model_cls=UNet2DModel, model_config=average.config)
+    checkpoint = tmp_path / "run" / "checkpoint-10"
+    network.save_pretrained(checkpoint / "unet")
+    ema.save_pretrained(checkpoint / "unet_ema")
+    x, t = question(8)
+
+    def is_the_average(found):
+        assert found.notes[0] == "averaged weights of unet_ema"
+        with torch.no_grad():
+            assert_equal(ours(found)(x, t), average(x, t).sample)
+
+    with pytest.raises(UserError, match="give --noise-schedule and --diffusion-steps"):
+        read(checkpoint, Flags())
+    found = read(checkpoint, Flags(noise_schedule="cosine", diffusion_steps=30, predict_xstart=True))
+    assert found.process == ProcessConfig(timesteps=30, schedule="cosine", prediction="x0", variance="fixed_small")
+    is_the_average(found)
+    DDPMScheduler(40, beta_schedule="squaredcos_cap_v2").save_pretrained(tmp_path / "run" / "scheduler")
+    for directory in (checkpoint, checkpoint / "unet_ema"):
+        found = read(directory, Flags())
+        assert (found.process.timesteps, found.process.schedule) == (40, "cosine")
+        is_the_average(found)
+    with pytest.raises(UserError, match="with its scheduler: --diffusion-steps does not apply"):
+        read(checkpoint, Flags(diffusion_steps=30))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_taken_off(prefix, tmp_path):
+    theirs = peer(SMALL)
+    DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path)
+    state = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
+    save_file(state, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    x, t = question(8)
+    with torch.no_grad():
+        assert_equal(ours(read(tmp_path, Flags()))(x, t), theirs(x, t).sample)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (Flags(image_size=16), "--image-size is 16, but the model's sample_size is 8"),
+        (Flags(num_heads=4), "--num-heads does not apply to it"),
+        (Flags(sigma_small=True), "--sigma-small does not apply to it"),
+    ],
+)
+def test_flags_that_say_nothing_of_it_are_refused(flags, words, tmp_path):
+    DDPMPipeline(peer(SMALL), DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, flags)
 
 
 ODD = [None, -1, 0, "x", [], {}, 1.5, [1], [None, 2], True, float("nan")]
@@ -354,25 +551,26 @@ def test_any_key_may_hold_anything(damaged, model):
 
 
 def test_damaged_directories(tmp_path):
-    with pytest.raises(UserError, match=r"config.json: no such file"):
-        read(tmp_path)
+    with pytest.raises(UserError, match=r"no weights; expected diffusion_pytorch_model.safetensors"):
+        read(tmp_path, Flags())
     DDPMPipeline(peer(SMALL), DDPMScheduler()).save_pretrained(tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     for part in (whole[:-10], whole[:5], b""):
         weights.write_bytes(part)
         with pytest.raises(UserError, match="damaged or cut short"):
-            read(tmp_path)
-    weights.unlink()
-    with pytest.raises(UserError, match="safetensors: no such file"):
-        read(tmp_path)
+            read(tmp_path, Flags())
+    weights.write_bytes(whole)
     scheduler = tmp_path / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps([1]))
     with pytest.raises(UserError, match="expected keys and values, found list"):
-        read(tmp_path)
+        read(tmp_path, Flags())
     scheduler.write_text("{")
     with pytest.raises(UserError, match=r"scheduler_config.json: damaged"):
-        read(tmp_path)
+        read(tmp_path, Flags())
     scheduler.unlink()
-    with pytest.raises(UserError, match=r"scheduler_config.json: no such file"):
-        read(tmp_path)
+    with pytest.raises(UserError, match=r"no scheduler_config.json .*give --noise-schedule and --diffusion-steps"):
+        read(tmp_path, Flags())
+    (tmp_path / "unet" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json: no such file"):
+        read(tmp_path, Flags(noise_schedule="linear", diffusion_steps=10))

@@ -1,5 +1,6 @@
 """Held against the published implementation: converted random weights, equal outputs, equal parameter counts."""
 
+import numpy as np
 import pytest
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, Unet, Unet1D
@@ -7,9 +8,15 @@ from networks import ours
 
 from ddpm.errors import UserError
 from ddpm.interop.lucidrains import convert
-from ddpm.interop.published import Flags
+from ddpm.interop.published import Flags, unwrapped
 
-FLAGS = Flags(image_size=16, seq_length=16)
+
+def flags_of(state):
+    """What the file of images, or that of sequences, does not tell."""
+    stem = next(value for name, value in state.items() if name.endswith("init_conv.weight"))
+    return Flags(seq_length=16) if stem.ndim == 3 else Flags(image_size=16)
+
+
 BUFFERS = dict(GaussianDiffusion(Unet(8, dim_mults=(1,)), image_size=8).named_buffers())
 
 
@@ -41,7 +48,8 @@ PEERS = {
 def test_the_network_is_theirs(name):
     torch.manual_seed(0)
     peer = randomised(PEERS[name]())
-    found = convert(diffusion_around(peer), FLAGS)
+    state = diffusion_around(peer)
+    found = convert(state, flags_of(state))
     network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in peer.parameters())
     x = torch.randn(3, *found.kind.network_shape, generator=torch.Generator().manual_seed(1))
@@ -60,7 +68,7 @@ def test_a_diffusion_tells_its_process(schedule, theirs, prediction):
     peer = GaussianDiffusion(
         network, image_size=8, timesteps=100, objective=theirs, beta_schedule=schedule, min_snr_loss_weight=True
     )
-    found = convert(peer.state_dict(), FLAGS)
+    found = convert(peer.state_dict(), Flags(image_size=8))
     process = found.process
     assert (process.timesteps, process.schedule, process.prediction) == (100, schedule, prediction)
     assert process.variance == "fixed_small"
@@ -88,6 +96,39 @@ def test_what_the_file_does_not_tell_is_asked_for(network, words):
         convert(diffusion_around(network), Flags())
 
 
+@pytest.mark.parametrize(
+    ("network", "flags", "words"),
+    [
+        (Unet(8, dim_mults=(1, 2)), Flags(image_size=8, seq_length=8), "of images: --seq-length does not apply"),
+        (Unet(8, dim_mults=(1, 2)), Flags(image_size=8, num_heads=4), "of images: --num-heads does not apply"),
+        (Unet1D(8, dim_mults=(1, 2)), Flags(seq_length=8, image_size=8), "of sequences: --image-size does not apply"),
+    ],
+)
+def test_a_flag_of_another_kind_is_refused(network, flags, words):
+    with pytest.raises(UserError, match=words):
+        convert(diffusion_around(network), flags)
+
+
+def test_betas_of_no_name_are_taken_as_they_are():
+    """And weights of DataParallel and of torch.compile, in half precision."""
+    peer = randomised(Unet(8, dim_mults=(1, 2)))
+    diffusion = GaussianDiffusion(peer, image_size=8, timesteps=50, objective="pred_v", beta_schedule="linear")
+    state = diffusion.state_dict()
+    other = GaussianDiffusion(
+        peer, image_size=8, timesteps=50, objective="pred_v", schedule_fn_kwargs={"start": -1}, beta_schedule="sigmoid"
+    )
+    found = convert(unwrapped({f"module.{n}": t for n, t in other.state_dict().items()}), Flags(image_size=8))
+    assert (found.process.schedule, found.process.timesteps, found.process.prediction) == ("explicit", 50, "v")
+    np.testing.assert_allclose(found.process.betas, other.betas.numpy(), rtol=1e-6)
+    trainer = {"ema": {f"ema_model.module.{n.replace('model.', 'model._orig_mod.')}": t for n, t in state.items()}}
+    halves = {n: t.bfloat16() if t.is_floating_point() and ".model." in n else t for n, t in trainer["ema"].items()}
+    found = convert({"model": {}, "ema": halves}, Flags(image_size=8))
+    assert found.process.schedule == "linear"
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 40])
+    with torch.no_grad():
+        assert (ours(found)(x, t) - peer(x, t)).norm() < 0.02 * peer(x, t).norm()
+
+
 def changed(state, **changes):
     state = {**state, **changes}
     return {key: value for key, value in state.items() if value is not None}
@@ -106,27 +147,28 @@ def changed(state, **changes):
         ({"model.time_mlp.1.weight": torch.zeros(32, 16)}, "init_dim"),
         ({"model.time_mlp.0.weights": torch.zeros(8)}, "Fourier"),
         ({"betas": None}, "a network alone"),
-        ({"betas": torch.full((1000,), 0.1)}, "betas are of another schedule"),
+        ({"betas": torch.full((1000,), 0.1)}, "loss_weight is of no prediction"),
     ],
 )
 def test_another_network_is_named(change, words):
     state = diffusion_around(Unet(8, dim_mults=(1, 2)))
     with pytest.raises(UserError, match=words) as caught:
-        convert(changed(state, **change), FLAGS, where="theirs.pt")
+        convert(changed(state, **change), Flags(image_size=16), where="theirs.pt")
     assert str(caught.value).startswith("theirs.pt: ")
 
 
 @pytest.mark.parametrize(
     ("network", "flags", "words"),
     [
-        (lambda: Unet(8, dim_mults=(1, 2), self_condition=True), FLAGS, "self-conditioning"),
-        (lambda: Unet(8, dim_mults=(1, 2), init_dim=16), FLAGS, "init_dim"),
-        (lambda: Unet(8, dim_mults=(1, 2), out_dim=5), FLAGS, "an out_dim of 5 for 3 channels"),
-        (lambda: Unet(8, dim_mults=(1, 2), channels=4), FLAGS, "4 channels: not a denoiser of grey or RGB images"),
-        (lambda: Unet1D(8, dim_mults=(1, 2), attn_heads=2), FLAGS, "attentions of different widths"),
+        (lambda: Unet(8, dim_mults=(1, 2), self_condition=True), None, "self-conditioning"),
+        (lambda: Unet(8, dim_mults=(1, 2), init_dim=16), None, "init_dim"),
+        (lambda: Unet(8, dim_mults=(1, 2), out_dim=5), None, "an out_dim of 5 for 3 channels"),
+        (lambda: Unet(8, dim_mults=(1, 2), channels=4), None, "4 channels: not a denoiser of grey or RGB images"),
+        (lambda: Unet1D(8, dim_mults=(1, 2), attn_heads=2), None, "attentions of different widths"),
         (lambda: Unet(8, dim_mults=(1, 2, 4)), Flags(image_size=18), "18 is not a multiple of 4"),
     ],
 )
 def test_what_ours_lacks_is_refused(network, flags, words):
     with pytest.raises(UserError, match=words):
-        convert(diffusion_around(network()), flags)
+        state = diffusion_around(network())
+        convert(state, flags or flags_of(state))

@@ -74,7 +74,7 @@ def name_peer(**sections: dict) -> None:
 
 def test_an_imported_model_is_sampled_evaluated_and_exported(project: Path, published: Path, capsys):
     assert main(["import", str(published), "--out", "models/peer", "--data-name", "digits"]) == 0
-    assert "name peer under `models` in params.yaml" in capsys.readouterr().out
+    assert "add peer to `models` in params.yaml" in capsys.readouterr().out
     name_peer(process={"timesteps": 40}, sampling={"steps": 4, "spacing": "leading"})
     for stage in ("evaluate", "export"):
         assert main([stage, "peer"]) == 0
@@ -88,14 +88,22 @@ def test_an_imported_model_is_sampled_evaluated_and_exported(project: Path, publ
 
 
 def test_the_card_tells_where_the_weights_come_from(project: Path, published: Path):
-    main(["import", str(published), "--out", "models/Peer One"])
-    assert Path("models/Peer One/loss.csv").read_text() == "step,loss,grad_norm,learning_rate\n"
-    model = ddpm.load("models/Peer One")
+    main(["import", str(published), "--out", "models/peer-one"])
+    assert Path("models/peer-one/loss.csv").read_text() == "step,loss,grad_norm,learning_rate\n"
+    model = ddpm.load("models/peer-one")
     assert model.card.data.name == "peer-one"
     assert model.card.training.fingerprint == sha256_of(published / "unet" / "diffusion_pytorch_model.safetensors")
     assert model.card.parameters == sum(p.numel() for p in UNet2DModel.from_pretrained(published / "unet").parameters())
     assert model.card.config.sampling.sampler == "ancestral"
     assert model.card.config.process.timesteps == 40
+    # Nobody knows how it was trained, so the card does not say.
+    written = json.loads(Path("models/peer-one/model.json").read_text())
+    assert written["config"]["training"] is None
+    assert written["config"]["objective"] is None
+    before = {**written["config"], "training": {"steps": 800_000}, "objective": {"loss": "simple"}}
+    Path("models/peer-one/model.json").write_text(json.dumps({**written, "config": before}))
+    card = ddpm.load("models/peer-one").card
+    assert card == model.card, "a card of an earlier version, with the defaults there"
 
 
 def test_there_and_back_again(trained: Path):
@@ -112,11 +120,11 @@ def test_there_and_back_again(trained: Path):
     ("arguments", "words"),
     [
         (["import", "nowhere", "--out", "m"], "nowhere: no such file"),
-        (["import", "prepared", "--out", "m"], "prepared/config.json: no such file"),
-        (["import", "params.yaml", "--out", "m"], "params.yaml: damaged, cut short, or more than tensors"),
+        (["import", "prepared", "--out", "m"], "prepared: no weights; expected diffusion_pytorch_model.safetensors"),
+        (["import", "params.yaml", "--out", "m"], "params.yaml: damaged or cut short"),
         (["import", "prepared", "--out", "models"], "models: exists already"),
         (["import", "models/tiny/model.safetensors", "--out", "m"], "another network: missing input_blocks.0.0.weight"),
-        (["import", "cut.pt", "--out", "m"], "cut.pt: damaged, cut short"),
+        (["import", "cut.pt", "--out", "m"], "cut.pt: damaged or cut short"),
         (
             ["import", "guided.pt", "--out", "m", *SAID, "--dropout", "2"],
             "`dropout`: input should be less than 1, found 2",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from ddpm.interop.diffusers.names import new_name, their_names
 from ddpm.interop.diffusers.scheduler import SchedulerConfig, process_config, their_scheduler
 from ddpm.interop.diffusers.unet import UNet2DConfig, network_config, their_config
 from ddpm.interop.published import (
+    Flags,
     Published,
+    in_short,
+    must_be_a_file,
     network_of,
     read_saved,
     refuse_other_keys,
@@ -26,35 +31,110 @@ from ddpm.interop.published import (
     tensors_alone,
 )
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLED_WEIGHTS = "diffusion_pytorch_model.bin"
+STEM = "diffusion_pytorch_model"
+WEIGHTS, SCHEDULER = f"{STEM}.safetensors", "scheduler_config.json"
+_PART = re.compile(r"-\d+-of-\d+\.")
+MODEL_FOLDERS = ("unet_ema", "unet")  # in a pipeline's directory, and in a checkpoint of their training example
+MOST_BYTES = 1 << 26  # of a configuration or an index
 
 
-def read(directory: Path, image_size: int | None = None) -> Published:
-    """A pipeline's directory (`unet/`, `scheduler/`), or a model's own with its scheduler's configuration in it.
+@dataclass(frozen=True)
+class Found:
+    """Where a directory has what makes a model: the folder of the network, the files of its weights, the scheduler's
+    configuration."""
 
-    Args:
-        image_size: where the model's configuration has no `sample_size`.
+    folder: Path
+    weights: tuple[Path, ...]
+    scheduler: Path | None
+
+
+def find(directory: Path) -> Found:
+    """The parts of a pipeline's directory (`unet/`, `scheduler/`), of a checkpoint of their training example
+    (`unet_ema/`, with the pipeline's scheduler one directory up), or of a model's own.
+
+    The averaged weights are taken where there are both. The weights are safetensors if they are there, else pickled, in
+    one file or in numbered parts, and of a variant such as fp16 if there are no others.
 
     Raises:
-        UserError: a file is missing or damaged, or the model uses what ours lacks; the message names the key.
+        UserError: there are no weights, or those of more than one variant.
     """
-    config = _read_config(_model_folder(directory) / "config.json")
-    schedulers = [directory / "scheduler" / "scheduler_config.json", directory / "scheduler_config.json"]
-    scheduler = _read_config(next((path for path in schedulers if path.is_file()), schedulers[-1]))
-    weights = weights_file(directory)
-    return convert(config, scheduler, tensors_alone(read_saved(weights), str(weights)), image_size, str(directory))
+    folder = next((directory / name for name in MODEL_FOLDERS if (directory / name).is_dir()), directory)
+    # Only a part of a checkpoint leaves its directory to look for the scheduler.
+    resolved = directory.resolve()
+    above = [resolved.parent, resolved.parent.parent] if resolved.name in MODEL_FOLDERS else [resolved.parent]
+    schedulers = [directory / "scheduler", directory, *(parent / "scheduler" for parent in above)]
+    scheduler = next((path / SCHEDULER for path in schedulers if (path / SCHEDULER).exists()), None)
+    return Found(folder, _weights(folder), scheduler)
 
 
-def weights_file(directory: Path) -> Path:
-    """Where a directory has its weights: as safetensors if they are there, else pickled."""
-    folder = _model_folder(directory)
-    pickled = folder / PICKLED_WEIGHTS
-    return pickled if pickled.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
+def _weights(folder: Path) -> tuple[Path, ...]:
+    for suffix in (".safetensors", ".bin"):
+        single = [path for path in folder.glob(f"{STEM}*{suffix}") if not _PART.search(path.name)]
+        indices = [path for path in folder.glob(f"{STEM}*.json") if suffix in path.suffixes]
+        plain = [path for path in single if path.name == f"{STEM}{suffix}"]
+        plain += [path for path in indices if path.name == f"{STEM}{suffix}.index.json"]
+        found = plain[:1] or sorted(single + indices)
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(f"{folder}: has weights of several variants: {names}; leave one of them there")
+        if found:
+            return found[0], *_parts(found[0])
+    raise UserError(f"{folder}: no weights; expected {WEIGHTS}, as diffusers' save_pretrained writes it")
 
 
-def _model_folder(directory: Path) -> Path:
-    return directory / "unet" if (directory / "unet").is_dir() else directory
+def _parts(index: Path) -> list[Path]:
+    """The files that an index of weights names, in its own folder."""
+    if index.suffix != ".json":
+        return []
+    named = _read_config(index).get("weight_map")
+    files = sorted(set(named.values())) if isinstance(named, dict) and all(_plain(n) for n in named.values()) else []
+    if not files:
+        raise UserError(f"{index}: damaged: expected a `weight_map` of names and files in the same folder")
+    return [index.parent / name for name in files]
+
+
+def _plain(name: Any) -> bool:
+    return isinstance(name, str) and name.startswith(STEM) and "/" not in name and "\\" not in name
+
+
+def read(directory: Path, flags: Flags) -> Published:
+    """The model of such a directory.
+
+    Args:
+        flags: `image_size` where the model's configuration has no `sample_size`; where there is no scheduler's
+            configuration, `diffusion_steps`, `noise_schedule` and `predict_xstart`.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model uses what ours lacks, or a flag does not apply.
+    """
+    found = find(directory)
+    of_scheduler = set() if found.scheduler else {"noise_schedule", "diffusion_steps", "predict_xstart"}
+    what = f"{directory}: a diffusers directory{' with its scheduler' if found.scheduler else ''}"
+    flags.refuse_but({"image_size", *of_scheduler}, what)
+    config = _read_config(found.folder / "config.json")
+    scheduler = _read_config(found.scheduler) if found.scheduler else _scheduler_of(flags, directory)
+    weights: dict[str, Tensor] = {}
+    for path in found.weights:
+        if path.suffix != ".json":
+            weights |= tensors_alone(read_saved(path), str(path))
+    published = convert(config, scheduler, weights, flags.image_size, str(directory))
+    chosen = "averaged weights of unet_ema"
+    return replace(published, notes=(chosen, *published.notes)) if found.folder.name == "unet_ema" else published
+
+
+def _scheduler_of(flags: Flags, directory: Path) -> dict[str, Any]:
+    """The configuration of the DDPMScheduler that their training example makes of such flags."""
+    if flags.diffusion_steps is None or flags.noise_schedule is None:
+        raise UserError(
+            f"{directory}: no {SCHEDULER} in it, in scheduler/ or beside it: give --noise-schedule and "
+            "--diffusion-steps, as it was trained, or put the pipeline's scheduler/ there"
+        )
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": flags.diffusion_steps,
+        "beta_schedule": "linear" if flags.noise_schedule == "linear" else "squaredcos_cap_v2",
+        "prediction_type": "sample" if flags.predict_xstart else "epsilon",
+    }
 
 
 def convert(
@@ -71,10 +151,17 @@ def convert(
     """
     unet = validate(UNet2DConfig, config, where)
     of_scheduler = f"{where}: scheduler"
-    process, sampling = process_config(validate(SchedulerConfig, scheduler, of_scheduler), of_scheduler)
+    process, sampling, notes = process_config(validate(SchedulerConfig, scheduler, of_scheduler), of_scheduler)
     side, channels, out_channels = unet.sample_size or image_size, unet.in_channels, unet.out_channels
     if side is None:
         raise UserError(f"{where}: it tells no sample_size: give --image-size, the side in pixels")
+    if image_size not in (None, side):
+        raise UserError(f"{where}: --image-size is {image_size}, but the model's sample_size is {side}; leave it out")
+    if unet.layers_per_block * len(unet.block_out_channels) > len(theirs):
+        raise UserError(
+            f"{where}: another network: {len(theirs)} tensors, but layers_per_block is {unet.layers_per_block} on "
+            f"{len(unet.block_out_channels)} levels"
+        )
     network = network_config(unet, side, where)
     if out_channels != channels * (2 if process.variance == "learned_range" else 1):
         raise UserError(
@@ -89,7 +176,7 @@ def convert(
     weights = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
     if unet.flip_sin_to_cos:
         weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
-    return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
+    return Published(network, process, sampling, kind, shaped_like(weights, ours, where), notes)
 
 
 def write(published: Published, directory: Path) -> None:
@@ -129,11 +216,16 @@ def write(published: Published, directory: Path) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
+        if not path.exists():
+            raise FileNotFoundError
+        must_be_a_file(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"longer than {MOST_BYTES:,} bytes")
         config = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a directory as diffusers' save_pretrained writes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: {in_short(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected keys and values, found {type(config).__name__}")
     return config

@@ -1,0 +1,147 @@
+"""The CIFAR-10 presets beside what was published, key by key.
+
+The sources are hojonathanho/diffusion (Ho) and openai/improved-diffusion (ND), by file, and the papers by section.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from ddpm.config import INCIDENTAL, load_params
+from ddpm.diffusion.schedules import Schedule
+from ddpm.model import build_network, data_kind
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+HO, ND = "Ho: scripts/run_cifar.py", "ND: README.md, CIFAR-10 L_hybrid"
+HO_UNET, ND_UNET = "Ho: diffusion_tf/models/unet.py", "ND: improved_diffusion/unet.py"
+HO_TPU, ND_TRAIN = "Ho: diffusion_tf/tpu_utils/tpu_utils.py", "ND: improved_diffusion/train_util.py"
+ND_SCRIPT = "ND: improved_diffusion/script_util.py"
+
+# key → (the preset's value, which is the published one; the published code's words; where).
+PUBLISHED = {
+    "ddpm-cifar10": {
+        "network.kind": ("unet", "unet2d16b2", HO),
+        "network.width": (128, "ch=128", HO),
+        "network.multipliers": ((1, 2, 2, 2), "ch_mult=(1, 2, 2, 2)", HO),
+        "network.blocks": (2, "num_res_blocks=2", HO),
+        "network.attention_resolutions": ((16,), "attn_resolutions=(16,)", HO),
+        "network.middle_attention": (True, "mid/attn_1", HO_UNET),
+        "network.heads": (1, "attn_block has one head", HO_UNET),
+        "network.head_channels": (None, "attn_block has one head", HO_UNET),
+        "network.groups": (32, "tf_contrib group_norm's default", HO_UNET),
+        "network.norm_epsilon": (1e-6, "tf_contrib group_norm's own epsilon", HO_UNET),
+        "network.dropout": (0.1, "dropout=0.1", HO),
+        "network.scale_shift": (False, "h += dense(temb)", HO_UNET),
+        "network.resample": ("conv", "resamp_with_conv=True", HO_UNET),
+        "network.downsample_padding": ("asymmetric", "conv2d(stride=2, pad='SAME'): one row at the end", HO_UNET),
+        "network.rescale_residuals": (False, "return x + h", HO_UNET),
+        "network.frequency_shift": (1, "log(10000) / (half_dim - 1)", "Ho: diffusion_tf/nn.py"),
+        "network.timestep_scale": (1.0, "get_timestep_embedding(t, ch)", HO_UNET),
+        "network.init": ("fan_avg", "variance_scaling(1.0, fan_avg, uniform)", "Ho: diffusion_tf/nn.py"),
+        "network.num_classes": (None, "y is None", HO_UNET),
+        "process.timesteps": (1000, "num_diffusion_timesteps=1000", HO),
+        "process.schedule": ("linear", "beta_schedule='linear', 0.0001 to 0.02", HO),
+        "process.betas": (None, "by the schedule", HO),
+        "process.prediction": ("epsilon", "model_mean_type='eps'", HO),
+        "process.variance": ("fixed_large", "model_var_type='fixedlarge'", HO),
+        "objective.loss": ("simple", "loss_type='mse'", HO),
+        "objective.weighting": ("none", "loss_type='mse'", HO),
+        "objective.timestep_sampler": ("uniform", "tf.random_uniform([B], 0, T)", HO),
+        "training.steps": (800_000, "800K steps", "Ho et al. 2020, appendix B"),
+        "training.batch_size": (128, "total_bs=128", HO),
+        "training.learning_rate": (2e-4, "lr=2e-4", HO),
+        "training.warmup_steps": (5000, "warmup=5000", HO),
+        "training.decay": ("constant", "get_warmed_up_lr", HO_TPU),
+        "training.grad_clip": (1.0, "grad_clip=1.", HO),
+        "training.ema_decay": (0.9999, "ema_decay=0.9999", HO_TPU),
+        "training.ema_warmup": (False, "make_ema: ema_decay from the second step", HO_TPU),
+        "training.horizontal_flip": (True, "randflip=1", HO),
+        "sampling.sampler": ("ancestral", "p_sample_loop", HO),
+        "sampling.steps": (1000, "all timesteps", HO),
+        "sampling.clip": (True, "clip_denoised=True", "Ho: diffusion_tf/diffusion_utils_2.py"),
+        "sampling.variance": (None, "the process's, fixedlarge", HO),
+        "sampling.dynamic_threshold": (None, "none", HO),
+    },
+    "improved-ddpm-cifar10": {
+        "network.kind": ("unet", "UNetModel", ND_UNET),
+        "network.width": (128, "--num_channels 128", ND),
+        "network.multipliers": ((1, 2, 2, 2), "image_size 32: (1, 2, 2, 2)", ND_SCRIPT),
+        "network.blocks": (3, "--num_res_blocks 3", ND),
+        "network.attention_resolutions": ((16, 8), 'attention_resolutions="16,8"', ND_SCRIPT),
+        "network.middle_attention": (True, "middle_block", ND_UNET),
+        "network.heads": (4, "num_heads=4, num_heads_upsample=-1", ND_SCRIPT),
+        "network.head_channels": (None, "no such option", ND_UNET),
+        "network.groups": (32, "GroupNorm32(32, channels)", "ND: improved_diffusion/nn.py"),
+        "network.norm_epsilon": (1e-5, "torch's default", "ND: improved_diffusion/nn.py"),
+        "network.dropout": (0.3, "--dropout 0.3", ND),
+        "network.scale_shift": (True, "use_scale_shift_norm=True", ND_SCRIPT),
+        "network.resample": ("conv", "conv_resample=True", ND_UNET),
+        "network.downsample_padding": ("symmetric", "conv_nd(stride=2, padding=1)", ND_UNET),
+        "network.rescale_residuals": (False, "skip_connection(x) + h", ND_UNET),
+        "network.frequency_shift": (0, "arange(half) / half", "ND: improved_diffusion/nn.py"),
+        "network.timestep_scale": (0.25, "rescale_timesteps=True: t * 1000 / 4000", ND_SCRIPT),
+        "network.init": ("torch", "torch's defaults", ND_UNET),
+        "network.num_classes": (None, "class_cond=False", ND_SCRIPT),
+        "process.timesteps": (4000, "--diffusion_steps 4000", ND),
+        "process.schedule": ("cosine", "--noise_schedule cosine", ND),
+        "process.betas": (None, "by the schedule", ND),
+        "process.prediction": ("epsilon", "predict_xstart=False", ND_SCRIPT),
+        "process.variance": ("learned_range", "--learn_sigma True", ND),
+        "objective.loss": ("hybrid", "rescale_learned_sigmas=True: RESCALED_MSE, vb * T / 1000", ND_SCRIPT),
+        "objective.weighting": ("none", "RESCALED_MSE", ND_SCRIPT),
+        "objective.timestep_sampler": ("uniform", 'schedule_sampler="uniform"', "ND: scripts/image_train.py"),
+        "training.steps": (500_000, "cifar10_uncond_50M_500K.pt", ND),
+        "training.batch_size": (128, "--batch_size 128", ND),
+        "training.learning_rate": (1e-4, "--lr 1e-4", ND),
+        "training.warmup_steps": (0, "none", ND_TRAIN),
+        "training.decay": ("constant", "lr_anneal_steps=0", "ND: scripts/image_train.py"),
+        "training.grad_clip": (None, "none", ND_TRAIN),
+        "training.ema_decay": (0.9999, 'ema_rate="0.9999"', "ND: scripts/image_train.py"),
+        "training.ema_warmup": (False, "update_ema(rate=rate)", ND_TRAIN),
+        "training.horizontal_flip": (False, "none", "ND: improved_diffusion/image_datasets.py"),
+        "sampling.sampler": ("ancestral", "p_sample_loop", "ND: scripts/image_sample.py"),
+        "sampling.steps": (4000, 'timestep_respacing=""', ND_SCRIPT),
+        "sampling.clip": (True, "clip_denoised=True", "ND: scripts/image_sample.py"),
+        "sampling.variance": (None, "the process's, learned", ND_SCRIPT),
+        "sampling.dynamic_threshold": (None, "none", "ND: scripts/image_sample.py"),
+    },
+}
+# Where the presets differ on purpose, or a key says nothing.
+DIFFERENT = {
+    "training.precision": "auto: bf16 where the GPU has it. Ho trained on TPUs, ND in float32; set fp32 for theirs",
+    "objective.gamma": "of weighting: min_snr",
+    "objective.reconstruction_weight": "of loss: elbo",
+    "sampling.eta": "of sampler: ddim",
+    "sampling.spacing": "all timesteps are visited, which every spacing does alike",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_setting_of_the_preset_is_the_published_one_or_differs_for_a_reason(name):
+    preset = load_params(PARAMS).models[name]
+    told = PUBLISHED[name]
+    found = {
+        f"{section}.{key}": getattr(getattr(preset, section), key)
+        for section in type(preset).model_fields
+        for key, field in type(getattr(preset, section)).model_fields.items()
+        if INCIDENTAL not in field.metadata
+    }
+    assert found.keys() == told.keys() | DIFFERENT.keys(), "a key that is compared with nothing"
+    assert {key: found[key] for key in told} == {key: value for key, (value, _, _) in told.items()}
+
+
+def test_their_sizes_and_betas():
+    """35.7 M parameters (Ho et al. 2020, appendix B); 50M is in the name of the other checkpoint."""
+    import torch
+
+    models = load_params(PARAMS).models
+    kind = data_kind("images", (32, 32, 3), None, None)
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in build_network(models[name], kind).parameters()) for name in PUBLISHED}
+    assert sizes == {"ddpm-cifar10": 35_746_307, "improved-ddpm-cifar10": 52_546_438}
+    betas = Schedule.of(models["ddpm-cifar10"].process.model_dump()).betas
+    assert (betas[0], betas[-1]) == (pytest.approx(1e-4), pytest.approx(0.02))
+
+
+def test_all_published_training_images_are_trained_on():
+    assert load_params(PARAMS).data.validation_fraction is None
