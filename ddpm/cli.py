@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm import __version__
 from ddpm.arguments import add_compare, add_export_diffusers, add_import, add_measure, add_promotion, add_sample
-from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.errors import DdpmWarning, Interrupted, UpstreamError, UserError
 from ddpm.layout import COMPARISON_PAGE
 from ddpm.serve.arguments import add_arguments as add_serve
 from ddpm.serve.arguments import chosen_settings
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # that starves them: training fell from 20 steps a second to below 1. To be set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = _parser().parse_args(argv)
+    _print_warnings(arguments.command)
     try:
         arguments.run(arguments)
     except (UserError, UpstreamError, Interrupted) as error:
@@ -76,12 +78,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"ddpm {arguments.command}: {error.filename}: {error.strerror}", file=sys.stderr)
         return UserError.exit_code
+    except MemoryError:
+        print(f"ddpm {arguments.command}: not enough memory; ask for less at once", file=sys.stderr)
+        return UserError.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ddpm"):
             raise
         print(f"ddpm {arguments.command}: needs the package {error.name!r}: {_install_hint()}", file=sys.stderr)
         return UserError.exit_code
     return 0
+
+
+def _print_warnings(command: str) -> None:
+    """Have the project's own warnings printed as errors are: in one line, without the code."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DdpmWarning):
+            print(f"ddpm {command}: warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = show
 
 
 def _install_hint() -> str:

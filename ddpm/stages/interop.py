@@ -11,7 +11,7 @@ from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
 from ddpm.interop.published import Flags, Published, in_short, read_saved, tensors_alone
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, save
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, refuse_not_finite_weights, save
 from ddpm.stages.train import write_curve
 
 
@@ -31,10 +31,12 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
     Raises:
         UserError: the source is damaged, of another network, class-conditional or lacks something, or `out` is there
             already.
+        NotFiniteError: the weights hold NaN or infinite values.
     """
     _must_be_new(out)
     published, weights = _read(source, flags)
     _refuse_classes(published, source)
+    refuse_not_finite_weights(published.weights, str(source))
     name = data_name or "-".join(re.findall(r"[a-z0-9]+", out.resolve().name.lower())) or "imported"
     model = assemble(published, variant=out.resolve().name, data_name=name, fingerprint=sha256_of(weights))
     with atomic_directory(out) as temporary:
