@@ -316,3 +316,22 @@ def test_files_that_cannot_be_trusted_or_read(tmp_path, capsys):
     torch.save({"step": 3}, path)
     with pytest.raises(UserError, match=r"expected tensors by name.*'step' is none"):
         tensors_alone(read_saved(path), str(path))
+
+
+def test_other_heads_on_the_way_up_are_refused_for_they_leave_no_trace():
+    state = published()
+    for same in (None, -1, 4):
+        convert(state, Flags(**FLAGS, num_heads=4, num_heads_upsample=same))
+    with pytest.raises(UserError, match=r"--num-heads-upsample is 8 and --num-heads 4, but .*cannot be imported"):
+        convert(state, Flags(**FLAGS, num_heads=4, num_heads_upsample=8))
+    with pytest.raises(UserError, match="OpenAI's network: --seq-length does not apply to it"):
+        convert(state, Flags(**FLAGS, num_heads=4, seq_length=8))
+
+
+def test_wrapped_and_in_half_precision_as_distributed_training_saves_it(tmp_path):
+    state, path = published(), tmp_path / "model.pt"
+    torch.save({f"module._orig_mod.{name}": tensor.half() for name, tensor in state.items()}, path)
+    found = convert(tensors_alone(read_saved(path), str(path)), Flags(**FLAGS, num_heads=4))
+    halved = {name: tensor.half().float() for name, tensor in state.items()}
+    expected = convert(halved, Flags(**FLAGS, num_heads=4))
+    assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())

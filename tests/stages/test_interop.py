@@ -60,7 +60,8 @@ def saved_as_openai(path: Path, **options) -> UNet:
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    DDPMPipeline(UNet2DModel(**PEER), DDPMScheduler(40, 0.0025, 0.5)).save_pretrained(tmp_path / "peer")
+    # Betas of no name, which go through every stage as they are.
+    DDPMPipeline(UNet2DModel(**PEER), DDPMScheduler(40, 0.002, 0.4)).save_pretrained(tmp_path / "peer")
     return tmp_path / "peer"
 
 
@@ -95,7 +96,7 @@ def test_the_card_tells_where_the_weights_come_from(project: Path, published: Pa
     assert model.card.training.fingerprint == sha256_of(published / "unet" / "diffusion_pytorch_model.safetensors")
     assert model.card.parameters == sum(p.numel() for p in UNet2DModel.from_pretrained(published / "unet").parameters())
     assert model.card.config.sampling.sampler == "ancestral"
-    assert model.card.config.process.timesteps == 40
+    assert (model.card.config.process.timesteps, model.card.config.process.schedule) == (40, "explicit")
     # Nobody knows how it was trained, so the card does not say.
     written = json.loads(Path("models/peer-one/model.json").read_text())
     assert written["config"]["training"] is None
@@ -130,6 +131,9 @@ def test_there_and_back_again(trained: Path):
             "`dropout`: input should be less than 1, found 2",
         ),
         (["import", "another.pt", "--out", "m"], "another network: missing final_conv.weight, init_conv.weight, time"),
+        (["import", "guided.pt", "--out", "My.Model", *SAID], "digits, - and _; found My.Model, try my-model"),
+        (["import", "guided.pt", "--out", "m", *SAID, "--data-name", "a b"], "--data-name; params.yaml has names of"),
+        (["import", "guided.pt", "--out", "m", *SAID, "--seq-length", "8"], "--seq-length does not apply to it"),
         (["export-diffusers", "nowhere", "m"], "nowhere is not a model directory"),
         (["export-diffusers", "models/tiny", "models"], "models: exists already"),
     ],
