@@ -81,7 +81,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         check_devices(devices, "evaluation.devices")
         _opened(params, variant, torch.device("cpu"), root)  # what is wrong with it, one process says
         with contextlib.chdir(root):
-            launch(devices, ["evaluate", variant])
+            launch(devices, "evaluate", variant, params)
         return
     with joined(_PATIENCE) as ranks:
         _evaluate(params, variant, ranks, root)

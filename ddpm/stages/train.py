@@ -52,7 +52,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
         check_devices(config.training.devices, f"models.{variant}.training.devices")
         build_network(config, data.kind)  # if it cannot be, one process says so
         with contextlib.chdir(root):
-            launch(config.training.devices, ["train", variant])
+            launch(config.training.devices, "train", variant, params)
         return
     with joined() as ranks:
         _train(params, config, data, ranks, variant, root)
