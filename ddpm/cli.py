@@ -169,7 +169,9 @@ def _prepare(arguments: Arguments) -> None:
     params = _params()
     if arguments.skip_bad:
         params = params.model_copy(update={"data": params.data.model_copy(update={"skip_bad": True})})
-    prepare(params)
+    manifest = prepare(params)
+    counts, shape = manifest.counts, "×".join(map(str, manifest.shape))
+    print(f"prepared/: {manifest.name}, {counts.train} + {counts.validation} {manifest.kind} of {shape}")
 
 
 def _fit_extractor(arguments: Arguments) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -109,7 +109,12 @@ def likelihood_bound(
 
 
 def likelihood_bounds(
-    denoise: Denoiser, process: GaussianProcess, *groups: Iterable[Tensor], seed: int = 0, clip: bool = True
+    denoise: Denoiser,
+    process: GaussianProcess,
+    *groups: Iterable[Tensor],
+    seed: int = 0,
+    clip: bool = True,
+    on_evaluations: Callable[[int], object] = lambda count: None,
 ) -> list[LikelihoodBound]:
     """The full bound of each group: T evaluations of the network an image, in the memory of one batch of every group.
 
@@ -120,6 +125,7 @@ def likelihood_bounds(
         groups: batches of images [n, C, ...] in [−1, 1] on 256 levels, on the device and in the precision to work in.
         seed: of the noise; image i of a group is always noised the same way, whatever the batches and the other groups.
         clip: hold x̂_0 in [−1, 1], as the papers do.
+        on_evaluations: called with how many images the network was evaluated for, T times for each batch.
 
     Raises:
         ValueError: a group has no images.
@@ -129,7 +135,7 @@ def likelihood_bounds(
     for parts in zip_longest(*groups):
         present = {group: x0 for group, x0 in enumerate(parts) if x0 is not None}
         noises = [ImageNoise(seed, len(x0), tuple(x0.shape[1:]), first=images[group]) for group, x0 in present.items()]
-        terms = _terms(denoise, process, torch.cat(list(present.values())), noises, clip=clip)
+        terms = _terms(denoise, process, torch.cat(list(present.values())), noises, on_evaluations, clip=clip)
         for (group, x0), own in zip(present.items(), terms.split([len(x0) for x0 in present.values()], 1), strict=True):
             sums[group] += own.double().sum(1).cpu()
             images[group] += len(x0)
@@ -143,7 +149,13 @@ def likelihood_bounds(
 
 @torch.inference_mode()
 def _terms(
-    denoise: Denoiser, process: GaussianProcess, x0: Tensor, noises: Sequence[ImageNoise], *, clip: bool
+    denoise: Denoiser,
+    process: GaussianProcess,
+    x0: Tensor,
+    noises: Sequence[ImageNoise],
+    on_evaluations: Callable[[int], object],
+    *,
+    clip: bool,
 ) -> Tensor:
     """All terms of each image's bound, the prior's last, [T + 1, N] on the images' device."""
     terms = x0.new_empty(process.timesteps + 1, len(x0))
@@ -153,4 +165,5 @@ def _terms(
         noise = np.concatenate([own.draw() for own in noises])
         xt = process.q_sample(x0, t, torch.from_numpy(noise).to(x0))
         terms[step] = vlb_terms(process, denoise(xt, t).to(x0.dtype), x0, xt, t, clip=clip)
+        on_evaluations(len(x0))
     return terms

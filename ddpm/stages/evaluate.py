@@ -32,7 +32,7 @@ from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.parallel import Ranks, check_devices, joined, launch, launched
-from ddpm.stages.progress import bar
+from ddpm.stages.progress import bar, show, unit_of
 
 # The first process may take long for the features of all real images, for which the others wait.
 _PATIENCE = timedelta(days=1)
@@ -117,27 +117,22 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
         device=device,
         name=f"models/{variant}",
     )
-    with bar(2 * options.nll_samples, "img", f"likelihood of {variant}") as progress:
-        bounds = split_bounds(
-            model,
-            data,
-            images=options.nll_samples,
-            batch_size=options.batch_size,
-            seed=params.seed,
-            on_batch=progress.update,
-        )
+    bounds = split_bounds(
+        model, data, images=options.nll_samples, batch_size=options.batch_size, seed=params.seed, show=show
+    )
     protocol = measured.protocol
-    metrics = {
-        **measured.metrics,
-        **likelihood_figures(bounds),
-        "gflops_per_image": gigaflops_per_image(model),
-    }
+    with show(2, "steps", f"cost and way to data of {variant}") as done:
+        cost = gigaflops_per_image(model)
+        done(1)
+        pictures = {**measured.pictures, "denoising.png": denoising(model, data, params.seed)}
+        done(1)
+    metrics = {**measured.metrics, **likelihood_figures(bounds), "gflops_per_image": cost}
     marks = {"protocol": protocol.id, "model": mark_of(model.card.training.fingerprint)}
     with atomic_directory(root / REPORTS / variant) as out:
         write_json(out / "metrics.json", {**marks, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
         write_bytes(out / "nll.csv", likelihood_table(bounds).encode())
-        for name, picture in {**measured.pictures, "denoising.png": denoising(model, data, params.seed)}.items():
+        for name, picture in pictures.items():
             save_png(captioned(picture, f"protocol {protocol.id}"), out / name)
 
 
@@ -184,7 +179,7 @@ def measure(
     """
     figures, identity = _measure_of(params, data, root, device)
     options = params.evaluation
-    with bar(options.samples, "img", f"samples of {name}") as progress:
+    with bar(options.samples, unit_of(data.kind), f"samples of {name}") as progress:
         for batch in drawn:
             figures.add(batch)
             progress.update(len(batch))
@@ -198,9 +193,9 @@ def _measure_of(
     """What measures this kind of data, and the identity of the features it does it in."""
     if data.kind.name == "images":
         extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
-        return ImageMeasure(params, data, extractor, root / FEATURES), extractor.identity
+        return ImageMeasure(params, data, extractor, root / FEATURES, show), extractor.identity
     identity = load_coordinates(root / EXTRACTOR)
-    return ValueMeasure(params, data, identity["bandwidth"]), identity
+    return ValueMeasure(params, data, identity["bandwidth"], show), identity
 
 
 def protocol_of(
