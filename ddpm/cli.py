@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm import __version__
@@ -165,7 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run", action="store_true", help="tell parameters, operations, memory and time, and write nothing"
     )
-    for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
+    evaluate = for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
+    for shared in (train, evaluate):
+        # By which one process hands its parameters to those that it starts.
+        shared.add_argument("--params", type=Path, help=argparse.SUPPRESS)
     for_variant("export", _export, "export a model to ONNX and hold it against the trained one")
     for_variant("register", _register, "register a model's export, with its figures, in MLflow")
     promote = command("promote", _promote, "make a version of a model champion, if it beats the one there is")
@@ -198,6 +202,15 @@ def _params() -> Params:
     return load_params()
 
 
+def _given_params(arguments: Arguments) -> Params:
+    """Those of the process that started this one, or params.yaml's."""
+    from ddpm.config import Params
+
+    if arguments.params is None:
+        return _params()
+    return Params.model_validate_json(arguments.params.read_bytes())
+
+
 def _fetch(arguments: Arguments) -> None:
     from ddpm.stages.fetch import fetch
 
@@ -212,7 +225,9 @@ def _prepare(arguments: Arguments) -> None:
     check_settings(params)
     if arguments.skip_bad:
         params = params.model_copy(update={"data": params.data.model_copy(update={"skip_bad": True})})
-    prepare(params)
+    manifest = prepare(params)
+    counts, shape = manifest.counts, "×".join(map(str, manifest.shape))
+    print(f"prepared/: {manifest.name}, {counts.train} + {counts.validation} {manifest.kind} of {shape}")
 
 
 def _fit_extractor(arguments: Arguments) -> None:
@@ -233,13 +248,13 @@ def _train(arguments: Arguments) -> None:
         return
     from ddpm.stages.train import train_variant
 
-    train_variant(params, arguments.variant)
+    train_variant(_given_params(arguments), arguments.variant)
 
 
 def _evaluate(arguments: Arguments) -> None:
     from ddpm.stages.evaluate import evaluate_variant
 
-    evaluate_variant(_params(), arguments.variant)
+    evaluate_variant(_given_params(arguments), arguments.variant)
 
 
 def _export(arguments: Arguments) -> None:

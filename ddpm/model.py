@@ -212,7 +212,7 @@ def build_process(config: ModelConfig, device: torch.device | str = "cpu", level
     )
 
 
-def check_end(config: VariantConfig, where: str) -> None:
+def check_end(config: ModelConfig, where: str) -> None:
     """Check that the forward process ends in noise: sampling starts there from noise alone.
 
     Warns where ᾱ_T is above 0.01.
@@ -230,12 +230,12 @@ def check_end(config: VariantConfig, where: str) -> None:
         warnings.warn(f"{where}: {_at_the_end(config, left)}", DdpmWarning, stacklevel=2)
 
 
-def signal_left(config: VariantConfig) -> float:
+def signal_left(config: ModelConfig) -> float:
     """ᾱ_T of the variant's process, in 0..1."""
     return float(build_process(config).signal[-1] ** 2)
 
 
-def _at_the_end(config: VariantConfig, left: float) -> str:
+def _at_the_end(config: ModelConfig, left: float) -> str:
     process = config.process
     return (
         f"schedule {process.schedule} with {process.timesteps} timesteps ends at alpha_bar = {left:.2g}, where the "
@@ -331,7 +331,7 @@ def _shapes_in(path: Path) -> dict[str, list[int]]:
 
 
 def _expected_shapes(
-    config: VariantConfig, kind: DataKind, found: Mapping[str, list[int]], where: Path
+    config: ModelConfig, kind: DataKind, found: Mapping[str, list[int]], where: Path
 ) -> dict[str, list[int]]:
     """The shapes of the weights that a configuration asks for, without memory for them.
 

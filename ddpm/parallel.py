@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddpm.errors import Interrupted, UpstreamError, UserError
+
+if TYPE_CHECKING:
+    from ddpm.config import Params
 
 T = TypeVar("T")
 
@@ -172,10 +176,13 @@ def joined(patience: timedelta | None = None) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Run `ddpm ARGUMENTS` in several processes on this machine, as torchrun would; returns when all have ended well.
+def launch(processes: int, stage: str, variant: str, params: Params) -> None:
+    """Run a stage in several processes on this machine, as torchrun would; returns when all have ended well.
 
     Where one dies, all are started again, a training from its last checkpoint. SIGTERM and Ctrl-C are passed on.
+
+    Args:
+        params: what they all work by, whatever params.yaml says by the time that they start.
 
     Raises:
         SystemExit: they ended otherwise, and have said why.
@@ -188,7 +195,9 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     # Together they have the cores that one would have had.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     for restart in range(RESTARTS + 1):
-        with tempfile.TemporaryDirectory(prefix="ddpm-launch-") as logs:
+        with tempfile.TemporaryDirectory(prefix="ddpm-launch-") as folder:
+            given = Path(folder, "params.json")
+            given.write_text(params.model_dump_json(), encoding="utf-8")
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -200,10 +209,10 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
                 # Its own restarts would also repeat what failed for a good reason.
                 max_restarts=0,
                 shutdown_timeout=_GRACE_SECONDS,
-                logs_specs=DefaultLogsSpecs(log_dir=logs),
+                logs_specs=DefaultLogsSpecs(log_dir=folder),
             )
             try:
-                elastic_launch(config, sys.executable)("-m", "ddpm", *arguments)
+                elastic_launch(config, sys.executable)("-m", "ddpm", stage, variant, "--params", str(given))
                 return
             except SignalException:
                 sys.exit(Interrupted.exit_code)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,16 +134,18 @@ def _first_few(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def listing(folder: Path, *, hidden: bool = True) -> Listing:
-    """The files below a folder and their MD5."""
-    return listing_of({name: folder / name for name in files_in(folder, hidden=hidden)})
+def listing(folder: Path, *, hidden: bool = True, on_file: Callable[[int], object] = lambda count: None) -> Listing:
+    """The files below a folder and their MD5; `on_file(1)` is called after each."""
+    return listing_of({name: folder / name for name in files_in(folder, hidden=hidden)}, on_file)
 
 
-def listing_of(files: Mapping[str, Path]) -> Listing:
+def listing_of(files: Mapping[str, Path], on_file: Callable[[int], object] = lambda count: None) -> Listing:
     """Of a folder that would hold these files under these names, which are sorted."""
-    return Listing(
-        {name: _md5_of(path) for name, path in files.items()}, sum(path.stat().st_size for path in files.values())
-    )
+    hashes = {}
+    for name, path in files.items():
+        hashes[name] = _md5_of(path)
+        on_file(1)
+    return Listing(hashes, sum(path.stat().st_size for path in files.values()))
 
 
 def fingerprint(folder: Path, *, hidden: bool = True) -> Fingerprint:

@@ -10,7 +10,7 @@ log₂ of half the range of a channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import NamedTuple
@@ -194,6 +194,7 @@ def likelihood_bounds(
     seed: int = 0,
     clip: bool = True,
     timesteps: int | None = None,
+    on_evaluations: Callable[[int], object] = lambda count: None,
 ) -> list[LikelihoodBound]:
     """The bound of each group: one evaluation of the network per image and timestep, with one batch of every group in
     memory.
@@ -207,6 +208,7 @@ def likelihood_bounds(
         seed: of the noise; image i of a group is always noised the same way, whatever the batches and the other groups.
         clip: hold x̂_0 in [−1, 1], as the papers do.
         timesteps: estimate the bound from this many timesteps, see `strata`; None: all T.
+        on_evaluations: called with how many images the network was evaluated for, T times for each batch.
 
     Raises:
         ValueError: a group has no images, or there are too few timesteps.
@@ -218,7 +220,8 @@ def likelihood_bounds(
     for parts in zip_longest(*groups):
         present = {group: x0 for group, x0 in enumerate(parts) if x0 is not None}
         noises = [ImageNoise(seed, len(x0), tuple(x0.shape[1:]), first=images[group]) for group, x0 in present.items()]
-        terms = _terms(denoise, process, torch.cat(list(present.values())), noises, steps, clip=clip)
+        x0 = torch.cat(list(present.values()))
+        terms = _terms(denoise, process, x0, noises, steps, on_evaluations, clip=clip)
         for (group, x0), own in zip(present.items(), terms.split([len(x0) for x0 in present.values()], 1), strict=True):
             sums[group] += own.double().sum(1).cpu()
             images[group] += len(x0)
@@ -237,6 +240,7 @@ def _terms(
     x0: Tensor,
     noises: Sequence[ImageNoise],
     steps: Sequence[int],
+    on_evaluations: Callable[[int], object],
     *,
     clip: bool,
 ) -> Tensor:
@@ -248,4 +252,5 @@ def _terms(
         noise = np.concatenate([own.draw() for own in noises])
         xt = process.q_sample(x0, t, torch.from_numpy(noise).to(x0))
         terms[row] = vlb_terms(process, denoise(xt, t).to(x0.dtype), x0, xt, t, clip=clip)
+        on_evaluations(len(x0))
     return terms

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm.evaluation.distances import Float64, wasserstein
 from ddpm.evaluation.metrics import SHUFFLE_SEED
+from ddpm.evaluation.progress import Done
 
 NORMAL_95 = 1.96
 
@@ -26,7 +27,9 @@ def interval(value: float, deviation: float) -> tuple[float, float]:
     return max(value - NORMAL_95 * deviation, 0.0), value + NORMAL_95 * deviation
 
 
-def frechet_deviation(generated: Tensor, reference: Tensor, *, resamples: int, seed: int) -> float:
+def frechet_deviation(
+    generated: Tensor, reference: Tensor, *, resamples: int, seed: int, on_resample: Done = lambda count: None
+) -> float:
     """Standard deviation of the FID of features [N, F] to a fixed reference.
 
     Where the reference's covariance is C = S Sᵀ, Tr (Σ C)^{1/2} is Tr (Sᵀ Σ S)^{1/2}, of the covariance of the features
@@ -47,6 +50,7 @@ def frechet_deviation(generated: Tensor, reference: Tensor, *, resamples: int, s
         weighted = scaled * weights.sqrt()[:, None]
         product = (weighted.T @ weighted - count * scaled_mu.outer(scaled_mu)) / (count - 1)
         root_trace = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
+        on_resample(1)
         distances.append((mu - mean).square().sum() + trace + covariance.trace() - 2 * root_trace)
     return float(torch.stack(distances).std())
 
@@ -68,15 +72,18 @@ def score_deviation(logits: Tensor, splits: int, *, resamples: int, seed: int) -
     return float(scores.std())
 
 
-def wasserstein_deviation(generated: Float64, reference: Float64, *, resamples: int, seed: int) -> float:
+def wasserstein_deviation(
+    generated: Float64, reference: Float64, *, resamples: int, seed: int, on_resample: Done = lambda count: None
+) -> float:
     """Standard deviation of W₁ of points [N, D] to as many fixed ones, by the m out of n bootstrap: that of m points,
     times √(m/n).
     """
     size = min(SUBSET, len(generated))
     random = np.random.RandomState(seed)
-    distances = [
-        wasserstein(generated[random.randint(0, len(generated), size)], reference[:size]) for _ in range(resamples)
-    ]
+    distances = []
+    for _ in range(resamples):
+        distances.append(wasserstein(generated[random.randint(0, len(generated), size)], reference[:size]))
+        on_resample(1)
     return float(np.std(distances, ddof=1) * np.sqrt(size / len(generated)))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.store import Split
 from ddpm.evaluation.extractor import Extractor, Features
+from ddpm.evaluation.progress import Done, Show, unseen
 from ddpm.files import atomic_file
 
 BATCH = 100  # images through the extractor together: InceptionV3 enlarges each to 299×299
@@ -19,7 +20,12 @@ BATCH = 100  # images through the extractor together: InceptionV3 enlarges each 
 _FORMAT = 1  # of the cached files, and of what the extractors make of an image
 
 
-def extract(extractor: Extractor, batches: Iterable[NDArray[np.uint8]], count: int) -> Features:
+def extract(
+    extractor: Extractor,
+    batches: Iterable[NDArray[np.uint8]],
+    count: int,
+    on_images: Done = lambda count: None,
+) -> Features:
     """Run batches [n, H, W, C] uint8, `count` ≥ 1 images in all, through the extractor, and keep their features alone.
 
     The room for them is taken at once: small results left between large activations would keep the allocator from
@@ -33,12 +39,13 @@ def extract(extractor: Extractor, batches: Iterable[NDArray[np.uint8]], count: i
             whole = whole or part.room_for(count)
             whole.put(done, part)
             done += len(part)
+            on_images(len(part))
     if whole is None or done != count:
         raise ValueError(f"{done} images, not {count}")
     return whole
 
 
-def cached_features(extractor: Extractor, split: Split, cache: Path) -> Features:
+def cached_features(extractor: Extractor, split: Split, cache: Path, show: Show = unseen) -> Features:
     """The features of a split's images, from the directory `cache` where they are, else put there.
 
     A file's name is a hash of all that decides its content. Files are whole or absent, and each array in one has a
@@ -47,7 +54,8 @@ def cached_features(extractor: Extractor, split: Split, cache: Path) -> Features
     path = cache / f"{_key(extractor, split)}.npz"
     if (found := _read(path)) is not None and len(found) == len(split):
         return found
-    features = extract(extractor, split.batches(BATCH), len(split))
+    with show(len(split), "img", "features of real images") as done:
+        features = extract(extractor, split.batches(BATCH), len(split), done)
     arrays = {"features": features.features.numpy(), "logits": features.logits.numpy()}
     if features.spatial is not None:
         arrays["spatial"] = features.spatial.numpy()

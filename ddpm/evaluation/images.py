@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from ddpm.evaluation.metrics import (
     precision_recall,
 )
 from ddpm.evaluation.pictures import WIDTH, grid
+from ddpm.evaluation.progress import Done, Show, unseen
 from ddpm.evaluation.requirements import check_enough, score_splits
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
@@ -38,10 +40,13 @@ class ImageMeasure:
     not the image: memory grows by kilobytes an image, whatever its size.
     """
 
-    def __init__(self, params: Params, data: PreparedData, extractor: Extractor, cache: Path) -> None:
+    def __init__(
+        self, params: Params, data: PreparedData, extractor: Extractor, cache: Path, show: Show = unseen
+    ) -> None:
         """
         Args:
             cache: a directory for the features of the real images.
+            show: the progress of long computations.
 
         Raises:
             UserError: the extractor is not the protocol's, or there are too few images.
@@ -51,9 +56,9 @@ class ImageMeasure:
         check_enough(options, len(self._train_split), len(validation))
         if options.features == "inception":
             _check_published(extractor.identity, options.protocol)
-        self._extractor = extractor
-        self._train = cached_features(self._extractor, self._train_split, cache)
-        self._validation = cached_features(self._extractor, validation, cache)
+        self._extractor, self._show = extractor, show
+        self._train = cached_features(self._extractor, self._train_split, cache, show)
+        self._validation = cached_features(self._extractor, validation, cache, show)
         whole = len(data.reference(options.reference)) > 1
         self._reference = _both(self._train, self._validation) if whole else self._train
         self._splits = score_splits(options, len(validation))
@@ -88,15 +93,15 @@ class ImageMeasure:
         - `sfid`: of InceptionV3's spatial features alone.
         """
         generated = self._features[: self._count]
-        return {
-            **self._frechet(generated),
-            **self._score(generated),
-            **self._kernel(generated),
-            **self._manifold(generated),
-            **self._memorisation(),
-            "samples": len(generated),
-            "same_count": self._same_count(generated),
-        }
+        parts: tuple[Callable[[Features], dict[str, float]], ...]
+        parts = (self._score, self._kernel, self._manifold, self._memorisation)
+        # The resamples of the FID take longest.
+        with self._show(self._resamples + len(parts), "steps", "figures") as done:
+            figures: dict[str, float | int] = {**self._frechet(generated, done)}
+            for part in parts:
+                figures |= part(generated)
+                done(1)
+        return {**figures, "samples": len(generated), "same_count": self._same_count(generated)}
 
     def pictures(self) -> dict[str, Image.Image]:
         """File names and pictures: the first images, and those nearest to a training image with their neighbours."""
@@ -113,11 +118,13 @@ class ImageMeasure:
     def _same_count(self, generated: Features) -> int:
         return min(len(self._validation), len(generated))
 
-    def _frechet(self, generated: Features) -> dict[str, float]:
+    def _frechet(self, generated: Features, on_resample: Done) -> dict[str, float]:
         count = self._same_count(generated)
         reference = self._reference.features
         fid = frechet_distance(generated.features, reference)
-        deviation = frechet_deviation(generated.features, reference, resamples=self._resamples, seed=self._seed)
+        deviation = frechet_deviation(
+            generated.features, reference, resamples=self._resamples, seed=self._seed, on_resample=on_resample
+        )
         low, high = interval(fid, deviation)
         figures = {
             "fid": fid,
@@ -153,8 +160,8 @@ class ImageMeasure:
         precision, recall = precision_recall(generated.features, self._reference.features)
         return {"precision": precision, "recall": recall}
 
-    def _memorisation(self) -> dict[str, float]:
-        distances = self._distances[: self._count]
+    def _memorisation(self, generated: Features) -> dict[str, float]:
+        distances = self._distances[: len(generated)]
         real, _ = nearest(self._validation.features, self._train.features)
         near = real.flatten().quantile(NEAR)
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
 from ddpm.evaluation.distances import chosen
+from ddpm.evaluation.progress import Show, unseen
 from ddpm.model import Model
 
 
@@ -38,7 +39,7 @@ def split_bounds(
     batch_size: int,
     seed: int,
     timesteps: int | None = None,
-    on_batch: Callable[[int], object] = lambda count: None,
+    show: Show = unseen,
 ) -> dict[SplitName, LikelihoodBound]:
     """The bound of `images` images of each split, chosen at random, or of all if there are fewer; the splits share
     each batch.
@@ -48,9 +49,11 @@ def split_bounds(
 
     Args:
         timesteps: estimate the bound from this many timesteps; None, or T or more: all of them.
-        on_batch: called with the number of images of each batch that is done.
+        show: the progress, in evaluations of the network.
     """
-    if not images or model.kind.name != "images" or model.process().timesteps == 1:
+    process = model.process()
+    evaluations = likelihood_evaluations(data, images, process.timesteps, timesteps)
+    if not evaluations:
         return {}
 
     def batches(split: Split) -> Iterator[Tensor]:
@@ -59,11 +62,23 @@ def split_bounds(
         for first in range(0, len(rows), at_once):
             stored = split.rows(rows[first : first + at_once])
             yield model.kind.encode(torch.from_numpy(stored).to(model.device))
-            on_batch(len(stored))
 
-    splits = [batches(data.split(name)) for name in SPLITS]
-    bounds = likelihood_bounds(model.network, model.process(), *splits, seed=seed, timesteps=timesteps)
+    with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
+        groups = [batches(data.split(name)) for name in SPLITS]
+        bounds = likelihood_bounds(model.network, process, *groups, seed=seed, timesteps=timesteps, on_evaluations=done)
     return dict(zip(SPLITS, bounds, strict=True))
+
+
+def likelihood_evaluations(data: PreparedData, images: int, total: int, timesteps: int | None) -> int:
+    """How often `split_bounds` evaluates the network for an image; 0 where there is no bound.
+
+    Args:
+        total: T of the process.
+        timesteps: as for `split_bounds`.
+    """
+    if data.kind.name != "images" or total == 1:
+        return 0
+    return min(total, timesteps or total) * sum(min(images, len(data.split(name))) for name in SPLITS)
 
 
 def likelihood_figures(bounds: Mapping[SplitName, LikelihoodBound]) -> dict[str, float]:

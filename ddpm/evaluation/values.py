@@ -13,17 +13,19 @@ from ddpm.evaluation.bootstrap import interval, wasserstein_deviation
 from ddpm.evaluation.distances import MAX_COUNT, chosen, mmd, wasserstein
 from ddpm.evaluation.extractor import coordinates
 from ddpm.evaluation.plots import SHOWN, side_by_side
+from ddpm.evaluation.progress import Show, unseen
 
 
 class ValueMeasure:
     """The figures of generated points or sequences, which are added a batch at a time."""
 
-    def __init__(self, params: Params, data: PreparedData, bandwidth: float) -> None:
+    def __init__(self, params: Params, data: PreparedData, bandwidth: float, show: Show = unseen) -> None:
         """
         Args:
             bandwidth: of MMD's kernel.
+            show: the progress of long computations.
         """
-        self._bandwidth = bandwidth
+        self._bandwidth, self._show = bandwidth, show
         self._data, self._resamples, self._seed = data, params.evaluation.resamples, params.seed
         self._batches: list[NDArray[np.float32]] = []
 
@@ -38,7 +40,10 @@ class ValueMeasure:
         reference, validation = (coordinates(self._data.kind, self._real(name, count)) for name in SPLITS)
         samples = coordinates(self._data.kind, generated[:count])
         distance = wasserstein(samples, reference)
-        deviation = wasserstein_deviation(samples, reference, resamples=self._resamples, seed=self._seed)
+        with self._show(self._resamples, "resamples", "interval of the Wasserstein distance") as done:
+            deviation = wasserstein_deviation(
+                samples, reference, resamples=self._resamples, seed=self._seed, on_resample=done
+            )
         low, high = interval(distance, deviation)
         return {
             "wasserstein": distance,

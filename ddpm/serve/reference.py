@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -47,7 +47,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"<p>Body, <code>{escape(media)}</code>: {_type(content.get('schema', {}))}</p>"
         for example in content.get("examples", {}).values():
-            call = f"curl -s http://HOST{path} -H 'Content-Type: {media}' \\\n    -d '{json.dumps(example['value'])}' -o FILE"
+            body = json.dumps(example["value"])
+            call = f"curl -s http://HOST{path} -H 'Content-Type: {media}' \\\n    -d '{body}' -o FILE"
             yield f"<p>{escape(example['summary'])}</p><pre>{escape(call)}</pre>"
     rows = [
         (f"<code>{status}</code>", escape(answer.get("description", "")), _contents(answer.get("content", {})))
@@ -90,7 +91,7 @@ def _type(schema: Mapping[str, Any]) -> str:
     return " ".join([text, *(f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema)])
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
     return f"<table>{''.join(lines)}</table>"

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm.config import Params, SamplingConfig, validate
 from ddpm.data.store import PreparedData
@@ -45,7 +44,7 @@ from ddpm.layout import (
 from ddpm.model import Model, load
 from ddpm.stages.deployed import facts_of
 from ddpm.stages.evaluate import ModelFacts, protocol_of
-from ddpm.stages.progress import bar
+from ddpm.stages.progress import Bar, bar, show, unit_of
 from ddpm.stages.sample import open_model, open_registered
 
 STEPS = (5, 10, 20, 50, 100)
@@ -91,7 +90,10 @@ def compare(
         opened.sort(key=lambda each: order.index(each.compared))
     plans = _plans(sampler, steps, opened)
 
-    own = [each.samples.sample(measure.shown, seed=params.seed) for each in opened]
+    own = []
+    for each in opened:
+        with bar(measure.shown, unit_of(data.kind), f"pictures of {each.compared.name}") as progress:
+            own.append(each.samples.sample(measure.shown, seed=params.seed, on_batch=progress.reach))
     names = [each.compared.name for each in opened]
     curves, drawn = _over_steps(opened, plans, measure, count, params)
     pictures = [Pictures("by its own plan", measure.pictures(names, own))]
@@ -256,6 +258,7 @@ def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Comp
         batch_size=options.batch_size,
         seed=params.seed,
         timesteps=options.nll_timesteps,
+        show=show,
     )
     return replace(compared, recorded=compared.recorded.with_likelihood(likelihood_table(bounds)))
 
@@ -270,7 +273,7 @@ def _over_steps(
     curves: list[Curve] = [[] for _ in opened]
     shown: list[list[NDArray[Any]]] = [[] for _ in plans]
     work = count * len(opened) * sum(plan.steps for plan in plans)
-    with bar(work, "eval", "samples by fewer and more steps") as progress:
+    with bar(work, "evaluations", "samples by fewer and more steps") as progress:
         for plan, pictured in zip(plans, shown, strict=True):
             for each, curve in zip(opened, curves, strict=True):
                 first: list[NDArray[Any]] = []
@@ -282,7 +285,7 @@ def _over_steps(
 
 
 def _watched(
-    batches: Iterator[NDArray[Any]], first: list[NDArray[Any]], count: int, progress: tqdm, work: int
+    batches: Iterator[NDArray[Any]], first: list[NDArray[Any]], count: int, progress: Bar, work: int
 ) -> Iterator[NDArray[Any]]:
     """The batches, of which the first `count` data go into `first`; `work` is that of a datum."""
     for batch in batches:
@@ -321,7 +324,7 @@ class _Images:
     def _reference(self) -> Tensor:
         """The features of the real images, [N, F]; not before they are needed, since they may take long."""
         names = self._data.reference(self._params.evaluation.reference)
-        splits = [cached_features(self._extractor, self._data.split(name), self._features) for name in names]
+        splits = [cached_features(self._extractor, self._data.split(name), self._features, show) for name in names]
         return torch.cat([split.features for split in splits])
 
     def distance(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> float:

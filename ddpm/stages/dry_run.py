@@ -1,4 +1,7 @@
-"""`ddpm train V --dry-run`: what a training would cost on this machine, told by a short trial that writes nothing."""
+"""`ddpm train V --dry-run`: what training and evaluation would cost on this machine, by a short trial.
+
+Nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +9,165 @@ import contextlib
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from ddpm.config import Params
+from ddpm.config import Params, VariantConfig
 from ddpm.data.store import PreparedData
-from ddpm.errors import Interrupted
+from ddpm.device import pick_device
+from ddpm.diffusion.plans import plan_for
+from ddpm.errors import Interrupted, UserError
+from ddpm.evaluation.trained import likelihood_evaluations
 from ddpm.layout import PREPARED
 from ddpm.model import build_process, check_end
 from ddpm.stages.train import initial, loop_options, make_fast
-from ddpm.training.cost import training_bytes, training_flops
+from ddpm.training.cost import free_bytes, training_bytes, training_flops
 from ddpm.training.loop import train
+from ddpm.training.memory import OutOfMemoryError, ran_out
+from ddpm.training.speed import evaluating
 
-TRIAL_SECONDS = 5.0
+TRIAL_SECONDS, FORWARD_SECONDS = 5.0, 1.0
 WARM_UP, LEAST = 2, 5  # steps that are not timed, and steps that a trial has at least
 
 
 def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     """The lines that tell parameters, operations, memory and time.
 
+    Where the memory is too small for `micro_batch_size`, it is halved until a step fits, and the lines say so.
+
     Raises:
-        UserError: as `ddpm train` would.
+        UserError: as `ddpm train` would, or the network itself does not fit the memory.
     """
     config, data = params.variant(variant), PreparedData.open(root / PREPARED)
     check_end(config, f"models.{variant}.process")
-    options, shape = config.training, data.kind.network_shape
+    try:
+        return _tried(params, config, data, variant)
+    except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+        if not _too_much(error):
+            raise
+        raise UserError(
+            f"{variant}: out of memory with a single one of the {data.kind.name} at once, {_free(pick_device())}; "
+            f"make models.{variant}.network smaller, or set its `checkpointing: true` where it has that key"
+        ) from None
+
+
+def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: str) -> list[str]:
+    options, shape, kind = config.training, data.kind.network_shape, data.kind.name
     network, device, precision = initial(params.seed, config, data.kind)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     flops = training_flops(network, shape)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, data.kind, precision)
-
-    ends: list[float] = []
-    with contextlib.suppress(Interrupted):
-        train(
-            network,
-            build_process(config, device, data.kind.levels),
-            data.split("train"),
-            seed=params.seed,
-            encode=data.kind.encode,
-            precision=precision,
-            on_step=lambda step: ends.append(_now(device)),
-            should_stop=lambda: len(ends) > LEAST and ends[-1] - ends[0] > TRIAL_SECONDS,
-            **loop_options(config, device),
+    asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
+    trial = _trial(
+        network, params, config, data, precision, _halved(asked, weights, activations / options.batch_size, device)
+    )
+    speed = options.batch_size / trial.step
+    memory = f"{_mib(weights)} for weights, gradients, moments and averages; "
+    memory += f"about {_mib(activations)} for a batch of {options.batch_size}"
+    if trial.at_once < asked:
+        needed = activations * trial.at_once / options.batch_size
+        memory += (
+            f", which does not fit ({_free(device)}): set models.{variant}.training.micro_batch_size to "
+            f"{trial.at_once}, about {_mib(needed)}; the trial ran with it"
         )
-    timed = ends[min(WARM_UP, len(ends) - 1) :]
-    step = (timed[-1] - timed[0]) / max(len(timed) - 1, 1) or math.nan
-    speed = options.batch_size / step
     return [
         f"{variant} on {device.type}, {precision}; a trial, nothing is written",
         f"  parameters     {parameters:,}",
-        f"  operations     {flops / 1e9:.3g} GFLOP an image, forward and backward; {flops * speed / 1e9:,.0f} GFLOP/s",
-        f"  memory         {_mib(weights)} for weights, gradients, moments and averages; "
-        f"about {_mib(activations)} for a batch of {options.batch_size}",
-        f"  speed          {speed:,.1f} images/s, {1000 * step:,.1f} ms a step, of {len(timed) - 1} steps",
-        f"  {options.steps:,} steps  {_duration(options.steps * step)}",
+        f"  operations     {flops / 1e9:.3g} GFLOP for one of the {kind}, forward and backward; "
+        f"{flops * speed / 1e9:,.0f} GFLOP/s",
+        f"  memory         {memory}",
+        f"  speed          {speed:,.1f} {kind}/s, {1000 * trial.step:,.1f} ms a step, of {trial.steps} steps",
+        f"  {options.steps:,} steps  {_duration(options.steps * trial.step)}",
+        f"  evaluation     {_evaluation(params, config, data, _forward(network, shape, trial.at_once, device))}",
     ]
+
+
+class Trial(NamedTuple):
+    """What a trial has found."""
+
+    step: float  # seconds
+    steps: int  # that were timed
+    at_once: int  # of a batch that go through the network together
+
+
+def _trial(
+    network: nn.Module, params: Params, config: VariantConfig, data: PreparedData, precision: str, at_once: int
+) -> Trial:
+    """Steps for some seconds; where the memory runs out, again with half as many at once."""
+    device, ends = next(network.parameters()).device, list[float]()
+    try:
+        with contextlib.suppress(Interrupted):
+            train(
+                network,
+                build_process(config, device, data.kind.levels),
+                data.split("train"),
+                seed=params.seed,
+                encode=data.kind.encode,
+                precision=precision,
+                on_step=lambda step: ends.append(_now(device)),
+                should_stop=lambda: len(ends) > LEAST and ends[-1] - ends[0] > TRIAL_SECONDS,
+                **loop_options(config, device) | {"micro_batch_size": at_once},
+            )
+    except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+        if at_once == 1 or not _too_much(error):
+            raise
+    else:
+        timed = ends[min(WARM_UP, len(ends) - 1) :]
+        step = (timed[-1] - timed[0]) / max(len(timed) - 1, 1) or math.nan
+        return Trial(step, len(timed) - 1, at_once)
+    network.zero_grad(set_to_none=True)
+    return _trial(network, params, config, data, precision, (at_once + 1) // 2)
+
+
+def _halved(at_once: int, weights: float, each: float, device: torch.device) -> int:
+    """As many at once, or so often halved that they may fit. On the CPU the kernel would end the process instead."""
+    free = free_bytes(device)
+    while free is not None and at_once > 1 and weights + at_once * each > free:
+        at_once = (at_once + 1) // 2
+    return at_once
+
+
+def _too_much(error: Exception) -> bool:
+    return isinstance(error, OutOfMemoryError) or ran_out(error)
+
+
+@torch.inference_mode()
+def _forward(network: nn.Module, shape: tuple[int, ...], count: int, device: torch.device) -> float:
+    """Seconds of an evaluation of the network for a datum, as in sampling."""
+    x, t = torch.zeros(count, *shape, device=device), torch.zeros(count, dtype=torch.int64, device=device)
+    with evaluating(network):
+        network(x, t)
+        begin, done = _now(device), 0
+        while done < 2 or _now(device) - begin < FORWARD_SECONDS:
+            network(x, t)
+            done += 1
+        return (_now(device) - begin) / (done * count)
+
+
+def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each: float) -> str:
+    """What `ddpm evaluate` will ask of the network, and how long that takes.
+
+    Args:
+        each: seconds of an evaluation of the network for a datum.
+    """
+    options = params.evaluation
+    sampling = options.sampling or config.sampling
+    try:
+        steps = len(plan_for(config.process.model_dump(), sampling.model_dump()))
+    except ValueError as error:
+        raise UserError(f"sampling: {error}") from None
+    likelihood = likelihood_evaluations(
+        data, options.nll_samples, config.process.timesteps, params.evaluation.nll_timesteps
+    )
+    total = options.samples * steps + likelihood
+    of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
+    return (
+        f"{options.samples:,} {data.kind.name} in {steps} steps{of_likelihood}: {total:,} evaluations of the network, "
+        f"{_duration(total * each)}, and the figures"
+    )
 
 
 def _now(device: torch.device) -> float:
@@ -70,7 +176,12 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _mib(count: int) -> str:
+def _free(device: torch.device) -> str:
+    free = free_bytes(device)
+    return "of unknown free memory" if free is None else f"{_mib(free)} are free"
+
+
+def _mib(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB"
 
 
@@ -78,5 +189,7 @@ def _duration(seconds: float) -> str:
     """In the units that people plan in."""
     if not math.isfinite(seconds):
         return "in no time that could be measured"
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"about {hours // 24} d {hours % 24} h" if hours >= 48 else f"about {hours} h {minutes} min"

@@ -35,7 +35,7 @@ from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.parallel import Ranks, check_devices, joined, launch, launched
-from ddpm.stages.progress import bar
+from ddpm.stages.progress import bar, show, unit_of
 
 # The first process may take long for the features of all real images, for which the others wait.
 _PATIENCE = timedelta(days=1)
@@ -84,7 +84,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         check_devices(devices, "evaluation.devices")
         _opened(params, variant, torch.device("cpu"), root)  # what is wrong with it, one process says
         with contextlib.chdir(root):
-            launch(devices, ["evaluate", variant])
+            launch(devices, "evaluate", variant, params)
         return
     with joined(_PATIENCE) as ranks:
         _evaluate(params, variant, ranks, root)
@@ -120,21 +120,25 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
         device=device,
         name=f"models/{variant}",
     )
-    with bar(2 * options.nll_samples, "img", f"likelihood of {variant}") as progress:
-        bounds = split_bounds(
-            model,
-            data,
-            images=options.nll_samples,
-            batch_size=options.batch_size,
-            seed=params.seed,
-            timesteps=options.nll_timesteps,
-            on_batch=progress.update,
-        )
+    bounds = split_bounds(
+        model,
+        data,
+        images=options.nll_samples,
+        batch_size=options.batch_size,
+        seed=params.seed,
+        timesteps=options.nll_timesteps,
+        show=show,
+    )
     protocol = measured.protocol
+    with show(2, "steps", f"cost and way to data of {variant}") as done:
+        cost = gigaflops_per_image(model)
+        done(1)
+        shown = denoising(model, data, params.seed)
+        done(1)
     metrics = {
         **measured.metrics,
         **_finite(likelihood_figures(bounds), f"models/{variant}"),
-        "gflops_per_image": gigaflops_per_image(model),
+        "gflops_per_image": cost,
     }
     marks = {"protocol": protocol.id, "model": mark_of(model.card.training.fingerprint)}
     with atomic_directory(root / REPORTS / variant) as out:
@@ -151,7 +155,6 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
             variance=config.process.variance,
             protocol=protocol.id,
         )
-        shown = denoising(model, data, params.seed)
         for name, picture in {**measured.pictures, "denoising.png": shown.picture}.items():
             save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts)
         if drawn_curves:
@@ -203,7 +206,7 @@ def measure(
     """
     figures, identity = _measure_of(params, data, root, device)
     options = params.evaluation
-    with bar(options.samples, "img", f"samples of {name}") as progress:
+    with bar(options.samples, unit_of(data.kind), f"samples of {name}") as progress:
         try:
             for batch in drawn:
                 figures.add(batch)
@@ -237,9 +240,9 @@ def _measure_of(
     """What measures this kind of data, and the identity of the features it does it in."""
     if data.kind.name == "images":
         extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
-        return ImageMeasure(params, data, extractor, root / FEATURES), extractor.identity
+        return ImageMeasure(params, data, extractor, root / FEATURES, show), extractor.identity
     identity = load_coordinates(root / EXTRACTOR)
-    return ValueMeasure(params, data, identity["bandwidth"]), identity
+    return ValueMeasure(params, data, identity["bandwidth"], show), identity
 
 
 def protocol_of(

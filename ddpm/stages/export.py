@@ -13,6 +13,7 @@ from ddpm.errors import NotFiniteError, UserError
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import DEPLOY, MODELS
 from ddpm.model import load
+from ddpm.stages.progress import bar
 
 
 def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -27,20 +28,26 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
     options = params.export
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
     with atomic_directory(root / DEPLOY / variant) as out:
-        export_denoiser(model, out / "denoiser.onnx")
-        export_sampler(model, out / "denoiser.onnx", out / "sampler.onnx")
-        if options.fp16:
-            tolerances["fp16"] = options.fp16_tolerance
-            export_half(out / "denoiser.onnx", out / "denoiser.fp16.onnx")
-            export_sampler(model, out / "denoiser.fp16.onnx", out / "sampler.fp16.onnx")
-        describe_sampler(model, out)
-        parity = measure_parity(
-            model,
-            out,
-            samples=options.parity_samples,
-            steps=min(options.parity_steps, len(model.schedule)),
-            tolerances=tolerances,
-        )
+        with bar(5 if options.fp16 else 3, "steps", f"export of {variant}") as progress:
+            export_denoiser(model, out / "denoiser.onnx")
+            progress.update()
+            export_sampler(model, out / "denoiser.onnx", out / "sampler.onnx")
+            progress.update()
+            if options.fp16:
+                tolerances["fp16"] = options.fp16_tolerance
+                export_half(out / "denoiser.onnx", out / "denoiser.fp16.onnx")
+                progress.update()
+                export_sampler(model, out / "denoiser.fp16.onnx", out / "sampler.fp16.onnx")
+                progress.update()
+            describe_sampler(model, out)
+            parity = measure_parity(
+                model,
+                out,
+                samples=options.parity_samples,
+                steps=min(options.parity_steps, len(model.schedule)),
+                tolerances=tolerances,
+            )
+            progress.update()
         run = f"over {parity['steps']} steps of {parity['sampler']}"
         for name, file in parity["files"].items():
             found, allowed = file["max_abs_difference"], file["tolerance"]

@@ -97,7 +97,7 @@ def _fit_small(params: Params, data: PreparedData, kind: str, out: Path) -> None
     device = pick_device()
     images, labels, classes = _task(kind, data, "train")
     held_out, held_out_labels, _ = _task(kind, data, "validation")
-    with bar(params.extractor.steps, "step", f"{kind} extractor") as progress:
+    with bar(params.extractor.steps, "steps", f"{kind} extractor") as progress:
         network = fit_cnn(
             images,
             labels,

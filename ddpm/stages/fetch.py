@@ -19,6 +19,7 @@ from ddpm.data.folder import Fingerprint, Listing, differences, files_of, listin
 from ddpm.data.sources import source_of
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, read_json, write_bytes, write_json
+from ddpm.stages.progress import bar
 
 DATA, RECORD, RECEIPT = "data", "data.dvc", "fetched.json"
 REPLACED = Path(".ddpm", "replaced")
@@ -119,6 +120,12 @@ def fetch(params: Params, *, root: Path = Path(), accept: bool = False) -> None:
     print(f"{DATA}/: {receipt.name}, {_amount(version)}; {said}")
 
 
+def _hashed(folder: Path, *, hidden: bool = True) -> Listing:
+    """`listing` with its progress."""
+    with bar(None, "files", f"hashing {folder}") as progress:
+        return listing(folder, hidden=hidden, on_file=progress.update)
+
+
 def _amount(found: Fingerprint) -> str:
     return f"{found.nfiles} file{'s' * (found.nfiles != 1)}, {found.size} bytes"
 
@@ -143,7 +150,7 @@ def _check_folder_unchanged(config: DataConfig, root: Path, record: Record) -> N
     if config.source == "sequences" and folder.is_file():
         _check_recorded(listing_of({SEQUENCES: folder}), record, f"data.path: {folder}", root)
     elif folder.is_dir():
-        _check_recorded(listing(folder, hidden=False), record, f"data.path: {folder}", root)
+        _check_recorded(_hashed(folder, hidden=False), record, f"data.path: {folder}", root)
 
 
 def _check_recorded(found: Listing, record: Record, where: str, root: Path) -> None:
@@ -176,7 +183,7 @@ def _write_listing(root: Path, found: Listing) -> None:
 
 def _already_there(data: Path, record: Record) -> Listing | None:
     """The files in data/, if they are the version recorded."""
-    found = listing(data) if data.is_dir() else None
+    found = _hashed(data) if data.is_dir() else None
     return found if found and found.fingerprint.md5 == record.md5 else None
 
 
@@ -221,7 +228,7 @@ def _from_upstream(config: DataConfig, root: Path, record: Record | None) -> Lis
     data = root / DATA
     with atomic_directory(data) as fresh:
         source_of(config, root).fetch(fresh)
-        found = listing(fresh)
+        found = _hashed(fresh)
         if record:
             _check_recorded(found, record, f"the upstream of data.source: {config.source}", root)
         _set_aside_unrecorded(root, found)
@@ -236,7 +243,7 @@ def _set_aside_unrecorded(root: Path, fresh: Listing) -> None:
     data, record = root / DATA, Record.read(root / RECORD)
     if not data.is_dir():
         return
-    found = listing(data)
+    found = _hashed(data)
     known = {fresh.fingerprint.md5, *([record.md5] if record else [])}
     if not found.files or found.fingerprint.md5 in known:
         return

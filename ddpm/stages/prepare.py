@@ -34,7 +34,7 @@ from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of, write_json
 from ddpm.layout import PREPARED
 from ddpm.stages.fetch import DATA, RECEIPT, Receipt, changes
-from ddpm.stages.progress import bar
+from ddpm.stages.progress import bar, show
 
 DEFAULT_FRACTION = 0.2  # kept for validation of a source that publishes no split
 _CHUNK_BYTES = 1 << 20
@@ -132,13 +132,14 @@ def _prepare_array(raw: RawArray, params: Params, data: Path, out: Path) -> Mani
     splits: dict[SplitName, np.ndarray] = {"train": train, "validation": validation}
     digests = {name: hashlib.sha256() for name in splits}
     is_train = np.isin(np.arange(len(values)), train)
-    with RowWriter(array, values.shape[1:], np.float32) as writer:
+    with RowWriter(array, values.shape[1:], np.float32) as writer, show(len(values), raw.kind, "reading") as done:
         for number, value in enumerate(values):
             with np.errstate(over="ignore"):
                 row = np.asarray(value, np.float32)
             if not np.isfinite(row).all():
                 raise UserError(f"{data}: row {number} of the {raw.kind} holds NaN, or numbers beyond float32's")
             writer.append(row)
+            done(1)
             digests["train" if is_train[number] else "validation"].update(row.tobytes())
             if is_train[number]:
                 flat = row.reshape(len(row), -1).astype(np.float64)
@@ -183,7 +184,8 @@ def _check_fetched(config: DataConfig, root: Path) -> None:
         )
     if not (root / DATA).is_dir():
         raise UserError(f"{root / DATA}: no such folder; run `ddpm fetch`")
-    found = folder.listing(root / DATA)
+    with show(receipt.nfiles, "files", "checking data/") as done:
+        found = folder.listing(root / DATA, on_file=done)
     if found.fingerprint.md5 != receipt.md5:
         difference = changes(found, receipt.version, root)
         raise UserError(f"data/ has changed since {RECEIPT} was written: {difference}; run `ddpm fetch`")
@@ -238,7 +240,7 @@ def _rows(
     raw: RawImages, config: DataConfig, data: Path, levels: Levels, left_out: list[LeftOut]
 ) -> Generator[tuple[Sample, np.ndarray]]:
     """The images by the rules, uint8 [H, W, C]; what does not decode goes to `left_out`, if that is wanted."""
-    with bar(raw.count, "image", "prepare") as progress:
+    with bar(raw.count, "img", "decoding") as progress:
         for sample in raw.samples:
             try:
                 yield sample, to_array(sample.load(levels), config.channels, config.image_size)
@@ -293,18 +295,20 @@ def _summarise(
     """The images' shape, what identifies each split, and the training split's mean and std a channel."""
     rows, height, width, channels = np.load(images, mmap_mode="r").shape
     records, levels = {}, {}
-    for name, index in splits.items():
-        member = np.zeros(rows, bool)
-        member[index] = True
-        digest, levels[name] = hashlib.sha256(), np.zeros((channels, 256), np.int64)
-        start = 0
-        for chunk in read_chunks(images, max(1, _CHUNK_BYTES // (height * width * channels))):
-            chosen = chunk[member[start : start + len(chunk)]]
-            start += len(chunk)
-            digest.update(chosen.tobytes())
-            for channel, counts in enumerate(levels[name]):
-                counts += np.bincount(chosen[..., channel].ravel(), minlength=256)
-        records[name] = SplitRecord(count=len(index), sha256=digest.hexdigest())
+    with show(len(splits) * rows, "img", "statistics") as done:
+        for name, index in splits.items():
+            member = np.zeros(rows, bool)
+            member[index] = True
+            digest, levels[name] = hashlib.sha256(), np.zeros((channels, 256), np.int64)
+            start = 0
+            for chunk in read_chunks(images, max(1, _CHUNK_BYTES // (height * width * channels))):
+                chosen = chunk[member[start : start + len(chunk)]]
+                start += len(chunk)
+                digest.update(chosen.tobytes())
+                for channel, counts in enumerate(levels[name]):
+                    counts += np.bincount(chosen[..., channel].ravel(), minlength=256)
+                done(len(chunk))
+            records[name] = SplitRecord(count=len(index), sha256=digest.hexdigest())
     mean, std = zip(*(_mean_and_std(counts.tolist()) for counts in levels["train"]), strict=True)
     return (height, width, channels), records, mean, std
 

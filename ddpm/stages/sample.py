@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +52,22 @@ def sample_to(
         opened.plan(**overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
-    images = opened.sample(count, seed=seed, batch_size=batch_size, **overrides)
+    with _progress(count, opened.kind, f"samples of {model}") as on_batch:
+        images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
     write(images, out, opened.kind, _origin_of(opened, seed, overrides))
     return images
+
+
+@contextlib.contextmanager
+def _progress(count: int, kind: DataKind, describe: str) -> Iterator[Callable[[int], object]]:
+    """A bar that is moved to as many as are done; none where tqdm is not installed, as beside an exported model."""
+    try:
+        from ddpm.stages.progress import bar, unit_of
+    except ModuleNotFoundError:
+        yield lambda done: None
+        return
+    with bar(count, unit_of(kind), describe) as progress:
+        yield progress.reach
 
 
 def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) -> dict[str, str]:

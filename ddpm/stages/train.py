@@ -23,7 +23,7 @@ from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, check_end, save
 from ddpm.parallel import ALONE, Ranks, check_devices, joined, launch, launched
 from ddpm.stages import fingerprint
-from ddpm.stages.progress import bar, stop_requests
+from ddpm.stages.progress import bar, stop_requests, unit_of
 from ddpm.stages.watch import Watch
 from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.ema import EMA
@@ -53,7 +53,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
         check_devices(config.training.devices, f"models.{variant}.training.devices")
         build_network(config, data.kind)  # if it cannot be, one process says so
         with contextlib.chdir(root):
-            launch(config.training.devices, ["train", variant])
+            launch(config.training.devices, "train", variant, params)
         return
     with joined() as ranks:
         _train(params, config, data, ranks, variant, root)
@@ -195,7 +195,7 @@ def _run(
     options, device = config.training, next(network.parameters()).device
     watch = Watch(config, data.kind, device, params.seed)
     with (
-        bar(options.steps * options.batch_size, "img", variant, shown=ranks.first) as progress,
+        bar(options.steps * options.batch_size, unit_of(data.kind), variant, shown=ranks.first) as progress,
         stop_requests() as asked,
         tracking.live_curve() if ranks.first else contextlib.nullcontext(_unheard) as log,
     ):
@@ -206,12 +206,11 @@ def _run(
 
         def on_resume(step: int) -> None:
             say(f"continuing {variant} from step {step} of {options.steps}")
-            # Images of an earlier run count as done, not towards this run's rate.
-            progress.initial = progress.n = step * options.batch_size
+            progress.move(step * options.batch_size)
 
         def on_rewind(why: str, step: int) -> None:
             say(f"{variant}: {why}; back at step {step}, on with other noise")
-            progress.n = step * options.batch_size
+            progress.move(step * options.batch_size)
 
         def on_point(point: LossPoint) -> None:
             progress.set_postfix(loss=f"{point.loss:.4f}", refresh=False)
@@ -237,7 +236,9 @@ def _run(
             ranks=ranks,
             on_resume=on_resume,
             on_rewind=on_rewind,
-            on_less_memory=lambda at_once: say(f"{variant}: out of memory; from now on {at_once} images at once"),
+            on_less_memory=lambda at_once: say(
+                f"{variant}: out of memory; from now on {at_once} {data.kind.name} at once"
+            ),
             on_losses=watch.losses,
             on_average=on_average,
             on_step=lambda step: progress.update(options.batch_size),

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import queue
+import re
 import subprocess
 import threading
 import time
@@ -33,6 +34,8 @@ class Log(Protocol):
 
 # The environment variable by which MLflow itself hands a run on to a child process.
 RUN_ID = "MLFLOW_RUN_ID"
+
+_PICTURES = "samples"  # MLflow's key of the pictures
 
 _BATCH = 1000  # metrics a request, the most that MLflow takes
 
@@ -154,6 +157,7 @@ def _send(run_id: str, points: queue.SimpleQueue[_Seen | None], root: Path) -> N
     """Log points until there comes None."""
     waiting: list[_Seen] = []
     logged: set[int] = set()
+    pictured: set[int] = set()
     connected = ended = complained = False
     pause: float | None = 0.0  # connect before the first point
     with contextlib.ExitStack() as load:
@@ -165,6 +169,7 @@ def _send(run_id: str, points: queue.SimpleQueue[_Seen | None], root: Path) -> N
                     client.update_run(run_id, status="RUNNING")
                     # Before the server fell silent it may have taken what it did not say it had.
                     logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+                    pictured = _pictured(client, run_id)
                     load.close()
                     load.enter_context(_machine_load(run_id))
                 # A training that goes back to a checkpoint comes to some steps again. A point once sent stays.
@@ -172,8 +177,9 @@ def _send(run_id: str, points: queue.SimpleQueue[_Seen | None], root: Path) -> N
                 log_metrics(client, run_id, [point for step, point in curve.items() if step not in logged])
                 logged |= curve.keys()
                 for _, step, _, picture in waiting:
-                    if picture is not None:
-                        client.log_image(run_id, picture, key="samples", step=step)
+                    if picture is not None and step not in pictured:
+                        client.log_image(run_id, picture, key=_PICTURES, step=step)
+                        pictured.add(step)
                 waiting.clear()
                 connected, pause = True, None
             except Exception as error:  # whatever it is, it is not the training's affair
@@ -182,6 +188,12 @@ def _send(run_id: str, points: queue.SimpleQueue[_Seen | None], root: Path) -> N
                     first_line = str(error).partition("\n")[0]
                     logger.warning("MLflow does not take the curve (%s); training goes on, it will be sent", first_line)
                     complained = True
+
+
+def _pictured(client: Any, run_id: str) -> set[int]:
+    """The steps of which a run has a picture. MLflow writes the step into the file's name, between % or +."""
+    names = [Path(file.path).name for file in client.list_artifacts(run_id, "images")]
+    return {int(found[1]) for name in names if (found := re.match(rf"{_PICTURES}\Wstep\W(\d+)\W", name))}
 
 
 def _collect(points: queue.SimpleQueue[_Seen | None], waiting: list[_Seen], pause: float | None) -> bool:

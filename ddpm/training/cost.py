@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -53,3 +54,24 @@ def _kept(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, precision):
         training_pass(network, x, t)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device can still give; None where that cannot be told.
+
+    On the CPU under Linux: what the kernel calls available, or less where this container has a lower limit.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["anon"]
+        return max(0, min(free, limit - int(used)))
+    except (OSError, ValueError, KeyError):  # no limit, or not this kind of groups
+        return free

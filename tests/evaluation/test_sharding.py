@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import TINY_PARAMS, run_cli, workers, write_params
+from tiny import TINY_PARAMS, run_cli, run_with_params_of_before, workers, write_params
 
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import Interrupted
@@ -73,7 +73,7 @@ def test_two_processes_measure_what_one_does(trained: Path):
     assert run_cli(trained, "evaluate", "tiny").returncode == 0
     alone, picture = read_json(Path("reports/tiny/metrics.json")), Path("reports/tiny/samples.png").read_bytes()
     with_devices(trained, 2)
-    done = run_cli(trained, "evaluate", "tiny")
+    done = run_with_params_of_before(trained, "evaluate")
     assert done.returncode == 0, done.stderr
     together = read_json(Path("reports/tiny/metrics.json"))
     assert together.pop("protocol") == alone.pop("protocol")

@@ -12,11 +12,14 @@ from tiny import run_cli
 
 from ddpm.config import load_params
 from ddpm.data.store import PreparedData
+from ddpm.errors import UserError
 from ddpm.model import build_network
+from ddpm.stages import dry_run as dry_run_module
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.train import train_variant
 from ddpm.stages.watch import Watch
 from ddpm.training.ema import EMA
+from ddpm.training.memory import OutOfMemoryError
 
 
 def files(directory: Path) -> dict[str, int]:
@@ -42,8 +45,40 @@ def test_a_dry_run_writes_nothing_and_counts_the_parameters(project):
     _, network = watched(project)
     count = int(re.search(r"parameters\s+([\d,]+)", told[1])[1].replace(",", ""))
     assert count == sum(parameter.numel() for parameter in network.parameters())
-    for line, unit in zip(told[2:], ["GFLOP an image", "MiB for weights", "images/s", "40 steps"], strict=True):
+    # 64 images in 5 steps, and 4 images of each split at 50 timesteps.
+    assert "5 steps, and 400 for the likelihood: 720 evaluations of the network, about 1 s" in told[-1]
+    for line, unit in zip(
+        told[2:], ["GFLOP for one", "MiB for weights", "images/s", "40 steps", "64 images in"], strict=True
+    ):
         assert unit in line
+
+
+def test_a_dry_run_says_how_many_fit_the_memory_there_is(project, monkeypatch):
+    monkeypatch.setattr("ddpm.stages.dry_run.free_bytes", lambda device: 3 * 2**19)
+    [line] = [line for line in dry_run(load_params(), "tiny") if "memory" in line]
+    found = re.search(r"does not fit \(2 MiB are free\): set models.tiny.training.micro_batch_size to (\d)", line)
+    assert int(found[1]) in (1, 2, 4)
+
+
+def test_a_dry_run_goes_on_with_fewer_where_the_memory_runs_out(project, monkeypatch):
+    """A stand-in for a GPU without room; tests/training/test_memory.py has a real process without memory."""
+    real, tried = dry_run_module.train, []
+
+    def short_of_memory(*args, micro_batch_size, **options):
+        tried.append(micro_batch_size)
+        if micro_batch_size > limit:
+            raise OutOfMemoryError(micro_batch_size)
+        return real(*args, micro_batch_size=micro_batch_size, **options)
+
+    monkeypatch.setattr(dry_run_module, "train", short_of_memory)
+    limit = 3
+    assert any("micro_batch_size to 2, about" in line for line in dry_run(load_params(), "tiny"))
+    assert tried == [8, 4, 2]
+    limit = 0
+    with pytest.raises(
+        UserError, match=r"out of memory with a single one of the images at once, .* MiB are free; make"
+    ):
+        dry_run(load_params(), "tiny")
 
 
 def test_a_dry_run_of_what_cannot_be_built_is_an_error_as_ever(project):

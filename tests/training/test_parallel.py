@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import run_cli, workers
+from tiny import run_cli, run_with_params_of_before, workers
 from trainings import checkpoints, hashes, leftovers, set_training, start_training, wait_for_checkpoint
 
 from ddpm.config import load_params
@@ -85,10 +85,13 @@ def test_so_it_is_with_every_objective(project: Path, model: str):
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     train_variant(load_params(), "tiny")
     alone = curve(project)
+    for state in checkpoints(project):
+        (state / "state.json").unlink()
     set_training(project, devices=2)
-    done = run_cli(project, "train", "tiny")
+    done = run_with_params_of_before(project, "train")
     assert done.returncode == 0, done.stderr
     assert curve(project) == pytest.approx(alone, rel=1e-4)
+    assert curve(project) != alone, "two have done it"
 
 
 @pytest.mark.slow
