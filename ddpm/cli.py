@@ -6,8 +6,9 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm import __version__
 from ddpm.arguments import (
@@ -20,7 +21,7 @@ from ddpm.arguments import (
     add_promotion,
     add_sample,
 )
-from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.errors import DdpmWarning, Interrupted, UpstreamError, UserError
 from ddpm.files import meant
 from ddpm.layout import COMPARISON_PAGE
 from ddpm.serve.arguments import add_arguments as add_serve
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _use_utf_8()
     _tolerate_a_narrow_encoding()
     arguments = _parser().parse_args(argv)
+    _print_warnings(arguments.command)
     try:
         arguments.run(arguments)
     except (UserError, UpstreamError, Interrupted) as error:
@@ -91,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         print(f"ddpm {arguments.command}: {meant(error.filename)}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
+    except MemoryError:
+        print(f"ddpm {arguments.command}: not enough memory; ask for less at once", file=sys.stderr)
         return UserError.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ddpm"):
@@ -110,6 +115,19 @@ def _use_utf_8() -> None:
         os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
     os.environ["PYTHONUTF8"] = "1"
     os.execv(sys.executable, [sys.executable, "-m", "ddpm", *sys.argv[1:]])
+
+
+def _print_warnings(command: str) -> None:
+    """Have the project's own warnings printed as errors are: in one line, without the code."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DdpmWarning):
+            print(f"ddpm {command}: warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = show
 
 
 def _install_hint() -> str:

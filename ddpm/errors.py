@@ -17,6 +17,14 @@ class UserError(Exception):
     exit_code = 2
 
 
+class NotFiniteError(UserError):
+    """A model's weights, or what it draws, hold NaN or infinite values: nothing is drawn, measured or kept of them."""
+
+
+class DdpmWarning(UserWarning):
+    """What a user should know and a command goes on with. The command line prints it in one line."""
+
+
 class UpstreamError(Exception):
     """Something outside failed (a download, a server): the same command may well succeed later. Exit code 75."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+_MOST_JSON = 1 << 28
 # Ends the name of the temporary that holds an old directory while it is being replaced.
 _REPLACED = ".old.tmp"
 
@@ -207,4 +208,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """
+    Raises:
+        ValueError: the file is not JSON, is nested too deeply, or is far larger than any that this program writes.
+    """
+    if path.stat().st_size > _MOST_JSON:
+        raise ValueError(f"expected JSON of at most {_MOST_JSON >> 20} MiB, found {path.stat().st_size >> 20} MiB")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.config import ModelConfig, SamplingConfig, Section, validate
 from ddpm.data.kinds import DataKind, KindName, data_kind
@@ -20,9 +23,14 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
-from ddpm.errors import UpstreamError, UserError
+from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError
 from ddpm.files import read_json, write_json
 from ddpm.nets import build
+
+# Where the plan of a model trained here comes from, if nothing else says: training does not depend on sampling.
+DEFAULT_PLAN = "a general default, since a training writes none"
+# ᾱ_T, the share of an image's variance that is left at the end of the process. Sampling starts as if it were 0.
+SIGNAL_WORTH_A_WARNING, SIGNAL_TO_REFUSE = 0.01, 0.2
 
 
 class DataFacts(Section):
@@ -83,6 +91,8 @@ class Model:
 
     network: nn.Module
     card: ModelCard
+    plan_source: str = "model.json"
+    """Where `card.config.sampling`, the model's own sampling plan, comes from."""
 
     @property
     def device(self) -> torch.device:
@@ -102,14 +112,14 @@ class Model:
         """What the model makes."""
         return self.card.data.data_kind
 
-    def sampled_by(self, sampling_config: SamplingConfig) -> Model:
-        """The same weights with another plan of their own: how a model is sampled is no matter of its training."""
+    def sampled_by(self, sampling_config: SamplingConfig, source: str = "the caller") -> Model:
+        """The same weights with another sampling plan as their own; `source` is where that comes from."""
         config = self.card.config.model_copy(update={"sampling": sampling_config})
-        return Model(self.network, self.card.model_copy(update={"config": config}))
+        return Model(self.network, self.card.model_copy(update={"config": config}), source)
 
     def process(self) -> GaussianProcess:
         """The process the model was trained on, on the model's device."""
-        return build_process(self.card.config, self.device)
+        return build_process(self.card.config, self.device, self.kind.levels)
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
@@ -133,7 +143,8 @@ class Model:
             overrides: as for `plan`.
 
         Raises:
-            ValueError: a name or a number that no plan can be made of.
+            ValueError: a name or a number that no plan can be made of, or a choice that the sampler does not use.
+            NotFiniteError: the network's output is NaN or infinite.
         """
         images = np.empty((count, *self.shape), dtype=self.kind.dtype)
         done = 0
@@ -186,14 +197,46 @@ def build_network(config: ModelConfig, kind: DataKind, where: str = "params.yaml
         raise UserError(f"{where}: network: {error}") from None
 
 
-def build_process(config: ModelConfig, device: torch.device | str = "cpu") -> GaussianProcess:
-    """The variant's process with its tables on a device."""
+def build_process(config: ModelConfig, device: torch.device | str = "cpu", levels: int | None = 256) -> GaussianProcess:
+    """The variant's process with its tables on a device, for data on so many levels, or continuous ones."""
     process = config.process
     return GaussianProcess(
         Schedule.of(process.model_dump()),
         prediction=process.prediction,
         variance=process.variance,
         device=device,
+        levels=levels,
+    )
+
+
+def check_end(config: ModelConfig, where: str) -> None:
+    """Check that the forward process ends in noise: sampling starts there from noise alone.
+
+    Warns where ᾱ_T is above 0.01.
+
+    Args:
+        where: what the process is of, for messages.
+
+    Raises:
+        UserError: ᾱ_T is above 0.2.
+    """
+    left = signal_left(config)
+    if left > SIGNAL_TO_REFUSE:
+        raise UserError(f"{where}: {_at_the_end(config, left)}. Use schedule cosine, or linear with more timesteps")
+    if left > SIGNAL_WORTH_A_WARNING:
+        warnings.warn(f"{where}: {_at_the_end(config, left)}", DdpmWarning, stacklevel=2)
+
+
+def signal_left(config: ModelConfig) -> float:
+    """ᾱ_T of the variant's process, in 0..1."""
+    return float(build_process(config).signal[-1] ** 2)
+
+
+def _at_the_end(config: ModelConfig, left: float) -> str:
+    process = config.process
+    return (
+        f"schedule {process.schedule} with {process.timesteps} timesteps ends at alpha_bar = {left:.2g}, where the "
+        "image is still visible, but sampling starts from noise without an image"
     )
 
 
@@ -201,12 +244,14 @@ def save(model: Model, directory: Path) -> None:
     """Write the model's two files into an existing directory.
 
     Raises:
+        NotFiniteError: the weights hold NaN or infinite values.
         UpstreamError: the weights cannot be written, as on a full disk.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    refuse_not_finite_weights(weights, model.card.variant)
     try:
         save_file(weights, directory / "model.safetensors")
     except SafetensorError as error:
@@ -217,17 +262,21 @@ def save(model: Model, directory: Path) -> None:
 def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     """Read a model directory; nothing else is needed, and no pickle is loaded.
 
+    model.json is held against the header of the weights before any memory is taken for the network. Warns where the
+    process does not end in noise.
+
     Raises:
         UserError: a file is missing, damaged, or the weights are of another network.
+        NotFiniteError: the weights hold NaN or infinite values.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     directory = Path(directory)
-    described = directory / "model.json"
+    described, where = directory / "model.json", directory / "model.safetensors"
     try:
         card = validate(ModelCard, read_json(described), str(described))
-        weights = load_file(directory / "model.safetensors")
+        shapes = _shapes_in(where)
     except FileNotFoundError as error:
         raise UserError(
             f"{directory} is not a model directory: {error.filename or 'model.safetensors'} is missing"
@@ -238,20 +287,93 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
         kind = card.data.data_kind
     except ValueError as error:
         raise UserError(f"{described}: damaged: {error}") from None
+    _check_shapes(_expected_shapes(card.config, kind, shapes, described), shapes, where)
+    if (left := signal_left(card.config)) > SIGNAL_WORTH_A_WARNING:
+        warnings.warn(f"{described}: {_at_the_end(card.config, left)}", DdpmWarning, stacklevel=2)
+    try:
+        weights = load_file(where)
+    except SafetensorError as error:
+        raise UserError(f"{directory}: damaged: {error}") from None
+    refuse_not_finite_weights(weights, str(where))
     network = build_network(card.config, kind, str(described))
-    _load_weights(network, weights, directory / "model.safetensors")
-    return Model(network.to(device).eval().requires_grad_(False), card)
+    network.load_state_dict(weights)
+    source = "model.json" if card.training.weights == "imported" else DEFAULT_PLAN
+    return Model(network.to(device).eval().requires_grad_(False), card, source)
 
 
-def _load_weights(network: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
-    """Fill the network, naming what does not fit."""
-    expected = network.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - expected.keys())
+def refuse_not_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
+    """
+    Args:
+        where: what they are of, for the error.
+
+    Raises:
+        NotFiniteError: there are NaN or infinite values among them; names the first tensor.
+    """
+    bad = {name: count for name, tensor in weights.items() if (count := int((~tensor.isfinite()).sum()))}
+    if bad:
+        (name, count), others = next(iter(bad.items())), len(bad) - 1
+        more = f" (and {others} more tensors)" if others else ""
+        raise NotFiniteError(f"{where}: {count} of {weights[name].numel()} values of {name} are NaN or infinite{more}")
+
+
+def _shapes_in(path: Path) -> dict[str, list[int]]:
+    """The shapes of a .safetensors file's tensors by name, from its header."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _expected_shapes(
+    config: ModelConfig, kind: DataKind, found: Mapping[str, list[int]], where: Path
+) -> dict[str, list[int]]:
+    """The shapes of the weights that a configuration asks for, without memory for them.
+
+    Args:
+        found: the shapes that there are: the network is not built further than these allow.
+
+    Raises:
+        UserError: the configuration is not of a network, or of a much larger one.
+    """
+    try:
+        # A few more tensors than there are, so that a network that is merely another one is named by what it lacks.
+        with torch.device("meta"), _at_most(1000 + 2 * len(found)):
+            network = build_network(config, kind, str(where))
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
+        raise UserError(f"{where}: damaged: not a network that can be built ({type(error).__name__})") from None
+    except _LargerError:
+        raise UserError(f"{where}: describes a larger network than model.safetensors has weights for") from None
+    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+class _LargerError(Exception):
+    """A network has more parameters than it may have."""
+
+
+@contextlib.contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Within the block, modules that register more parameters raise _LargerError."""
+    registered = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal registered
+        registered += parameter is not None
+        if registered > parameters:
+            raise _LargerError
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_shapes(expected: Mapping[str, list[int]], found: Mapping[str, list[int]], where: Path) -> None:
+    """Name what does not fit."""
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
     if missing or unexpected:
         raise UserError(f"{where}: another network: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            found, wanted = list(tensor.shape), list(expected[name].shape)
-            raise UserError(f"{where}: another network: {name} is {found}, expected {wanted}")
-    network.load_state_dict(weights)
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise UserError(f"{where}: another network: {name} is {shape}, expected {expected[name]}")

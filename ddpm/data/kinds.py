@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.errors import NotFiniteError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 KindName = Literal["images", "points", "sequences"]
+
+# Of one datum; a model that claims more is damaged.
+MOST_NUMBERS = 2**26
 
 
 class DataKind(Protocol):
@@ -48,13 +53,36 @@ class DataKind(Protocol):
         """Whether a mirrored datum is as good as the datum."""
         ...
 
+    @property
+    def levels(self) -> int | None:
+        """How many values a number of a stored datum can take; None: it is continuous."""
+        ...
+
     def encode(self, stored: Tensor) -> Tensor:
         """Stored data [N, *shape] → float32 [N, *network_shape] in about [−1, 1], where they are."""
         ...
 
     def decode(self, x: NDArray[np.float32]) -> NDArray[Any]:
-        """The network's [N, *network_shape] → data as they are stored, [N, *shape]."""
+        """The network's [N, *network_shape] → data as they are stored, [N, *shape].
+
+        Raises:
+            NotFiniteError: it holds NaN or infinite values.
+        """
         ...
+
+
+def refuse_not_finite(x: NDArray[np.float32]) -> None:
+    """
+    Args:
+        x: what a model drew, [N, ...].
+
+    Raises:
+        NotFiniteError: it holds NaN or infinite values.
+    """
+    finite = np.isfinite(x)
+    if not finite.all():
+        bad = int((~finite.reshape(len(x), -1).all(1)).sum())
+        raise NotFiniteError(f"the network's output is NaN or infinite in {bad} of {len(x)} samples")
 
 
 def encode_pixels(stored: Tensor) -> Tensor:
@@ -70,6 +98,7 @@ class ImageKind:
     name: ClassVar[KindName] = "images"
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
     can_mirror: ClassVar[bool] = True
+    levels: ClassVar[int] = 256
 
     @property
     def network_shape(self) -> tuple[int, ...]:
@@ -82,6 +111,7 @@ class ImageKind:
 
     def decode(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Rounded, values outside clipped."""
+        refuse_not_finite(x)
         # A copy, also of one channel: torch's convolutions round by the strides, and stored images have these.
         return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
@@ -96,6 +126,7 @@ class ValueKind:
     high: tuple[float, ...]
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
     can_mirror: ClassVar[bool] = False
+    levels: ClassVar[None] = None
 
     @property
     def network_shape(self) -> tuple[int, ...]:
@@ -107,6 +138,7 @@ class ValueKind:
         return ((wide - centre) / half).float()
 
     def decode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        refuse_not_finite(x)
         centre, half = self.scale()
         return (x * half + centre).astype(np.float32)
 
@@ -129,8 +161,12 @@ def data_kind(
     axes = {"images": 3, "points": 1, "sequences": 2}[name]
     if len(shape) != axes or math.prod(shape) < 1:
         raise ValueError(f"{name} have {axes} axes, found the shape {list(shape)}")
+    if math.prod(shape) > MOST_NUMBERS:
+        raise ValueError(f"one of the {name} can have at most {MOST_NUMBERS} numbers, found the shape {list(shape)}")
     if name == "images":
         return ImageKind(tuple(shape))
     if low is None or high is None or not len(low) == len(high) == shape[0]:
         raise ValueError(f"{name} need `low` and `high` of each of their {shape[0]} channels")
+    if not all(math.isfinite(end) for end in (*low, *high)):
+        raise ValueError(f"`low` and `high` must be finite, found {list(low)} and {list(high)}")
     return ValueKind(name, tuple(shape), tuple(low), tuple(high))

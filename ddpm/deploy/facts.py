@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +9,7 @@ from typing import Any, get_args
 from ddpm.data.kinds import DataKind, KindName, data_kind
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import UserError
+from ddpm.files import read_json
 
 FORMAT = 1
 
@@ -35,10 +35,10 @@ def read_facts(path: Path) -> tuple[dict[str, Any], DataKind]:
         UserError: the file is missing, damaged or of another format, or no plan can be made of what it says.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not a deploy directory: sampler.json is missing") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     try:
         _check(facts)

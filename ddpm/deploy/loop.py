@@ -8,7 +8,8 @@ in any number of steps. Its inputs and outputs:
 - `timesteps`: int64 [S], what the network is told.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
-- → `x0`: float32 [N, C, ...], the same in about [−1, 1].
+- → `x0`: float32 [N, C, ...], the same in about [−1, 1]; NaN where the network's output was NaN or infinite, which
+  `images` cannot show.
 
 The noise comes from outside because it belongs to the image: drawn as `diffusion.noise` draws it, these are the images
 of the other two executors. onnxruntime's RandomNormalLike takes its seed as an attribute, fixed at export, and a
@@ -51,6 +52,8 @@ def update(
         held = op.Reshape(op.Max(op.Min(flat, bound), -bound) / bound, op.Shape(free))
     else:
         held = op.Clip(free, op.Squeeze(-clip), op.Squeeze(clip))
+    # NaN where it was infinite.
+    held = held + free * 0.0
     after = to_x0 * held + to_x * x + to_prev * previous + to_prev2 * earlier
     if to_noise > 0.0:
         # To the shape of x, because broadcasting would take another count of z for an answer.

@@ -32,8 +32,10 @@ def measure_parity(
     # CPU against CPU: what is compared is the export, not two devices' arithmetic.
     model = Model(copy.deepcopy(model.network).to("cpu").eval(), model.card)
     learned = model.card.config.process.variance == "learned_range"
-    sampler, variance = ("ancestral", "learned_range") if learned else ("ddim", None)
-    plan = model.plan(sampler=sampler, variance=variance, steps=steps, eta=0.0)
+    choices: dict[str, Any] = {"sampler": "ddim", "eta": 0.0}
+    if learned:
+        choices = {"sampler": "ancestral", "variance": "learned_range"}
+    plan = model.plan(steps=steps, **choices)
 
     def noise() -> ImageNoise:
         return ImageNoise(0, samples, model.kind.network_shape)
@@ -58,7 +60,7 @@ def measure_parity(
         "tolerance": tolerances["fp32"],
         "passed": all(file["passed"] for file in files.values()),
         "samples": samples,
-        "sampler": sampler,
+        "sampler": choices["sampler"],
         "steps": steps,
         "files": files,
     }

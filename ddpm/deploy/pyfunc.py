@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from pandas.api.types import is_scalar  # type: ignore[import-untyped]
 
 from ddpm.deploy.runtime import Sampler
+from ddpm.errors import NotFiniteError
 from ddpm.serve.settings import Settings
 
 
@@ -43,7 +45,8 @@ class ImageSampler(PythonModel):
             same as nested lists.
 
         Raises:
-            MlflowException: a name or a number that nothing can be drawn by; over HTTP status 400.
+            MlflowException: a name or a number that nothing can be drawn by, or an option that the sampler does not
+                use; over HTTP status 400. Or the model draws NaN or infinite values; status 500.
         """
         try:
             requests = [_options(row) for row in model_input.to_dict(orient="records")]
@@ -51,6 +54,8 @@ class ImageSampler(PythonModel):
             if count > Settings.max_images:
                 raise ValueError(f"`n` must be at most {Settings.max_images} in all rows together, found {count}")
             return np.concatenate([self.sampler.sample(**options) for options in requests])
+        except NotFiniteError as error:
+            raise MlflowException(str(error), INTERNAL_ERROR) from None
         except ValueError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 

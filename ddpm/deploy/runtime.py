@@ -21,7 +21,7 @@ from ddpm.data.kinds import DataKind
 from ddpm.deploy.facts import read_facts
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan, plan_for
-from ddpm.errors import UserError
+from ddpm.errors import NotFiniteError, UserError
 
 Float32 = NDArray[np.float32]
 Precision = Literal["fp32", "fp16"]
@@ -151,11 +151,26 @@ class Sampler:
         batch_size = min(batch_size, self.largest_batch)
         for first in range(0, count, batch_size):
             noise = ImageNoise(seed, min(batch_size, count - first), self.kind.network_shape, first=first)
-            yield self.kind.decode(self.run(plan, noise.draw(), noise.draw))
+            yield self.decode(self.run(plan, noise.draw(), noise.draw))
+
+    def decode(self, x: Float32) -> NDArray[Any]:
+        """What `run` returned as data: images [N, H, W, C] uint8.
+
+        Raises:
+            NotFiniteError: it holds NaN or infinite values.
+        """
+        try:
+            return self.kind.decode(x)
+        except NotFiniteError as error:
+            if self._precision == "fp32":
+                raise
+            raise NotFiniteError(f"{error}; {self._precision} overflows with this model: use fp32") from None
 
     def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
         """Run a plan from x_T [N, C, H, W] to x_0 in about [−1, 1]; `draw` gives the z of each row that adds noise."""
-        return self._run_in_graph(plan, x, draw) if self.in_graph else run(self.denoise, plan, x, draw)
+        if self.in_graph and _fits_the_graph(plan, x.nbytes):
+            return self._run_in_graph(plan, x, draw)
+        return run(self.denoise, plan, x, draw)
 
     def denoise(self, x: Float32, t: NDArray[np.int64]) -> Float32:
         """One evaluation of the network: x [N, C, H, W], t [N]."""
@@ -216,23 +231,27 @@ def run(
 
 def _hold(x0: Float32, row: Row) -> Float32:
     """x̂_0 within the row's bounds."""
+    with np.errstate(invalid="ignore"):
+        unbounded = x0 * 0  # ±∞ · 0 is NaN; any other number is left as it is
     if not row.quantile:
-        return np.clip(x0, -row.clip, row.clip)
+        return np.clip(x0, -row.clip, row.clip) + unbounded
     magnitudes = np.abs(x0).reshape(len(x0), -1)
     bound = np.quantile(magnitudes, row.quantile, axis=1).clip(1, row.clip).astype(x0.dtype)
     bound = bound.reshape(-1, *[1] * (x0.ndim - 1))
-    return np.clip(x0, -bound, bound) / bound
+    return np.clip(x0, -bound, bound) / bound + unbounded
 
 
 def _rows_at_once(plan: SamplingPlan, row_bytes: int) -> int:
-    """Rows of a plan that sampler.onnx is given together: as many as their noise allows.
+    """Rows of a plan that sampler.onnx is given together: all if none adds noise, else as many as NOISE_BYTES allow."""
+    return max(1, NOISE_BYTES // row_bytes) if plan.column("to_noise").any() else len(plan)
 
-    A plan that adds no noise, or that looks back at an earlier x̂_0, which a new piece would not have, is run whole.
+
+def _fits_the_graph(plan: SamplingPlan, row_bytes: int) -> bool:
+    """Whether sampler.onnx can run the plan within NOISE_BYTES. It cannot be given a piece of a plan that looks back at
+    an earlier x̂_0, which the next piece would not have; denoiser.onnx then runs row by row, to the same bits on a CPU.
     """
     looks_back = plan.column("to_prev").any() or plan.column("to_prev2").any()
-    if looks_back or not plan.column("to_noise").any():
-        return len(plan)
-    return max(1, NOISE_BYTES // row_bytes)
+    return not looks_back or len(plan) <= _rows_at_once(plan, row_bytes)
 
 
 def import_onnxruntime() -> ModuleType:

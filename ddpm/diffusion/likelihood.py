@@ -1,6 +1,10 @@
 """The variational bound in bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3).
 
 −log₂ p(x_0) ≤ L_T + Σ L_{t−1} + L_0: what it costs to send x_T, every x_{t−1} after x_t, and the 8-bit x_0 after x_1.
+
+Of continuous data p is a density in the units of the network, and the bound is −log₂ of it per dimension. It can be
+negative and is not the length of a code; it compares models of the same data. In the data's own units it is larger by
+log₂ of half the range of a channel.
 """
 
 from __future__ import annotations
@@ -19,8 +23,6 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 
-HALF_LEVEL = 1 / 255  # half the distance of two of 256 levels on [−1, 1]
-
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
     """KL(N₁ ‖ N₂) of each dimension, in nats; the arguments broadcast."""
@@ -28,18 +30,25 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
     return 0.5 * (ratio.exp() - 1 - ratio + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
 
 
-def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+def gaussian_log_density(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log of the density of N(mean, scale²) at each x, in nats."""
+    return -0.5 * ((x - mean) * torch.exp(-log_scale)) ** 2 - log_scale - math.log(2 * math.pi) / 2
+
+
+def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int = 256) -> Tensor:
     """log of the mass that N(mean, scale²) has on the level of each x, in nats (Ho et al. 2020, eq. 13).
 
     Args:
-        x: on the 256 levels of [−1, 1]; the two outer levels reach to infinity.
+        x: on the equally spaced levels of [−1, 1]; the two outer levels reach to infinity.
+        levels: how many there are.
 
     The mass is exact and does not vanish far from the mean, where the papers' code has an approximation of Φ and a
     floor of 1e-12.
     """
     precision = torch.exp(-log_scale)
-    lower = torch.where(x < -0.999, -math.inf, (x - mean - HALF_LEVEL) * precision)
-    upper = torch.where(x > 0.999, math.inf, (x - mean + HALF_LEVEL) * precision)
+    half = 1 / (levels - 1)  # of the distance between two levels
+    lower = torch.where(x < -1 + half / 4, -math.inf, (x - mean - half) * precision)
+    upper = torch.where(x > 1 - half / 4, math.inf, (x - mean + half) * precision)
     # Above the mean Φ saturates: there the mirrored interval has the same mass and the digits to say it.
     mirrored = lower > 0
     lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
@@ -70,7 +79,10 @@ def vlb_terms(
     if detach_mean:
         mean = mean.detach()
     kl = normal_kl(true_mean, true_log_variance, mean, log_variance)
-    decoder = -discretized_gaussian_log_likelihood(x0, mean, log_variance / 2)
+    if process.levels is None:
+        decoder = -gaussian_log_density(x0, mean, log_variance / 2)
+    else:
+        decoder = -discretized_gaussian_log_likelihood(x0, mean, log_variance / 2, process.levels)
     is_first = (t == 0).view(-1, *[1] * (x0.ndim - 1))
     return torch.where(is_first, decoder, kl).flatten(1).mean(1) / math.log(2)
 
@@ -190,7 +202,8 @@ def likelihood_bounds(
     take about as long as T larger ones.
 
     Args:
-        groups: batches of images [n, C, ...] in [−1, 1] on 256 levels, on the device and in the precision to work in.
+        groups: batches of data [n, C, ...] in [−1, 1], on the levels of the process if it has any; on the device and
+            in the precision to work in.
         seed: of the noise; image i of a group is always noised the same way, whatever the batches and the other groups.
         clip: hold x̂_0 in [−1, 1], as the papers do.
         timesteps: estimate the bound from this many timesteps, see `strata`; None: all T.

@@ -10,7 +10,8 @@ by one row of numbers a step. The executors run the same rows: torch (`diffusion
 - x0' and x0'' are the x0 of the row above and of the one above that (multistep samplers).
 - v is the second half of the channels of a network that learns its variance; the first half is `out`. Everywhere else
   `log_noise_from_out` is 0, and the exponential is not computed.
-- hold clamps to ±clip. Where `quantile` is not 0 it thresholds dynamically (Saharia et al. 2022, §2.3): s, that
+- hold clamps to ±clip. An infinite x0 becomes NaN, since clamping would hide it. Where
+  `quantile` is not 0 it thresholds dynamically (Saharia et al. 2022, §2.3): s, that
   quantile of the image's |x0| held in 1..clip, clamps to ±s, then divides.
 
 ε̂ needs no column: it is the combination of x and x0 that the two satisfy together, already folded into `to_x` and
@@ -246,7 +247,7 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc_bh1": unipc_bh1,
 }
 
-# What one sampler alone looks at.
+# What one sampler alone uses.
 _OF_ONE_SAMPLER = {"variance": "ancestral", "eta": "ddim"}
 
 
@@ -329,19 +330,42 @@ def _plan(visited: Schedule, prediction: str, columns: Columns) -> SamplingPlan:
 def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **overrides: Any) -> SamplingPlan:
     """The plan of a model's configuration, with the overrides that are not None in place of its own choices.
 
+    An override that the sampler does not use is refused. (In the configuration such options have defaults.)
+
     Args:
         process: `schedule`, `timesteps`, `prediction`, `variance` and, of an explicit schedule, `betas`, as in
             params.yaml.
         sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own.
 
     Raises:
-        ValueError: a name is unknown, a number out of its range, or a learned variance asked of a network without one.
+        ValueError: a name is unknown, a number out of its range, an override is of no use, or a learned variance is
+            asked of a network without one.
     """
-    given = {**sampling, **{key: value for key, value in overrides.items() if value is not None}}
+    asked = {key: value for key, value in overrides.items() if value is not None}
+    given = {**sampling, **asked}
+    _refuse_unused(asked, given)
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
     return sampling_plan(Schedule.of(process), prediction=process["prediction"], **chosen)
+
+
+def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """
+    Args:
+        asked: the overrides.
+        given: all choices, overrides and the model's own.
+
+    Raises:
+        ValueError: an override decides nothing about the plan.
+    """
+    sampler = given["sampler"]
+    for name, only in _OF_ONE_SAMPLER.items():
+        if name in asked and sampler in SAMPLERS and sampler != only:
+            whose = "the sampler" if "sampler" in asked else "the model's own sampler"
+            raise ValueError(f"{name} is used by the sampler {only} alone, and {whose} is {sampler}; leave {name} out")
+    if "clip" in asked and given.get("dynamic_threshold") is not None:
+        raise ValueError("dynamic_threshold takes the place of clip; leave clip out")
 
 
 def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str, Any]:

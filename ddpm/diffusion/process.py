@@ -22,6 +22,7 @@ class GaussianProcess:
         *,
         prediction: str = "epsilon",
         variance: str = "fixed_large",
+        levels: int | None = 256,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -31,6 +32,8 @@ class GaussianProcess:
             variance: of the reverse step: `fixed_large` σ² = β_t, `fixed_small` σ² = β̃_t (Ho et al. 2020, §3.2), or
                 `learned_range`: between the two, where the second half of the network's channels says (Nichol &
                 Dhariwal 2021, eq. 15).
+            levels: how many values a number of the data can take on [−1, 1], such as the 256 of 8-bit pixels, of which
+                p(x_0 | x_1) gives each a probability; None: they are continuous, and it is a density.
             device, dtype: where the tables, computed in float64, are kept, and what images are handled in.
         """
         if variance not in VARIANCES:
@@ -42,6 +45,7 @@ class GaussianProcess:
         alpha_bar = schedule.alphas_cumprod
         self.timesteps = len(schedule)
         self.prediction = prediction
+        self.levels = levels
         self.learns_variance = variance == "learned_range"
         self.signal = table(np.sqrt(alpha_bar))
         self.noise = table(np.sqrt(1 - alpha_bar))

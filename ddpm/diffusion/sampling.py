@@ -56,11 +56,13 @@ def trajectory(
 
 def _hold(x0: Tensor, row: Row) -> Tensor:
     """x̂_0 within the row's bounds."""
+    # ±∞ · 0 is NaN; any other number is left as it is.
+    unbounded = x0 * 0
     if not row.quantile:
-        return x0.clamp_(-row.clip, row.clip)
+        return x0.clamp_(-row.clip, row.clip).add_(unbounded)
     # By sorting: before torch 2.13, torch.quantile refuses batches of more than 2²⁴ numbers.
     magnitudes = x0.abs().flatten(1).sort(dim=1).values
     place = row.quantile * (magnitudes.shape[1] - 1)
     below, above = magnitudes[:, math.floor(place)], magnitudes[:, math.ceil(place)]
     bound = below.lerp(above, place % 1).clamp_(1, row.clip).view(-1, *[1] * (x0.ndim - 1))
-    return x0.clamp_(-bound, bound).div_(bound)
+    return x0.clamp_(-bound, bound).div_(bound).add_(unbounded)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
+MOST_TIMESTEPS = 1_000_000
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")  # of a reverse step
 
 
@@ -68,8 +69,8 @@ class Schedule:
     @staticmethod
     def named(name: str, timesteps: int) -> Schedule:
         """One of `SCHEDULES` with T = `timesteps`."""
-        if timesteps < 1:
-            raise ValueError(f"timesteps must be at least 1, found {timesteps}")
+        if not 1 <= timesteps <= MOST_TIMESTEPS:
+            raise ValueError(f"timesteps must be in 1..{MOST_TIMESTEPS}, found {timesteps}")
         if name not in SCHEDULES:
             raise ValueError(f"no schedule {name!r}; there are: {', '.join(SCHEDULES)}")
         return Schedule(SCHEDULES[name](timesteps), np.arange(timesteps, dtype=np.int64))

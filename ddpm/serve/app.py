@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ddpm import __version__
 from ddpm.diffusion.plans import SAMPLERS, SamplingPlan
-from ddpm.errors import first_complaint
+from ddpm.errors import NotFiniteError, first_complaint
 from ddpm.serve.answers import MEDIA_TYPES, encode
 from ddpm.serve.batching import Batcher, QueueFullError
 from ddpm.serve.metrics import Metrics
@@ -30,7 +30,8 @@ from ddpm.serve.settings import Settings
 _DESCRIPTION = """\
 Images from a diffusion model. Requests that follow the same sampling plan are drawn together; each gets what it would
 get alone. Refusals say why in one line: 400 and 422 for what is asked, 408 and 413 for how it was sent, 429 when too
-many wait, 503 when there is no model or the service is stopping, 504 when it took too long.
+many wait, 500 when the model draws NaN, 503 when there is no model or the service is stopping, 504 when it took too
+long.
 """
 
 _REFUSALS = {
@@ -39,6 +40,7 @@ _REFUSALS = {
     413: "The body is too long.",
     415: "The body is not said to be JSON.",
     422: "A value that cannot be: which, what was found, what is expected.",
+    500: "The model draws NaN or infinite values, or the service failed.",
     429: "Too many requests wait; `Retry-After` says how many seconds to.",
     503: "No model is loaded, or the service is stopping.",
     504: "The images were not drawn in time.",
@@ -157,6 +159,7 @@ def _application(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(ClientLeftError, _on_departure)
+    app.add_exception_handler(NotFiniteError, _on_not_finite)
     app.add_exception_handler(Exception, _on_fault)
 
     @app.get("/", include_in_schema=False)
@@ -272,6 +275,12 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     if first["loc"] == ("body",):
         return _problem(request, 422, 'expected a JSON object, such as {"n": 4}')
     return _problem(request, 422, first_complaint([{**each, "loc": each["loc"][1:]} for each in error.errors()]))
+
+
+async def _on_not_finite(request: Request, error: Exception) -> JSONResponse:
+    """The model's fault, which the client and the log are both told."""
+    request.state.notes["reason"] = str(error)
+    return _problem(request, 500, str(error))
 
 
 async def _on_departure(request: Request, error: Exception) -> Response:

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
+from ddpm.errors import NotFiniteError
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.models import Choice, ServedModel
 
@@ -62,17 +64,32 @@ class Share:
     count: int
 
 
-def draw(shares: Sequence[Share]) -> list[NDArray[Any]]:
-    """Run one plan for all shares at once; each gets the images that it would get alone, to the rounding of floats."""
+# What a share of a batch comes to: data [count, *shape], or why there are none.
+Part = NDArray[Any] | NotFiniteError
+
+
+def draw(shares: Sequence[Share]) -> list[Part]:
+    """Run one plan for all shares at once; each gets the images that it would get alone, to the rounding of floats.
+
+    Where the network's output is NaN or infinite for one, the others still get theirs.
+    """
     job = shares[0].job
-    kind = job.model.sampler.kind
+    sampler = job.model.sampler
+    kind = sampler.kind
     noises = [ImageNoise(share.job.seed, share.count, kind.network_shape, first=share.first) for share in shares]
 
     def noise() -> NDArray[np.float32]:
         return np.concatenate([each.draw() for each in noises])
 
-    x = job.model.sampler.run(job.plan, noise(), noise)
-    return np.split(kind.decode(x), np.cumsum([share.count for share in shares])[:-1])
+    x = sampler.run(job.plan, noise(), noise)
+    return [_decoded(sampler, own) for own in np.split(x, np.cumsum([share.count for share in shares])[:-1])]
+
+
+def _decoded(sampler: Sampler, x: NDArray[np.float32]) -> Part:
+    try:
+        return sampler.decode(x)
+    except NotFiniteError as error:
+        return error
 
 
 class Batcher:
@@ -86,7 +103,7 @@ class Batcher:
         window: float = 0.005,
         queue: int = 256,
         queue_bytes: int = 2**30,
-        draw: Callable[[Sequence[Share]], list[NDArray[Any]]] = draw,
+        draw: Callable[[Sequence[Share]], Sequence[Part]] = draw,
     ) -> None:
         """
         Args:
@@ -185,9 +202,12 @@ class Batcher:
                 room -= count
         return shares, room
 
-    def _hand_over(self, job: Job, part: NDArray[Any]) -> None:
+    def _hand_over(self, job: Job, part: Part) -> None:
         """Give a job what was drawn for it. One that wants more waits for its next turn, behind the others."""
         if job.images.done():
+            return
+        if isinstance(part, NotFiniteError):
+            job.images.set_exception(part)
             return
         job.drawn.append(part)
         if job.started == job.count:

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ddpm.deploy.runtime import Precision, Sampler
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
-from ddpm.errors import UserError
+from ddpm.errors import NotFiniteError, UserError
 from ddpm.files import sha256_of
 from ddpm.layout import is_uri
 from ddpm.serve.metrics import Metrics
@@ -28,7 +26,10 @@ _MOST_PATIENCE = 60.0
 
 
 class Choice(NamedTuple):
-    """What a request chooses of its sampling plan, the model's own values filled in. Equal choices share a batch."""
+    """What a request chooses of its sampling plan, the model's own values filled in. Equal choices share a batch.
+
+    `eta` is 0 where the sampler is not ddim.
+    """
 
     sampler: str
     steps: int
@@ -51,11 +52,10 @@ class ServedModel:
     def choice(self, sampler: str | None, steps: int | None, eta: float | None) -> Choice:
         """The choice with the model's own values where there is None."""
         own: dict[str, Any] = self.sampler.facts["sampling"]
-        return Choice(
-            own["sampler"] if sampler is None else sampler,
-            own["steps"] if steps is None else steps,
-            own.get("eta", 0.0) if eta is None else eta,
-        )
+        sampler = own["sampler"] if sampler is None else sampler
+        if eta is None:
+            eta = own.get("eta", 0.0) if sampler == "ddim" else 0.0  # DDIM's alone
+        return Choice(sampler, own["steps"] if steps is None else steps, eta)
 
     def plan(self, choice: Choice) -> SamplingPlan:
         """The choice's sampling plan.
@@ -63,7 +63,10 @@ class ServedModel:
         Raises:
             ValueError: there is none.
         """
-        return self.sampler.plan(**choice._asdict())
+        options = choice._asdict()
+        if choice.sampler != "ddim" and not choice.eta:
+            del options["eta"]
+        return self.sampler.plan(**options)
 
 
 def load_model(name: str, *, threads: int = 0, precision: Precision = "fp32") -> ServedModel:
@@ -111,8 +114,12 @@ def _try(sampler: Sampler, name: str) -> None:
         x = sampler.run(sampler.plan(steps=1), noise.draw(), noise.draw)
     except Exception as error:  # onnxruntime's own exception types are not public
         raise UserError(f"{name} loads, but does not draw: {str(error).splitlines()[0]}") from None
-    if x.shape != (1, *sampler.kind.network_shape) or not np.isfinite(x).all():
+    if x.shape != (1, *sampler.kind.network_shape):
         raise UserError(f"{name} loads, but draws no numbers of shape {list(sampler.kind.network_shape)}")
+    try:
+        sampler.decode(x)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{name} loads, but cannot be served: {error}") from None
 
 
 class ModelKeeper:

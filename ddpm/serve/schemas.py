@@ -28,7 +28,7 @@ class ImageRequest(BaseModel):
         None, description="evaluations of the network an image, at most the process's timesteps; null: the model's own"
     )
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
-        None, description="DDIM's share of noise; null: the model's own"
+        None, description="DDIM's share of noise, with the sampler ddim alone; null: the model's own"
     )
     format: Format | None = Field(
         None,

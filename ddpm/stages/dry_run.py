@@ -13,7 +13,7 @@ from ddpm.config import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import Interrupted
 from ddpm.layout import PREPARED
-from ddpm.model import build_process
+from ddpm.model import build_process, check_end
 from ddpm.stages.train import initial, loop_options, make_fast
 from ddpm.training.cost import training_bytes, training_flops
 from ddpm.training.loop import train
@@ -29,6 +29,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
         UserError: as `ddpm train` would.
     """
     config, data = params.variant(variant), PreparedData.open(root / PREPARED)
+    check_end(config, f"models.{variant}.process")
     options, shape = config.training, data.kind.network_shape
     network, device, precision = initial(params.seed, config, data.kind)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -40,7 +41,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     with contextlib.suppress(Interrupted):
         train(
             network,
-            build_process(config, device),
+            build_process(config, device, data.kind.levels),
             data.split("train"),
             seed=params.seed,
             encode=data.kind.encode,

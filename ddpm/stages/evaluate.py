@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +19,7 @@ from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
-from ddpm.errors import UserError
+from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.curves import curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
@@ -132,7 +133,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     protocol = measured.protocol
     metrics = {
         **measured.metrics,
-        **likelihood_figures(bounds),
+        **_finite(likelihood_figures(bounds), f"models/{variant}"),
         "gflops_per_image": gigaflops_per_image(model),
     }
     marks = {"protocol": protocol.id, "model": mark_of(model.card.training.fingerprint)}
@@ -198,20 +199,36 @@ def measure(
 
     Raises:
         UserError: the extractor is missing or damaged.
+        NotFiniteError: the model draws NaN or infinite values, or a figure is one.
     """
     figures, identity = _measure_of(params, data, root, device)
     options = params.evaluation
     with bar(options.samples, "img", f"samples of {name}") as progress:
-        for batch in drawn:
-            figures.add(batch)
-            progress.update(len(batch))
+        try:
+            for batch in drawn:
+                figures.add(batch)
+                progress.update(len(batch))
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{name} cannot be measured: {error}") from None
     protocol = protocol_of(params, facts, data, identity)
     if protocol.splits < options.splits:
         print(
             f"{name}: the Inception Score has {protocol.splits} parts, not evaluation.splits = {options.splits}: "
             f"there are {len(data.split('validation'))} validation images and {options.samples} samples"
         )
-    return Measurement(figures.figures(), protocol, figures.pictures())
+    return Measurement(_finite(figures.figures(), name), protocol, figures.pictures())
+
+
+def _finite(figures: dict[str, float], name: str) -> dict[str, float]:
+    """The figures, if they are numbers.
+
+    Raises:
+        NotFiniteError: one is NaN or infinite.
+    """
+    for key, value in figures.items():
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{name} cannot be measured: {key} is {value}")
+    return figures
 
 
 def _measure_of(

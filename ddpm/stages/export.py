@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ddpm.config import Params
 from ddpm.deploy.export import describe_sampler, export_denoiser, export_half, export_sampler
 from ddpm.deploy.parity import measure_parity
 from ddpm.deploy.runtime import Precision
-from ddpm.errors import UserError
+from ddpm.errors import NotFiniteError, UserError
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import DEPLOY, MODELS
 from ddpm.model import load
@@ -43,6 +44,11 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
         run = f"over {parity['steps']} steps of {parity['sampler']}"
         for name, file in parity["files"].items():
             found, allowed = file["max_abs_difference"], file["tolerance"]
+            if not math.isfinite(found):
+                advice = "; fp16 overflows with this model: set export.fp16 to false" if ".fp16." in name else ""
+                raise NotFiniteError(
+                    f"{variant}: {name} draws NaN or infinite values {run}{advice}; nothing was exported"
+                )
             if not file["passed"]:
                 raise UserError(
                     f"{variant}: {name} differs from the trained model by {found:.3g} {run}, more than "

@@ -13,7 +13,7 @@ from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
 from ddpm.interop.published import Flags, Published, in_short, read_saved, shown, tensors_alone
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, save
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, refuse_not_finite_weights, save
 from ddpm.stages.train import write_curve
 
 
@@ -33,6 +33,7 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
     Raises:
         UserError: the source is damaged, of another network, class-conditional or lacks something, a flag does not
             apply to it, `out` is there already or its name cannot be a model's.
+        NotFiniteError: the weights hold NaN or infinite values.
     """
     _must_be_new(out)
     variant = out.resolve().name
@@ -41,6 +42,7 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
         _must_be_a_name(data_name, DATA_NAME, "--data-name")
     published, weights = _read(source, flags)
     _refuse_classes(published, source)
+    refuse_not_finite_weights(published.weights, str(source))
     model = assemble(published, variant=variant, data_name=data_name or variant, fingerprint=_fingerprint(weights))
     with atomic_directory(out) as temporary:
         save(model, temporary)

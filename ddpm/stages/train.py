@@ -17,10 +17,10 @@ from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
 from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
-from ddpm.errors import Interrupted, UserError
+from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, save
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, check_end, save
 from ddpm.parallel import ALONE, Ranks, check_devices, joined, launch, launched
 from ddpm.stages import fingerprint
 from ddpm.stages.progress import bar, stop_requests
@@ -44,6 +44,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     config = params.variant(variant)
+    check_end(config, f"models.{variant}.process")
     data = PreparedData.open(root / PREPARED)
     for key in ("horizontal_flip", "sample_every"):
         if getattr(config.training, key) and not data.kind.can_mirror:
@@ -215,11 +216,14 @@ def _run(
         def on_average(step: int, ema: EMA) -> None:
             watch.average(ema)
             if ranks.first and watch.due(step):
-                log(step, {}, watch.samples(network, ema))
+                try:
+                    log(step, {}, watch.samples(network, ema))
+                except NotFiniteError as error:  # whether training goes on is decided by its loss
+                    say(f"{variant}: no samples at step {step}: {error}")
 
         return train(
             network,
-            build_process(config, device),
+            build_process(config, device, data.kind.levels),
             data.split("train"),
             seed=params.seed,
             encode=data.kind.encode,

@@ -26,6 +26,7 @@ onnxruntime = import_onnxruntime()
 
 README = Path(__file__).parents[2] / "README.md"
 NOISY = {"sampler": "ancestral", "variance": "fixed_large", "steps": 9}
+NOISY_AND_LOOKING_BACK = {"sampler": "dpmpp_2m_sde", "steps": 9}
 
 
 @pytest.fixture
@@ -70,10 +71,33 @@ def test_an_image_is_the_same_to_the_bit_in_any_batch_and_any_piece_of_a_plan(de
         together = sampler.sample(12, seed=3, **NOISY)
         for batch_size in (1, 5):
             np.testing.assert_array_equal(sampler.sample(12, seed=3, batch_size=batch_size, **NOISY), together)
+    looking_back = sampler.sample(12, seed=3, **NOISY_AND_LOOKING_BACK)
     # Noise of three rows at a time, then of less than one.
     for limit in (3 * 12 * 64 * 4, 1):
         monkeypatch.setattr(runtime, "NOISE_BYTES", limit)
         np.testing.assert_array_equal(sampler.sample(12, seed=3, **NOISY), together)
+        np.testing.assert_array_equal(sampler.sample(12, seed=3, **NOISY_AND_LOOKING_BACK), looking_back)
+
+
+@pytest.mark.parametrize("options", [NOISY, NOISY_AND_LOOKING_BACK], ids=["noisy", "looking back"])
+def test_the_graph_is_never_given_more_noise_than_the_bound(deploy: Path, monkeypatch, options: dict):
+    sampler, row = Sampler(deploy, in_graph=True), 12 * 64 * 4
+    given: list[int] = []
+    bind = sampler._loop.io_binding
+
+    def binding():
+        made = bind()
+        feed = made.bind_cpu_input
+        made.bind_cpu_input = lambda name, array: (
+            given.append(array.nbytes) if name == "z" else None,
+            feed(name, array),
+        )
+        return made
+
+    monkeypatch.setattr(type(sampler._loop), "io_binding", lambda session: binding())
+    monkeypatch.setattr(runtime, "NOISE_BYTES", 3 * row)
+    sampler.sample(12, **options)
+    assert max(given, default=0) <= 3 * row
 
 
 def test_a_batch_is_split_where_its_activations_would_not_fit(deploy: Path):
