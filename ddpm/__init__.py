@@ -1,23 +1,42 @@
 """ddpm: denoising diffusion models from a folder of images to a deployed sampler.
 
+    model = ddpm.fit("pictures", steps=2000, size=32)   # a folder of images, or an array
+    images = model.sample(16, seed=0)                   # uint8 [16, 32, 32, C]
+    ddpm.save(model, "my-model")
+    ddpm.load("my-model")                               # also deploy/V, or "models:/ddpm-digits@champion"
+
 Importing this package imports nothing heavy: an exported model is sampled with numpy and onnxruntime alone.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpm.model import Model, load, save
+    from ddpm.deploy.runtime import Sampler
+    from ddpm.fitting import fit
+    from ddpm.model import Model, save
+    from ddpm.opening import load
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "load", "save"]
+__all__ = ["Model", "Sampler", "__version__", "fit", "load", "save"]
+
+# Imported on first use: most of them need torch.
+_HOMES = {
+    "Model": "ddpm.model",
+    "Sampler": "ddpm.deploy.runtime",
+    "fit": "ddpm.fitting",
+    "load": "ddpm.opening",
+    "save": "ddpm.model",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model directory's functions on first use, since they need torch."""
-    if name in ("Model", "load", "save"):
-        from ddpm import model
-
-        return getattr(model, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ddpm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "annotations", "import_module"})

@@ -75,6 +75,9 @@ class ModelCard(Section):
     data: DataFacts
     training: TrainingFacts
     parameters: int
+    # Whether `config.sampling` was chosen for this model. False: it is a general default, since a training does not
+    # depend on how its model is sampled. None: not said, as in files from before this key.
+    own_plan: bool | None = None
 
     @model_validator(mode="after")
     def _nobody_knows_how_an_import_was_trained(self) -> ModelCard:
@@ -115,7 +118,7 @@ class Model:
     def sampled_by(self, sampling_config: SamplingConfig, source: str = "the caller") -> Model:
         """The same weights with another sampling plan as their own; `source` is where that comes from."""
         config = self.card.config.model_copy(update={"sampling": sampling_config})
-        return Model(self.network, self.card.model_copy(update={"config": config}), source)
+        return Model(self.network, self.card.model_copy(update={"config": config, "own_plan": True}), source)
 
     def process(self) -> GaussianProcess:
         """The process the model was trained on, on the model's device."""
@@ -240,8 +243,8 @@ def _at_the_end(config: ModelConfig, left: float) -> str:
     )
 
 
-def save(model: Model, directory: Path) -> None:
-    """Write the model's two files into an existing directory.
+def save(model: Model, directory: Path | str) -> None:
+    """Write the model's two files into a directory, which is made if it is not there.
 
     Raises:
         NotFiniteError: the weights hold NaN or infinite values.
@@ -250,6 +253,8 @@ def save(model: Model, directory: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     refuse_not_finite_weights(weights, model.card.variant)
     try:
@@ -297,7 +302,8 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     refuse_not_finite_weights(weights, str(where))
     network = build_network(card.config, kind, str(described))
     network.load_state_dict(weights)
-    source = "model.json" if card.training.weights == "imported" else DEFAULT_PLAN
+    own_plan = card.training.weights == "imported" if card.own_plan is None else card.own_plan
+    source = "model.json" if own_plan else DEFAULT_PLAN
     return Model(network.to(device).eval().requires_grad_(False), card, source)
 
 

@@ -57,6 +57,8 @@ class Sampler:
             UserError: a file is missing or damaged, or onnxruntime has no such provider.
         """
         self._directory = Path(directory)
+        self.plan_source = "sampler.json"
+        """Where the model's own sampling plan comes from."""
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
         self.kind: DataKind
@@ -115,6 +117,7 @@ class Sampler:
         """The same network with another plan of its own, `sampling` as in params.yaml."""
         other = copy.copy(self)
         other.facts = {**self.facts, "sampling": dict(sampling)}
+        other.plan_source = "the caller"
         return other
 
     def sample(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-MOST_TIMESTEPS = 1_000_000
+MOST_TIMESTEPS = 100_000
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")  # of a reverse step
 
 

@@ -24,6 +24,7 @@ from ddpm.serve.batching import Batcher, QueueFullError
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.middleware import CLIENT_LEFT, ClientLeftError, Envelope
 from ddpm.serve.models import Choice, ModelKeeper, ServedModel
+from ddpm.serve.reference import reference_page
 from ddpm.serve.schemas import EXAMPLES, Drawn, Format, ImageRequest, Limits, ModelCard, Problem, State
 from ddpm.serve.settings import Settings
 
@@ -152,6 +153,7 @@ def _application(service: Service) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=service.running,
+        docs_url=None,  # FastAPI's page loads its scripts from elsewhere
         redoc_url=None,
         # What the process does is told by /metrics and the log alone.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
@@ -166,6 +168,10 @@ def _application(service: Service) -> FastAPI:
     async def page() -> HTMLResponse:
         html = resources.files(__package__).joinpath("index.html").read_text(encoding="utf-8")
         return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    @app.get("/docs", include_in_schema=False)
+    async def reference() -> HTMLResponse:
+        return HTMLResponse(reference_page(app.openapi()), headers={"Content-Security-Policy": _PAGE_POLICY})
 
     @app.post(
         "/v1/images",

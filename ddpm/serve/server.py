@@ -34,8 +34,7 @@ def serve(model: str, host: str, port: int, settings: Settings) -> None:
     log_as_json_lines()
     listener = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    print(f"{address} serves {model}; Ctrl-C stops it", flush=True)
-    server = _Server(model, settings)
+    server = _Server(model, settings, f"{address} serves {model}; Ctrl-C stops it")
     server.run(sockets=[listener])
     if server.failure:
         raise server.failure
@@ -52,7 +51,12 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn, but when told to stop it first refuses new requests, aloud, until the accepted ones are done."""
 
-    def __init__(self, model: str, settings: Settings) -> None:
+    def __init__(self, model: str, settings: Settings, announcement: str) -> None:
+        """
+        Args:
+            announcement: printed once the model is loaded and requests are answered.
+        """
+        self._announcement = announcement
         self.failure: Exception | None = None
         self._refused = False
         self._service = Service(model, settings, on_failure=self._fail)
@@ -85,6 +89,9 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's own heartbeat, ten times a second."""
+        if self._announcement and self._service.keeper.current is not None:
+            print(self._announcement, flush=True)
+            self._announcement = ""
         if self._deadline is not None and not self.should_exit:
             if not self._service.stopping:
                 self._service.stop()

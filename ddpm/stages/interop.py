@@ -116,6 +116,7 @@ def assemble(published: Published, *, variant: str, data_name: str, fingerprint:
         data=DataFacts(name=data_name, shape=kind.shape, classes=None, kind=kind.name, low=low, high=high),
         training=TrainingFacts(fingerprint=fingerprint, weights="imported"),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
+        own_plan=True,
     )
     return Model(network.eval().requires_grad_(False), card)
 

@@ -97,20 +97,11 @@ def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
 
 
 def _trained(directory: Path) -> Model:
-    """A model directory; one of this project's with the plan that its params.yaml has for it today, by which it is
-    evaluated and exported: how a model is sampled is no matter of its training.
-    """
-    from ddpm.config import load_params
+    """A model directory, on the best device."""
     from ddpm.device import pick_device
-    from ddpm.model import load
+    from ddpm.opening import trained
 
-    model = load(directory, pick_device())
-    variant = model.card.variant
-    if Path("params.yaml").is_file() and directory.resolve() == (MODELS / variant).resolve():
-        params = load_params()
-        if variant in params.models:
-            return model.sampled_by(params.models[variant].sampling)
-    return model
+    return trained(directory, pick_device())
 
 
 def open_registered(uri: str, root: Path = Path(), precision: Precision = "fp32") -> Sampler:

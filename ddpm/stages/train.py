@@ -119,7 +119,12 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
             fingerprint=mark,
         )
         card = ModelCard(
-            variant=variant, config=_unsampled(config), data=data_facts(data), training=facts, parameters=parameters
+            variant=variant,
+            config=_unsampled(config),
+            data=data_facts(data),
+            training=facts,
+            parameters=parameters,
+            own_plan=False,
         )
         with atomic_directory(root / MODELS / variant) as out:
             save(Model(network, card), out)

@@ -1,0 +1,189 @@
+"""`ddpm.fit`: images in, a model out, in one call: for a notebook. Needs neither DVC, MLflow nor Prefect.
+
+It is prepare and train of the pipeline in memory: no split, no checkpoints, no figures. For these, and for a training
+that continues after an interruption, use the pipeline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, TrainingConfig, VariantConfig
+from ddpm.data.kinds import ImageKind
+from ddpm.data.loader import InMemoryImages
+from ddpm.device import pick_device, resolve_precision
+from ddpm.errors import UserError
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process
+from ddpm.training.loop import DivergedError, train
+
+MAX_PIXELS = 50_000_000  # of one file
+NAME = "fitted"
+
+
+def fit(
+    images: Path | str | NDArray[np.uint8],
+    *,
+    steps: int = 2000,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    width: int = 32,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    on_step: Callable[[int], object] = lambda step: None,
+) -> Model:
+    """Train a U-Net on a folder of images, or on an array, and return the model with its averaged weights.
+
+    Args:
+        images: a folder of image files, its subfolders included, or uint8 [N, H, W, C] with C 1 or 3.
+        steps: optimiser steps. Each takes `batch_size` images.
+        size: pixels a side: of a folder each image's centre square is resized to it; None: they must have one size.
+        channels: of a folder: 1 grey, 3 RGB; None: all images must have the same.
+        width: channels of the network's first level, a multiple of 8. The network has two to four levels, depending on
+            the size.
+        learning_rate: of Adam, at its peak; it rises over a twentieth of the steps and falls to 0 by the last.
+        seed: of the weights, the batches and the noise. The same seed gives the same model on the same machine.
+        device: None: CUDA where there is a device, else the CPU.
+        on_step: called with the number of steps done after each.
+
+    Returns:
+        The model, in evaluation mode; `ddpm.save(model, directory)` writes it. Its own sampling plan is DPM-Solver++
+        (SDE) in 20 steps.
+
+    Raises:
+        UserError: an image does not decode, or the images have several sizes and no `size` is given, or the options do
+            not fit together, or the loss is NaN.
+    """
+    array = _array(images, size, channels)
+    kind = ImageKind(array.shape[1:])
+    config = _config(array.shape[1], width, steps, batch_size, learning_rate)
+    place = torch.device(device) if device is not None else pick_device()
+    precision = resolve_precision("auto", place)
+    torch.manual_seed(seed)
+    network, options = build_network(config, kind, "ddpm.fit").to(place), config.training
+    try:
+        curve = train(
+            network,
+            build_process(config, place),
+            InMemoryImages(array),
+            seed=seed,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=options.warmup_steps,
+            decay=options.decay,
+            ema_decay=options.ema_decay,
+            log_every=options.log_every,
+            encode=kind.encode,
+            precision=precision,
+            on_step=on_step,
+        )
+    except DivergedError as error:
+        raise UserError(f"ddpm.fit: {error}; lower learning_rate, now {learning_rate:g}") from None
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    decided = f"{config.model_dump_json()} {seed} {precision} {digest}"
+    card = ModelCard(
+        variant=NAME,
+        config=config,
+        data=DataFacts(
+            name=Path(images).resolve().name if isinstance(images, (str, Path)) else "array",
+            shape=kind.shape,
+            classes=None,
+            train_sha256=digest,
+            train_count=len(array),
+        ),
+        training=TrainingFacts(
+            seed=seed,
+            images_seen=steps * batch_size,
+            final_loss=curve[-1].loss,
+            precision=precision,
+            device=place.type,
+            devices=1,
+            torch=torch.__version__,
+            fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
+        ),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        own_plan=True,
+    )
+    return Model(network.eval().requires_grad_(False), card, "ddpm.fit")
+
+
+def _config(size: int, width: int, steps: int, batch_size: int, learning_rate: float) -> VariantConfig:
+    """A model of images of that size: attention at a side of 8 or below, the cosine schedule."""
+    checks: dict[str, Any] = {"steps": steps, "width": width, "batch_size": batch_size, "size": size}
+    for name, value in checks.items():
+        if value < 1:
+            raise UserError(f"ddpm.fit: {name} must be at least 1, found {value}")
+    levels = 1
+    while levels < 4 and size % 2**levels == 0 and size // 2**levels >= 4:
+        levels += 1
+    sides = [size // 2**level for level in range(levels)]
+    return VariantConfig(
+        network=NetworkConfig(
+            width=width,
+            multipliers=(1, *[2] * (levels - 1)),
+            blocks=1,
+            attention_resolutions=tuple(side for side in sides[1:] if side <= 8),
+            groups=8,
+            dropout=0.0,
+        ),
+        process=ProcessConfig(schedule="cosine", variance="fixed_small"),
+        training=TrainingConfig(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=steps // 20,
+            decay="cosine",
+            ema_decay=0.998,
+            log_every=min(100, steps),
+        ),
+        sampling=SamplingConfig(sampler="dpmpp_2m_sde", steps=20),
+    )
+
+
+def _array(images: Path | str | NDArray[np.uint8], size: int | None, channels: int | None) -> NDArray[np.uint8]:
+    """uint8 [N, side, side, C]."""
+    if not isinstance(images, (str, Path)):
+        array = np.ascontiguousarray(images)
+        if array.ndim != 4 or array.dtype != np.uint8 or array.shape[3] not in (1, 3) or len(array) < 1:
+            raise UserError(f"ddpm.fit: expected uint8 [N, H, W, 1 or 3], found {array.dtype} {list(array.shape)}")
+        if (size, channels) != (None, None):
+            raise UserError("ddpm.fit: size and channels are for a folder; an array is taken as it is")
+    else:
+        array = _read(Path(images), size, channels)
+    height, width = array.shape[1:3]
+    if height != width:
+        raise UserError(f"ddpm.fit: the images are {width}×{height}, not square; give `size`")
+    return array
+
+
+def _read(folder: Path, size: int | None, channels: int | None) -> NDArray[np.uint8]:
+    from ddpm.data.folder import files_in
+    from ddpm.data.images import BadImageError, decode, pixel_limit, to_array
+
+    if not folder.is_dir():
+        raise UserError(f"ddpm.fit: {folder}: no such folder")
+    rows: list[NDArray[np.uint8]] = []
+    with pixel_limit(MAX_PIXELS):
+        for name in files_in(folder):
+            try:
+                row = to_array(decode(folder / name), channels, size)
+            except BadImageError as error:
+                raise UserError(f"ddpm.fit: {folder / name}: {error}") from None
+            if rows and row.shape != rows[0].shape:
+                first, other = ("×".join(map(str, each.shape)) for each in (rows[0], row))
+                raise UserError(
+                    f"ddpm.fit: {folder / name} is {other}, those before it are {first}; give `size` and `channels`"
+                )
+            rows.append(row)
+    if not rows:
+        raise UserError(f"ddpm.fit: {folder}: no images")
+    return np.stack(rows)

@@ -1,0 +1,81 @@
+"""Opening a model by what names it: a model directory, a deploy directory or a registered version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm.errors import UserError
+from ddpm.layout import MODELS, is_uri
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddpm.deploy.runtime import Precision, Sampler
+    from ddpm.model import Model
+
+PARAMS = "params.yaml"
+
+
+def load(
+    model: Path | str, device: torch.device | str = "cpu", *, precision: Precision = "fp32", root: Path = Path()
+) -> Model | Sampler:
+    """Open a model to draw with: `load(…).sample(16, seed=0)`.
+
+    - A directory with `sampler.json`, such as deploy/V: onnxruntime, by the plan it was exported with.
+    - A directory with `model.json`, such as models/V: torch. Inside a project its plan is the one that the project's
+      params.yaml has for it today, by which it is evaluated and exported. Elsewhere it is a general default, DDIM in
+      50 steps, since a training writes no plan. An imported model has its own in model.json.
+    - A URI such as `models:/ddpm-digits@champion`: onnxruntime, by the plan it was registered with. Needs mlflow.
+
+    `plan_source` of what is returned says where its plan comes from.
+
+    Args:
+        device: of a model directory.
+        precision: of an exported model.
+        root: the project's folder, which holds the MLflow store if MLFLOW_TRACKING_URI names no other.
+
+    Raises:
+        UserError: there is no such model, it is damaged, or not of this precision.
+        UpstreamError: the MLflow server does not answer.
+    """
+    if is_uri(str(model)):
+        from ddpm import tracking
+
+        return _exported(tracking.resolve(str(model), root), precision)
+    directory = Path(model)
+    if (directory / "sampler.json").is_file():
+        return _exported(directory, precision)
+    if not (directory / "model.json").is_file():
+        raise UserError(
+            f"{model} is neither a model directory (model.json is missing) nor a deploy directory (sampler.json is "
+            "missing)"
+        )
+    if precision != "fp32":
+        raise UserError(f"precision {precision} is for exported models; {model} is a trained one")
+    return trained(directory, device)
+
+
+def _exported(directory: Path, precision: Precision) -> Sampler:
+    from ddpm.deploy.runtime import Sampler
+
+    return Sampler(directory, precision=precision)
+
+
+def trained(directory: Path, device: torch.device | str = "cpu") -> Model:
+    """A model directory; inside a project with the plan that its params.yaml has for it today, by which the model is
+    evaluated and exported.
+
+    Raises:
+        UserError: it is damaged, or params.yaml is.
+    """
+    from ddpm.config import load_params
+    from ddpm.model import load
+
+    model, place = load(directory, device), directory.resolve()
+    params, variant = place.parent.parent / PARAMS, model.card.variant
+    if (place.parent.name, place.name) == (MODELS.name, variant) and params.is_file():
+        models = load_params(params).models
+        if variant in models:
+            return model.sampled_by(models[variant].sampling, str(params))
+    return model
