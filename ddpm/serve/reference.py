@@ -47,7 +47,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"<p>Body, <code>{escape(media)}</code>: {_type(content.get('schema', {}))}</p>"
         for example in content.get("examples", {}).values():
-            call = f"curl -s http://HOST{path} -H 'Content-Type: {media}' \\\n    -d '{json.dumps(example['value'])}' -o FILE"
+            sent = json.dumps(example["value"])
+            call = f"curl -s http://HOST{path} -H 'Content-Type: {media}' \\\n    -d '{sent}' -o FILE"
             yield f"<p>{escape(example['summary'])}</p><pre>{escape(call)}</pre>"
     rows = [
         (f"<code>{status}</code>", escape(answer.get("description", "")), _contents(answer.get("content", {})))
