@@ -25,6 +25,7 @@ from service import PATIENCE, ROOT, wait_until
 
 from ddpm.deploy.runtime import Sampler
 from ddpm.evaluation.pictures import grid
+from ddpm.serve.server import _own_names
 
 JSON = {"Content-Type": "application/json"}
 
@@ -210,6 +211,36 @@ def test_whatever_is_sent_it_is_drawn_or_refused(server, body):
     answer = server.client.post("/v1/images", content=body, headers=JSON)
     if answer.status_code != 200:
         refusal(answer)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::2]:80"])
+def test_a_page_whose_name_resolves_to_this_machine_reads_nothing(server, host):
+    answer = server.client.get("/v1/model", headers={"Host": host})
+    assert answer.status_code == 403
+    assert "--allowed-hosts" in refusal(answer)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:8000"])
+def test_this_machines_own_names_are_answered(server, host):
+    assert server.client.get("/v1/model", headers={"Host": host}).status_code == 200
+
+
+def test_a_page_of_another_site_has_nothing_drawn(server):
+    """Without a question asked before, a browser sends no JSON; the question is not answered with leave."""
+    evil = {"Origin": "http://evil.example"}
+    simple = server.client.post("/v1/images", content=b'{"n": 1}', headers={**evil, "Content-Type": "text/plain"})
+    assert simple.status_code == 415
+    preflight = server.client.options("/v1/images", headers={**evil, "Access-Control-Request-Method": "POST"})
+    for answer in (simple, preflight, server.client.get("/v1/model", headers=evil)):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("192.168.0.7", False)],
+)
+def test_only_a_service_that_no_other_machine_reaches_knows_its_names(host, named):
+    assert ("*" not in _own_names(host)) == named
 
 
 def test_it_is_well_after_all_that(server):
