@@ -42,7 +42,7 @@ def client(tmp_path, address, *arguments):
 class Advertising(BaseHTTPRequestHandler):
     """As much of MLflow's server as a download meets: it offers its store's own address, and has the file itself."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         if "presigned" in self.path:
             answer = json.dumps({"url": "http://store.invalid:7070/file.bin", "headers": {}, "file_size": 5}).encode()
         elif self.path.endswith("/server-info"):

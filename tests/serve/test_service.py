@@ -321,7 +321,7 @@ def test_what_takes_too_long_is_given_up(start, tmp_path):
     assert late.status_code == 504
     assert late.json()["detail"] == "not drawn within 0.5 s"
     with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port)) as connection:
-        connection.sendall(b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        connection.sendall(b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
     assert server.client.get("/ready").status_code == 200
 
@@ -330,8 +330,8 @@ def test_a_connection_that_does_not_come_to_a_request_is_closed(start, deploy):
     """Half a head, none, half a second one, and what is still sent after a refusal; while one that does is kept."""
     server = start(deploy, "--body-seconds", "2")
     address = httpx.URL(server.url).host, httpx.URL(server.url).port
-    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    refused = b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    refused = b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
     with contextlib.ExitStack() as stack:
         slow = []
         for *answered, last in ([whole[:-2]], [b""], [whole, whole[:-2]], [whole, whole, b"G"], [refused, b" "]):
