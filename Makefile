@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all coverage test-gpu ablation bench-sampling bench-training lint format lock clean
+.PHONY: help setup demo serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-training lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test-all: setup  ## every test but the GPU's
 
 coverage: setup  ## the fast tests, and which lines they run: htmlcov/
 	@$(PYTEST) -m "not slow and not gpu" --cov ddpm --cov flows --cov-report html --cov-report term:skip-covered
+
+test-docker: setup  ## build the serve image with docker, podman or buildah, ask it for an image, weigh it
+	@python -m pytest -s -rs tests/test_containers.py
 
 test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu

@@ -49,3 +49,10 @@ ENV HOME=/home/ddpm \
 RUN useradd --uid 10001 --create-home --home-dir $HOME ddpm && chmod 1777 $HOME
 USER ddpm
 CMD ["python", "-m", "flows.retrain"]
+
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="ddpm-train" \
+      org.opencontainers.image.description="The environment of the whole ddpm pipeline, for CUDA or the CPU" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.revision="${REVISION}"

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from docker.utils import exclude_paths
 from dockerfile import parse, sources
+from dotenv import dotenv_values
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -91,6 +92,30 @@ def test_an_image_runs_as_nobody_in_particular_and_installs_nothing_unpinned(pat
                 assert "--require-hashes" in command or "--no-deps" in command, command
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_says_what_it_is(path: Path):
+    (label,) = (step.rest for step in parse(path) if step.keyword == "LABEL")
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', label))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert labels.pop("description")
+    assert labels == {
+        "title": f"ddpm-{path.name.split('.')[0]}",
+        "version": project["version"],
+        "licenses": project["license"],
+        "revision": "${REVISION}",
+    }
+
+
+def test_the_packages_of_the_serve_image_are_a_layer_without_its_code():
+    """Code that changes leaves them as they are: neither installed nor transferred anew."""
+    steps = parse(DOCKER / "serve.Dockerfile")
+    stages = [step.rest.split(" AS ")[-1] for step in steps if step.keyword == "FROM"]
+    packages = steps[[step.rest.endswith(" AS packages") for step in steps].index(True) :]
+    packages = packages[: [step.keyword == "FROM" for step in packages[1:]].index(True) + 1]
+    assert "packages" in stages
+    assert sources(packages) == ["docker/serve.lock"]
+
+
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
 def test_a_lock_pins_by_hash_and_agrees_with_the_projects(path: Path):
     pins, project = pinned(path), pinned(ROOT / "requirements.lock")
@@ -126,9 +151,7 @@ def test_a_script_is_bash(path: Path):
 
 
 def test_every_variable_is_in_the_example_and_no_secret_has_a_value():
-    example = dict(
-        line.split("=", 1) for line in (DOCKER / ".env.example").read_text().splitlines() if line and line[0] != "#"
-    )
+    example = dotenv_values(DOCKER / ".env.example")
     used = VARIABLE.findall((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
     assert {name for name, _, _ in used} == set(example)
     for name, kind, default in used:
@@ -137,6 +160,18 @@ def test_every_variable_is_in_the_example_and_no_secret_has_a_value():
         assert example[name] == (default if kind == "-" else ""), name
         if re.search("PASSWORD|SECRET|KEY", name):
             assert kind == "?", f"{name} has a default"
+
+
+def test_a_password_of_any_characters_reaches_its_server_when_filled_in_as_the_example_shows(tmp_path: Path):
+    """Quoted. `docker compose config` reads .env the same way; without quotes it replaces `$x` and cuts at ` #`."""
+    lines = (DOCKER / ".env.example").read_text().splitlines()
+    quoted = [line for line in lines if line.endswith("=''")]
+    secret = re.compile("PASSWORD|SECRET|KEY|AUTH")
+    assert {line for line in lines if line[:1] != "#" and secret.search(line)} == set(quoted)
+    password = 'a$b ${HOME} #c"d'
+    (tmp_path / ".env").write_text("\n".join(line.replace("''", f"'{password}'") for line in quoted))
+    # Compose takes what is in single quotes as it is; this library would replace ${…} there too.
+    assert set(dotenv_values(tmp_path / ".env", interpolate=False).values()) == {password}
 
 
 def test_no_secret_is_written_down(services: dict[str, Any]):
@@ -156,7 +191,9 @@ def test_what_a_service_names_is_there(stack: dict[str, Any], services: dict[str
             assert not service["image"].endswith(":latest"), name
             assert ":" in service["image"], name
         for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
+            source, separator, _ = volume.partition(":")
+            if not separator:
+                continue  # a nameless volume, which lives as long as its container
             assert (DOCKER / source).exists() if source.startswith(".") else source in stack["volumes"], source
 
 
@@ -180,7 +217,31 @@ def test_only_the_two_pages_are_published_and_only_here(stack: dict[str, Any], s
 
 
 def test_the_bucket_that_is_made_is_the_one_that_is_used(services: dict[str, Any]):
-    assert services["mlflow"]["command"][-1] == f"s3://{services['bucket']['environment']['S3_BUCKET']}"
+    bucket = services["bucket"]["environment"]["S3_BUCKET"]
+    assert f"--artifacts-destination=s3://{bucket}" in services["mlflow"]["command"]
+
+
+def test_a_service_writes_to_its_volumes_alone_and_takes_a_bounded_part_of_the_machine(services: dict[str, Any]):
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+    assert {name for name, service in services.items() if "cap_add" in service} == {"postgres"}
+
+
+def test_prefects_server_answers_the_stacks_own_names_and_no_others(services: dict[str, Any]):
+    command = [VARIABLE.sub(lambda match: match[3], word) for word in services["prefect"]["command"]]
+    assert command[:2] == ["python", "/opt/prefect_server.py"]
+    (names,) = (word.partition("=")[2].split(",") for word in command if word.startswith("--allowed-hosts="))
+    assert set(names) == {"127.0.0.1:4200", "localhost:4200", "prefect:4200"}
+    assert services["worker"]["environment"]["PREFECT_API_URL"] == "http://prefect:4200/api"
+    # The pages' own address is the first.
+    assert names[0] == "127.0.0.1:4200"
+    assert "flows/work-pool.json" in services["worker"]["command"][-1]
+    for name, variable in (("prefect", "PREFECT_SERVER_API_AUTH_STRING"), ("worker", "PREFECT_API_AUTH_STRING")):
+        assert services[name]["environment"][variable] == "${PREFECT_AUTH_STRING:-}"
 
 
 def test_both_databases_are_made_with_the_passwords_that_the_servers_have(services: dict[str, Any]):
@@ -209,7 +270,9 @@ def test_mlflow_takes_its_settings_and_options(services: dict[str, Any]):
     from mlflow.cli import server
 
     options = {name for parameter in server.params for name in parameter.opts}
-    assert {word for word in services["mlflow"]["command"] if word.startswith("--")} <= options
+    given = {word.partition("=")[0] for word in services["mlflow"]["command"] if word.startswith("--")}
+    assert given
+    assert given <= options
     of_options = {parameter.envvar for parameter in server.params}
     for key in services["mlflow"]["environment"]:
         if key.startswith("MLFLOW_"):

@@ -36,6 +36,15 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
 
+    serve.add_argument(
+        "--allowed-hosts",
+        type=_names,
+        default=(),
+        metavar="NAME,…",
+        help="the names in requests' Host header that are answered, without port; '*' allows any "
+        "(default: localhost and 127.0.0.1 while listening on this machine alone, else any)",
+    )
+
     def bound(name: str, kind: Callable[[str], float], least: float, text: str) -> None:
         default = getattr(Settings, name)
         serve.add_argument(
@@ -75,6 +84,10 @@ def add_precision(command: argparse.ArgumentParser) -> None:
 def chosen_settings(arguments: argparse.Namespace) -> Settings:
     """The settings that a command line comes to."""
     return Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
 def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:

@@ -71,6 +71,7 @@ class Envelope:
         exchange = _Exchange(scope, send, self)
         self.active += 1
         try:
+            self._check_host(exchange.headers)
             body = await self._body(exchange.headers, receive)
             await self._app(scope, _replay(body, receive), exchange.send)
         except ClientLeftError:
@@ -82,6 +83,12 @@ class Envelope:
         finally:
             self.active -= 1
             self._record(exchange, time.monotonic() - started)
+
+    def _check_host(self, headers: Headers) -> None:
+        """Refuse a name that is not the service's: that of a page which makes it resolve to this machine."""
+        names, host = self._settings.allowed_hosts, headers.get("host", "")
+        if names and "*" not in names and re.sub(r":\d*$", "", host).lower().strip("[]") not in names:
+            raise _RefusedError(403, f"Host {host[:200]!r} is not allowed; to allow it: --allowed-hosts")
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body, if it is within its bounds."""

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -32,12 +33,21 @@ def serve(model: str, host: str, port: int, settings: Settings) -> None:
         UpstreamError: the registry does not answer.
     """
     log_as_json_lines()
+    settings = replace(settings, allowed_hosts=settings.allowed_hosts or _own_names(host))
     listener = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     server = _Server(model, settings, f"{address} serves {model}; Ctrl-C stops it")
     server.run(sockets=[listener])
     if server.failure:
         raise server.failure
+
+
+def _own_names(host: str) -> tuple[str, ...]:
+    """What a service that only this machine reaches is called. Any other name there is a page's that makes it resolve to
+    this machine, to read what the service draws.
+    """
+    names = ("localhost", "127.0.0.1", "::1")
+    return (*names, host.lower()) if host in names or host.startswith("127.") else ("*",)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class Settings:
     """The bounds of a service; `ddpm serve --help` says what each is for."""
 
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which the service may be addressed; `*`: any."""
     threads: int = 0
     """Of onnxruntime on the CPU; 0: one a core."""
     precision: Precision = "fp32"

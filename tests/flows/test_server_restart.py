@@ -15,6 +15,7 @@ from mlflow_server import wait_until_healthy
 from ddpm import tracking
 
 ROOT = Path(__file__).parents[2]
+SERVER = ROOT / "flows/prefect_server.py"
 
 TRAINING = """
 pathlib.Path("training").touch()
@@ -26,7 +27,7 @@ while not pathlib.Path("go").exists():
 def start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
     """On the database and with the settings of the project in `root`."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        [sys.executable, SERVER, "--port", str(port), "--allowed-hosts", f"127.0.0.1:{port}"],
         cwd=root,
         env={key: value for key, value in os.environ.items() if not key.startswith("PREFECT")},
         stdout=subprocess.DEVNULL,

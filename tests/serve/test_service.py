@@ -25,6 +25,7 @@ from service import PATIENCE, ROOT, wait_until
 
 from ddpm.deploy.runtime import Sampler
 from ddpm.evaluation.pictures import grid
+from ddpm.serve.server import _own_names
 
 JSON = {"Content-Type": "application/json"}
 
@@ -212,6 +213,36 @@ def test_whatever_is_sent_it_is_drawn_or_refused(server, body):
         refusal(answer)
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::2]:80"])
+def test_a_page_whose_name_resolves_to_this_machine_reads_nothing(server, host):
+    answer = server.client.get("/v1/model", headers={"Host": host})
+    assert answer.status_code == 403
+    assert "--allowed-hosts" in refusal(answer)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:8000"])
+def test_this_machines_own_names_are_answered(server, host):
+    assert server.client.get("/v1/model", headers={"Host": host}).status_code == 200
+
+
+def test_a_page_of_another_site_has_nothing_drawn(server):
+    """Without a question asked before, a browser sends no JSON; the question is not answered with leave."""
+    evil = {"Origin": "http://evil.example"}
+    simple = server.client.post("/v1/images", content=b'{"n": 1}', headers={**evil, "Content-Type": "text/plain"})
+    assert simple.status_code == 415
+    preflight = server.client.options("/v1/images", headers={**evil, "Access-Control-Request-Method": "POST"})
+    for answer in (simple, preflight, server.client.get("/v1/model", headers=evil)):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("192.168.0.7", False)],
+)
+def test_only_a_service_that_no_other_machine_reaches_knows_its_names(host, named):
+    assert ("*" not in _own_names(host)) == named
+
+
 def test_it_is_well_after_all_that(server):
     """Bytes that are no HTTP, and connections that are left in the middle, included."""
     host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
@@ -290,7 +321,7 @@ def test_what_takes_too_long_is_given_up(start, tmp_path):
     assert late.status_code == 504
     assert late.json()["detail"] == "not drawn within 0.5 s"
     with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port)) as connection:
-        connection.sendall(b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        connection.sendall(b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
     assert server.client.get("/ready").status_code == 200
 
@@ -299,8 +330,8 @@ def test_a_connection_that_does_not_come_to_a_request_is_closed(start, deploy):
     """Half a head, none, half a second one, and what is still sent after a refusal; while one that does is kept."""
     server = start(deploy, "--body-seconds", "2")
     address = httpx.URL(server.url).host, httpx.URL(server.url).port
-    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    refused = b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    refused = b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
     with contextlib.ExitStack() as stack:
         slow = []
         for *answered, last in ([whole[:-2]], [b""], [whole, whole[:-2]], [whole, whole, b"G"], [refused, b" "]):
