@@ -61,7 +61,7 @@ def test_a_dry_run_says_how_many_fit_the_memory_there_is(project, monkeypatch):
 
 
 def test_a_dry_run_goes_on_with_fewer_where_the_memory_runs_out(project, monkeypatch):
-    """A stand-in for a GPU without room; tests/training/test_memory.py has a real process without memory."""
+    """A stand-in for a device without room."""
     real, tried = dry_run_module.train, []
 
     def short_of_memory(*args, micro_batch_size, **options):
