@@ -165,7 +165,7 @@ def test_figures_of_another_training_are_not_shown_beside_the_pictures_of_this_o
         (
             ["tiny", "none"],
             {},
-            r"none: expected a model of params.yaml \(tiny\), a model directory, .* no such directory",
+            "none: expected a model directory .* no such directory; `ddpm train none` makes models/none",
         ),
         (["tiny", "prepared"], {}, "prepared: expected a model directory .* it has neither file"),
         (["tiny", "tiny"], {}, "tiny is named twice"),
