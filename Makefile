@@ -2,11 +2,12 @@
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3.11)
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
+# Relative, so that the folder's name may have spaces and quotes.
+BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # The stages, and DVC and Prefect that call them, find each other on the path. Nothing reports home.
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
@@ -17,14 +18,20 @@ export ORT_DISABLE_TELEMETRY := 1
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# An environment has its own place written into it: one that was moved or copied with the project is made anew.
+PLACE := '$(subst ','\'',$(CURDIR))/$(VENV)'
+MOVED := $(shell test ! -f $(STAMP) || sed -n 's/^command = .* -m venv \(--clear \)*//p' $(VENV)/pyvenv.cfg | \
+	grep -qxF -- $(PLACE) || { rm -f $(STAMP); echo --clear; })
+
 setup: $(STAMP)  ## a virtual environment with everything in it, in the versions of requirements.lock
 
 $(STAMP): requirements.lock requirements-uv.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" 2>/dev/null || \
 		{ echo "make: $(PYTHON) is not Python 3.11, which requirements.lock is for; say make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up $(VENV) (about a minute, 6 GB)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(PYTHON) -m venv $(MOVED) $(VENV)
+	@echo 'relocatable = true' >> $(VENV)/pyvenv.cfg  # commands that start whatever is in the folder's name
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -26,7 +26,7 @@ def add_completion(completion: argparse.ArgumentParser) -> None:
 
 def add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument(
-        "model", metavar="MODEL", help="models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
+        "model", metavar="MODEL", help="V, models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
     )
     sample.add_argument("--n", type=int, default=64, help="how many images (default: %(default)s)")
     sample.add_argument(

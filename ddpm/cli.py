@@ -57,6 +57,7 @@ Beside the stages:
   ddpm measure MODEL --out FILE           figures of an exported or registered model, as of today's data
   ddpm promote --to VERSION --reason WHY  champion by hand
   ddpm rollback --reason WHY              champion is again who was before
+  ddpm status                             stages, versions, champion, unfinished trainings, disk use
   ddpm serve MODEL                        images over HTTP, and a page to look at them
   ddpm import SOURCE --out models/V       a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT         a model directory as diffusers' DDPMPipeline reads it
@@ -178,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     add_measure(command("measure", _measure, "measure an exported model as `evaluate` would, with the data of today"))
     add_init(command("init", _init, "write a short params.yaml for a folder of images, with a network that fits"))
     add_completion(command("completion", _completion, "print a script that completes ddpm's commands in your shell"))
+    state = command("status", _status, "tell which stages are up to date, what is registered, and disk use")
+    state.add_argument("--json", action="store_true", help="as JSON")
     config = command("config", _config, "print params.yaml with its defaults: the meaning and the values of each key")
     config.add_argument("variant", metavar="V", nargs="?", help="show this model of params.yaml alone")
     config.add_argument("--changed", action="store_true", help="show only what differs from the defaults")
@@ -299,7 +302,7 @@ def _measure(arguments: Arguments) -> None:
 
     measured = measure_model(_params(), arguments.model, arguments.out)
     figure = headline(measured.metrics)
-    found = f"{figure.name} {Reading.of(measured.metrics, figure.key)}"
+    found = f"{figure.named(measured.protocol.as_dict())} {Reading.of(measured.metrics, figure.key)}"
     print(f"{arguments.model}: {found} under protocol {measured.protocol.id}")
 
 
@@ -372,6 +375,15 @@ def _completion(arguments: Arguments) -> None:
         raise UserError("completion needs the package shtab: pip install 'ddpm[pipeline]'") from None
 
     print(shtab.complete(_parser(), arguments.shell))
+
+
+def _status(arguments: Arguments) -> None:
+    import json
+
+    from ddpm.stages.status import lines, status
+
+    found = status(_params())
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines(found)))
 
 
 def _config(arguments: Arguments) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ddpm.figures import FIGURES, Reading, headline, number
 
@@ -10,13 +11,16 @@ from ddpm.figures import FIGURES, Reading, headline, number
 _WATCHED = ("inception_score", "precision", "recall")
 
 
-def drifts(recorded: Mapping[str, float], measured: Mapping[str, float], tolerance: float) -> Iterator[str]:
+def drifts(
+    recorded: Mapping[str, float], measured: Mapping[str, float], tolerance: float, protocol: Mapping[str, Any]
+) -> Iterator[str]:
     """Each figure, in words, that has left its recorded interval by more than the tolerance, up or down.
 
     Args:
         recorded: figures on record, with `…_low` and `…_high` where they have intervals.
         measured: the same figures, measured again.
         tolerance: what is allowed beyond the interval, as a share of the figure on record.
+        protocol: that both were measured under.
     """
     for key in (headline(recorded).key, *_WATCHED):
         before = Reading.of(recorded, key)
@@ -25,4 +29,4 @@ def drifts(recorded: Mapping[str, float], measured: Mapping[str, float], toleran
         slack = tolerance * abs(before.value)
         low, high = min(before.low, before.value) - slack, max(before.high, before.value) + slack
         if not low <= measured[key] <= high:  # nor if it is not a number
-            yield f"{FIGURES[key].short} {number(measured[key])}, recorded {before}"
+            yield f"{FIGURES[key].named(protocol, short=True)} {number(measured[key])}, recorded {before}"

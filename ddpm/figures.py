@@ -20,21 +20,54 @@ class Figure:
     """The key of what held-out real data score, measured alike. FID and IS depend on how many there are, so that only
     those of the same count have one."""
 
+    in_features: bool = False
+    """Whether it is computed in an extractor's features: its value says nothing without the extractor's name."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "short", self.short or self.name)
+
+    def named(self, *protocols: Mapping[str, Any], short: bool = False) -> str:
+        """Its name with the extractor's, as people read it: `FID (InceptionV3)`, `FID (small CNN), same count`.
+
+        Args:
+            protocols: that its values were measured under; those that say nothing of an extractor add nothing.
+            short: its name within a sentence.
+        """
+        name = self.short if short else self.name
+        extractors = dict.fromkeys(extractor_name(protocol) for protocol in protocols if protocol.get("extractor"))
+        if not self.in_features or not extractors:
+            return name
+        head, comma, rest = name.partition(",")
+        return f"{head} ({' / '.join(extractors)}){comma}{rest}"
+
+
+# What people call the kinds of extractors; the two small networks are fitted to the project's own data.
+_EXTRACTORS = {"inception": "InceptionV3", "classifier": "small CNN", "rotation": "small CNN on rotations"}
+
+
+def extractor_name(protocol: Mapping[str, Any]) -> str:
+    """The extractor of a protocol, as people call it."""
+    kind = str(protocol.get("extractor", "unknown extractor"))
+    return _EXTRACTORS.get(kind, kind)
 
 
 FIGURES = {
     figure.key: figure
     for figure in (
-        Figure("fid", "FID", "lower"),
-        Figure("fid_same_count", "FID, same count", "lower", real="fid_floor"),
-        Figure("sfid", "sFID", "lower"),
-        Figure("kid", "KID", "lower", real="kid_floor"),
-        Figure("inception_score", "Inception Score", "higher", short="IS"),
-        Figure("inception_score_same_count", "Inception Score, same count", "higher", real="inception_score_real"),
-        Figure("precision", "Precision", "higher", short="precision"),
-        Figure("recall", "Recall", "higher", short="recall"),
+        Figure("fid", "FID", "lower", in_features=True),
+        Figure("fid_same_count", "FID, same count", "lower", real="fid_floor", in_features=True),
+        Figure("sfid", "sFID", "lower", in_features=True),
+        Figure("kid", "KID", "lower", real="kid_floor", in_features=True),
+        Figure("inception_score", "Inception Score", "higher", short="IS", in_features=True),
+        Figure(
+            "inception_score_same_count",
+            "Inception Score, same count",
+            "higher",
+            real="inception_score_real",
+            in_features=True,
+        ),
+        Figure("precision", "Precision", "higher", short="precision", in_features=True),
+        Figure("recall", "Recall", "higher", short="recall", in_features=True),
         Figure("wasserstein", "Wasserstein distance", "lower", real="wasserstein_floor"),
         Figure("mmd", "MMD", "lower", real="mmd_floor"),
         Figure("nll_validation", "NLL of validation images, bits/dim", "lower", short="NLL"),

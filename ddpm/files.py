@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -149,6 +150,17 @@ def remove_leftovers(directory: Path, name: str = "*") -> None:
                 _remove(temporary)
             finally:
                 os.close(descriptor)
+
+
+def process_directory(path: Path) -> Path:
+    """A new directory beside `path` that lasts as long as this process; what killed processes left of such directories
+    is removed.
+    """
+    remove_leftovers(path.parent, path.name)
+    temporary, _ = _locked(path, ".tmp", directory=True)  # whose descriptor holds the lock until the process ends
+    owner = os.getpid()
+    atexit.register(lambda: _remove(temporary) if os.getpid() == owner else None)
+    return temporary
 
 
 @contextlib.contextmanager

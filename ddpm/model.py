@@ -25,6 +25,7 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError
 from ddpm.files import read_json, write_json
+from ddpm.layout import made_by
 from ddpm.nets import build
 
 # Where the plan of a model trained here comes from, if nothing else says: training does not depend on sampling.
@@ -283,9 +284,8 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
         card = validate(ModelCard, read_json(described), str(described))
         shapes = _shapes_in(where)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{directory} is not a model directory: {error.filename or 'model.safetensors'} is missing"
-        ) from None
+        missing = error.filename or "model.safetensors"
+        raise UserError(f"{directory} is not a model directory: {missing} is missing{made_by(directory)}") from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     try:

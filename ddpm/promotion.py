@@ -58,7 +58,7 @@ def decide(challenger: Candidate, champion: Candidate | None, policy: PromotionC
     Figures measured under different protocols are never ranked; the reason then names the fields that differ.
     """
     ranking = headline(challenger.metrics)
-    measure, ours = ranking.name, _reading(challenger, ranking.key)
+    measure, ours = ranking.named(challenger.protocol), _reading(challenger, ranking.key)
     if not challenger.parity_passed:
         return Decision(False, "the exported model was not shown to be the trained one")
     if not math.isfinite(ours.value):
@@ -86,7 +86,8 @@ def decide(challenger: Candidate, champion: Candidate | None, policy: PromotionC
 def _ranked(challenger: Candidate, champion: Candidate, gain: float) -> tuple[bool, str]:
     """Whether the challenger's headline, or where intervals overlap its tie-breakers, are better; and the numbers."""
     ranking = headline(challenger.metrics)
-    measure, ours, theirs = ranking.name, _reading(challenger, ranking.key), _reading(champion, ranking.key)
+    measure = ranking.named(challenger.protocol)
+    ours, theirs = _reading(challenger, ranking.key), _reading(champion, ranking.key)
     comparison = f"{ours} against {theirs} of {champion.name}"
     if ours.high < theirs.low:
         return True, f"lower {measure}: {comparison}"
@@ -118,7 +119,8 @@ def _much_worse(challenger: Candidate, champion: Candidate, tolerances: Mapping[
         loss = ours.value - theirs.value if FIGURES[key].better == "lower" else theirs.value - ours.value
         # A share of a KID close to zero is less than its noise.
         if loss > tolerance * abs(theirs.value) + ours.noise + theirs.noise:
-            numbers = f"{FIGURES[key].short} {number(ours.value)} against {number(theirs.value)}"
+            name = FIGURES[key].named(challenger.protocol, short=True)
+            numbers = f"{name} {number(ours.value)} against {number(theirs.value)}"
             yield f"{numbers} is worse by more than {100 * tolerance:g} %"
 
 
@@ -129,7 +131,11 @@ def _figures(challenger: Candidate, champion: Candidate | None) -> tuple[dict[st
         return str((candidate and Reading.of(candidate.metrics, key)) or "")
 
     return tuple(
-        {"figure": figure.name, "challenger": shown(challenger, key), "champion": shown(champion, key)}
+        {
+            "figure": figure.named(challenger.protocol),
+            "challenger": shown(challenger, key),
+            "champion": shown(champion, key),
+        }
         for key, figure in FIGURES.items()
         if key in challenger.metrics
     )

@@ -96,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         start_own_server()
         state = compare(options.models, options.steps, options.rank, options.out, return_state=True)
+    except (UserError, UpstreamError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130

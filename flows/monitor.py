@@ -93,7 +93,7 @@ def check_figures(champion: Registration, tolerance: float) -> str | State:
         return refused(champion.uri, error)
     if differences := list(differing_fields(recorded.protocol, measured.protocol)):
         return f"figures not compared, those on record have another protocol: {'; '.join(differences)}"
-    if gone := list(drifts(recorded.metrics, measured.metrics, tolerance)):
+    if gone := list(drifts(recorded.metrics, measured.metrics, tolerance, recorded.protocol)):
         return _alarm("drifted", champion, "; ".join(gone))
     return "figures are those on record"
 

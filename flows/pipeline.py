@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+import httpx
 from prefect import Task, get_client
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -146,12 +147,38 @@ def start_own_server() -> None:
 
     A terminal interrupts all its processes at once. Without its server the flow could not record how it ended, and
     would try for minutes.
+
+    Raises:
+        UpstreamError: a server is named, and does not answer.
+        UserError: what is named is no address of a server.
     """
+    if named := PREFECT_API_URL.value():
+        _check_server(named)
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child inherits
     try:
         get_client(sync_client=True)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _check_server(url: str) -> None:
+    """Whether Prefect answers; the flow itself would say that it does not in a hundred lines."""
+    try:
+        with get_client(sync_client=True) as client:
+            error = client.api_healthcheck()
+    except Exception as raised:  # what an address leads to that is none depends on the address
+        error = raised
+    if error is None:
+        return
+    said, why = f"PREFECT_API_URL names {url}", str(error).partition("\n")[0] or type(error).__name__
+    answer = getattr(error, "response", None)
+    if answer is not None and answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise UserError(f"{said}, which wants another PREFECT_API_AUTH_STRING or PREFECT_API_KEY")
+    down = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+    if down or (answer is not None and answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR):
+        raise UpstreamError(f"{said}, where Prefect does not answer ({why}): start it, or unset the variable")
+    raise UserError(f"{said}: expected Prefect's API, such as http://HOST:4200/api ({why})")
 
 
 # --- How a task fails -----------------------------------------------------------------------------------------------

@@ -34,10 +34,12 @@ class Result:
     variant: str
     registration: Registration
     metrics: dict[str, Any]
+    protocol: dict[str, Any]
 
     @classmethod
     def read(cls, variant: str, registration: Registration) -> Result:
-        return cls(variant, registration, read_json(REPORTS / variant / "metrics.json"))
+        metrics, protocol = (read_json(REPORTS / variant / name) for name in ("metrics.json", "protocol.json"))
+        return cls(variant, registration, metrics, protocol)
 
     @property
     def onnx(self) -> Path:
@@ -50,7 +52,9 @@ class Result:
     def rows(self) -> dict[str, str]:
         """Label and value of each line of the table."""
         figures = {
-            figure.name: str(reading) if reading.real is None else f"{reading}; real data: {number(reading.real)}"
+            figure.named(self.protocol): str(reading)
+            if reading.real is None
+            else f"{reading}; real data: {number(reading.real)}"
             for figure, reading in self._readings()
         }
         return {"model": self.variant, "samples": self._counts(), **figures, **self._version_rows()}
@@ -81,16 +85,18 @@ class Result:
         """The same as numbers, those of real data beside them."""
         figures = {}
         for figure, reading in self._readings():
-            figures[figure.name] = reading.value
+            name = figure.named(self.protocol)
+            figures[name] = reading.value
             if reading.real is not None:
-                figures[f"{figure.name}, real data"] = reading.real
+                figures[f"{name}, real data"] = reading.real
         return {label: float(number(value)) for label, value in figures.items()}
 
     def __str__(self) -> str:
         version = self.registration
         figure = headline(self.metrics)
+        value = f"{figure.named(self.protocol)} {number(self.metrics[figure.key])}"
         aliases = ", ".join(version.aliases) or "no alias"
-        return f"{self.variant}: {figure.name} {number(self.metrics[figure.key])}, {version.uri} ({aliases})"
+        return f"{self.variant}: {value}, {version.uri} ({aliases})"
 
 
 def text(results: list[Result]) -> str:

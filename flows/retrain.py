@@ -16,7 +16,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed, State
 
 from ddpm.config import load_params
-from ddpm.errors import UserError
+from ddpm.errors import UpstreamError, UserError
 from ddpm.tracking import Registration
 from flows import dvc, report, tasks
 from flows.pipeline import shared_state, start_own_server
@@ -108,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         start_own_server()
         state = retrain(options.variants, options.accept_new_data, return_state=True)
+    except (UserError, UpstreamError) as error:
+        print(f"retrain: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped; the same command continues where it was.", file=sys.stderr)
         return 130

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolUpdate
@@ -34,7 +35,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING
 from prefect.states import Cancelling, Crashed
 
 from ddpm import tracking
-from ddpm.errors import UserError
+from ddpm.errors import UpstreamError, UserError
 from flows.processes import Children, StoppedError
 
 HOST = "127.0.0.1"
@@ -110,7 +111,8 @@ def serve() -> int:
         print("starting MLflow and Prefect …", flush=True)
         tracking.load_mlflow()  # makes the store's folder
         # The jobs that MLflow's server can run are others' affair, and would cost seven processes.
-        mlflow.start(_mlflow_command(mlflow_port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+        mlflow_env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **tracking.server_environment()}
+        mlflow.start(_mlflow_command(mlflow_port), mlflow_env)
         prefect.start(_prefect_command(prefect_port), {})
         mlflow.wait_until_healthy(f"http://{HOST}:{mlflow_port}/health")
         prefect.wait_until_healthy(f"http://{HOST}:{prefect_port}/api/health")
@@ -212,10 +214,30 @@ def _write_off_runs(api: str) -> None:
             client.set_flow_run_state(run.id, Crashed(message="the worker that ran it is no more"))
 
 
+def _links(mlflow: str) -> str:
+    """The pages of the experiments, and of the registered models' champions or else newest versions."""
+    pages = []
+    try:
+        versions = tracking.registered_versions()  # the newest of a model first
+    except (UserError, UpstreamError):
+        return ""
+    for model in dict.fromkeys(version.model for version in versions):
+        own = [version for version in versions if version.model == model]
+        shown = next((version for version in own if "champion" in version.aliases), own[0])
+        what = "champion" if "champion" in shown.aliases else "newest version"
+        pages.append((f"{model}, runs", f"{mlflow}/#/experiments/{shown.experiment_id}"))
+        pages.append((f"{model}, versions", f"{mlflow}/#/models/{quote(model)}"))
+        pages.append((f"{model}, {what}", f"{mlflow}/#/models/{quote(model)}/versions/{shown.version}"))
+    width = max((len(title) for title, _ in pages), default=0)
+    return "".join(f"    {title:<{width}}  {page}\n" for title, page in pages)
+
+
 def _announce(mlflow_port: int, prefect_port: int) -> None:
+    mlflow, prefect = f"http://{HOST}:{mlflow_port}", f"http://{HOST}:{prefect_port}"
     print(
-        f"\n  MLflow   http://{HOST}:{mlflow_port}\n"
-        f"  Prefect  http://{HOST}:{prefect_port}\n\n"
+        f"\n  MLflow   {mlflow}\n{_links(mlflow)}"
+        f"  Prefect  {prefect}\n"
+        f"    runs of flows  {prefect}/runs\n    deployments    {prefect}/deployments\n\n"
         "  The flows `retrain` and `monitor` run as prefect.yaml says; to have one run now:\n"
         f"  PREFECT_API_URL=http://{HOST}:{prefect_port}/api .venv/bin/prefect deployment run retrain/weekly\n\n"
         "  Ctrl-C stops all of it.\n",

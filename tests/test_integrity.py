@@ -112,6 +112,6 @@ RECORDED = {"fid": 20.0, "fid_low": 19.0, "fid_high": 22.0, "recall": 0.5}
     ],
 )
 def test_a_figure_drifts_when_it_leaves_its_interval_and_the_tolerance(measured, words):
-    found = list(drifts(RECORDED, measured, 0.05))
+    found = list(drifts(RECORDED, measured, 0.05, {}))
     assert len(found) == len(words)
     assert all(line.startswith(word) for line, word in zip(found, words, strict=True))

@@ -55,9 +55,9 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
 @pytest.mark.parametrize(
     ("challenger", "champion", "promoted", "words"),
     [
-        (around(10), around(13), True, "lower FID: 10 [9, 11] against 13 [12, 14]"),
-        (around(13), around(10), False, "no lower FID: 13 [12, 14] against 10"),
-        (around(10), around(11), False, "no lower FID: 10 [9, 11] against 11"),
+        (around(10), around(13), True, "lower FID (small CNN): 10 [9, 11] against 13 [12, 14]"),
+        (around(13), around(10), False, "no lower FID (small CNN): 13 [12, 14] against 10"),
+        (around(10), around(11), False, "no lower FID (small CNN): 10 [9, 11] against 11"),
         # Within the overlap the likelihood and the cost decide, unless one is lower and the other higher.
         (around(10.4, nll_validation=3.0), around(10, nll_validation=3.2), True, "lower NLL at the same FID"),
         (around(10, nll_validation=3.2), around(11, nll_validation=3.0), False, "NLL 3.2 against 3"),
@@ -74,15 +74,30 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
             around(11, nll_validation=3.0),
             around(10, nll_validation=3.2),
             False,
-            "but FID 11 against 10 is worse by more",
+            "but FID (small CNN) 11 against 10 is worse by more",
         ),
         # A lower FID does not pay for the diversity that is gone.
-        (candidate(5, recall=0.4), candidate(9, recall=0.5), False, "but recall 0.4 against 0.5 is worse by more than"),
+        (
+            candidate(5, recall=0.4),
+            candidate(9, recall=0.5),
+            False,
+            "but recall (small CNN) 0.4 against 0.5",
+        ),
         (candidate(5, recall=0.46), candidate(9, recall=0.5), True, "lower FID"),
-        (candidate(5, kid=0.03), candidate(9, kid=0.02), False, "KID 0.03 against 0.02 is worse by more than 25 %"),
+        (
+            candidate(5, kid=0.03),
+            candidate(9, kid=0.02),
+            False,
+            "0.03 against 0.02 is worse by more than 25 %",
+        ),
         # Close to zero, a share of it is less than its noise.
         (around(5, kid=4e-4, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), True, "lower FID"),
-        (around(5, kid=4e-3, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), False, "but KID 0.004 against 0.0003"),
+        (
+            around(5, kid=4e-3, kid_std=1e-3),
+            around(9, kid=3e-4, kid_std=1e-3),
+            False,
+            "but KID (small CNN) 0.004",
+        ),
         # An older version lacks the figure.
         (candidate(5, recall=0.1), candidate(9), True, "lower FID"),
     ],

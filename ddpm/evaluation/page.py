@@ -66,7 +66,7 @@ def _figure_row(figure: Figure, group: Sequence[Compared]) -> dict[str, Any]:
     chosen = best(group, figure)
     real = next((number(reading.real) for reading in readings if reading and reading.real is not None), "")
     return {
-        "name": figure.name,
+        "name": figure.named(group[0].recorded.protocol),
         "better": figure.better,
         "cells": [
             {"text": "–" if reading is None else str(reading), "best": model.name in chosen}
@@ -94,7 +94,7 @@ def _inline(image: Image.Image) -> str:
 
 def _over_steps(comparison: Comparison) -> dict[str, str] | None:
     lines = comparison.over_steps
-    name = FIGURES[comparison.key].name
+    name = FIGURES[comparison.key].named(comparison.conditions)
     title = f"{name} over the number of steps"
     said = [
         f"{model.name} {', '.join(f'{number(value)} in {steps:g}' for steps, value in line)}"

@@ -16,7 +16,7 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.files import sha256_of
-from ddpm.layout import is_uri
+from ddpm.layout import find_model, is_uri
 from ddpm.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def load_model(name: str, *, threads: int = 0, precision: Precision = "fp32") ->
     """
     if is_uri(name):
         return ServedModel(name, _load_registered(name, threads, precision))
-    directory = Path(name)
+    directory = find_model(name, trained=False)
     sampler = _load(directory, name, threads, precision)
     digest = sha256_of(directory / "sampler.json")[:12]
     return ServedModel(f"{sampler.facts.get('name', directory.resolve().name)}@{digest}", sampler)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from ddpm.layout import (
     MODELS,
     PREPARED,
     REPORTS,
+    find_model,
     is_uri,
 )
 from ddpm.model import Model, load
@@ -46,6 +47,9 @@ from ddpm.stages.deployed import facts_of
 from ddpm.stages.evaluate import ModelFacts, protocol_of
 from ddpm.stages.progress import Bar, bar, show, unit_of
 from ddpm.stages.sample import open_model, open_registered
+
+if TYPE_CHECKING:
+    from ddpm.tracking import Evaluation
 
 STEPS = (5, 10, 20, 50, 100)
 
@@ -79,10 +83,12 @@ def compare(
             that is something else, or models to rank that were measured under different protocols.
     """
     count = params.evaluation.samples if samples is None else samples
-    _check(params, models, out, count)
+    _check(params, models, out, count, root)
     data, device = PreparedData.open(root / PREPARED), pick_device()
     measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
     opened = [_open(params, model, data, measure.identity, device, root) for model in models]
+    if rank:
+        opened = _under_one_protocol(opened, root)
     _check_data(opened, data)
     opened = _named_apart(opened)
     if rank:
@@ -113,14 +119,11 @@ def compare(
     return comparison
 
 
-def _check(params: Params, models: Sequence[str], out: Path, samples: int) -> None:
+def _check(params: Params, models: Sequence[str], out: Path, samples: int, root: Path) -> None:
     """Refuse what can be refused before anything is read."""
     for model in models:
-        if model not in params.models and not is_uri(model) and not Path(model).is_dir():
-            raise UserError(
-                f"{model}: expected a model of params.yaml ({', '.join(params.models)}), a model directory, a deploy "
-                "directory or a URI such as models:/ddpm-digits@champion; no such directory"
-            )
+        if model not in params.models and not is_uri(model):
+            find_model(model, root=root)
     if twice := [model for number, model in enumerate(models) if model in models[:number]]:
         raise UserError(f"{twice[0]} is named twice")
     if samples < 2:
@@ -170,6 +173,10 @@ class Opened:
 
     compared: Compared
     samples: Model | Sampler
+    uri: str | None = None
+    """Of a registered version, without an alias."""
+    protocols: tuple[str, ...] = ()
+    """Of a registered version, all that it was measured under."""
 
     @property
     def timesteps(self) -> int:
@@ -201,9 +208,36 @@ def _open(
         samples = open_registered(exactly, root)
         today = protocol_of(params, facts_of(params, samples), data, extractor)
         found = tracking.evaluation_of(exactly, root, today.id)
-        recorded = Recorded.of(found.figures.metrics, found.figures.protocol, found.likelihood, found.version)
-        return Opened(Compared(model.removeprefix("models:/"), model, recorded), samples)
-    return _opened(Path(model).resolve().name, model, _reports_of(Path(model)), open_model(model))
+        compared = Compared(model.removeprefix("models:/"), model, _recorded(found))
+        return Opened(compared, samples, exactly, found.protocols)
+    directory = find_model(model, root=root)
+    return _opened(directory.resolve().name, model, _reports_of(directory), open_model(str(directory)))
+
+
+def _recorded(found: Evaluation) -> Recorded:
+    return Recorded.of(found.figures.metrics, found.figures.protocol, found.likelihood, found.version)
+
+
+def _under_one_protocol(opened: Sequence[Opened], root: Path) -> list[Opened]:
+    """With figures under a protocol that all models have some under, if there is one; else as they are.
+
+    Of several it is the one that most models have been opened with: today's, if any was measured under it.
+    """
+    from ddpm import tracking
+
+    had = [each.compared.protocol_id for each in opened]
+    known = [{*each.protocols, *([own] if own else [])} for each, own in zip(opened, had, strict=True)]
+    common = sorted(set.intersection(*known), key=lambda name: (-had.count(name), name))
+    if len(set(had)) == 1 or not common:
+        return list(opened)
+    chosen, ranked_under = common[0], []
+    for each in opened:
+        if each.uri and each.compared.protocol_id != chosen:
+            compared = replace(each.compared, recorded=_recorded(tracking.evaluation_of(each.uri, root, chosen)))
+            each = replace(each, compared=compared)
+        ranked_under.append(each)
+    print(f"ranked under protocol {chosen}, the one that all of them were measured under")
+    return ranked_under
 
 
 def _opened(name: str, model: str, reports: Path, samples: Model | Sampler) -> Opened:

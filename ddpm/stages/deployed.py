@@ -10,7 +10,7 @@ from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.device import pick_device
 from ddpm.files import write_json
-from ddpm.layout import PREPARED, is_uri
+from ddpm.layout import PREPARED, find_model, is_uri
 from ddpm.stages.evaluate import Measurement, ModelFacts, check_fit, measure
 
 
@@ -24,7 +24,7 @@ def measure_model(params: Params, model: str, out: Path, *, root: Path = Path())
         UserError: as `evaluate_deployed`; or there is no such model.
         UpstreamError: the MLflow server does not answer.
     """
-    deploy = tracking.resolve(model, root) if is_uri(model) else Path(model)
+    deploy = tracking.resolve(model, root) if is_uri(model) else find_model(model, trained=False, root=root)
     measured = evaluate_deployed(params, deploy, root=root, name=model)
     protocol = {"id": measured.protocol.id, **measured.protocol.as_dict()}
     write_json(out, {"metrics": measured.metrics, "protocol": protocol})

@@ -13,6 +13,7 @@ from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
 from ddpm.interop.published import Flags, Published, in_short, read_saved, shown, tensors_alone
+from ddpm.layout import find_model
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, refuse_not_finite_weights, save
 from ddpm.stages.train import write_curve
 
@@ -128,7 +129,7 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
         UserError: there is no model, it uses what UNet2DModel or DDPMScheduler lacks, or `out` is there already.
     """
     _must_be_new(out)
-    model = load(model_directory)
+    model = load(find_model(model_directory, exported=False))
     config = model.card.config
     weights = dict(model.network.state_dict())
     published = Published(config.network, config.process, config.sampling, model.kind, weights)

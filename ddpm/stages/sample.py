@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
-from ddpm.layout import MODELS, is_uri
+from ddpm.layout import find_model, is_uri
 
 if TYPE_CHECKING:
     from ddpm.deploy.runtime import Precision, Sampler
@@ -88,27 +88,20 @@ def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) ->
 
 
 def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
-    """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime).
+    """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime); of
+    this project also by its name alone.
 
     Raises:
         UserError: no such model, or none of this precision.
     """
     if is_uri(model):
         return open_registered(model, precision=precision)
-    directory = Path(model)
-    if (directory / "sampler.json").is_file():
+    directory = find_model(model)
+    if not (directory / "model.json").is_file():
         return _exported(directory, precision)
-    if (directory / "model.json").is_file():
-        if precision != "fp32":
-            raise UserError(f"--precision {precision} is for exported models; {model} is a trained one")
-        return _trained(directory)
-    found = "it has neither file" if directory.is_dir() else "no such directory"
-    if (MODELS / directory / "model.json").is_file():
-        found += f"; there is {MODELS / directory}"
-    raise UserError(
-        f"{model}: expected a model directory (model.json), a deploy directory (sampler.json) or a URI such as "
-        f"models:/ddpm-digits@champion; {found}"
-    )
+    if precision != "fp32":
+        raise UserError(f"--precision {precision} is for exported models; {directory} is a trained one")
+    return _trained(directory)
 
 
 def _trained(directory: Path) -> Model:

@@ -8,15 +8,17 @@ from ddpm.tracking.champion import champion_to_measure, find_champion, promote, 
 from ddpm.tracking.evaluations import Evaluation, evaluation_of, log_comparison
 from ddpm.tracking.notes import comparison_note
 from ddpm.tracking.outputs import lineage_of, model_name
+from ddpm.tracking.overview import RegisteredVersion, registered_versions
 from ddpm.tracking.records import Figures, log_measurement, recorded_figures, recorded_fingerprint
 from ddpm.tracking.registry import Registration, find, pinned, register, resolve
 from ddpm.tracking.runs import RUN_ID, end_run, live_curve, log_study, run_url, start_run, ui_url
-from ddpm.tracking.store import load_mlflow, store_uri
+from ddpm.tracking.store import load_mlflow, server_environment, store_uri
 
 __all__ = [
     "RUN_ID",
     "Evaluation",
     "Figures",
+    "RegisteredVersion",
     "Registration",
     "champion_to_measure",
     "comparison_note",
@@ -37,9 +39,11 @@ __all__ = [
     "recorded_figures",
     "recorded_fingerprint",
     "register",
+    "registered_versions",
     "resolve",
     "rollback",
     "run_url",
+    "server_environment",
     "start_run",
     "store_uri",
     "ui_url",

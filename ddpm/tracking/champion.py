@@ -6,7 +6,9 @@ the present one last, so that one can go back.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ def promote_by_hand(
     with one_at_a_time(root):
         champion = _champion(client, model)
         if champion == str(version):
+            _delete_tags(client, model, champion, TAKEN_BACK)  # where an earlier call ended before this
             return Decision(True, "it is the champion already")
         try:
             verdict = _decide(mlflow, model, str(version), champion, policy)
@@ -84,9 +87,9 @@ def promote_by_hand(
         aside = "" if verdict.promote else f"; the policy would not have it: {verdict.reason}"
         decision = Decision(True, f"by hand: {reason}{aside}", verdict.figures)
         _record(client, model, str(version), decision)
-        _delete_tags(client, model, str(version), TAKEN_BACK)
         if not _crown(client, model, str(version), champion):
             raise UpstreamError(f"the champion of {model} has just changed")
+        _delete_tags(client, model, str(version), TAKEN_BACK)
     return decision
 
 
@@ -114,10 +117,9 @@ def rollback(model: str, reason: str, root: Path = Path()) -> Registration:
         ]
         if not history:
             raise UserError(f"{model}: version {champion} is the champion, and there is none before it to go back to")
-        # The reason first: if this dies on the way, the next call does not go back to what was to be taken back.
-        client.set_model_version_tag(model, champion, TAKEN_BACK, reason)
-        if not _move(client, model, history[-1], champion):
-            raise UpstreamError(f"the champion of {model} has just changed")
+        with _taken_back(client, model, champion, reason) if champion in known else contextlib.nullcontext():
+            if not _move(client, model, history[-1], champion):
+                raise UpstreamError(f"the champion of {model} has just changed")
         client.set_registered_model_tag(model, HISTORY, json.dumps(history))
         return describe(client, client.get_model_version(model, history[-1]))
 
@@ -133,7 +135,7 @@ def find_champion(model: str, root: Path = Path()) -> Registration | None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    return describe(client, client.get_model_version(model, version)) if version else None
+    return describe(client, _version(mlflow, model, version)) if version else None
 
 
 @store_answers()
@@ -153,7 +155,23 @@ def champion_to_measure(variant: str, root: Path = Path(), *, own_plan: bool = T
     present = _candidate(mlflow, challenger.model, champion, protocol["id"]).protocol
     if not measuring_again_helps(present, protocol, own_plan=own_plan):
         return None
-    return describe(client, client.get_model_version(challenger.model, champion))
+    return describe(client, _version(mlflow, challenger.model, champion))
+
+
+@contextlib.contextmanager
+def _taken_back(client: Any, model: str, version: str, reason: str) -> Iterator[None]:
+    """Around moving the alias away from a version: say why, and no longer if the alias cannot be moved.
+
+    The reason goes first: if this dies on the way, the next call does not go back to what was to be taken back.
+    """
+    client.set_model_version_tag(model, version, TAKEN_BACK, reason)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # the reason for being here matters more
+            if _champion(client, model) == version:
+                _delete_tags(client, model, version, TAKEN_BACK)
+        raise
 
 
 def _registered(variant: str, root: Path) -> Registration:
@@ -175,6 +193,23 @@ def _check_version(client: Any, model: str, version: int, root: Path) -> None:
     known = _versions(client, model, root)
     if str(version) not in known:
         raise UserError(f"{model} has no version {version}; it has {', '.join(sorted(known, key=int))}")
+
+
+def _version(mlflow: Any, model: str, version: str) -> Any:
+    """A version that must be there: the champion, or one just registered.
+
+    Raises:
+        UserError: it was deleted, and an alias was left on it.
+    """
+    try:
+        return mlflow.MlflowClient().get_model_version(model, version)
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"{model} has no version {version} any more, though it is named as the champion; "
+            "`ddpm promote --to VERSION --reason WHY` names another"
+        ) from None
 
 
 def _champion(client: Any, model: str) -> str | None:
@@ -212,7 +247,7 @@ def _decide(mlflow: Any, model: str, version: str, champion: str | None, policy:
 
 def _candidate(mlflow: Any, model: str, version: str, protocol: str | None = None) -> Candidate:
     """What is known of a version, measured under this protocol if it was, else under its first."""
-    found = mlflow.MlflowClient().get_model_version(model, version)
+    found = _version(mlflow, model, version)
     figures = figures_of(mlflow, found, protocol)
     return Candidate(
         name=f"version {found.version}",

@@ -15,7 +15,7 @@ from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD
 from ddpm.tracking.names import grouped
 from ddpm.tracking.notes import NOTE, artifact, comparison_note
 from ddpm.tracking.outputs import model_name
-from ddpm.tracking.records import Figures, figures_of, figures_of_run
+from ddpm.tracking.records import Figures, figures_of, figures_of_run, measured_protocols
 from ddpm.tracking.registry import find, named, pinned
 from ddpm.tracking.runs import git_tags, log_metrics, milliseconds
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers
@@ -30,6 +30,8 @@ class Evaluation:
     """nll.csv, if it has one under that protocol."""
     version: str | None
     """Such as `models:/ddpm-digits/3`; None where the URI names no registered model."""
+    protocols: tuple[str, ...] = ()
+    """Identifiers of all protocols that it has figures under, that of its registration first."""
 
 
 @store_answers()
@@ -56,6 +58,7 @@ def evaluation_of(uri: str, root: Path = Path(), protocol: str | None = None) ->
         figures=figures,
         likelihood=mlflow.artifacts.load_text(f"runs:/{run_id}/nll.csv") if "nll.csv" in files else None,
         version=f"models:/{version.name}/{version.version}" if version else None,
+        protocols=measured_protocols(version.tags) if version else (figures.protocol["id"],),
     )
 
 

@@ -11,22 +11,27 @@ from ddpm.figures import FIGURES, Reading, number
 NOTE = "mlflow.note.content"
 
 
-def run_note(metrics: Mapping[str, float], protocol: str, run_id: str) -> str:
-    """A model's figures, how they were measured, and its samples."""
+def run_note(metrics: Mapping[str, float], protocol: Mapping[str, Any], run_id: str) -> str:
+    """A model's figures, how they were measured, and its samples.
+
+    Args:
+        protocol: protocol.json.
+    """
     rows = [
-        f"| {figure.name} | {reading} | {'' if reading.real is None else number(reading.real)} |"
+        f"| {figure.named(protocol)} | {reading} | {'' if reading.real is None else number(reading.real)} |"
         for figure in FIGURES.values()
         if (reading := Reading.of(metrics, figure.key))
     ]
     picture = f"![samples]({artifact('samples.png', run_id)})"
-    return "\n".join([f"| protocol {protocol} | | real data |", "|---|---|---|", *rows, "", picture])
+    return "\n".join([f"| protocol {protocol['id']} | | real data |", "|---|---|---|", *rows, "", picture])
 
 
 def comparison_note(record: Mapping[str, Any], *, page: str, picture: str) -> str:
     """The figures of comparison.json, with addresses of its page and of its picture."""
     models = record["models"]
+    protocols = [record["protocols"].get(model["protocol"], {}) for model in models]
     rows = [
-        f"| {figure.name} | {' | '.join(str(reading or '–') for reading in readings)} |"
+        f"| {figure.named(*protocols)} | {' | '.join(str(reading or '–') for reading in readings)} |"
         for figure in FIGURES.values()
         if any(readings := [Reading.of(model["metrics"], figure.key) for model in models])
     ]

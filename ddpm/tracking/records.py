@@ -13,10 +13,13 @@ import numpy as np
 
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
+from ddpm.tracking.faults import first_line, may_pass
 from ddpm.tracking.names import PROTOCOL, evaluation, evaluation_among
 from ddpm.tracking.registry import FINGERPRINT, Registration
 from ddpm.tracking.runs import log_metrics, milliseconds
-from ddpm.tracking.store import load_mlflow, may_pass, store_answers
+from ddpm.tracking.store import load_mlflow, store_answers
+
+_MEASURED = "measured."
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ def figures_of_run(mlflow: Any, run_id: str | None, name: str) -> Figures:
         UserError: there are none.
     """
     client = mlflow.MlflowClient()
-    files = {file.path for file in client.list_artifacts(run_id)} if run_id else set()
+    try:
+        files = {file.path for file in client.list_artifacts(run_id)} if run_id else set()
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(f"{name} has no recorded figures any more: its run {run_id} was deleted") from None
     # Before its file had a name of its own here, it had that of reports/.
     named = next((file for file in (PROTOCOL, "protocol.json") if file in files), None)
     if run_id is None or named is None:
@@ -95,7 +103,13 @@ def _cost(recorded: Figures, protocol: Mapping[str, Any]) -> dict[str, float]:
 
 def _measured_under(protocol: str | None) -> str:
     """The tag that names the run with a version's figures under a protocol that is not its first."""
-    return f"measured.{protocol}"
+    return f"{_MEASURED}{protocol}"
+
+
+def measured_protocols(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """The protocols that a version with these tags has figures under, that of its registration first."""
+    again = sorted(name.removeprefix(_MEASURED) for name in tags if name.startswith(_MEASURED))
+    return (*([tags["protocol"]] if "protocol" in tags else []), *again)
 
 
 @store_answers()
@@ -117,6 +131,7 @@ def recorded_fingerprint(version: Registration, root: Path = Path()) -> Fingerpr
     except Exception as error:  # what a damaged file leads to depends on the damage
         if may_pass(error):
             raise
-        first_line = str(error).partition("\n")[0]
-        raise UserError(f"{FINGERPRINT}, what it drew at its registration, cannot be read: {first_line}") from None
+        raise UserError(
+            f"{FINGERPRINT}, what it drew at its registration, cannot be read: {first_line(error)}"
+        ) from None
     return Fingerprint(json.loads(tags["files"]), samples, tags["runtime"])

@@ -18,13 +18,15 @@ import numpy as np
 
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
+from ddpm.figures import extractor_name
 from ddpm.files import sha256_of
 from ddpm.layout import DEPLOY, REPORTS
+from ddpm.tracking.faults import first_line, may_pass
 from ddpm.tracking.names import PROTOCOL, evaluation, grouped
 from ddpm.tracking.notes import NOTE, run_note
 from ddpm.tracking.outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
-from ddpm.tracking.store import load_mlflow, may_pass, store_answers, store_uri
+from ddpm.tracking.store import is_local, load_mlflow, store_answers, store_uri
 
 # The artifact with what the exported model drew from fixed noise.
 FINGERPRINT = "fingerprint.npy"
@@ -34,6 +36,9 @@ PROMOTED, REFUSED, TAKEN_BACK = "promotion_reason", "refusal_reason", "taken_bac
 
 # The tag of a registered model with the versions that were champion, oldest first.
 HISTORY = "champions"
+
+# By which MLflow says that a name, a version, an alias or a file of a model is not there.
+_NO_SUCH_MODEL = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 # What the exported model needs to sample, besides this package.
 _REQUIREMENTS = ("numpy", "onnxruntime", "pandas")
@@ -140,7 +145,7 @@ def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Re
         _log_samples(mlflow, fingerprint)
     tags = {**_version_tags(outputs), "files": json.dumps(fingerprint.files), "runtime": fingerprint.runtime}
     made = mlflow.register_model(f"models:/{model_id}", model_name(root), tags=tags)
-    note = run_note(outputs.metrics, outputs.protocol["id"], run.info.run_id)
+    note = run_note(outputs.metrics, outputs.protocol, run.info.run_id)
     client.update_model_version(made.name, made.version, description=note)
     client.set_registered_model_alias(made.name, "challenger", made.version)
     return replace(describe(client, made), run_id=run.info.run_id, created=True)
@@ -189,7 +194,7 @@ def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_
     mlflow.log_metrics(evaluation(outputs.metrics), model_id=model_id)
     parity = {"parity_max_abs_difference": outputs.parity["max_abs_difference"]}
     mlflow.log_metrics(grouped("export", parity), model_id=model_id)
-    mlflow.set_tags({**_version_tags(outputs), NOTE: run_note(outputs.metrics, outputs.protocol["id"], run_id)})
+    mlflow.set_tags({**_version_tags(outputs), NOTE: run_note(outputs.metrics, outputs.protocol, run_id)})
     lock = outputs.root / "dvc.lock"
     if lock.is_file():  # else the model was imported, and its stages run by hand
         mlflow.set_tag("dvc.lock", sha256_of(lock))
@@ -229,6 +234,7 @@ def _version_tags(outputs: Outputs) -> dict[str, str]:
         "variant": outputs.variant,
         "lineage": outputs.lineage,
         "protocol": outputs.protocol["id"],
+        "extractor": extractor_name(outputs.protocol),
         "data_sha256": outputs.manifest["splits"]["train"]["sha256"],
         "parity_passed": str(outputs.parity["passed"]).lower(),
     }
@@ -247,8 +253,10 @@ def resolve(uri: str, root: Path = Path(), *, into: Path | None = None) -> Path:
         UserError: no such model, or not one of this project's.
         UpstreamError: the server does not answer.
     """
+    import yaml
+
     mlflow = load_mlflow(root)
-    if store_uri(root).startswith("sqlite:"):
+    if is_local(root):
         into = None
     elif into is None:
         into = Path(tempfile.mkdtemp(prefix="ddpm-model-"))
@@ -256,8 +264,9 @@ def resolve(uri: str, root: Path = Path(), *, into: Path | None = None) -> Path:
     with named(uri, mlflow, root):
         directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=into and str(into)))
     try:
-        flavors = mlflow.models.Model.load(str(directory)).flavors
-        return directory / flavors["python_function"]["artifacts"]["deploy"]["path"]
+        # Not by MLflow's own function, which would unquote the path.
+        described = yaml.safe_load((directory / "MLmodel").read_text(encoding="utf-8"))
+        return directory / described["flavors"]["python_function"]["artifacts"]["deploy"]["path"]
     except Exception:  # what a damaged file leads to depends on the damage
         raise UserError(f"{uri}: not made by `ddpm register`, or its file MLmodel is lost or damaged") from None
 
@@ -292,7 +301,8 @@ def named(uri: str, mlflow: Any, root: Path) -> Iterator[None]:
     try:
         yield
     except (mlflow.MlflowException, OSError) as error:
-        if may_pass(error):
+        # Of others the store's door says what is wrong.
+        refused = isinstance(error, mlflow.MlflowException) and error.error_code not in _NO_SUCH_MODEL
+        if refused or may_pass(error):
             raise
-        first_line = str(error).partition("\n")[0]
-        raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line}") from None
+        raise UserError(f"{uri}: no such model in {store_uri(root)}: {first_line(error)}") from None

@@ -8,6 +8,7 @@ import math
 import os
 import queue
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -36,6 +37,13 @@ class Log(Protocol):
 RUN_ID = "MLFLOW_RUN_ID"
 
 _PICTURES = "samples"  # MLflow's key of the pictures
+# Tracked files that the pipeline writes: what ran, the data's version, and the receipt of their download.
+_WRITTEN = ("dvc.lock", "data.dvc", "fetched.json")
+
+_TAG_LENGTH = 5000  # characters; MLflow takes 8,000
+
+# The tag that says which process has a run open.
+PROCESS = "ddpm.process"
 
 _BATCH = 1000  # metrics a request, the most that MLflow takes
 
@@ -51,10 +59,55 @@ def start_run(variant: str, root: Path = Path()) -> str:
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
     experiment = experiment_id(mlflow, model_name(root), root)
+    close_abandoned(client, experiment)
     name = f"{variant} {time.strftime('%Y-%m-%d %H:%M')}"
-    return client.create_run(experiment, run_name=name, tags={"variant": variant, **git_tags(root)}).info.run_id
+    tags = {"variant": variant, PROCESS: _this_process(), **git_tags(root)}
+    return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 
+def close_abandoned(client: Any, experiment: str) -> list[str]:
+    """Record as killed the runs that seem to go on, but whose process on this machine has ended. Returns them."""
+    closed = []
+    for run in client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'"):
+        if _has_ended(run.data.tags.get(PROCESS, "")):
+            client.set_terminated(run.info.run_id, status="KILLED")
+            closed.append(run.info.run_id)
+    return closed
+
+
+def _this_process() -> str:
+    """This process among all of all machines, and among those that had its number before: host, number, start."""
+    return f"{_machine()} {os.getpid()} {_start_of(os.getpid())}"
+
+
+def _has_ended(process: str) -> bool:
+    """Whether such a process was on this machine and is no more."""
+    machine, _, rest = process.partition(" ")
+    number, _, start = rest.partition(" ")
+    return machine == _machine() and number.isdecimal() and _start_of(int(number)) != start
+
+
+def _machine() -> str:
+    """This start of this machine, or of the container: numbers of processes mean something within it alone."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        # A container shares the kernel with its host, and numbers its processes by itself.
+        return f"{socket.gethostname()}/{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux; then no start is known either, and no process counts as ended
+        return socket.gethostname()
+
+
+def _start_of(process: int) -> str:
+    """When a process started, in the kernel's ticks; empty where there is none."""
+    try:
+        return (
+            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        )
+    except (OSError, IndexError):
+        return ""
+
+
+@store_answers()
 def end_run(run_id: str, status: str, root: Path = Path()) -> None:
     """Close a run that ended before its model was registered: `FAILED` or `KILLED`."""
     load_mlflow(root).MlflowClient().set_terminated(run_id, status=status)
@@ -95,6 +148,7 @@ def log_study(
     return run_id
 
 
+@store_answers()
 def run_url(run_id: str, root: Path = Path()) -> str:
     """The page of a run: on the tracking server, or on the one that `make serve` starts."""
     experiment = load_mlflow(root).MlflowClient().get_run(run_id).info.experiment_id
@@ -244,14 +298,20 @@ def milliseconds() -> int:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """The commit, and whether the tracked files differ from it; empty outside a git repository."""
+    """The commit, whether code or parameters differ from it, and in which files; empty outside a git repository.
+
+    What the pipeline itself writes into tracked files says nothing of that: the lineage has their hashes.
+    """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
 
     try:
-        commit = git("rev-parse", "HEAD")
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        commit = git("rev-parse", "HEAD").strip()
+        own = [f":(exclude){name}" for name in _WRITTEN]
+        changed = git("diff", "HEAD", "--name-only", "-z", "--relative", "--", ".", *own).rstrip("\0").split("\0")
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"mlflow.source.name": "ddpm", "mlflow.source.git.commit": commit, "git_dirty": str(dirty).lower()}
+    dirty = any(changed)
+    tags = {"mlflow.source.name": "ddpm", "mlflow.source.git.commit": commit, "git_dirty": str(dirty).lower()}
+    return {**tags, "git_changed": ", ".join(changed)[:_TAG_LENGTH]} if dirty else tags

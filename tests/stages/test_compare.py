@@ -75,7 +75,7 @@ def test_the_page_stands_by_itself_and_shows_all_figures_of_all_models(two):
             assert str(Reading.of(metrics, key)) in cells
     labels = [element.attrib["aria-label"] for element in page.iter() if element.attrib.get("role") == "img"]
     assert [label.partition(":")[0] for label in labels] == [
-        "FID over the number of steps",
+        "FID (small CNN) over the number of steps",
         "Likelihood over the timesteps",
         "Precision and recall",
     ]
@@ -124,8 +124,8 @@ def test_the_best_of_one_protocol_is_marked_and_comes_first_where_asked(two):
     comparison = compare(load_params(), ["tiny", "second"], Path("out"), rank=True, **OPTIONS)
     assert [model.name for model in comparison.models] == ["second", "tiny"]
     rows = {"".join(row[0].itertext()): row for row in page_of(two / "out").iter("tr")}
-    assert [cell.attrib.get("class") for cell in rows["FID ↓"][1:3]] == ["best", None]
-    assert not any(cell.attrib for cell in rows["KID ↓"][1:3]), "equal figures have no best"
+    assert [cell.attrib.get("class") for cell in rows["FID (small CNN) ↓"][1:3]] == ["best", None]
+    assert not any(cell.attrib for cell in rows["KID (small CNN) ↓"][1:3]), "equal figures have no best"
 
 
 def test_models_of_two_protocols_are_shown_and_never_ranked(two):
@@ -165,7 +165,7 @@ def test_figures_of_another_training_are_not_shown_beside_the_pictures_of_this_o
         (
             ["tiny", "none"],
             {},
-            r"none: expected a model of params.yaml \(tiny\), a model directory, .* no such directory",
+            "none: expected a model directory .* no such directory; `ddpm train none` makes models/none",
         ),
         (["tiny", "prepared"], {}, "prepared: expected a model directory .* it has neither file"),
         (["tiny", "tiny"], {}, "tiny is named twice"),

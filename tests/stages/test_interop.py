@@ -134,7 +134,7 @@ def test_there_and_back_again(trained: Path):
         (["import", "guided.pt", "--out", "My.Model", *SAID], "digits, - and _; found My.Model, try my-model"),
         (["import", "guided.pt", "--out", "m", *SAID, "--data-name", "a b"], "--data-name; params.yaml has names of"),
         (["import", "guided.pt", "--out", "m", *SAID, "--seq-length", "8"], "--seq-length does not apply to it"),
-        (["export-diffusers", "nowhere", "m"], "nowhere is not a model directory"),
+        (["export-diffusers", "nowhere", "m"], "nowhere: expected a model directory (model.json); no such directory"),
         (["export-diffusers", "models/tiny", "models"], "models: exists already"),
     ],
 )

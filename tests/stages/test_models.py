@@ -20,6 +20,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.denoising import FILM_BYTES
 from ddpm.evaluation.pictures import CAPTION_HEIGHT
 from ddpm.files import sha256_of
+from ddpm.layout import find_model
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.sample import sample_to
 
@@ -208,9 +209,28 @@ def test_a_trained_model_is_sampled_as_the_exported_one_is(trained: Path):
     assert np.any(sample_to("elsewhere", Path("s.npz"), count=4) != mine)
 
 
-def test_a_models_name_alone_is_answered_with_its_directory(trained: Path):
-    with pytest.raises(UserError, match="no such directory; there is models/tiny"):
-        sample_to("tiny", Path("s.npz"), count=1)
+def test_a_models_name_alone_is_its_model_directory_or_else_its_export(trained: Path):
+    Path("tiny").mkdir()  # a folder that is no model, such as the package `ddpm` in the project of a model `ddpm`
+    by_name, by_path = (sample_to(model, Path("s.npz"), count=2) for model in ("tiny", "models/tiny"))
+    np.testing.assert_array_equal(by_name, by_path)
+    shutil.rmtree("models")
+    exported = sample_to("deploy/tiny", Path("s.npz"), count=2)
+    np.testing.assert_array_equal(sample_to("tiny", Path("s.npz"), count=2), exported)
+
+
+@pytest.mark.parametrize(
+    ("model", "accepted", "words"),
+    [
+        ("models/new", {}, "models/new: expected .*; no such directory; `ddpm train new` makes models/new$"),
+        ("deploy/new", {}, "deploy/new: expected .*; no such directory; `ddpm export new` makes deploy/new$"),
+        ("new", {}, "new: expected .*; no such directory; `ddpm train new` makes models/new$"),
+        ("new", {"trained": False}, "new: expected a deploy directory .*; `ddpm export new` makes deploy/new$"),
+        ("elsewhere/new", {}, r"elsewhere/new: expected .* no such directory$"),
+    ],
+)
+def test_a_model_that_is_missing_is_answered_with_the_command_that_makes_it(tmp_path, model, accepted, words):
+    with pytest.raises(UserError, match=words.replace("makes ", f"makes {tmp_path}/")):
+        find_model(model, root=tmp_path, **accepted)
 
 
 @pytest.mark.parametrize("model", ["models/tiny", "deploy/tiny"])
