@@ -113,11 +113,11 @@ def _headers(images: Path, names: Iterable[str]) -> Iterator[tuple[str, tuple[in
 def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any]:
     """params.yaml for images of `size` pixels a side.
 
-    The network has 0.5 to 20 M parameters, the more the larger the images; its levels halve the side down to 8, or to
+    The network has some million parameters, more for larger images. Its levels halve the side down to 8, or to
     2 of small images, as far as the side is even.
     """
     small = size <= SIZES[1]
-    width = 32 if small else 64
+    width = 32 if size <= SIZES[2] else 64
     steps = 2200 if small else 5000 if size <= SIZES[2] else 20_000
     sides = [size]
     while sides[-1] % 2 == 0 and sides[-1] > (2 if small else 8) and len(sides) < (3 if small else 6):
@@ -151,7 +151,7 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
                 "training": {
                     "steps": steps,
                     "batch_size": 64,
-                    "learning_rate": 2e-3 if small else 5e-4,
+                    "learning_rate": 2e-3 if small else 1e-3 if size <= SIZES[2] else 5e-4,
                     "warmup_steps": steps // 20,
                     "decay": "cosine",
                     "ema_decay": 0.998,

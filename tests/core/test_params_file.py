@@ -1,5 +1,6 @@
 """params.yaml as others read and change it: DVC's `-S`, hands that err, and `ddpm config`."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
+from ddpm import cli
 from ddpm.config import NETWORKS, Params, VariantConfig, load_params
 from ddpm.errors import UserError
 from ddpm.explain import explain
@@ -171,3 +173,25 @@ def test_one_model_is_shown_with_the_values_its_keys_take():
         assert line in text
     with pytest.raises(UserError, match=r"there is no model 'none'"):
         explain(params, "none")
+
+
+# --- The command line -------------------------------------------------------------------------------------------------
+
+
+def test_the_help_is_printed_in_a_narrow_encoding(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--help"])
+    sys.stdout.flush()
+    assert left.value.code == 0
+    assert b"checked against data.dvc          ? data/" in written.getvalue()
+
+
+def test_the_shell_completes_commands(tmp_path: Path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "ddpm.bash"
+    script.write_text(capsys.readouterr().out)
+    asked = f"source {script}; COMP_WORDS=(ddpm com); COMP_CWORD=1; _shtab_ddpm; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.split()) == ["compare", "completion"]
