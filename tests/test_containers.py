@@ -1,7 +1,8 @@
 """The images, really built and run, with the engine that is here: docker, podman or buildah.
 
-`make test-docker` runs these. They are skipped, and say why, where no engine runs, or where there is no base image and no
-network to pull it from. IMAGE_BUILD_OPTIONS are passed on to the build, such as `--build-arg PYTHON=mirror/python:3.11`.
+`make test-docker` runs these. They are skipped, and say why, where no engine runs, or where there is no base image and
+no network to pull it from. IMAGE_BUILD_OPTIONS are passed on to the build, such as
+`--build-arg PYTHON=mirror/python:3.11`.
 """
 
 from __future__ import annotations

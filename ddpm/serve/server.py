@@ -43,8 +43,9 @@ def serve(model: str, host: str, port: int, settings: Settings) -> None:
 
 
 def _own_names(host: str) -> tuple[str, ...]:
-    """What a service that only this machine reaches is called. Any other name there is a page's that makes it resolve to
-    this machine, to read what the service draws.
+    """The names of a service that only this machine reaches.
+
+    Another name in a request's Host is that of a web page that resolves it to this machine to read the answers.
     """
     names = ("localhost", "127.0.0.1", "::1")
     return (*names, host.lower()) if host in names or host.startswith("127.") else ("*",)

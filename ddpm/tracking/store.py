@@ -27,7 +27,7 @@ _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Seven, its default, are four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    # Files go through the server. Else a server sends its clients to its store, by a name that may be known to it alone.
+    # Files go through the server. Else it sends its clients to its store, by a name that only it may know.
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }

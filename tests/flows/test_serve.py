@@ -98,7 +98,7 @@ def test_everything_starts_and_ends_together(graph, free_port):
 
 
 def attack_prefect(server: str, deployment: str, graph: Path) -> None:
-    """Try what a web page can, to have the worker run a command; then see that the server's own page and CLI still can."""
+    """Try what a web page can, to have the worker run a command; then see that the server's own page and CLI can."""
     path = f"/api/deployments/{deployment}/create_flow_run"
     run = json.dumps({"job_variables": {"command": f"touch {graph}/pwned", "env": {"X": "1"}}})
     evil, simple = {"Origin": "http://evil.example"}, {"Content-Type": "text/plain"}
