@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
-from ddpm.layout import MODELS, find_model, is_uri
+from ddpm.layout import find_model, is_uri
 
 if TYPE_CHECKING:
     from ddpm.deploy.runtime import Precision, Sampler
