@@ -14,10 +14,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpm.deploy.runtime import Sampler
-    from ddpm.fitting import fit
-    from ddpm.model import Model, save
-    from ddpm.opening import load
+    # Relative, unlike all others: no stage imports these here, and ddpm.closure follows absolute imports alone.
+    from .deploy.runtime import Sampler
+    from .fitting import fit
+    from .model import Model, save
+    from .opening import load
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Sampler", "__version__", "fit", "load", "save"]

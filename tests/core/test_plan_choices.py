@@ -1,0 +1,89 @@
+"""Options that a sampler does not use are refused where the plan is made, and processes that do not end in noise."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.config import ProcessConfig, VariantConfig
+from ddpm.diffusion.likelihood import gaussian_log_density, vlb_terms
+from ddpm.diffusion.plans import plan_for
+from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.schedules import Schedule
+from ddpm.errors import DdpmWarning, UserError
+from ddpm.model import check_end
+
+PROCESS = {"schedule": "linear", "timesteps": 100, "prediction": "epsilon", "variance": "fixed_small"}
+OWN = {"sampler": "dpmpp_2m", "steps": 5, "eta": 0.5, "variance": "fixed_large", "clip": True}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            {"variance": "bogus"},
+            "by the sampler ancestral alone, and the model's own sampler is dpmpp_2m",
+        ),
+        ({"sampler": "ddim", "variance": "fixed_small"}, "and the sampler is ddim; leave variance out"),
+        ({"sampler": "ancestral", "variance": "bogus"}, "no variance 'bogus'"),
+        ({"eta": 0.0}, "eta is used by the sampler ddim alone"),
+        ({"sampler": "ancestral", "eta": 1.0}, "eta is used by the sampler ddim alone"),
+        ({"sampler": "bogus", "eta": 1.0}, "no sampler 'bogus'"),
+        ({"clip": False, "dynamic_threshold": 0.9}, "dynamic_threshold takes the place of clip"),
+    ],
+)
+def test_an_override_of_no_use_is_refused(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        plan_for(PROCESS, OWN, **overrides)
+
+
+def test_an_override_of_use_is_taken_and_a_configuration_keeps_its_defaults():
+    plan_for(PROCESS, OWN)
+    noisy = plan_for(PROCESS, OWN, sampler="ddim", eta=1.0)
+    assert noisy.column("to_noise").any()
+    assert plan_for(PROCESS, OWN, sampler="ancestral", variance="fixed_small").column("to_noise").any()
+
+
+def process(schedule: str, timesteps: int) -> VariantConfig:
+    return VariantConfig(process=ProcessConfig(schedule=schedule, timesteps=timesteps), sampling={"steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "timesteps", "left"),
+    [("scaled_linear", 100, "0.58"), ("scaled_linear", 200, "0.34"), ("linear", 1, "0.9")],
+)
+def test_a_process_that_leaves_the_image_is_refused(schedule, timesteps, left):
+    with pytest.raises(UserError, match=rf"^V: .*with {timesteps} timesteps ends at alpha_bar = {left}"):
+        check_end(process(schedule, timesteps), "V")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("schedule", "timesteps"),
+    [("linear", 10), ("linear", 1000), ("cosine", 1), ("sigmoid", 50), ("scaled_linear", 1000)],
+)
+def test_a_process_that_ends_in_noise_is_taken(schedule, timesteps):
+    check_end(process(schedule, timesteps), "V")
+
+
+def test_between_the_two_is_a_warning():
+    with pytest.warns(DdpmWarning, match="alpha_bar = 0.0"):
+        check_end(process("scaled_linear", 600), "V")
+
+
+def test_the_last_term_of_continuous_data_is_a_density():
+    torch.manual_seed(0)
+    x0, x1 = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    schedule = Schedule.named("linear", 20)
+    continuous = GaussianProcess(schedule, variance="fixed_small", levels=None, dtype=torch.float64)
+    out, t = torch.zeros_like(x1), torch.zeros(4, dtype=torch.int64)
+    mean, log_variance, _ = continuous.p_mean_variance(out, x1, t, clip=False)
+    density = torch.distributions.Normal(mean, (log_variance / 2).exp()).log_prob(x0)
+    torch.testing.assert_close(gaussian_log_density(x0, mean, log_variance / 2), density)
+    found = vlb_terms(continuous, out, x0, x1, t, clip=False)
+    torch.testing.assert_close(found, -density.mean(1) / math.log(2))
+    discrete = vlb_terms(
+        GaussianProcess(schedule, variance="fixed_small", dtype=torch.float64), out, x0, x1, t, clip=False
+    )
+    assert not np.allclose(found, discrete)

@@ -1,0 +1,88 @@
+"""NaN and infinity are said wherever they would otherwise become black pictures and figures of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ddpm
+from ddpm.config import load_params
+from ddpm.data.kinds import ImageKind, ValueKind
+from ddpm.deploy import runtime
+from ddpm.diffusion import sampling
+from ddpm.diffusion.plans import sampling_plan
+from ddpm.diffusion.schedules import Schedule
+from ddpm.errors import NotFiniteError
+from ddpm.interop.published import Flags
+from ddpm.stages.evaluate import evaluate_variant
+from ddpm.stages.interop import export_diffusers, import_model
+
+KINDS = [ImageKind((2, 2, 1)), ValueKind("points", (2,), (0.0, 0.0), (1.0, 1.0))]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["images", "points"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_decoding_refuses_what_is_no_number(kind, value):
+    x = np.zeros((3, *kind.network_shape), np.float32)
+    kind.decode(x)
+    x[1].flat[0] = value
+    with pytest.raises(NotFiniteError, match="NaN or infinite in 1 of 3 samples"):
+        kind.decode(x)
+
+
+@pytest.mark.parametrize("dynamic", [None, 0.9])
+def test_clipping_does_not_hide_an_infinite_output(dynamic):
+    """As fp16 has them beyond 65,504."""
+    plan = sampling_plan(
+        Schedule.named("linear", 10),
+        sampler="ddim",
+        steps=3,
+        prediction="epsilon",
+        variance="fixed_small",
+        dynamic_threshold=dynamic,
+    )
+    x = np.zeros((2, 1, 2, 2), np.float32)
+    overflowed = np.zeros_like(x)
+    overflowed[1, 0, 0, 0] = np.inf
+    by_numpy = runtime.run(lambda x, t: overflowed, plan, x, lambda: x)
+    by_torch = sampling.sample(lambda x, t: torch.from_numpy(overflowed.copy()), plan, torch.from_numpy(x), lambda: x)
+    for drawn in (by_numpy, by_torch.numpy()):
+        assert np.isfinite(drawn[0]).all()
+        assert not np.isfinite(drawn[1]).all()
+
+
+def spoil(directory: Path, value: float) -> str:
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("out_conv.weight"))
+    weights[name].flatten()[:2] = value
+    save_file(weights, path)
+    return name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_are_refused_by_name_and_count(trained: Path, value):
+    name = spoil(trained / "models/tiny", value)
+    with pytest.raises(NotFiniteError, match=rf"2 of \d+ values of {name} are NaN or infinite$"):
+        ddpm.load(trained / "models/tiny")
+
+
+def test_a_model_that_draws_nan_is_not_measured(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    before = (trained / "reports/tiny/metrics.json").read_bytes()
+    monkeypatch.setattr(sampling, "sample", lambda denoise, plan, x, draw: x * torch.nan)
+    with pytest.raises(NotFiniteError, match="models/tiny cannot be measured: the network's output is NaN"):
+        evaluate_variant(load_params(trained / "params.yaml"), "tiny", root=trained)
+    assert (trained / "reports/tiny/metrics.json").read_bytes() == before
+
+
+def test_an_import_of_nan_writes_nothing(trained: Path, tmp_path: Path):
+    export_diffusers(trained / "models/tiny", tmp_path / "theirs")
+    (weights,) = (tmp_path / "theirs").rglob("*.safetensors")
+    tensors = load_file(weights)
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, weights)
+    with pytest.raises(NotFiniteError, match=r"theirs: \d+ of \d+ values of .* are NaN or infinite"):
+        import_model(tmp_path / "theirs", tmp_path / "ours", Flags())
+    assert not (tmp_path / "ours").exists()
