@@ -19,6 +19,7 @@ from ddpm.nets.linear_attention import FullAttention, LinearAttention, ResNetBlo
 REGIONS = (ResidualBlock, AttentionBlock, ResNetBlock, LinearAttention, FullAttention)
 
 Switch = bool | Literal["auto"]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # precisions under autocast
 
 
 def batches_ahead(prefetch: int | Literal["auto"], device: torch.device) -> int:
@@ -35,9 +36,7 @@ def on_cuda(switch: Switch, device: torch.device) -> bool:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Of the forward pass: `fp32`: none; `bf16`, `fp16`."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(device.type, HALF[precision]) if precision in HALF else contextlib.nullcontext()
 
 
 def accelerate(
@@ -99,7 +98,7 @@ def _graph(network: nn.Module, x: Tensor, precision: str) -> str | None:
     eager = network.forward
     try:
         # A cache of cast weights would be part of the recording.
-        with torch.autocast("cuda", enabled=precision != "fp32", cache_enabled=False):
+        with torch.autocast("cuda", HALF.get(precision), enabled=precision in HALF, cache_enabled=False):
             torch.cuda.make_graphed_callables(network, (x, t))
     except Exception as error:
         network.forward = eager
