@@ -12,12 +12,14 @@ COPY docker/build.lock docker/
 RUN pip install --no-cache-dir --no-deps --require-hashes -r docker/build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY ddpm ddpm
-RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && pip install --no-cache-dir --no-deps --no-index --prefix /ddpm /wheels/*.whl
 
 # The packages are one layer and ddpm is the next: a change of the code installs and transfers the small one alone.
+# Files come by COPY, not by a bind mount: podman and buildah do not see that a mounted file has changed.
 FROM ${PYTHON} AS packages
-RUN --mount=type=bind,source=docker/serve.lock,target=/tmp/serve.lock \
-    pip install --no-cache-dir --no-deps --require-hashes --prefix /packages -r /tmp/serve.lock
+COPY docker/serve.lock /tmp/
+RUN pip install --no-cache-dir --no-deps --require-hashes --prefix /packages -r /tmp/serve.lock
 # What serving never imports: the packages' own tests, and onnxruntime's tools for making models.
 RUN cd /packages/lib/python3.11/site-packages \
     && find . -type d -name tests -prune -exec rm -r {} + \
@@ -25,8 +27,7 @@ RUN cd /packages/lib/python3.11/site-packages \
 
 FROM ${PYTHON}
 COPY --from=packages /packages /usr/local
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/tmp/wheels \
-    pip install --no-cache-dir --no-deps --no-index /tmp/wheels/*.whl
+COPY --from=wheel /ddpm /usr/local
 
 # onnxruntime reports its use to its maker unless told not to.
 ENV ORT_DISABLE_TELEMETRY=1

@@ -2,8 +2,8 @@
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON}
-RUN --mount=type=bind,source=docker/servers.lock,target=/tmp/servers.lock \
-    pip install --no-cache-dir --no-deps --require-hashes -r /tmp/servers.lock
+COPY docker/servers.lock /tmp/
+RUN pip install --no-cache-dir --no-deps --require-hashes -r /tmp/servers.lock
 COPY docker/make_bucket.py flows/prefect_server.py /opt/
 
 # A volume that is mounted on a folder takes its owner over.

@@ -28,8 +28,8 @@ ENV UV_PYTHON_INSTALL_DIR=/opt/python \
     VIRTUAL_ENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH
 RUN uv venv --managed-python --python 3.11 $VIRTUAL_ENV
-RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
-    --mount=type=cache,target=/root/.cache/uv \
+COPY requirements.lock /tmp/
+RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --no-deps --require-hashes -r /tmp/requirements.lock
 
 # Editable, so that the mounted checkout is the code that runs.

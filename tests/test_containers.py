@@ -22,7 +22,7 @@ from finished import VARIANT, write_outputs
 
 ROOT = Path(__file__).parents[1]
 TAG = "ddpm-serve:test"
-MOST_BYTES = 250e6
+MOST_BYTES = 200e6
 BUILD_SECONDS, READY_SECONDS = 1200, 60
 
 pytestmark = pytest.mark.slow

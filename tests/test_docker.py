@@ -116,6 +116,12 @@ def test_the_packages_of_the_serve_image_are_a_layer_without_its_code():
     assert sources(packages) == ["docker/serve.lock"]
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_is_built_from_a_file_is_built_anew_when_it_changes(path: Path):
+    """podman and buildah keep a layer whose bind mount has changed, and would ship the old code."""
+    assert [flag for step in parse(path) for flag in step.flags if flag.startswith("mount=type=bind")] == []
+
+
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
 def test_a_lock_pins_by_hash_and_agrees_with_the_projects(path: Path):
     pins, project = pinned(path), pinned(ROOT / "requirements.lock")
