@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ddpm import cli
 from ddpm.config import Params, VariantConfig, load_params
 from ddpm.errors import UserError
 from ddpm.explain import explain
@@ -100,15 +101,12 @@ def test_networks_are_told_apart_by_their_kind(tmp_path: Path):
             load_params(path)
 
 
-def test_the_readmes_own_data_can_be_pasted_over_what_ships(tmp_path: Path):
+def test_the_readmes_command_for_own_images_is_one():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(data:\n.*?)```", readme, flags=re.DOTALL)
-    data, _, network = block.partition("models:\n  ddpm:\n")
-    shipped = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    pasted = re.sub(r"^data:\n(  .*\n)+", lambda _: data, shipped, count=1, flags=re.MULTILINE)
-    pasted = re.sub(r"(?<=^  ddpm:\n)    network:.*\n(      .*\n)+", lambda _: network, pasted, flags=re.MULTILINE)
-    (tmp_path / "params.yaml").write_text(pasted, encoding="utf-8")
-    params = load_params(tmp_path / "params.yaml")
-    assert params.data.source == "folder"
-    assert params.models["ddpm"].network.width == 64
-    assert f"{params.models['ddpm'].training.steps:,} steps" in readme
+    (line,) = re.findall(r"^    ddpm (init .*)$", readme, flags=re.MULTILINE)
+    arguments = cli._parser().parse_args(line.split())
+    assert (arguments.directory, arguments.images, arguments.size) == (
+        Path("pictures"),
+        Path("/home/me/pictures"),
+        32,
+    )
