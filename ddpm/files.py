@@ -82,6 +82,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     remove_leftovers(path.parent, path.name)
     with _temporary(path, ".tmp", directory=True) as temporary:
         yield temporary
+        _open_private_files(temporary)
         _sync_tree(temporary)
         if not path.exists():
             temporary.replace(path)
@@ -89,6 +90,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             _replace_in_two_steps(temporary, path)
         sync(path.parent)
     remove_leftovers(path.parent, path.name)
+
+
+def _open_private_files(directory: Path) -> None:
+    """Give files that a library made for their owner alone, as safetensors does, what the umask left the directory."""
+    allowed = directory.stat().st_mode & 0o666
+    for file in directory.rglob("*"):
+        if not file.is_symlink() and file.is_file() and file.stat().st_mode & 0o777 == 0o600 != allowed:
+            file.chmod(allowed)
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -152,11 +152,13 @@ def test_permissions_are_what_the_umask_leaves(tmp_path, umask, of_file, of_dire
         write_json(tmp_path / "a.json", {})
         with atomic_directory(tmp_path / "d") as temporary:
             (temporary / "inside").write_text("")
+            (temporary / "private").touch(0o600)  # as safetensors makes its files
     finally:
         os.umask(before)
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == of_file
     assert (tmp_path / "d").stat().st_mode & 0o777 == of_directory
-    assert (tmp_path / "d" / "inside").stat().st_mode & 0o777 == of_file
+    for name in ("inside", "private"):
+        assert (tmp_path / "d" / name).stat().st_mode & 0o777 == of_file
 
 
 @pytest.mark.parametrize(
