@@ -44,7 +44,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], DataKind]:
         _check(facts)
         plan_for(facts["process"], facts["sampling"])
         return facts, _kind(facts)
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
 

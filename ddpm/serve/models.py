@@ -119,7 +119,7 @@ def _try(sampler: Sampler, name: str) -> None:
     try:
         sampler.decode(x)
     except NotFiniteError as error:
-        raise NotFiniteError(f"{name} loads, but cannot be served: {error}") from None
+        raise NotFiniteError(f"{name} loads, but draws no numbers: {error}") from None
 
 
 class ModelKeeper:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm.deploy.runtime import Sampler
-from ddpm.serve.batching import Batcher, QueueFullError, Share, draw
+from ddpm.errors import NotFiniteError
+from ddpm.serve.batching import Batcher, Job, QueueFullError, Share, draw
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.models import ServedModel, load_model
 
@@ -234,3 +235,22 @@ def test_a_batch_that_fails_takes_no_other_with_it(model):
         assert len(await good) == 1
 
     with_batcher(test, batch_size=1, window=0.0, draw=fragile)
+
+
+def test_where_one_share_of_a_batch_is_nan_the_others_get_their_images(deploy, monkeypatch):
+    """The fault: noise that the network answers with NaN."""
+    model = load_model(str(deploy))
+    choice = model.choice(None, None, None)
+    run = model.sampler.run
+
+    def spoiled(plan, x, draw):
+        drawn = run(plan, x, draw).copy()
+        drawn[0] = np.nan
+        return drawn
+
+    expected = model.sampler.sample(2, seed=5)
+    monkeypatch.setattr(model.sampler, "run", spoiled)
+    jobs: list[Any] = [Job(model, choice, model.plan(choice), seed, 2, None) for seed in (4, 5)]  # type: ignore[arg-type]
+    bad, good = draw([Share(job, 0, 2) for job in jobs])
+    assert isinstance(bad, NotFiniteError)
+    np.testing.assert_array_equal(good, expected)

@@ -86,7 +86,12 @@ def test_the_examples_of_the_documentation_work(server):
         assert answer.headers["Content-Type"] in asked["responses"]["200"]["content"]
     named = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))
     assert set(named) <= document["components"]["schemas"].keys()
-    assert server.client.get("/docs").status_code == 200
+    page = server.client.get("/docs")
+    assert page.status_code == 200
+    assert "script" not in page.text
+    assert not re.findall(r'(?:src|href)="[a-z]*:?//', page.text), "it loads something from elsewhere"
+    for name in ("/v1/images", "ImageRequest", "max_evaluations"):
+        assert name in page.text
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")

@@ -1,0 +1,88 @@
+"""What `import ddpm` offers: fit, load, save."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm
+from ddpm.config import load_params
+from ddpm.errors import UserError
+from ddpm.model import DEFAULT_PLAN
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+SMALL = {"steps": 3, "width": 8, "batch_size": 4}
+
+
+def test_the_package_shows_what_it_has():
+    assert {"Model", "Sampler", "fit", "load", "save", "__version__"} <= set(dir(ddpm))
+    assert all(getattr(ddpm, name) for name in ddpm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ddpm.nothing  # noqa: B018
+
+
+def test_a_folder_becomes_a_model_that_is_saved_and_loaded(tmp_path: Path):
+    for number, image in enumerate(IMAGES):
+        Image.fromarray(image[..., 0]).resize((11, 9)).save(tmp_path / f"{number}.png")
+    done: list[int] = []
+    model = ddpm.fit(tmp_path, size=8, on_step=done.append, **SMALL)
+    ddpm.save(model, tmp_path / "saved/model")
+    again = ddpm.load(tmp_path / "saved/model")
+    drawn = model.sample(3, seed=1)
+    assert (drawn.shape, drawn.dtype, done) == ((3, 8, 8, 1), np.uint8, [1, 2, 3])
+    np.testing.assert_array_equal(again.sample(3, seed=1), drawn)
+    assert (model.plan_source, again.plan_source) == ("ddpm.fit", "model.json")
+
+
+def test_the_same_seed_is_the_same_model():
+    one, same, other = (ddpm.fit(IMAGES, seed=seed, **SMALL).sample(1) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        (IMAGES[0], {}, r"expected uint8 \[N, H, W, 1 or 3\], found uint8 \[8, 8, 1\]"),
+        (IMAGES[:, :4], {}, "8×4, not square"),
+        (IMAGES, {"size": 4}, "size and channels are for a folder"),
+        (IMAGES, {"steps": 0}, "steps must be at least 1"),
+        (IMAGES, {"width": 12}, "groups is 8, which does not divide"),
+        ("nowhere", {}, "nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said(images, options, words):
+    with pytest.raises(UserError, match=words):
+        ddpm.fit(images, **options)
+
+
+def test_a_model_of_a_project_is_sampled_as_it_is_exported(trained: Path, tmp_path: Path, monkeypatch):
+    """From any folder: the project is the one that the model lies in. Elsewhere it says that its plan is a default."""
+    monkeypatch.chdir(tmp_path)
+    model, exported = ddpm.load(trained / "models/tiny"), ddpm.load(trained / "deploy/tiny")
+    assert model.plan_source == str(trained / "params.yaml")
+    assert exported.plan_source == "sampler.json"
+    np.testing.assert_array_equal(model.plan().table, exported.plan().table)
+    assert len(model.plan()) == load_params(trained / "params.yaml").variant("tiny").sampling.steps
+    assert np.abs(model.sample(4).astype(int) - exported.sample(4)).max() <= 1
+    shutil.copytree(trained / "models/tiny", tmp_path / "elsewhere")
+    assert ddpm.load(tmp_path / "elsewhere").plan_source == DEFAULT_PLAN
+
+
+def test_it_needs_none_of_the_pipelines_tools(tmp_path: Path):
+    code = f"""
+import sys
+tools = ["mlflow", "prefect", "dvc", "torchvision", "sklearn", "scipy", "onnx", "onnxruntime", "matplotlib", "tqdm",
+         "torch_fidelity", "pandas"]
+sys.modules.update(dict.fromkeys(tools))
+import numpy as np, ddpm
+model = ddpm.fit(np.zeros((4, 8, 8, 1), np.uint8), **{SMALL!r})
+ddpm.save(model, "model")
+assert ddpm.load("model").sample(1).shape == (1, 8, 8, 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
