@@ -19,6 +19,7 @@ NEUTRAL = {
     "ddpm/data/__init__.py",
     "ddpm/diffusion/__init__.py",
     "ddpm/errors.py",
+    "ddpm/evaluation/progress.py",
     "ddpm/yaml_file.py",
     "ddpm/figures.py",
     "ddpm/files.py",
