@@ -161,7 +161,7 @@ def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
         ('{"eta": "0"}', "`eta`"),
         ('{"format": "gif"}', "`format`: .*'gif'"),
         ('{"n": 2, "size": 64}', "unknown key `size`"),
-        ('{"line\\nbreak": 1}', "unknown key `line break`"),
+        ('{"line\\nbreak": 1}', "unknown key `line\\\\nbreak`"),
         ('{"n": "' + "x" * 9000 + '"}', "`n`"),
         ("[]", "JSON object"),
         ("3", "JSON object"),

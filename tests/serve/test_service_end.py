@@ -88,7 +88,7 @@ def test_a_batch_that_nobody_waits_for_does_not_delay_the_end(start, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("no model", "sampler.json is missing"),
+        ("no model", "it has no sampler.json"),
         ("half a model", "denoiser.onnx does not load"),
         ("another shape", "loads, but does not draw"),
         ("no numbers", "loads, but draws no numbers"),
@@ -114,7 +114,10 @@ def test_a_model_that_cannot_be_served_is_named(deploy: Path, tmp_path: Path, fa
 def test_a_service_without_a_model_ends_in_a_line(tmp_path: Path):
     done = run_cli(tmp_path, "serve", "nowhere", "--port", "0")
     assert done.returncode == 2
-    assert done.stderr == "ddpm serve: nowhere is not a deploy directory: sampler.json is missing\n"
+    assert (
+        done.stderr
+        == "ddpm serve: nowhere: expected a deploy directory (sampler.json) or a URI such as models:/ddpm-digits@champion; no such directory; `ddpm export nowhere` makes deploy/nowhere\n"
+    )
 
 
 def test_an_address_that_is_taken_or_none_is_named(deploy: Path, tmp_path: Path):
