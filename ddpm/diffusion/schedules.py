@@ -209,7 +209,7 @@ def spaced_timesteps(total: int, steps: int, spacing: str) -> NDArray[np.int64]:
             timesteps than steps. Strides that would visit a row twice move on to the next free one.
     """
     counts = section_counts(spacing)
-    if spacing not in SPACINGS and not counts:
+    if not counts and (not isinstance(spacing, str) or spacing not in SPACINGS):
         names = ", ".join(SPACINGS)
         raise ValueError(f"no spacing {spacing!r}; there are: {names}, and counts of sections such as 10,10,20")
     if not 1 <= steps <= total:
@@ -225,7 +225,7 @@ def spaced_timesteps(total: int, steps: int, spacing: str) -> NDArray[np.int64]:
 
 def section_counts(spacing: str) -> list[int]:
     """The counts that a spacing such as "10,10,20" names; none of a spacing that has another name."""
-    words = spacing.split(",")
+    words = spacing.split(",") if isinstance(spacing, str) else []  # a damaged file may have anything here
     decimal = all(word.isascii() and word.isdigit() and len(word) < 10 for word in words)
     return [int(word) for word in words] if decimal else []
 

@@ -148,7 +148,7 @@ HOSTILE = {
     many_levels: "on 100000 levels",
     wide_layers: "conv_in",
     many_timesteps: "`num_train_timesteps`: input should be less than or equal to 100000",
-    nested: "config.json: damaged: RecursionError",
+    nested: "nested too deeply",
     piped_configuration: "a pipe or a device",
 }
 

@@ -114,10 +114,9 @@ def test_a_model_that_cannot_be_served_is_named(deploy: Path, tmp_path: Path, fa
 def test_a_service_without_a_model_ends_in_a_line(tmp_path: Path):
     done = run_cli(tmp_path, "serve", "nowhere", "--port", "0")
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == "ddpm serve: nowhere: expected a deploy directory (sampler.json) or a URI such as models:/ddpm-digits@champion; no such directory; `ddpm export nowhere` makes deploy/nowhere\n"
-    )
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("ddpm serve: nowhere: expected a deploy directory (sampler.json) or a URI")
+    assert "`ddpm export nowhere` makes deploy/nowhere" in done.stderr
 
 
 def test_an_address_that_is_taken_or_none_is_named(deploy: Path, tmp_path: Path):
