@@ -21,9 +21,12 @@ from bench.cells import BATCH, Cells, TrainedModel
 from bench.claims import Comparison, Estimate, better_fixed_variance, estimate, model_claims, sampler_claims
 from bench.page import markdown
 from ddpm import tracking
-from ddpm.config import DataConfig, ObjectiveConfig, Params, SamplingConfig, load_params
+from ddpm.compute.device import pick_device
+from ddpm.config.data import DataConfig
+from ddpm.config.objective import ObjectiveConfig
+from ddpm.config.params import Params, load_params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
-from ddpm.device import pick_device
 from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.extractor import load_extractor

@@ -12,8 +12,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
 from torch import Tensor, nn
 
-from ddpm.deploy.export import describe_sampler, export_denoiser, export_sampler
 from ddpm.deploy.runtime import Sampler
+from ddpm.export.files import describe_sampler, export_denoiser, export_sampler
 from ddpm.interop import diffusers
 from ddpm.interop.published import Published
 from ddpm.model import Model

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddpm.config import NetworkConfig
+from ddpm.compute.device import pick_device
+from ddpm.config.network import NetworkConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.data.loader import InMemoryImages
-from ddpm.device import pick_device
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.interop.diffusers.unet import their_config

@@ -25,10 +25,10 @@ import torch
 from bench.contestants import DEPLOY_FILES, RUNTIME, Draw, ddim, of_all_steps, write_files
 from bench.page import table
 from bench.rounds import paired_times, ratios
-from ddpm.config import VariantConfig
+from ddpm.compute.device import pick_device
+from ddpm.config.model import VariantConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
-from ddpm.device import pick_device
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import frechet_deviation
 from ddpm.evaluation.extractor import Extractor, load_extractor

@@ -25,7 +25,7 @@ import torch
 from bench.page import table
 from bench.peers import CONTESTANTS, Case
 from bench.rounds import paired_times, ratios
-from ddpm.device import pick_device
+from ddpm.compute.device import pick_device
 from ddpm.files import write_json
 from ddpm.training.cost import training_flops
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .model import Model, save
     from .opening import load
 
-__version__ = "0.1.0"
+from ddpm.version import __version__
+
 __all__ = ["Model", "Sampler", "__version__", "fit", "load", "save"]
 
 # Imported on first use: most of them need torch.

@@ -1,4 +1,7 @@
-"""Which files of this package decide what a module does: those that it imports, and those that they import."""
+"""Which files of this package decide what a stage writes: those that it imports, and those that they import.
+
+dvc.yaml's deps and the fingerprint of a training both come from here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,54 @@ from collections.abc import Collection
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+
+# Where the search stops: code that decides no byte of what any stage writes.
+_NEUTRAL = (
+    "__init__.py",
+    "closure.py",
+    "data/__init__.py",
+    "deploy/__init__.py",
+    "diffusion/__init__.py",
+    "errors.py",
+    "evaluation/__init__.py",
+    "evaluation/progress.py",
+    "export/__init__.py",
+    "compute/__init__.py",
+    "figures/__init__.py",
+    "files.py",
+    "layout.py",
+    "stages/__init__.py",
+    "stages/fingerprint.py",
+    "stages/live_metrics.py",
+    "stages/progress.py",
+    "tracking/",
+    "training/__init__.py",
+    "version.py",
+)
+# The module of each stage, and the sections of params.yaml whose values, with their defaults, it reads. The rest of
+# config/ reads and checks the file.
+_STAGES = {
+    "fetch": ("stages/fetch.py", {"data"}),
+    "prepare": ("stages/prepare.py", {"data"}),
+    "fit-extractor": ("stages/extractor.py", {"extractor"}),
+    "train": ("stages/train.py", {"network", "process", "objective", "training"}),
+    "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),
+    "export": ("stages/export.py", {"export", "sampling"}),
+}
+# What a stage can reach but does not use.
+_UNUSED = {
+    "fetch": ("data/images.py", "data/kinds.py"),  # decoding and scales, for `prepare`
+    # How a model is sampled, which is not trained.
+    "train": ("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
+    "export": ("diffusion/process.py",),  # a model knows the process it was trained on
+}
+
+
+def deciding_code(stage: str) -> list[str]:
+    """The files that decide what a stage of dvc.yaml writes, sorted, as paths below the package."""
+    module, sections = _STAGES[stage]
+    code = closure(module, without=(*_NEUTRAL, *_UNUSED.get(stage, ()), "config/"))
+    return sorted([*code, *(f"config/{section}.py" for section in sections)])
 
 
 def closure(module: str, *, without: Collection[str] = ()) -> list[str]:

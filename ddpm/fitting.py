@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, TrainingConfig, VariantConfig
+from ddpm.compute.device import pick_device, resolve_precision
+from ddpm.config.model import VariantConfig
+from ddpm.config.network import NetworkConfig
+from ddpm.config.process import ProcessConfig
+from ddpm.config.sampling import SamplingConfig
+from ddpm.config.training import TrainingConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.data.loader import InMemoryImages
-from ddpm.device import pick_device, resolve_precision
 from ddpm.errors import UserError
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process
 from ddpm.training.loop import DivergedError, train

@@ -16,7 +16,9 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ddpm.config import ModelConfig, SamplingConfig, Section, validate
+from ddpm.config.base import Section, validate
+from ddpm.config.model import ModelConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.kinds import DataKind, KindName, data_kind
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise

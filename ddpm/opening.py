@@ -69,7 +69,7 @@ def trained(directory: Path, device: torch.device | str = "cpu") -> Model:
     Raises:
         UserError: it is damaged, or params.yaml is.
     """
-    from ddpm.config import load_params
+    from ddpm.config.params import load_params
     from ddpm.model import load
 
     model, place = load(directory, device), directory.resolve()

@@ -14,7 +14,7 @@ from prefect import flow, get_run_logger, task
 from prefect.states import Completed, Failed, State
 
 from ddpm import tracking
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.layout import COMPARISON, COMPARISON_PAGE
 from flows import dvc, report

@@ -10,11 +10,11 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed, State
 
 from ddpm import tracking
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.deploy.integrity import find_fault
-from ddpm.drift import drifts
 from ddpm.errors import UpstreamError, UserError
-from ddpm.evaluation.protocol import differing_fields
+from ddpm.figures.drift import drifts
+from ddpm.figures.protocol import differing_fields
 from ddpm.tracking import Figures, Registration
 from flows.pipeline import OPTIONS, failed, gpu, pause_before_retry, refused, shared_state, stopped
 from flows.processes import StoppedError

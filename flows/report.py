@@ -14,10 +14,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.settings import PREFECT_SERVER_API_PORT
 
 from ddpm import tracking
-from ddpm.figures import FIGURES, Figure, Reading, headline, number
+from ddpm.figures.figure import FIGURES, Figure, Reading, headline, number
+from ddpm.figures.promotion import Decision
 from ddpm.files import read_json
 from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD, DEPLOY, REPORTS
-from ddpm.promotion import Decision
 from ddpm.tracking import Registration
 
 # The figures in the table, as far as they were measured.

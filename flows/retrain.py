@@ -15,7 +15,7 @@ from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed, State
 
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.tracking import Registration
 from flows import dvc, report, tasks

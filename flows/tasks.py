@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from ddpm import tracking
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.files import read_json
 from ddpm.tracking import Figures, Registration

@@ -20,7 +20,7 @@ from PIL import Image
 from uv import find_uv_bin
 
 import ddpm
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.evaluation.pictures import WIDTH, grid
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ddpm.deploy.integrity import TOLERANCE, Fingerprint, find_fault
-from ddpm.drift import drifts
+from ddpm.figures.drift import drifts
 from ddpm.files import sha256_of
 
 

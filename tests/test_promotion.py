@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.config import PromotionConfig, Tolerances
-from ddpm.figures import FIGURES, headline, number
-from ddpm.promotion import Candidate, decide, measuring_again_helps
+from ddpm.config.promotion import PromotionConfig, Tolerances
+from ddpm.figures.figure import FIGURES, headline, number
+from ddpm.figures.promotion import Candidate, decide, measuring_again_helps
 
 PROTOCOL = {"id": "0123456789ab", "extractor": "classifier", "extractor_sha256": "a" * 64, "samples": 2000}
 POLICY = PromotionConfig()

@@ -62,7 +62,8 @@ def run_cli(cwd: Path, *arguments: str, **environment: str) -> subprocess.Comple
 def run_with_params_of_before(cwd: Path, stage: str) -> subprocess.CompletedProcess[str]:
     """Run a stage's function as a program does that has read params.yaml before somebody else spoils it."""
     program = (
-        f"from ddpm.stages.{stage} import {stage}_variant as run; from ddpm.config import PARAMS_FILE, load_params; "
+        f"from ddpm.stages.{stage} import {stage}_variant as run; "
+        "from ddpm.config.params import PARAMS_FILE, load_params; "
         "params = load_params(); PARAMS_FILE.write_text('seed: none'); run(params, 'tiny')"
     )
     command = [sys.executable, "-c", program]

@@ -49,6 +49,11 @@ class DataKind(Protocol):
         ...
 
     @property
+    def unit(self) -> str:
+        """What a progress bar counts them in."""
+        ...
+
+    @property
     def can_mirror(self) -> bool:
         """Whether a mirrored datum is as good as the datum."""
         ...
@@ -96,6 +101,7 @@ class ImageKind:
 
     shape: tuple[int, ...]
     name: ClassVar[KindName] = "images"
+    unit: ClassVar[str] = "img"
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
     can_mirror: ClassVar[bool] = True
     levels: ClassVar[int] = 256
@@ -127,6 +133,10 @@ class ValueKind:
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
     can_mirror: ClassVar[bool] = False
     levels: ClassVar[None] = None
+
+    @property
+    def unit(self) -> str:
+        return self.name
 
     @property
     def network_shape(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm.config import DataConfig
+from ddpm.config.data import DataConfig
 from ddpm.data import arrays, folder
 from ddpm.data.images import Levels, RawImages, Sample, decode
 from ddpm.errors import UpstreamError, UserError

@@ -1,1 +1,1 @@
-"""Deployment: ONNX export, and the runtime that needs only numpy and onnxruntime."""
+"""The runtime of an exported model: numpy and onnxruntime alone."""

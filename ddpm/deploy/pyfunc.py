@@ -18,9 +18,8 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from pandas.api.types import is_scalar  # type: ignore[import-untyped]
 
-from ddpm.deploy.runtime import Sampler
+from ddpm.deploy.runtime import MAX_IMAGES, Sampler
 from ddpm.errors import NotFiniteError
-from ddpm.serve.settings import Settings
 
 
 class ImageSampler(PythonModel):
@@ -51,8 +50,8 @@ class ImageSampler(PythonModel):
         try:
             requests = [_options(row) for row in model_input.to_dict(orient="records")]
             count = sum(options["count"] for options in requests)
-            if count > Settings.max_images:
-                raise ValueError(f"`n` must be at most {Settings.max_images} in all rows together, found {count}")
+            if count > MAX_IMAGES:
+                raise ValueError(f"`n` must be at most {MAX_IMAGES} in all rows together, found {count}")
             return np.concatenate([self.sampler.sample(**options) for options in requests])
         except NotFiniteError as error:
             raise MlflowException(str(error), INTERNAL_ERROR) from None

@@ -29,6 +29,7 @@ Precision = Literal["fp32", "fp16"]
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # Of the z that sampler.onnx is handed at once; more of a plan is run in pieces.
 NOISE_BYTES = 2**26
+MAX_IMAGES = 1024  # of one request to a service, unless its settings say otherwise
 
 
 class Sampler:

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ddpm.evaluation.charts import curves, scatter, style_of
-from ddpm.evaluation.comparison import Compared, Comparison, best, by_protocol, differences
-from ddpm.figures import FIGURES, Figure, number
+from ddpm.figures.comparison import Compared, Comparison, best, by_protocol, differences
+from ddpm.figures.figure import FIGURES, Figure, number
 
 TEMPLATE = "comparison.html"
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from ddpm import __version__
 from ddpm.diffusion.plans import decisive_choices
+from ddpm.version import __version__
 
 WIDTH = 600  # pixels that a picture in a file has at least
 SHOWN_SIDE = 32  # images smaller than this are enlarged by a whole factor

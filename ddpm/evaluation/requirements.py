@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddpm.config import EvaluationConfig
+from ddpm.config.evaluation import EvaluationConfig
 from ddpm.errors import UserError
 
 NEIGHBOURHOOD = 3  # k of precision and recall

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm.compute.parallel import Ranks
 from ddpm.errors import Interrupted
 from ddpm.model import Model
-from ddpm.parallel import Ranks
 
 
 def sharded_batches(model: Model, ranks: Ranks, count: int, *, seed: int, batch_size: int) -> Iterator[NDArray[Any]]:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ddpm.config import LinearAttentionConfig, ProcessConfig, SamplingConfig, validate
+from ddpm.config.base import validate
+from ddpm.config.network import LinearAttentionConfig
+from ddpm.config.process import ProcessConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.kinds import DataKind, ImageKind, ValueKind
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError

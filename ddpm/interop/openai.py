@@ -13,7 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, validate
+from ddpm.config.base import validate
+from ddpm.config.network import NetworkConfig
+from ddpm.config.process import ProcessConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.interop.published import Flags, Published, network_of, parts_of, refuse_other_keys, shaped_like, swap_halves

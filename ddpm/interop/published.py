@@ -18,7 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.config import MOST_TIMESTEPS, AnyNetworkConfig, ProcessConfig, SamplingConfig, ScheduleName, validate
+from ddpm.config.base import validate
+from ddpm.config.network import AnyNetworkConfig
+from ddpm.config.process import MOST_TIMESTEPS, ProcessConfig, ScheduleName
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.kinds import DataKind
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError

@@ -16,7 +16,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ddpm import __version__
 from ddpm.diffusion.plans import SAMPLERS, SamplingPlan
 from ddpm.errors import NotFiniteError, first_complaint
 from ddpm.serve.answers import MEDIA_TYPES, encode
@@ -27,6 +26,7 @@ from ddpm.serve.models import Choice, ModelKeeper, ServedModel
 from ddpm.serve.reference import reference_page
 from ddpm.serve.schemas import EXAMPLES, Drawn, Format, ImageRequest, Limits, ModelCard, Problem, State
 from ddpm.serve.settings import Settings
+from ddpm.version import __version__
 
 _DESCRIPTION = """\
 Images from a diffusion model. Requests that follow the same sampling plan are drawn together; each gets what it would

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddpm.config import DataConfig, Params
+from ddpm.config.data import DataConfig
+from ddpm.config.params import Params
 from ddpm.data.kinds import data_kind
 from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import plan_for

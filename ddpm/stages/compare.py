@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ddpm.config import Params, SamplingConfig, validate
+from ddpm.compute.device import pick_device
+from ddpm.config.base import validate
+from ddpm.config.params import Params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
-from ddpm.device import pick_device
 from ddpm.errors import UserError
-from ddpm.evaluation.comparison import Compared, Comparison, Curve, Recorded, ranked
 from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
 from ddpm.evaluation.extractor import coordinates, load_coordinates, load_extractor
 from ddpm.evaluation.features import cached_features, extract
+from ddpm.evaluation.likelihood import likelihood_table, split_bounds
+from ddpm.evaluation.measure import ModelFacts, protocol_of
 from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.page import Pictures, page
 from ddpm.evaluation.pictures import beside, enlarged, grid, save_png
 from ddpm.evaluation.plots import SHOWN, side_by_side
-from ddpm.evaluation.trained import likelihood_table, split_bounds
+from ddpm.figures.comparison import Compared, Comparison, Curve, Recorded, ranked
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import (
     COMPARISON_PAGE,
@@ -43,9 +46,8 @@ from ddpm.layout import (
     is_uri,
 )
 from ddpm.model import Model, load
-from ddpm.stages.deployed import facts_of
-from ddpm.stages.evaluate import ModelFacts, protocol_of
-from ddpm.stages.progress import Bar, bar, show, unit_of
+from ddpm.stages.measure import facts_of
+from ddpm.stages.progress import Bar, bar, show
 from ddpm.stages.sample import open_model, open_registered
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def compare(
 
     own = []
     for each in opened:
-        with bar(measure.shown, unit_of(data.kind), f"pictures of {each.compared.name}") as progress:
+        with bar(measure.shown, data.kind.unit, f"pictures of {each.compared.name}") as progress:
             own.append(each.samples.sample(measure.shown, seed=params.seed, on_batch=progress.reach))
     names = [each.compared.name for each in opened]
     curves, drawn = _over_steps(opened, plans, measure, count, params)

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ddpm.config import Params, VariantConfig
+from ddpm.compute.device import pick_device
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
-from ddpm.device import pick_device
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import Interrupted, UserError
-from ddpm.evaluation.trained import likelihood_evaluations
+from ddpm.evaluation.likelihood import likelihood_evaluations
 from ddpm.layout import PREPARED
 from ddpm.model import build_process, check_end
 from ddpm.stages.train import initial, loop_options, make_fast

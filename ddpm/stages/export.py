@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ddpm.config import Params
-from ddpm.deploy.export import describe_sampler, export_denoiser, export_half, export_sampler
-from ddpm.deploy.parity import measure_parity
+from ddpm.config.params import Params
 from ddpm.deploy.runtime import Precision
 from ddpm.errors import NotFiniteError, UserError
+from ddpm.export.files import describe_sampler, export_denoiser, export_half, export_sampler
+from ddpm.export.parity import measure_parity
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import DEPLOY, MODELS
 from ddpm.model import load

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.config import Params
+from ddpm.compute.device import pick_device
+from ddpm.config.params import Params
 from ddpm.data.loader import Images
 from ddpm.data.store import PreparedData
-from ddpm.device import pick_device
 from ddpm.errors import UserError
 from ddpm.evaluation.distances import MEDIAN_COUNT, chosen, median_distance
 from ddpm.evaluation.extractor import (

@@ -13,7 +13,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ddpm.config import DataConfig, Params
+from ddpm.config.data import DataConfig
+from ddpm.config.params import Params
 from ddpm.data.arrays import SEQUENCES
 from ddpm.data.folder import Fingerprint, Listing, differences, files_of, listing, listing_of
 from ddpm.data.sources import source_of

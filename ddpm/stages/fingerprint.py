@@ -10,37 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm.closure import closure, digest
-from ddpm.config import VariantConfig, decisive
+from ddpm.closure import deciding_code, digest
+from ddpm.config.base import decisive
+from ddpm.config.model import VariantConfig
 from ddpm.files import read_json, write_json
 
 FILE = "decisive.json"  # beside the checkpoints
 
-# Where the search for code that decides the weights stops: what watches, names, saves or samples.
-_BESIDE = (
-    "__init__.py",
-    "closure.py",
-    "config.py",  # its values are hashed, with the defaults filled in
-    "data/__init__.py",
-    "diffusion/__init__.py",
-    "diffusion/noise.py",
-    "diffusion/plans.py",
-    "diffusion/sampling.py",
-    "errors.py",
-    "files.py",
-    "layout.py",
-    "stages/__init__.py",
-    "stages/fingerprint.py",
-    "stages/progress.py",
-    "stages/watch.py",
-    "tracking/",
-    "training/__init__.py",
-)
-
 
 def decisive_code() -> list[str]:
-    """The files of this package that decide the weights, as paths below it."""
-    return closure("stages/train.py", without=_BESIDE)
+    """The files that decide the weights, as paths below the package. Of the configuration the values themselves do."""
+    return [file for file in deciding_code("train") if not file.startswith("config/")]
 
 
 def decisions(

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from ddpm.config import PARAMS_FILE, Params, validate
+from ddpm.config.base import validate
+from ddpm.config.params import PARAMS_FILE, Params
 from ddpm.data import folder
 from ddpm.data.images import FORMATS
 from ddpm.errors import UserError

@@ -7,7 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm.config import DATA_NAME, VARIANT_NAME, ModelConfig, NetworkConfig
+from ddpm.config.data import DATA_NAME
+from ddpm.config.model import ModelConfig
+from ddpm.config.network import NetworkConfig
+from ddpm.config.params import VARIANT_NAME
 from ddpm.data.kinds import ValueKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.config import DataConfig, Params
+from ddpm.config.data import DataConfig
+from ddpm.config.params import Params
 from ddpm.data import folder
 from ddpm.data.arrays import RawArray
 from ddpm.data.images import RESIZE_RULE, BadImageError, Levels, RawImages, Sample, pixel_limit, to_array

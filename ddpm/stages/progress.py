@@ -14,8 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ddpm.data.kinds import DataKind
-
 # Seconds between two drawings of a bar, and between two lines where stderr is no terminal.
 TERMINAL_EVERY, LOG_EVERY = 0.5, 10.0
 # Work of less than this many seconds shows no bar on a terminal.
@@ -106,7 +104,7 @@ def bar(total: int | None, unit: str, describe: str, *, shown: bool = True) -> B
 
     Args:
         total: how many there are; None: it is not known.
-        unit: of what is counted, such as `img` (`unit_of`) or `steps`.
+        unit: of what is counted, such as `img` or `steps`.
     """
     interactive = sys.stderr.isatty()
     every = TERMINAL_EVERY if interactive else LOG_EVERY
@@ -130,11 +128,6 @@ def show(total: int, unit: str, describe: str) -> Iterator[Callable[[int], objec
     """`bar` as `ddpm.evaluation` asks for it."""
     with bar(total, unit, describe) as progress:
         yield progress.update
-
-
-def unit_of(kind: DataKind) -> str:
-    """Of a bar that counts data of a kind."""
-    return "img" if kind.name == "images" else kind.name
 
 
 @contextlib.contextmanager

@@ -62,18 +62,18 @@ def sample_to(
 def _progress(count: int, kind: DataKind, describe: str) -> Iterator[Callable[[int], object]]:
     """A bar that is moved to as many as are done; none where tqdm is not installed, as beside an exported model."""
     try:
-        from ddpm.stages.progress import bar, unit_of
+        from ddpm.stages.progress import bar
     except ModuleNotFoundError:
         yield lambda done: None
         return
-    with bar(count, unit_of(kind), describe) as progress:
+    with bar(count, kind.unit, describe) as progress:
         yield progress.reach
 
 
 def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) -> dict[str, str]:
     """What pictures of the samples say of where they are from."""
     from ddpm.evaluation.pictures import origin
-    from ddpm.evaluation.protocol import mark_of
+    from ddpm.figures.protocol import mark_of
 
     if hasattr(opened, "card"):
         card = opened.card
@@ -106,7 +106,7 @@ def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
 
 def _trained(directory: Path) -> Model:
     """A model directory, on the best device."""
-    from ddpm.device import pick_device
+    from ddpm.compute.device import pick_device
     from ddpm.opening import trained
 
     return trained(directory, pick_device())

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm import tracking
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.errors import UpstreamError, UserError
-from ddpm.figures import Reading, headline
+from ddpm.figures.figure import Reading, headline
 from ddpm.files import read_json
 from ddpm.layout import COMPARISON, DEPLOY, EXTRACTOR, MODELS, PREPARED, REPORTS, TRAINING_STATES
 

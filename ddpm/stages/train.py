@@ -12,19 +12,22 @@ from typing import Any
 import torch
 
 from ddpm import tracking
-from ddpm.config import Params, SamplingConfig, TrainingConfig, VariantConfig
+from ddpm.compute.device import pick_device, resolve_precision
+from ddpm.compute.parallel import ALONE, Ranks, check_devices, joined, launch, launched
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import Params
+from ddpm.config.sampling import SamplingConfig
+from ddpm.config.training import TrainingConfig
 from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
-from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.objectives import Objective
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, check_end, save
-from ddpm.parallel import ALONE, Ranks, check_devices, joined, launch, launched
 from ddpm.stages import fingerprint
-from ddpm.stages.progress import bar, stop_requests, unit_of
-from ddpm.stages.watch import Watch
+from ddpm.stages.live_metrics import Watch
+from ddpm.stages.progress import bar, stop_requests
 from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError, LossPoint, train
@@ -195,7 +198,7 @@ def _run(
     options, device = config.training, next(network.parameters()).device
     watch = Watch(config, data.kind, device, params.seed)
     with (
-        bar(options.steps * options.batch_size, unit_of(data.kind), variant, shown=ranks.first) as progress,
+        bar(options.steps * options.batch_size, data.kind.unit, variant, shown=ranks.first) as progress,
         stop_requests() as asked,
         tracking.live_curve() if ranks.first else contextlib.nullcontext(_unheard) as log,
     ):

@@ -5,14 +5,14 @@ is imported when a function here first needs it, so that everything else works w
 """
 
 from ddpm.tracking.champion import champion_to_measure, find_champion, promote, promote_by_hand, rollback
-from ddpm.tracking.evaluations import Evaluation, evaluation_of, log_comparison
+from ddpm.tracking.comparisons import Evaluation, evaluation_of, log_comparison
 from ddpm.tracking.notes import comparison_note
-from ddpm.tracking.outputs import lineage_of, model_name
 from ddpm.tracking.overview import RegisteredVersion, registered_versions
-from ddpm.tracking.records import Figures, log_measurement, recorded_figures, recorded_fingerprint
 from ddpm.tracking.registry import Registration, find, pinned, register, resolve
 from ddpm.tracking.runs import RUN_ID, end_run, live_curve, log_study, run_url, start_run, ui_url
+from ddpm.tracking.stage_outputs import lineage_of, model_name
 from ddpm.tracking.store import load_mlflow, server_environment, store_uri
+from ddpm.tracking.version_records import Figures, log_measurement, recorded_figures, recorded_fingerprint
 
 __all__ = [
     "RUN_ID",

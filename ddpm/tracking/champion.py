@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm.config import PromotionConfig
+from ddpm.config.promotion import PromotionConfig
 from ddpm.errors import UpstreamError, UserError
-from ddpm.promotion import Candidate, Decision, decide, measuring_again_helps
-from ddpm.tracking.records import figures_of
+from ddpm.figures.promotion import Candidate, Decision, decide, measuring_again_helps
 from ddpm.tracking.registry import HISTORY, PROMOTED, REFUSED, TAKEN_BACK, Registration, champions, describe, find
 from ddpm.tracking.store import load_mlflow, one_at_a_time, store_answers, store_uri
+from ddpm.tracking.version_records import figures_of
 
 _ATTEMPTS = 5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ddpm.figures import FIGURES
+from ddpm.figures.figure import FIGURES
 
 # The artifact with the fields of the protocol; reports/V/protocol.json.
 PROTOCOL = "eval_protocol.json"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from ddpm.figures import FIGURES, Reading, number
+from ddpm.figures.figure import FIGURES, Reading, number
 
 NOTE = "mlflow.note.content"
 

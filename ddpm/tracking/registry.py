@@ -18,14 +18,14 @@ import numpy as np
 
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
-from ddpm.figures import extractor_name
+from ddpm.figures.figure import extractor_name
 from ddpm.files import sha256_of
 from ddpm.layout import DEPLOY, REPORTS
 from ddpm.tracking.faults import first_line, may_pass
 from ddpm.tracking.names import PROTOCOL, evaluation, grouped
 from ddpm.tracking.notes import NOTE, run_note
-from ddpm.tracking.outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
+from ddpm.tracking.stage_outputs import Outputs, lineage_of, model_name
 from ddpm.tracking.store import is_local, load_mlflow, store_answers, store_uri
 
 # The artifact with what the exported model drew from fixed noise.
@@ -157,9 +157,7 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 
-    import ddpm
-
-    package = Path(ddpm.__file__).parent
+    package = Path(__file__).parents[1]
     # Of `long` columns MLflow's server makes integers in silence, 1 of 1.5 and −1 of 2⁶⁴−1; the model itself refuses.
     request = [
         ColSpec(AnyType(), "n"),

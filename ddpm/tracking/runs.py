@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddpm.tracking.names import grouped
-from ddpm.tracking.outputs import flatten, model_name
+from ddpm.tracking.stage_outputs import flatten, model_name
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers, store_uri
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddpm.compute.parallel import ALONE, Ranks
 from ddpm.data.kinds import encode_pixels
 from ddpm.data.loader import TrainingImages, batch_indices
 from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.objectives import L_SIMPLE, Objective
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted
-from ddpm.parallel import ALONE, Ranks
 from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA

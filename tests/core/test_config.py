@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm import cli
-from ddpm.config import Params, VariantConfig, load_params
+from ddpm.cli import main as cli
+from ddpm.cli.explain import explain
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import Params, load_params
 from ddpm.errors import UserError
-from ddpm.explain import explain
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,14 +15,14 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset20 as op
 
-from ddpm.config import SamplingConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.kinds import data_kind
 from ddpm.deploy import runtime
-from ddpm.deploy.loop import sampler_model
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import COLUMNS, SAMPLERS, decisive_choices, inversion_plan, plan_for, sampling_plan
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
+from ddpm.export.loop import sampler_model
 
 onnxruntime = runtime.import_onnxruntime()
 PREDICTIONS = ("epsilon", "x0", "v")

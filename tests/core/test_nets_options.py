@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.config import VariantConfig, load_params
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import load_params
 from ddpm.data.kinds import ValueKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import UserError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.likelihood import discretized_gaussian_log_likelihood, normal_kl, prior_terms, vlb_terms
 from ddpm.diffusion.objectives import LOSSES, VLB_WEIGHT, WEIGHTINGS, Objective

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.config import INCIDENTAL, load_params
+from ddpm.config.base import INCIDENTAL
+from ddpm.config.params import load_params
 from ddpm.diffusion.schedules import Schedule
 from ddpm.model import build_network, data_kind
 

@@ -10,10 +10,12 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 
 from ddpm import cli
-from ddpm.config import NETWORKS, Params, VariantConfig, load_params
+from ddpm.cli.explain import explain
+from ddpm.config.model import VariantConfig
+from ddpm.config.network import NETWORKS
+from ddpm.config.params import Params, load_params
+from ddpm.config.yaml_file import aliases, read_yaml
 from ddpm.errors import UserError
-from ddpm.explain import explain
-from ddpm.yaml_file import aliases, read_yaml
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 

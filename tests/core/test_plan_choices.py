@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.config import ProcessConfig, VariantConfig
+from ddpm.config.model import VariantConfig
+from ddpm.config.process import ProcessConfig
 from ddpm.diffusion.likelihood import gaussian_log_density, vlb_terms
 from ddpm.diffusion.plans import plan_for
 from ddpm.diffusion.process import GaussianProcess

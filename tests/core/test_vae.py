@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from ddpm.config import Params, load_params
+from ddpm.config.params import Params, load_params
 from ddpm.data.kinds import ImageKind, ValueKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.objectives import Objective

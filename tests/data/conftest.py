@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ddpm.cli import main
-from ddpm.config import VariantConfig
+from ddpm.config.model import VariantConfig
 
 SQUARE = ("RGB", (6, 6))
 PAIR = {"a.png": SQUARE, "b.png": SQUARE}

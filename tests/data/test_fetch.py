@@ -13,7 +13,8 @@ import pytest
 import sklearn
 import yaml
 
-from ddpm.config import Params, VariantConfig
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import Params
 from ddpm.data.folder import fingerprint
 from ddpm.errors import UserError
 from ddpm.stages.fetch import fetch
@@ -223,7 +224,7 @@ def test_inside_a_pipeline_with_a_remote(root: Path, photos: Callable) -> None:
     sections = ", ".join(f"{name}: {{}}" for name in VariantConfig.model_fields)
     (root / "params.yaml").write_text(f"data: {{source: folder, path: ../photos}}\nmodels: {{ddpm: {{{sections}}}}}\n")
     (root / "stage.py").write_text(
-        "from ddpm.config import load_params\nfrom ddpm.stages.fetch import fetch\nfetch(load_params())\n"
+        "from ddpm.config.params import load_params\nfrom ddpm.stages.fetch import fetch\nfetch(load_params())\n"
     )
     stage = {"cmd": f"{sys.executable} stage.py", "always_changed": True, "outs": ["fetched.json"]}
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))

@@ -27,7 +27,7 @@ def kilobytes(key):
 PREPARE = (
     PROGRAM
     + """
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.data.kinds import ImageKind, ValueKind, data_kind
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError

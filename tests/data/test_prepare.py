@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.stages.fetch import fetch

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddpm.config import VariantConfig
+from ddpm.config.model import VariantConfig
 from ddpm.evaluation.denoising import (
     FILM_BYTES,
     PANEL_MOMENTS,

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.config import EvaluationConfig, Params
+from ddpm.config.evaluation import EvaluationConfig
+from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.extractor import load_extractor
-from ddpm.evaluation.images import CLOSEST, NEIGHBOURS, ImageMeasure
+from ddpm.evaluation.image_metrics import CLOSEST, NEIGHBOURS, ImageMeasure
 from ddpm.evaluation.pictures import CAPTION_HEIGHT
 from ddpm.evaluation.requirements import check_enough, score_splits
-from ddpm.figures import FIGURES
+from ddpm.figures.figure import FIGURES
 
 
 def measure_of(project: Path, **options) -> tuple[PreparedData, ImageMeasure]:
@@ -115,9 +116,10 @@ MEMORY = """
 import re
 from pathlib import Path
 import numpy as np
-from ddpm.config import EvaluationConfig, Params
+from ddpm.config.evaluation import EvaluationConfig
+from ddpm.config.params import Params
 from ddpm.data.store import PreparedData, Split
-from ddpm.evaluation.images import ImageMeasure
+from ddpm.evaluation.image_metrics import ImageMeasure
 from test_features import MeanColour
 
 SHAPE = (256, 256, 3)
@@ -154,7 +156,7 @@ def test_memory_does_not_grow_with_the_images(project: Path):
 
 def test_one_seed_one_report(trained: Path):
     """Whether the features of the real images were cached or not."""
-    from ddpm.config import load_params
+    from ddpm.config.params import load_params
     from ddpm.stages.evaluate import evaluate_variant
 
     before = {path.name: path.read_bytes() for path in Path("reports/tiny").iterdir()}

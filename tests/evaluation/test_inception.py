@@ -12,7 +12,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.extractor import (
@@ -25,7 +25,7 @@ from ddpm.evaluation.extractor import (
     save_inception,
 )
 from ddpm.evaluation.features import extract
-from ddpm.evaluation.images import ImageMeasure
+from ddpm.evaluation.image_metrics import ImageMeasure
 from ddpm.evaluation.metrics import frechet_distance, inception_score, kernel_distance
 from ddpm.files import sha256_of
 

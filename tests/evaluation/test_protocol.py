@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.config import PROTOCOLS, EvaluationConfig, Params, SamplingConfig, validate
+from ddpm.config.base import validate
+from ddpm.config.evaluation import PROTOCOLS, EvaluationConfig
+from ddpm.config.params import Params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import SPLITS, PreparedData
 from ddpm.errors import UserError
-from ddpm.evaluation.protocol import EvaluationProtocol, refuse_to_mix
+from ddpm.evaluation.measure import ModelFacts, protocol_of
+from ddpm.figures.protocol import EvaluationProtocol, refuse_to_mix
 from ddpm.files import read_json, write_json
-from ddpm.stages.evaluate import ModelFacts, protocol_of
 
 PROTOCOL = EvaluationProtocol(
     extractor="classifier",

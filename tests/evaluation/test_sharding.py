@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY_PARAMS, run_cli, run_with_params_of_before, workers, write_params
 
+from ddpm.compute.parallel import Ranks
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import Interrupted
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.files import read_json
-from ddpm.parallel import Ranks
 
 
 class Numbers:

@@ -8,9 +8,9 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.config import VariantConfig
+from ddpm.config.model import VariantConfig
 from ddpm.data.kinds import ValueKind
-from ddpm.evaluation.trained import gigaflops_per_image
+from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network
 
 

@@ -14,7 +14,7 @@ from finished import empty_store, write_outputs
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
-from ddpm.config import VariantConfig
+from ddpm.config.model import VariantConfig
 
 SCRIPT = "stage.py"
 

@@ -9,7 +9,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from ddpm import tracking
-from ddpm.figures import Reading
+from ddpm.figures.figure import Reading
 from ddpm.files import read_json
 from flows.compare import compare
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.data.loader import InMemoryImages
 from ddpm.deploy.runtime import CPU, CUDA, Sampler
-from ddpm.device import pick_device, resolve_precision
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import sampling_plan
 from ddpm.diffusion.process import GaussianProcess

@@ -24,7 +24,10 @@ from diffusers.training_utils import EMAModel
 from networks import ours
 from safetensors.torch import save_file
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig, VariantConfig
+from ddpm.config.model import VariantConfig
+from ddpm.config.network import NetworkConfig
+from ddpm.config.process import ProcessConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.diffusion.likelihood import likelihood_bound
 from ddpm.diffusion.plans import NO_CLIP, SAMPLERS, plan_for

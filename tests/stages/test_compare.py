@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from tiny import TINY_PARAMS, run_cli, write_params
 
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.errors import UserError
-from ddpm.evaluation.comparison import Recorded
 from ddpm.evaluation.pictures import grid
-from ddpm.evaluation.protocol import mark_of
-from ddpm.figures import FIGURES, Reading
+from ddpm.figures.comparison import Recorded
+from ddpm.figures.figure import FIGURES, Reading
+from ddpm.figures.protocol import mark_of
 from ddpm.files import read_json, write_json
 from ddpm.stages.compare import compare
 from ddpm.stages.sample import sample_to

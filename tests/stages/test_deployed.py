@@ -13,12 +13,13 @@ import pytest
 
 import ddpm
 from ddpm.cli import main
-from ddpm.config import SamplingConfig, load_params
+from ddpm.config.params import load_params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy import runtime
-from ddpm.deploy.export import MOST_WEIGHTS, activation_bytes, export_denoiser, export_half, export_sampler, write
-from ddpm.deploy.parity import measure_parity
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.errors import UserError
+from ddpm.export.files import MOST_WEIGHTS, activation_bytes, export_denoiser, export_half, export_sampler, write
+from ddpm.export.parity import measure_parity
 from ddpm.model import Model
 from ddpm.serve.models import load_model
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from ddpm.cli import main
-from ddpm.config import SamplingConfig, load_params
+from ddpm.config.params import load_params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.errors import UserError
-from ddpm.stages.deployed import evaluate_deployed
+from ddpm.stages.measure import evaluate_deployed
 
 
 def test_the_exported_model_has_the_figures_and_the_protocol_of_the_trained_one(trained: Path):

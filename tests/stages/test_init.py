@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 from ddpm import cli
-from ddpm.config import VariantConfig, load_params
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import load_params
 from ddpm.data.kinds import data_kind
 from ddpm.model import build_network
 from ddpm.stages.init import Found, settings

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import ddpm
 from ddpm.cli import main
-from ddpm.config import NetworkConfig
+from ddpm.config.network import NetworkConfig
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
 from ddpm.interop.openai import module_names

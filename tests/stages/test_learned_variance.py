@@ -9,7 +9,7 @@ import yaml
 
 import ddpm
 from ddpm import cli
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.deploy.runtime import Sampler
 
 

@@ -14,7 +14,8 @@ from tiny import run_cli
 
 import ddpm
 from ddpm import __version__
-from ddpm.config import SamplingConfig, load_params
+from ddpm.config.params import load_params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy.runtime import Sampler
 from ddpm.errors import UserError
 from ddpm.evaluation.denoising import FILM_BYTES
@@ -106,13 +107,13 @@ def test_parity_is_recorded(trained: Path):
 
 def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, monkeypatch: pytest.MonkeyPatch):
     """The fault: an exporter that loses a part of the network."""
-    from ddpm.deploy import export
+    from ddpm.export import files
     from ddpm.stages import export as stage
 
     def lossy(model, path):
         with torch.no_grad():
             model.network.out_conv.bias += 0.05
-            export.export_denoiser(model, path)
+            files.export_denoiser(model, path)
             model.network.out_conv.bias -= 0.05
 
     before = sha256_of(trained / "deploy/tiny/denoiser.onnx")

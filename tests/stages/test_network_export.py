@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.config import NetworkConfig, ProcessConfig, SamplingConfig
+from ddpm.config.network import NetworkConfig
+from ddpm.config.process import ProcessConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.kinds import ImageKind, ValueKind
-from ddpm.deploy.export import export_denoiser
+from ddpm.export.files import export_denoiser
 from ddpm.interop.published import Published
 from ddpm.nets.unet import UNet
 from ddpm.stages.interop import assemble

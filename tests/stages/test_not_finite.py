@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ddpm
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.data.kinds import ImageKind, ValueKind
 from ddpm.deploy import runtime
 from ddpm.diffusion import sampling

@@ -10,7 +10,7 @@ from tiny import TINY_PARAMS, write_params
 
 import ddpm
 from ddpm import cli
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.deploy.runtime import Sampler
 from ddpm.files import read_json
 

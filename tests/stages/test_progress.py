@@ -8,7 +8,7 @@ import pytest
 
 from ddpm.data.kinds import data_kind
 from ddpm.stages import progress
-from ddpm.stages.progress import bar, unit_of
+from ddpm.stages.progress import bar
 
 
 class Terminal(io.StringIO):
@@ -105,15 +105,15 @@ def test_what_is_short_shows_nothing(capsys):
 
 def test_the_unit_is_what_is_counted():
     low, high = (0.0,), (1.0,)
-    assert unit_of(data_kind("images", (8, 8, 1))) == "img"
-    assert unit_of(data_kind("points", (1,), low, high)) == "points"
-    assert unit_of(data_kind("sequences", (1, 8), low, high)) == "sequences"
+    assert data_kind("images", (8, 8, 1)).unit == "img"
+    assert data_kind("points", (1,), low, high).unit == "points"
+    assert data_kind("sequences", (1, 8), low, high).unit == "sequences"
 
 
 @pytest.mark.slow
 def test_no_long_part_of_an_evaluation_is_silent(trained, monkeypatch, capsys):
     """Every part that may take long has its line where lines come often."""
-    from ddpm.config import load_params
+    from ddpm.config.params import load_params
     from ddpm.stages.evaluate import evaluate_variant
 
     monkeypatch.setattr(progress, "LOG_EVERY", 0.001)

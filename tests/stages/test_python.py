@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import ddpm
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.errors import UserError
 from ddpm.model import DEFAULT_PLAN
 

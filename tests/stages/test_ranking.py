@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from ddpm import tracking
-from ddpm.evaluation.comparison import Compared, Recorded, ranked
-from ddpm.figures import FIGURES
+from ddpm.figures.comparison import Compared, Recorded, ranked
+from ddpm.figures.figure import FIGURES
 from ddpm.stages.compare import Opened, _under_one_protocol
 from ddpm.tracking import Evaluation, Figures
-from ddpm.tracking.records import measured_protocols
 from ddpm.tracking.runs import git_tags
+from ddpm.tracking.version_records import measured_protocols
 
 
 def opened(name: str, protocol: str, *all_protocols: str) -> Opened:

@@ -10,7 +10,7 @@ from tiny import TINY_PARAMS, write_params
 
 from ddpm import tracking
 from ddpm.cli import main
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.files import write_json
 from ddpm.stages.status import lines, status
 from ddpm.tracking.overview import _of_server

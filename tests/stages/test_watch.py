@@ -10,14 +10,14 @@ import torch
 import yaml
 from tiny import run_cli
 
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.model import build_network
 from ddpm.stages import dry_run as dry_run_module
 from ddpm.stages.dry_run import dry_run
+from ddpm.stages.live_metrics import Watch
 from ddpm.stages.train import train_variant
-from ddpm.stages.watch import Watch
 from ddpm.training.ema import EMA
 from ddpm.training.memory import OutOfMemoryError
 

@@ -10,7 +10,9 @@ from tiny import run_cli
 from trainings import hashes, longer, set_training, start_training, wait_for_checkpoint
 
 from ddpm import closure
-from ddpm.config import TrainingConfig, VariantConfig, decisive
+from ddpm.config.base import decisive
+from ddpm.config.model import VariantConfig
+from ddpm.config.training import TrainingConfig
 from ddpm.stages import fingerprint
 
 # One value of every knob that decides nothing but speed, memory, logging and recovery.

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddpm.compute.parallel import Ranks
 from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.objectives import Objective
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import Interrupted
 from ddpm.nets import build
-from ddpm.parallel import Ranks
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.loop import DivergedError, train
 from ddpm.training.memory import OutOfMemoryError, micro_batches

@@ -15,7 +15,7 @@ import yaml
 from tiny import run_cli, run_with_params_of_before, workers
 from trainings import checkpoints, hashes, leftovers, set_training, start_training, wait_for_checkpoint
 
-from ddpm.config import load_params
+from ddpm.config.params import load_params
 from ddpm.stages.train import train_variant
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

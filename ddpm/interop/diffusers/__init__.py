@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.config import NetworkConfig, validate
+from ddpm.config.base import validate
+from ddpm.config.network import NetworkConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.files import read_json, write_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ddpm.config import NetworkConfig
+from ddpm.config.network import NetworkConfig
 from ddpm.interop.published import parts_of
 
 _RESIDUAL = {

@@ -7,16 +7,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from ddpm.config import (
-    MOST_TIMESTEPS,
-    Fraction,
-    Prediction,
-    ProcessConfig,
-    SamplingConfig,
-    ScheduleName,
-    Variance,
-    validate,
-)
+from ddpm.config.base import Fraction, validate
+from ddpm.config.process import MOST_TIMESTEPS, Prediction, ProcessConfig, ScheduleName, Variance
+from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.plans import NO_CLIP
 from ddpm.diffusion.schedules import Float64, Schedule
 from ddpm.errors import UserError

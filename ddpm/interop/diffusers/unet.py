@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from ddpm.config import Fraction, NetworkConfig, Positive, validate
+from ddpm.config.base import Fraction, Positive, validate
+from ddpm.config.network import NetworkConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 

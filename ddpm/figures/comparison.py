@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
-from ddpm.evaluation.protocol import mark_of, refuse_to_mix
-from ddpm.figures import Figure, Reading, headline
+from ddpm.figures.figure import Figure, Reading, headline
+from ddpm.figures.protocol import mark_of, refuse_to_mix
 from ddpm.files import read_json
 
 Curve = list[tuple[float, float]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ddpm.config import VariantConfig
+from ddpm.config.model import VariantConfig
 from ddpm.data.kinds import DataKind
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise

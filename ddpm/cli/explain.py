@@ -11,7 +11,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ddpm.config import LARGEST, NETWORKS, Params
+from ddpm.config.base import LARGEST
+from ddpm.config.network import NETWORKS
+from ddpm.config.params import Params
 
 # Keys that decide the defaults of the keys beside them.
 _DECIDING = ("kind", "protocol")

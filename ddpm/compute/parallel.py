@@ -28,7 +28,7 @@ from torch import Tensor
 from ddpm.errors import Interrupted, UpstreamError, UserError
 
 if TYPE_CHECKING:
-    from ddpm.config import Params
+    from ddpm.config.params import Params
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ import torch
 from onnx import GraphProto, ModelProto
 
 from ddpm.deploy.facts import FORMAT
-from ddpm.deploy.half import in_half_precision
-from ddpm.deploy.loop import sampler_model
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
+from ddpm.export.half import in_half_precision
+from ddpm.export.loop import sampler_model
 from ddpm.files import sha256_of, write_json
 from ddpm.model import Model
 

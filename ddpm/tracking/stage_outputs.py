@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
-from ddpm.evaluation.protocol import mark_of
+from ddpm.figures.protocol import mark_of
 from ddpm.files import read_json, sha256_of
 from ddpm.layout import DEPLOY, MODELS, PREPARED, REPORTS
 

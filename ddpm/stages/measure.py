@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddpm import tracking
-from ddpm.config import Params, SamplingConfig, validate
+from ddpm.compute.device import pick_device
+from ddpm.config.base import validate
+from ddpm.config.params import Params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
-from ddpm.device import pick_device
+from ddpm.evaluation.measure import Measurement, ModelFacts, check_fit, measure
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, find_model, is_uri
-from ddpm.stages.evaluate import Measurement, ModelFacts, check_fit, measure
+from ddpm.stages.progress import show
 
 
 def measure_model(params: Params, model: str, out: Path, *, root: Path = Path()) -> Measurement:
@@ -49,7 +52,7 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
     options, sampler = params.evaluation, sampler.sampled_by(facts.sampling.model_dump())
     check_fit(sampler, data, name, "evaluation.sampling" if options.sampling else "its own plan")
     drawn = sampler.batches(options.samples, seed=params.seed, batch_size=options.batch_size)
-    return measure(drawn, params, facts, data=data, root=root, device=pick_device(), name=name)
+    return measure(drawn, params, facts, data=data, root=root, device=pick_device(), name=name, show=show)
 
 
 def facts_of(params: Params, sampler: Sampler) -> ModelFacts:

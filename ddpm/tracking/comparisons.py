@@ -14,11 +14,11 @@ from ddpm.files import read_json
 from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD
 from ddpm.tracking.names import grouped
 from ddpm.tracking.notes import NOTE, artifact, comparison_note
-from ddpm.tracking.outputs import model_name
-from ddpm.tracking.records import Figures, figures_of, figures_of_run, measured_protocols
 from ddpm.tracking.registry import find, named, pinned
 from ddpm.tracking.runs import git_tags, log_metrics, milliseconds
+from ddpm.tracking.stage_outputs import model_name
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers
+from ddpm.tracking.version_records import Figures, figures_of, figures_of_run, measured_protocols
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ddpm.figures import FIGURES, Reading, headline, number
+from ddpm.figures.figure import FIGURES, Reading, headline, number
 
 # Beside the headline. KID and MMD are too close to zero for a share of them to mean anything.
 _WATCHED = ("inception_score", "precision", "recall")

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm.config import PromotionConfig, SamplingConfig
-from ddpm.evaluation.protocol import differing_fields
-from ddpm.figures import FIGURES, Reading, headline, number
+from ddpm.config.promotion import PromotionConfig
+from ddpm.config.sampling import SamplingConfig
+from ddpm.figures.figure import FIGURES, Reading, headline, number
+from ddpm.figures.protocol import differing_fields
 
 # Between models of one rank: the likelihood, and what an image costs. Lower is better.
 _TIE_BREAKERS = ("nll_validation", "gflops_per_image")

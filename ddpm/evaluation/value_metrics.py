@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.data.store import SPLITS, PreparedData, SplitName
 from ddpm.evaluation.bootstrap import interval, wasserstein_deviation
 from ddpm.evaluation.distances import MAX_COUNT, chosen, mmd, wasserstein

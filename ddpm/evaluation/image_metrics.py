@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddpm.config import Params
+from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation

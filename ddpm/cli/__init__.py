@@ -1,0 +1,5 @@
+"""The command line."""
+
+from ddpm.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,208 @@
+"""What each command does: it reads its options and calls a stage. A stage's imports wait until its command runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ddpm.errors import UserError
+from ddpm.layout import COMPARISON_PAGE
+from ddpm.serve.arguments import chosen_settings
+
+if TYPE_CHECKING:
+    from ddpm.config.params import Params
+
+Arguments = argparse.Namespace
+
+
+def _params() -> Params:
+    from ddpm.config.params import load_params
+
+    return load_params()
+
+
+def _given_params(arguments: Arguments) -> Params:
+    """Those of the process that started this one, or params.yaml's."""
+    from ddpm.config.params import Params
+
+    if arguments.params is None:
+        return _params()
+    return Params.model_validate_json(arguments.params.read_bytes())
+
+
+def run_fetch(arguments: Arguments) -> None:
+    from ddpm.stages.fetch import fetch
+
+    fetch(_params(), accept=arguments.accept)
+
+
+def run_prepare(arguments: Arguments) -> None:
+    from ddpm.stages.checks import check_settings
+    from ddpm.stages.prepare import prepare
+
+    params = _params()
+    check_settings(params)
+    if arguments.skip_bad:
+        params = params.model_copy(update={"data": params.data.model_copy(update={"skip_bad": True})})
+    manifest = prepare(params)
+    counts, shape = manifest.counts, "×".join(map(str, manifest.shape))
+    print(f"prepared/: {manifest.name}, {counts.train} + {counts.validation} {manifest.kind} of {shape}")
+
+
+def run_fit_extractor(arguments: Arguments) -> None:
+    from ddpm.stages.extractor import fit_extractor
+
+    fit_extractor(_params())
+
+
+def run_train(arguments: Arguments) -> None:
+    from ddpm.stages.checks import check_model
+
+    params = _params()
+    check_model(params, arguments.variant)
+    if arguments.dry_run:
+        from ddpm.stages.dry_run import dry_run
+
+        print("\n".join(dry_run(params, arguments.variant)))
+        return
+    from ddpm.stages.train import train_variant
+
+    train_variant(_given_params(arguments), arguments.variant)
+
+
+def run_evaluate(arguments: Arguments) -> None:
+    from ddpm.stages.evaluate import evaluate_variant
+
+    evaluate_variant(_given_params(arguments), arguments.variant)
+
+
+def run_export(arguments: Arguments) -> None:
+    from ddpm.stages.export import export_variant
+
+    export_variant(_params(), arguments.variant)
+
+
+def run_register(arguments: Arguments) -> None:
+    from ddpm import tracking
+
+    _params().variant(arguments.variant)
+    print(tracking.register(arguments.variant))
+
+
+def run_promote(arguments: Arguments) -> None:
+    from ddpm import tracking
+
+    params = _params()
+    if (arguments.to is None) != (arguments.reason is None):
+        raise UserError("--to VERSION and --reason WHY go together")
+    if arguments.model and arguments.to is None:
+        raise UserError("--model NAME goes with --to VERSION")
+    if arguments.to is None:
+        params.variant(arguments.variant)
+        print(tracking.promote(arguments.variant, policy=params.promotion))
+    else:
+        model = arguments.model or params.model_name
+        decision = tracking.promote_by_hand(model, arguments.to, arguments.reason, policy=params.promotion)
+        print(f"models:/{model}/{arguments.to} is {decision}")
+
+
+def run_rollback(arguments: Arguments) -> None:
+    from ddpm import tracking
+
+    print(f"{tracking.rollback(arguments.model or _params().model_name, arguments.reason).uri} is champion again")
+
+
+def run_measure(arguments: Arguments) -> None:
+    from ddpm.figures.figure import Reading, headline
+    from ddpm.stages.measure import measure_model
+
+    measured = measure_model(_params(), arguments.model, arguments.out)
+    figure = headline(measured.metrics)
+    found = f"{figure.named(measured.protocol.as_dict())} {Reading.of(measured.metrics, figure.key)}"
+    print(f"{arguments.model}: {found} under protocol {measured.protocol.id}")
+
+
+def run_sample(arguments: Arguments) -> None:
+    from ddpm.stages.sample import sample_to
+
+    images = sample_to(
+        arguments.model,
+        arguments.out,
+        count=arguments.n,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        precision=arguments.precision,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        variance=arguments.variance,
+        eta=arguments.eta,
+    )
+    print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def run_compare(arguments: Arguments) -> None:
+    from ddpm.stages.compare import compare
+
+    compared = compare(
+        _params(),
+        arguments.models,
+        arguments.out,
+        steps=arguments.steps,
+        sampler=arguments.sampler,
+        samples=arguments.samples,
+        rank=arguments.rank,
+    )
+    print(f"{', '.join(model.name for model in compared.models)}: {arguments.out / COMPARISON_PAGE}")
+
+
+def run_serve(arguments: Arguments) -> None:
+    from ddpm.serve.server import serve
+
+    serve(arguments.model, arguments.host, arguments.port, chosen_settings(arguments))
+
+
+def run_import(arguments: Arguments) -> None:
+    from dataclasses import fields
+
+    from ddpm.interop.published import Flags
+    from ddpm.stages.interop import import_model
+
+    flags = Flags(**{field.name: getattr(arguments, field.name) for field in fields(Flags)})
+    print(import_model(arguments.source, arguments.out, flags, data_name=arguments.data_name))
+
+
+def run_export_diffusers(arguments: Arguments) -> None:
+    from ddpm.stages.interop import export_diffusers
+
+    export_diffusers(arguments.model, arguments.out)
+    print(f"{arguments.out}: for DDPMPipeline.from_pretrained")
+
+
+def run_init(arguments: Arguments) -> None:
+    from ddpm.stages.init import initialise
+
+    print(initialise(arguments.directory, arguments.images, size=arguments.size, channels=arguments.channels))
+
+
+def run_completion(arguments: Arguments) -> None:
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        raise UserError("completion needs the package shtab: pip install 'ddpm[pipeline]'") from None
+
+    print(shtab.complete(arguments.parser, arguments.shell))
+
+
+def run_status(arguments: Arguments) -> None:
+    import json
+
+    from ddpm.stages.status import lines, status
+
+    found = status(_params())
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines(found)))
+
+
+def run_config(arguments: Arguments) -> None:
+    from ddpm.cli.explain import explain
+
+    print(explain(_params(), arguments.variant, changed=arguments.changed))

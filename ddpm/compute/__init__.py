@@ -1,0 +1,1 @@
+"""Where the computation runs: the device, and several processes together."""

@@ -1,0 +1,87 @@
+"""params.yaml, `data`: where the raw bytes come from and what becomes of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ddpm.config.base import FilePath, Fraction, Positive, Section
+
+DATA_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
+
+class DataConfig(Section):
+    """Where the raw bytes come from and what `ddpm prepare` makes of them."""
+
+    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"] = (
+        Field("digits", description="where the raw bytes come from")
+    )
+    path: FilePath | None = Field(
+        None,
+        description="for `folder`: a directory of images, class subfolders optional; for `sequences`: FILE.npy, "
+        "[N, channels, length]",
+    )
+    name: str | None = Field(
+        None,
+        pattern=DATA_NAME,
+        description="the data set's name, and the model's: ddpm-<name>. Default: the source's, or the folder's",
+    )
+    image_size: Positive | None = Field(
+        None, description="pixels a side: resize the shorter side to it, crop the centre. null: sizes must agree"
+    )
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
+    subfolders: Literal["classes", "nested-classes", "ignored"] = Field(
+        "classes",
+        description="of `folder`. classes: one level of them, each a class; nested-classes: the first level is the "
+        "class, images lie at any depth below; ignored: images at any depth, without classes",
+    )
+    levels: Positive | tuple[float, float] | None = Field(
+        None,
+        description="of `folder`: the stored value that is white, such as 4095 for 12 bits in 16-bit files, or "
+        "[black, white]. null: the range of the files' format",
+    )
+    validation_fraction: Fraction | None = Field(
+        None,
+        description="share of each class kept for validation. null: the images that mnist, fashion-mnist, cifar10 and "
+        "celeba publish for it, so that all published training images are trained on; of other sources, 0.2",
+    )
+    skip_bad: bool = Field(False, description="leave unreadable files out and list them in the manifest")
+    max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
+
+    @model_validator(mode="after")
+    def _folder_needs_a_path(self) -> DataConfig:
+        if (self.source in ("folder", "sequences")) != (self.path is not None):
+            raise ValueError("`path` goes with `source: folder` and `source: sequences`, and only with them")
+        return self
+
+    @model_validator(mode="after")
+    def _folder_rules_are_for_folders(self) -> DataConfig:
+        for key in ("subfolders", "levels"):
+            if self.source != "folder" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` is for `source: folder`, found `source: {self.source}`")
+        if isinstance(self.levels, tuple) and not (
+            all(map(math.isfinite, self.levels)) and self.levels[0] < self.levels[1]
+        ):
+            raise ValueError(f"`levels` must be [black, white] with black below white, found {list(self.levels)}")
+        return self
+
+    @model_validator(mode="after")
+    def _image_rules_are_for_images(self) -> DataConfig:
+        for key in ("image_size", "channels"):
+            if self.source in ("swiss-roll", "sequences") and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` is for images, which `source: {self.source}` has none of")
+        return self
+
+    @property
+    def dataset_name(self) -> str:
+        """The name that the registered model carries."""
+        if self.name:
+            return self.name
+        if self.path is None:
+            return self.source
+        name = Path(self.path).resolve().name.removesuffix(".npy")
+        words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+        return "-".join(words) or self.source

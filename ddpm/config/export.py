@@ -1,0 +1,17 @@
+"""params.yaml, `export`: the ONNX files and the check that they are the trained model."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ddpm.config.base import Positive, Section
+
+
+class ExportConfig(Section):
+    """The ONNX files and the check that they are the trained model."""
+
+    parity_samples: Positive = Field(16, description="images drawn by both sides")
+    parity_steps: Positive = Field(50, description="steps of the run that both sides make on the same noise")
+    parity_tolerance: float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
+    fp16: bool = Field(False, description="write both files in fp16 too, for GPUs: half the bytes")
+    fp16_tolerance: float = Field(5e-2, gt=0, description="as parity_tolerance, of the fp16 files")

@@ -1,0 +1,62 @@
+"""params.yaml, `models.V`: a model as a composition of its sections."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from ddpm.config.base import Section
+from ddpm.config.network import AnyNetworkConfig, NetworkConfig
+from ddpm.config.objective import ObjectiveConfig
+from ddpm.config.process import ProcessConfig
+from ddpm.config.sampling import SamplingConfig
+from ddpm.config.training import TrainingConfig
+
+
+class ModelConfig(Section):
+    """What a model is made of: a composition of parts. How it was trained is None where nobody knows."""
+
+    network: AnyNetworkConfig = NetworkConfig()
+    process: ProcessConfig = ProcessConfig()
+    objective: ObjectiveConfig | None = None
+    training: TrainingConfig | None = None
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> Self:
+        if self.sampling.steps > self.process.timesteps:
+            raise ValueError(
+                f"sampling.steps is {self.sampling.steps}, but the process has only {self.process.timesteps} timesteps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_learned_variance_is_learned(self) -> Self:
+        learned, loss = self.process.variance == "learned_range", self.objective and self.objective.loss
+        if learned and loss in ("simple", "elbo"):
+            raise ValueError(f"process.variance is learned_range, which objective.loss {loss} does not train")
+        if not learned and loss == "hybrid":
+            raise ValueError("objective.loss hybrid trains a variance: set process.variance to learned_range")
+        if self.sampling.variance == "learned_range" and not learned:
+            raise ValueError(f"sampling.variance is learned_range, but process.variance is {self.process.variance}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_vae_decodes_in_one_step(self) -> Self:
+        kind, loss, process = self.network.kind, self.objective and self.objective.loss, self.process
+        if loss is not None and (kind == "vae") != (loss == "elbo"):
+            raise ValueError(f"network.kind vae and objective.loss elbo go together; found {kind} and {loss}")
+        if kind == "vae" and (process.timesteps, process.prediction) != (1, "x0"):
+            raise ValueError(
+                "network.kind vae needs process.timesteps 1 and process.prediction x0; "
+                f"found {process.timesteps} and {process.prediction}"
+            )
+        return self
+
+
+class VariantConfig(ModelConfig):
+    """A model of params.yaml, which also says how to train it."""
+
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()

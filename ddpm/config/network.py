@@ -1,0 +1,113 @@
+"""params.yaml, `models.V.network`: the architecture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ddpm.config.base import LARGEST, Incidental, Int, Positive, Section
+
+
+class NetworkConfig(Section):
+    """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's and ADM's."""
+
+    kind: Literal["unet"] = Field("unet", description="the architecture")
+    width: Positive = Field(128, description="channels of the first level")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 2, 2), min_length=1, description="channels / width, a level each")
+    blocks: Positive = Field(2, description="residual blocks a level")
+    attention_resolutions: tuple[Positive, ...] = Field((16,), description="sides, in pixels, that get attention")
+    middle_attention: bool = Field(True, description="attention between the two blocks at the bottom too")
+    heads: Positive = Field(1, description="attention heads; must divide the channels where there is attention")
+    head_channels: Positive | None = Field(None, description="instead of heads: channels a head")
+    groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
+    norm_epsilon: float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    scale_shift: bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
+    resample: Literal["conv", "plain", "residual"] = Field(
+        "conv", description="between levels; plain: pooling and nearest neighbour; residual: blocks that do so (BigGAN)"
+    )
+    downsample_padding: Literal["symmetric", "asymmetric"] = Field(
+        "symmetric", description="of resample: conv. asymmetric: at each side's end alone, as TensorFlow does"
+    )
+    rescale_residuals: bool = Field(False, description="by 1/sqrt(2) every sum of a block's input and output")
+    frequency_shift: Literal[0, 1] = Field(
+        1, description="of the timestep embedding; 1: Ho's, 0: improved DDPM's, ADM's"
+    )
+    timestep_scale: float = Field(
+        1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
+    )
+    init: Literal["torch", "fan_avg"] = Field(
+        "torch",
+        description="of convolutions and linear layers; torch: its defaults, as improved DDPM and ADM; fan_avg: Ho's, "
+        "whose weights are larger by sqrt(3) where inputs and outputs are as many, and whose biases are 0",
+    )
+    num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
+    checkpointing: Incidental[bool] = Field(
+        False, description="less memory in training, a third more time; the same weights"
+    )
+
+    @model_validator(mode="after")
+    def _padding_belongs_to_convolutions(self) -> NetworkConfig:
+        if self.downsample_padding != "symmetric" and self.resample != "conv":
+            raise ValueError(f"downsample_padding is of resample: conv, found resample: {self.resample}")
+        return self
+
+
+class LinearAttentionConfig(Section):
+    """The U-Net with linear attention, of images and of sequences (denoising_diffusion_pytorch's Unet and Unet1D)."""
+
+    kind: Literal["linear-attention"]
+    width: Int = Field(64, ge=4, description="channels of the first convolution, even")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1, description="channels / width, a level each")
+    heads: Positive = Field(4, description="of every attention")
+    head_width: Positive = Field(32, description="channels of a head")
+    memory: Int = Field(0, ge=0, description="learned keys and values in every attention")
+    full_attention: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = Field(
+        (), description="levels, from 0, with softmax instead of linear attention, beside the middle"
+    )
+    downsample: Literal["conv", "unshuffle"] = Field(
+        "conv", description="conv: kernel 4, stride 2; unshuffle, of images: 2x2 squares into the channels"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class MLPConfig(Section):
+    """The multilayer perceptron for points."""
+
+    kind: Literal["mlp"]
+    width: Positive = Field(128, description="of every layer, even")
+    layers: Positive = Field(4, description="residual layers")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class VAEConfig(Section):
+    """The variational autoencoder (Kingma & Welling 2014), the baseline beside the diffusion models."""
+
+    kind: Literal["vae"]
+    latent: Positive = Field(16, description="numbers of z, at most those of a datum")
+    hidden: tuple[Positive, ...] = Field(
+        (512, 256), min_length=1, description="widths of the encoder's layers; the decoder's are the same in reverse"
+    )
+
+
+NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig, "vae": VAEConfig}
+
+
+def _network_tag(value: Any) -> str | None:
+    """Which of the networks is meant: the U-Net unless `kind` says otherwise."""
+    kind = value.get("kind", "unet") if isinstance(value, dict) else getattr(value, "kind", None)
+    return f"<{kind}>" if isinstance(kind, str) and kind in NETWORKS else None
+
+
+AnyNetworkConfig = Annotated[
+    Annotated[NetworkConfig, Tag("<unet>")]
+    | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
+    | Annotated[MLPConfig, Tag("<mlp>")]
+    | Annotated[VAEConfig, Tag("<vae>")],
+    Discriminator(
+        _network_tag,
+        custom_error_type="network_kind",
+        custom_error_message=f"expected `kind` to be one of {', '.join(NETWORKS)}",
+    ),
+]

@@ -1,0 +1,36 @@
+"""params.yaml, `models.V.objective`: what training minimises."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ddpm.config.base import Section
+
+
+class ObjectiveConfig(Section):
+    """What training minimises, and which timesteps it looks at."""
+
+    loss: Literal["simple", "vlb", "hybrid", "elbo"] = Field(
+        "simple",
+        description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance;"
+        " elbo: the bound of network.kind vae",
+    )
+    reconstruction_weight: float = Field(
+        1.0, gt=0, description="of the squared error beside the KL in elbo: 1/(2 variance) of a pixel given z"
+    )
+    weighting: Literal["none", "min_snr"] = Field("none", description="of the squared error over the timesteps")
+    gamma: float = Field(5.0, gt=0, description="the SNR above which min_snr weighs all alike")
+    timestep_sampler: Literal["uniform", "importance"] = Field(
+        "uniform", description="importance: by the size of each timestep's latest losses, as the vlb needs it"
+    )
+
+    @model_validator(mode="after")
+    def _weighting_has_an_error_to_weigh(self) -> ObjectiveConfig:
+        if self.loss in ("vlb", "elbo") and self.weighting != "none":
+            raise ValueError(
+                f"`weighting: {self.weighting}` is over the timesteps of a squared error, which `loss: {self.loss}` "
+                "has none of"
+            )
+        return self

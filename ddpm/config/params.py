@@ -1,0 +1,107 @@
+"""The whole of params.yaml, and reading it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from ddpm.config.base import Section, validate
+from ddpm.config.data import DataConfig
+from ddpm.config.evaluation import EvaluationConfig
+from ddpm.config.export import ExportConfig
+from ddpm.config.extractor import ExtractorConfig
+from ddpm.config.model import VariantConfig
+from ddpm.config.promotion import PromotionConfig
+from ddpm.config.yaml_file import aliases, read_yaml
+from ddpm.errors import UserError, brief, listed
+
+PARAMS_FILE = Path("params.yaml")
+DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
+# A name becomes a path, a word of a command and a part of a DVC key.
+VARIANT_NAME = r"^[a-z0-9][a-z0-9_-]*$"
+VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="of the split, the initial weights, the batches and the samples")
+    data: DataConfig = DataConfig()
+    extractor: ExtractorConfig = ExtractorConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
+    models: dict[VariantName, VariantConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _variants_are_models(self) -> Params:
+        if len(set(self.variants)) < len(self.variants):
+            raise ValueError(f"`variants` names a model twice: {listed(self.variants)}")
+        for name in self.variants:
+            if name not in self.models:
+                raise ValueError(f"`variants` names {brief(name)}, but `models` has only: {listed(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_features_asked_for_are_made(self) -> Params:
+        if self.evaluation.features == "inception" and self.extractor.kind != "inception":
+            raise ValueError(
+                f"evaluation.protocol {self.evaluation.protocol} measures in InceptionV3's features, but "
+                f"extractor.kind is {self.extractor.kind}: set it to inception"
+            )
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's."""
+        return f"ddpm-{self.data.dataset_name}"
+
+    def variant(self, name: str) -> VariantConfig:
+        """The named model's configuration, or a UserError that lists those there are."""
+        if name not in self.models:
+            raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
+        return self.models[name]
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate params.yaml.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key is unknown, missing or out of its range; in a stage that
+            DVC runs, also if a section that it tracks is not written.
+    """
+    try:
+        raw = read_yaml(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file here ({Path.cwd()}); run ddpm in the project's folder") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected keys such as `data:` and `models:`, found {type(raw).__name__}")
+    params = validate(Params, raw, str(path))
+    if shared := aliases(path):
+        print(
+            f"warning: {path}: `*{shared[0]}` is a YAML alias. `dvc exp run -S` changes a key in every place that "
+            "shares it: write the values out",
+            file=sys.stderr,
+        )
+    if DVC_STAGE in os.environ:
+        check_sections(params, path)
+    return params
+
+
+def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
+    """Check that each model that the pipeline builds has every section. DVC tracks sections one by one and stops at
+    one that is not written; without DVC they may be left out.
+
+    Raises:
+        UserError: a section is missing; it names all of them.
+    """
+    for name in params.variants:
+        missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
+        if missing:
+            lines = ", ".join(f"`{section}: {{}}`" for section in missing)
+            raise UserError(f"{path}: DVC needs every section of a model: add {lines} under models.{name}")

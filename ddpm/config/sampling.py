@@ -1,0 +1,55 @@
+"""params.yaml, `models.V.sampling`: the sampling plan."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ddpm.config.base import Positive, Section
+from ddpm.config.process import Variance
+
+SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
+
+
+def _name_or_counts(value: Any) -> Any:
+    if value in get_args(SpacingName) or (isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", value)):
+        return value
+    names = ", ".join(get_args(SpacingName))
+    raise ValueError(f"expected one of {names}, or counts such as 10,10,20, found {value!r}")
+
+
+Spacing = Annotated[SpacingName | str, BeforeValidator(_name_or_counts)]
+
+
+class SamplingConfig(Section):
+    """The sampling plan that evaluation and deployment use unless told otherwise."""
+
+    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"] = Field(
+        "ddim",
+        description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2m_sde, dpmpp_2s (DPM-Solver++), unipc (with bh2) and "
+        "unipc_bh1 need few steps",
+    )
+    steps: Positive = Field(50, description="evaluations of the network an image")
+    variance: Variance | None = Field(
+        None, description="of the ancestral sampler; null: the process's. fixed_large in few steps is DDIM's sigma-hat"
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
+    spacing: Spacing = Field(
+        "trailing",
+        description="which timesteps are visited; even: improved DDPM's, also with counts of equal sections such as "
+        "10,10,20; quadratic: more of those with little noise",
+    )
+    clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
+    dynamic_threshold: float | None = Field(
+        None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
+    )
+
+    @model_validator(mode="after")
+    def _counts_add_up(self) -> SamplingConfig:
+        if self.spacing not in get_args(SpacingName):
+            counted = sum(map(int, self.spacing.split(",")))
+            if counted != self.steps:
+                raise ValueError(f"spacing {self.spacing} has {counted} steps, but steps is {self.steps}")
+        return self

@@ -1,0 +1,171 @@
+"""Measuring the samples of a model, trained or exported: its figures, their protocol, and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddpm.config.params import Params
+from ddpm.config.sampling import SamplingConfig
+from ddpm.data.kinds import DataKind
+from ddpm.data.store import PreparedData
+from ddpm.diffusion.plans import SamplingPlan, decisive_choices
+from ddpm.errors import NotFiniteError, UserError
+from ddpm.evaluation.extractor import load_coordinates, load_extractor
+from ddpm.evaluation.image_metrics import ImageMeasure
+from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
+from ddpm.evaluation.progress import Show, unseen
+from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
+from ddpm.evaluation.value_metrics import ValueMeasure
+from ddpm.figures.protocol import EvaluationProtocol
+from ddpm.layout import EXTRACTOR, FEATURES
+
+
+class Sampled(Protocol):
+    """What is measured: a trained model or an exported one."""
+
+    @property
+    def kind(self) -> DataKind: ...
+
+    def plan(self) -> SamplingPlan: ...
+
+
+class ModelFacts(NamedTuple):
+    """What of a model enters the protocol it is measured under."""
+
+    sampling: SamplingConfig
+    variance: str
+    """Of its process, which the ancestral sampler has unless the plan says otherwise."""
+    weights: str
+    """Which of a training's weights it has."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a model scores, how that was measured, and what it looks like."""
+
+    metrics: dict[str, float | int]
+    protocol: EvaluationProtocol
+    pictures: dict[str, Image.Image]
+    """By file name, without captions."""
+
+
+def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:
+    """Check that a model can be measured with the data, by its plan.
+
+    Args:
+        name: what messages call it.
+        plan: what they call its plan.
+
+    Raises:
+        UserError: the model and the data are of two kinds or shapes, or the plan is not one of the model's.
+    """
+    if samples.kind.name != data.kind.name:
+        raise UserError(f"{name} makes {samples.kind.name}, but the prepared data are {data.kind.name}")
+    if samples.kind.shape != data.kind.shape:
+        made, prepared = ("×".join(map(str, shape)) for shape in (samples.kind.shape, data.kind.shape))
+        raise UserError(f"{name} makes {data.kind.name} of {made}, but the prepared data are of {prepared}")
+    try:
+        samples.plan()
+    except ValueError as error:
+        raise UserError(f"{name} cannot be sampled by {plan}: {error}") from None
+
+
+def measure(
+    drawn: Iterable[NDArray[Any]],
+    params: Params,
+    facts: ModelFacts,
+    *,
+    data: PreparedData,
+    root: Path,
+    device: torch.device,
+    name: str,
+    show: Show = unseen,
+) -> Measurement:
+    """Compute the figures of a model that fits the data.
+
+    Args:
+        drawn: evaluation.samples data of the model's, in batches.
+        facts: of the model.
+        name: what messages call it.
+        show: the progress of long computations.
+
+    Raises:
+        UserError: the extractor is missing or damaged.
+        NotFiniteError: the model draws NaN or infinite values, or a figure is one.
+    """
+    figures, identity = _measure_of(params, data, root, device, show)
+    options = params.evaluation
+    with show(options.samples, data.kind.unit, f"samples of {name}") as done:
+        try:
+            for batch in drawn:
+                figures.add(batch)
+                done(len(batch))
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{name} cannot be measured: {error}") from None
+    protocol = protocol_of(params, facts, data, identity)
+    if protocol.splits < options.splits:
+        print(
+            f"{name}: the Inception Score has {protocol.splits} parts, not evaluation.splits = {options.splits}: "
+            f"there are {len(data.split('validation'))} validation images and {options.samples} samples"
+        )
+    return Measurement(finite(figures.figures(), name), protocol, figures.pictures())
+
+
+def finite(figures: dict[str, float], name: str) -> dict[str, float]:
+    """The figures, if they are numbers.
+
+    Raises:
+        NotFiniteError: one is NaN or infinite.
+    """
+    for key, value in figures.items():
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{name} cannot be measured: {key} is {value}")
+    return figures
+
+
+def _measure_of(
+    params: Params, data: PreparedData, root: Path, device: torch.device, show: Show
+) -> tuple[ImageMeasure | ValueMeasure, dict[str, Any]]:
+    """What measures this kind of data, and the identity of the features it does it in."""
+    if data.kind.name == "images":
+        extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
+        return ImageMeasure(params, data, extractor, root / FEATURES, show), extractor.identity
+    identity = load_coordinates(root / EXTRACTOR)
+    return ValueMeasure(params, data, identity["bandwidth"], show), identity
+
+
+def protocol_of(
+    params: Params, facts: ModelFacts, data: PreparedData, extractor: Mapping[str, Any]
+) -> EvaluationProtocol:
+    """How such a model is measured; `extractor` is the identity of what it is measured by."""
+    options = params.evaluation
+    train, validation = data.split("train"), data.split("validation")
+    reference = data.reference(options.reference)
+    return EvaluationProtocol(
+        extractor=extractor["kind"],
+        extractor_sha256=extractor["sha256"],
+        train_sha256=train.sha256,
+        validation_sha256=validation.sha256,
+        reference="all" if len(reference) > 1 else "train",
+        reference_count=sum(len(data.split(name)) for name in reference),
+        samples=options.samples,
+        **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
+        weights=facts.weights,
+        splits=score_splits(options, len(validation)) if data.kind.name == "images" else options.splits,
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=KID_SUBSET_SIZE,
+        neighbourhood=NEIGHBOURHOOD,
+        nll_samples=options.nll_samples,
+        # No likelihood is bounded of points and sequences.
+        nll_timesteps=options.nll_timesteps if data.kind.name == "images" and options.nll_samples else None,
+        resamples=options.resamples,
+        seed=params.seed,
+    )
