@@ -23,14 +23,13 @@ FLOORS = (
 )
 
 
-def modules() -> dict[str, Path]:
-    """Every module by its dotted name below the package."""
-    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+# Every module by its dotted name below the package.
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 
 def imports(path: Path) -> set[str]:
     """The modules of this package that a file imports, also inside functions and for types alone."""
-    known, found = modules(), set()
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom):
             continue
@@ -43,8 +42,11 @@ def imports(path: Path) -> set[str]:
         for alias in node.names:
             names = ([*inner, alias.name], [*inner, alias.name, "__init__"], inner, [*inner, "__init__"])
             candidates = [".".join(words) for words in names]
-            found |= {next(candidate for candidate in candidates if candidate in known)}
+            found |= {next(candidate for candidate in candidates if candidate in MODULES)}
     return found
+
+
+GRAPH = {module: imports(path) for module, path in MODULES.items()}
 
 
 def room_of(module: str) -> str:
@@ -55,27 +57,26 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 
 
 def test_every_room_has_a_floor_and_there_are_at_most_nine():
-    assert {room_of(module) for module in modules()} == set(FLOOR_OF)
+    assert {room_of(module) for module in MODULES} == set(FLOOR_OF)
     assert len(FLOORS) <= 9
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_go_down(module):
     here = FLOOR_OF[room_of(module)]
-    for other in imports(modules()[module]):
+    for other in GRAPH[module]:
         assert room_of(other) == room_of(module) or FLOOR_OF[room_of(other)] < here, f"{module} imports {other}"
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    graph = {module: imports(path) for module, path in modules().items()}
     done: set[str] = set()
 
     def walk(module: str, way: tuple[str, ...]) -> None:
         assert module not in way, f"a circle: {' → '.join((*way[way.index(module) :], module))}"
         if module not in done:
-            for other in sorted(graph[module]):
+            for other in sorted(GRAPH[module]):
                 walk(other, (*way, module))
             done.add(module)
 
-    for module in sorted(graph):
+    for module in sorted(MODULES):
         walk(module, ())
