@@ -33,20 +33,39 @@ from ddpm.yaml_file import aliases, read_yaml
 PARAMS_FILE = Path("params.yaml")
 DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
 
+
+
+def _whole(value: Any) -> Any:
+    """A float without a fraction as an int."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _no_switch(value: Any) -> Any:
+    """Of a choice among numbers, where `true` would equal 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {brief(value)}")
+    return value
+
+
 # What a C int holds; what a user writes beyond it is a slip.
 LARGEST = 2**31 - 1
-Int = Annotated[int, Field(le=LARGEST)]
-Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+# Numbers are numbers: neither `true`, which Python takes for 1, nor text, such as "10". A whole number may be written as
+# 1e5, which YAML reads as a float.
+Int = Annotated[int, BeforeValidator(_whole), Field(strict=True, le=LARGEST)]
+Positive = Annotated[Int, Field(gt=0)]
+Seed = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, lt=2**32)]
+Float = Annotated[float, Field(strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
 MOST_TIMESTEPS = 100_000  # of a process; the tables of every one are kept
 # A name becomes a path, a word of a command and a part of a DVC key.
 VARIANT_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 DATA_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[Float, Field(gt=0, lt=1)]
 ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid", "explicit"]
 Prediction = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
-Switch = bool | Literal["auto"]
+Switch = Bool | Literal["auto"]
 SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
@@ -101,13 +120,13 @@ class DataConfig(Section):
     image_size: Positive | None = Field(
         None, description="pixels a side: resize the shorter side to it, crop the centre. null: sizes must agree"
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
+    channels: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
     subfolders: Literal["classes", "nested-classes", "ignored"] = Field(
         "classes",
         description="of `folder`. classes: one level of them, each a class; nested-classes: the first level is the "
         "class, images lie at any depth below; ignored: images at any depth, without classes",
     )
-    levels: Positive | tuple[float, float] | None = Field(
+    levels: Positive | tuple[Float, Float] | None = Field(
         None,
         description="of `folder`: the stored value that is white, such as 4095 for 12 bits in 16-bit files, or "
         "[black, white]. null: the range of the files' format",
@@ -117,7 +136,7 @@ class DataConfig(Section):
         description="share of each class kept for validation. null: the images that mnist, fashion-mnist, cifar10 and "
         "celeba publish for it, so that all published training images are trained on; of other sources, 0.2",
     )
-    skip_bad: bool = Field(False, description="leave unreadable files out and list them in the manifest")
+    skip_bad: Bool = Field(False, description="leave unreadable files out and list them in the manifest")
     max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
 
     @model_validator(mode="after")
@@ -164,24 +183,24 @@ class NetworkConfig(Section):
     multipliers: tuple[Positive, ...] = Field((1, 2, 2, 2), min_length=1, description="channels / width, a level each")
     blocks: Positive = Field(2, description="residual blocks a level")
     attention_resolutions: tuple[Positive, ...] = Field((16,), description="sides, in pixels, that get attention")
-    middle_attention: bool = Field(True, description="attention between the two blocks at the bottom too")
+    middle_attention: Bool = Field(True, description="attention between the two blocks at the bottom too")
     heads: Positive = Field(1, description="attention heads; must divide the channels where there is attention")
     head_channels: Positive | None = Field(None, description="instead of heads: channels a head")
     groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
-    norm_epsilon: float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    scale_shift: bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
+    norm_epsilon: Float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
+    dropout: Float = Field(0.1, ge=0, lt=1)
+    scale_shift: Bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
     resample: Literal["conv", "plain", "residual"] = Field(
         "conv", description="between levels; plain: pooling and nearest neighbour; residual: blocks that do so (BigGAN)"
     )
     downsample_padding: Literal["symmetric", "asymmetric"] = Field(
         "symmetric", description="of resample: conv. asymmetric: at each side's end alone, as TensorFlow does"
     )
-    rescale_residuals: bool = Field(False, description="by 1/sqrt(2) every sum of a block's input and output")
-    frequency_shift: Literal[0, 1] = Field(
+    rescale_residuals: Bool = Field(False, description="by 1/sqrt(2) every sum of a block's input and output")
+    frequency_shift: Annotated[Literal[0, 1], BeforeValidator(_no_switch)] = Field(
         1, description="of the timestep embedding; 1: Ho's, 0: improved DDPM's, ADM's"
     )
-    timestep_scale: float = Field(
+    timestep_scale: Float = Field(
         1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
     )
     init: Literal["torch", "fan_avg"] = Field(
@@ -190,7 +209,7 @@ class NetworkConfig(Section):
         "whose weights are larger by sqrt(3) where inputs and outputs are as many, and whose biases are 0",
     )
     num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
-    checkpointing: Incidental[bool] = Field(
+    checkpointing: Incidental[Bool] = Field(
         False, description="less memory in training, a third more time; the same weights"
     )
 
@@ -210,13 +229,13 @@ class LinearAttentionConfig(Section):
     heads: Positive = Field(4, description="of every attention")
     head_width: Positive = Field(32, description="channels of a head")
     memory: Int = Field(0, ge=0, description="learned keys and values in every attention")
-    full_attention: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = Field(
+    full_attention: tuple[Annotated[Int, Field(ge=0)], ...] = Field(
         (), description="levels, from 0, with softmax instead of linear attention, beside the middle"
     )
     downsample: Literal["conv", "unshuffle"] = Field(
         "conv", description="conv: kernel 4, stride 2; unshuffle, of images: 2x2 squares into the channels"
     )
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Float = Field(0.0, ge=0, lt=1)
 
 
 class MLPConfig(Section):
@@ -225,7 +244,7 @@ class MLPConfig(Section):
     kind: Literal["mlp"]
     width: Positive = Field(128, description="of every layer, even")
     layers: Positive = Field(4, description="residual layers")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Float = Field(0.0, ge=0, lt=1)
 
 
 class VAEConfig(Section):
@@ -265,7 +284,7 @@ class ProcessConfig(Section):
 
     timesteps: Positive = Field(1000, le=MOST_TIMESTEPS, description="T, steps of the forward process")
     schedule: ScheduleName = Field("linear", description="of the betas; explicit: those of `betas`")
-    betas: tuple[float, ...] | None = Field(None, description="of schedule: explicit, one for each timestep")
+    betas: tuple[Float, ...] | None = Field(None, description="of schedule: explicit, one for each timestep")
     prediction: Prediction = Field("epsilon", description="what the network outputs")
     variance: Variance = Field(
         "fixed_large",
@@ -298,11 +317,11 @@ class ObjectiveConfig(Section):
         description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance;"
         " elbo: the bound of network.kind vae",
     )
-    reconstruction_weight: float = Field(
+    reconstruction_weight: Float = Field(
         1.0, gt=0, description="of the squared error beside the KL in elbo: 1/(2 variance) of a pixel given z"
     )
     weighting: Literal["none", "min_snr"] = Field("none", description="of the squared error over the timesteps")
-    gamma: float = Field(5.0, gt=0, description="the SNR above which min_snr weighs all alike")
+    gamma: Float = Field(5.0, gt=0, description="the SNR above which min_snr weighs all alike")
     timestep_sampler: Literal["uniform", "importance"] = Field(
         "uniform", description="importance: by the size of each timestep's latest losses, as the vlb needs it"
     )
@@ -318,6 +337,7 @@ class ObjectiveConfig(Section):
 
 
 def _positive_auto_or_none(value: Any) -> Any:
+    value = _whole(value)
     if value is None or value == "auto" or (type(value) is int and 0 < value <= LARGEST):
         return value
     raise ValueError(f"expected a number above 0, auto or null, found {brief(value)}")
@@ -338,16 +358,16 @@ class TrainingConfig(Section):
     devices: Incidental[Positive] = Field(
         1, description="processes that train together on this machine: a GPU each, or the CPU"
     )
-    learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
+    learning_rate: Float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: Int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
-    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: gradients are not clipped")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
-    ema_warmup: bool = Field(
+    grad_clip: Float | None = Field(1.0, gt=0, description="largest gradient norm; null: gradients are not clipped")
+    ema_decay: Float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
+    ema_warmup: Bool = Field(
         True,
         description="decay at step k: min(ema_decay, (1+k)/(10+k)); false: ema_decay from the start, as in the papers",
     )
-    horizontal_flip: bool = Field(False, description="mirror each image with probability 1/2")
+    horizontal_flip: Bool = Field(False, description="mirror each image with probability 1/2")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
     )
@@ -362,10 +382,10 @@ class TrainingConfig(Section):
     compile: Incidental[Switch] = Field(
         "auto", description="torch.compile of the blocks, minutes before the first step. auto: on a GPU"
     )
-    cuda_graphs: Incidental[bool] = Field(
+    cuda_graphs: Incidental[Bool] = Field(
         False, description="replay the network's kernels from a recording; needs CUDA"
     )
-    prefetch: Incidental[Annotated[int, Field(ge=0, le=LARGEST)] | Literal["auto"]] = Field(
+    prefetch: Incidental[Annotated[Int, Field(ge=0)] | Literal["auto"]] = Field(
         "auto", description="batches gathered ahead by a thread; the same ones. auto: 2 for a GPU, else 0"
     )
 
@@ -407,14 +427,14 @@ class SamplingConfig(Section):
     variance: Variance | None = Field(
         None, description="of the ancestral sampler; null: the process's. fixed_large in few steps is DDIM's sigma-hat"
     )
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
+    eta: Float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
     spacing: Spacing = Field(
         "trailing",
         description="which timesteps are visited; even: improved DDPM's, also with counts of equal sections such as "
         "10,10,20; quadratic: more of those with little noise",
     )
-    clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
-    dynamic_threshold: float | None = Field(
+    clip: Bool = Field(True, description="clip the predicted x0 to [-1, 1]")
+    dynamic_threshold: Float | None = Field(
         None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
     )
 
@@ -551,12 +571,12 @@ class ExportConfig(Section):
 
     parity_samples: Positive = Field(16, description="images drawn by both sides")
     parity_steps: Positive = Field(50, description="steps of the run that both sides make on the same noise")
-    parity_tolerance: float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
-    fp16: bool = Field(False, description="write both files in fp16 too, for GPUs: half the bytes")
-    fp16_tolerance: float = Field(5e-2, gt=0, description="as parity_tolerance, of the fp16 files")
+    parity_tolerance: Float = Field(1e-3, gt=0, description="largest absolute difference allowed, in [-1, 1]")
+    fp16: Bool = Field(False, description="write both files in fp16 too, for GPUs: half the bytes")
+    fp16_tolerance: Float = Field(5e-2, gt=0, description="as parity_tolerance, of the fp16 files")
 
 
-Tolerance = Annotated[float, Field(ge=0)]
+Tolerance = Annotated[Float, Field(ge=0)]
 
 
 class Tolerances(Section):
@@ -576,7 +596,7 @@ class Tolerances(Section):
 class PromotionConfig(Section):
     """When a new version of a model becomes champion."""
 
-    gain: float = Field(
+    gain: Float = Field(
         0.01,
         ge=0,
         description="where the intervals of the FID overlap: the share by which the NLL or the cost of an image must "
@@ -588,7 +608,7 @@ class PromotionConfig(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
-    seed: int = Field(0, ge=0, lt=2**32, description="of the split, the initial weights, the batches and the samples")
+    seed: Seed = Field(0, description="of the split, the initial weights, the batches and the samples")
     data: DataConfig = DataConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -159,6 +159,8 @@ def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):
         '[{"n": 1, "steps": 2.5}]': "`steps` must be an exact whole number, found 2.5",
         '[{"n": 1, "steps": -1}]': "steps must be in",
         '[{"n": 1, "sampler": "x"}]': "no sampler 'x'",
+        '[{"n": 1, "sampler": 5}]': "`sampler` must be text, found 5",
+        '[{"n": 1, "eta": true}]': "`eta` must be a number, found True",
     }.items():
         with pytest.raises(MlflowException, match=words) as refused:
             ask(records)
