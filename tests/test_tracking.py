@@ -161,6 +161,7 @@ def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):
         '[{"n": 1, "sampler": "x"}]': "no sampler 'x'",
         '[{"n": 1, "sampler": 5}]': "`sampler` must be text, found 5",
         '[{"n": 1, "eta": true}]': "`eta` must be a number, found True",
+        '[{"n": 1, "eta": "0.5"}]': "`eta` must be a number, found '0.5'",
     }.items():
         with pytest.raises(MlflowException, match=words) as refused:
             ask(records)
