@@ -34,7 +34,6 @@ PARAMS_FILE = Path("params.yaml")
 DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
 
 
-
 def _whole(value: Any) -> Any:
     """A float without a fraction as an int."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -49,8 +48,8 @@ def _no_switch(value: Any) -> Any:
 
 # What a C int holds; what a user writes beyond it is a slip.
 LARGEST = 2**31 - 1
-# Numbers are numbers: neither `true`, which Python takes for 1, nor text, such as "10". A whole number may be written as
-# 1e5, which YAML reads as a float.
+# Numbers are numbers: neither `true`, which Python takes for 1, nor text, such as "10". A whole number may be written
+# as 1e5, which YAML reads as a float.
 Int = Annotated[int, BeforeValidator(_whole), Field(strict=True, le=LARGEST)]
 Positive = Annotated[Int, Field(gt=0)]
 Seed = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, lt=2**32)]
@@ -61,6 +60,7 @@ MOST_TIMESTEPS = 100_000  # of a process; the tables of every one are kept
 VARIANT_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 DATA_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_switch)]
 Fraction = Annotated[Float, Field(gt=0, lt=1)]
 ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid", "explicit"]
 Prediction = Literal["epsilon", "x0", "v"]
@@ -120,7 +120,7 @@ class DataConfig(Section):
     image_size: Positive | None = Field(
         None, description="pixels a side: resize the shorter side to it, crop the centre. null: sizes must agree"
     )
-    channels: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
+    channels: Channels | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
     subfolders: Literal["classes", "nested-classes", "ignored"] = Field(
         "classes",
         description="of `folder`. classes: one level of them, each a class; nested-classes: the first level is the "

@@ -21,10 +21,9 @@ from ddpm.diffusion.plans import plan_for
 from ddpm.errors import Interrupted, UserError
 from ddpm.evaluation.trained import likelihood_evaluations
 from ddpm.layout import PREPARED
-from ddpm.model import build_process, check_end
-from ddpm.stages.train import initial, loop_options, make_fast
+from ddpm.model import check_end
+from ddpm.training.configured import initial, make_fast, parameter_count, train_configured
 from ddpm.training.cost import free_bytes, training_bytes, training_flops
-from ddpm.training.loop import train
 from ddpm.training.memory import OutOfMemoryError, ran_out
 from ddpm.training.speed import evaluating
 
@@ -56,7 +55,6 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
 def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: str) -> list[str]:
     options, shape, kind = config.training, data.kind.network_shape, data.kind.name
     network, device, precision = initial(params.seed, config, data.kind)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     flops = training_flops(network, shape)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, data.kind, precision)
@@ -75,7 +73,7 @@ def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: s
         )
     return [
         f"{variant} on {device.type}, {precision}; a trial, nothing is written",
-        f"  parameters     {parameters:,}",
+        f"  parameters     {parameter_count(network):,}",
         f"  operations     {flops / 1e9:.3g} GFLOP for one of the {kind}, forward and backward; "
         f"{flops * speed / 1e9:,.0f} GFLOP/s",
         f"  memory         {memory}",
@@ -100,16 +98,16 @@ def _trial(
     device, ends = next(network.parameters()).device, list[float]()
     try:
         with contextlib.suppress(Interrupted):
-            train(
+            train_configured(
                 network,
-                build_process(config, device, data.kind.levels),
+                config,
+                data.kind,
                 data.split("train"),
                 seed=params.seed,
-                encode=data.kind.encode,
                 precision=precision,
+                micro_batch_size=at_once,
                 on_step=lambda step: ends.append(_now(device)),
                 should_stop=lambda: len(ends) > LEAST and ends[-1] - ends[0] > TRIAL_SECONDS,
-                **loop_options(config, device) | {"micro_batch_size": at_once},
             )
     except (RuntimeError, MemoryError, OutOfMemoryError) as error:
         if at_once == 1 or not _too_much(error):
@@ -159,9 +157,7 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
         steps = len(plan_for(config.process.model_dump(), sampling.model_dump()))
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None
-    likelihood = likelihood_evaluations(
-        data, options.nll_samples, config.process.timesteps, params.evaluation.nll_timesteps
-    )
+    likelihood = likelihood_evaluations(data, options, config.process.timesteps)
     total = options.samples * steps + likelihood
     of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
     return (

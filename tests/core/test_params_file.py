@@ -152,7 +152,10 @@ SECTIONS = [
 NEEDED = {section: {"kind": kind} for kind, section in NETWORKS.items()} | {Params: {"models": {"ddpm": {}}}}
 
 
-@pytest.mark.parametrize("value", [True, False, 1, 0, 10.0, "10", "0.5", "1e-3", "yes", "true", [True], ["8"]], ids=repr)
+OTHERS = [True, False, 1, 0, 10.0, "10", "0.5", "1e-3", "yes", "true", [True], ["8"]]
+
+
+@pytest.mark.parametrize("value", OTHERS, ids=repr)
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_a_value_is_taken_as_it_is_or_not_at_all(section: type[Section], value):
     """`steps: true` is not one step, "10" is text, and 1 does not switch anything on. Whole floats are whole numbers,

@@ -62,7 +62,7 @@ def test_a_dry_run_says_how_many_fit_the_memory_there_is(project, monkeypatch):
 
 def test_a_dry_run_goes_on_with_fewer_where_the_memory_runs_out(project, monkeypatch):
     """A stand-in for a device without room."""
-    real, tried = dry_run_module.train, []
+    real, tried = dry_run_module.train_configured, []
 
     def short_of_memory(*args, micro_batch_size, **options):
         tried.append(micro_batch_size)
@@ -70,7 +70,7 @@ def test_a_dry_run_goes_on_with_fewer_where_the_memory_runs_out(project, monkeyp
             raise OutOfMemoryError(micro_batch_size)
         return real(*args, micro_batch_size=micro_batch_size, **options)
 
-    monkeypatch.setattr(dry_run_module, "train", short_of_memory)
+    monkeypatch.setattr(dry_run_module, "train_configured", short_of_memory)
     limit = 3
     assert any("micro_batch_size to 2, about" in line for line in dry_run(load_params(), "tiny"))
     assert tried == [8, 4, 2]
