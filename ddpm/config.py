@@ -365,7 +365,8 @@ class TrainingConfig(Section):
     ema_decay: Float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
     ema_warmup: Bool = Field(
         True,
-        description="decay at step k: min(ema_decay, (1+k)/(10+k)); false: ema_decay from the start, as in the papers",
+        description="decay at step k: min(ema_decay, (1+k)/(10+k)), which is below 0.998 until step 4490 and below "
+        "0.9999 until step 89990; false: ema_decay from the start, as in the papers",
     )
     horizontal_flip: Bool = Field(False, description="mirror each image with probability 1/2")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
