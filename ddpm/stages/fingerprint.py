@@ -31,6 +31,7 @@ _BESIDE = (
     "layout.py",
     "stages/__init__.py",
     "stages/fingerprint.py",
+    "stages/memory.py",
     "stages/progress.py",
     "stages/watch.py",
     "tracking/",

@@ -12,19 +12,20 @@ from typing import Any
 from ddpm import tracking
 from ddpm.config import Params, SamplingConfig, VariantConfig
 from ddpm.data.store import PreparedData
+from ddpm.device import pick_device
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
-from ddpm.model import DataFacts, Model, build_network, check_end, save
+from ddpm.model import DataFacts, Model, check_end, save
 from ddpm.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.stages import fingerprint
+from ddpm.stages.memory import check_room, explained
 from ddpm.stages.progress import bar, stop_requests, unit_of
 from ddpm.stages.watch import Watch
 from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.configured import Start, card_of, initial, make_fast, parameter_count, train_configured
 from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError, LossPoint
-from ddpm.training.memory import OutOfMemoryError
 
 
 def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -46,11 +47,11 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
             raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.kind.name}")
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
-        build_network(config, data.kind)  # if it cannot be, one process says so
+        check_room(config, data.kind, pick_device(), variant)  # if it cannot be, one process says so
         with contextlib.chdir(root):
             launch(config.training.devices, "train", variant, params)
         return
-    with joined() as ranks:
+    with joined() as ranks, explained(config, data.kind, pick_device(), variant):
         _train(params, config, data, ranks, variant, root)
 
 
@@ -60,6 +61,7 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         raise UserError(
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
+    check_room(config, data.kind, pick_device(), variant)
     start = initial(params.seed, config, data.kind)
     network, device, precision = start
     decided = fingerprint.decisions(config, params.seed, data.split("train").sha256, precision, device)
@@ -85,11 +87,6 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
             raise UserError(
                 f"{variant}: {error}; the last good checkpoint is kept in {checkpoints.directory}. "
                 f"Lower models.{variant}.training.learning_rate or grad_clip, or let it go back with `rewind: 3`"
-            ) from None
-        except OutOfMemoryError as error:
-            raise UserError(
-                f"{variant}: {error}; set models.{variant}.training.micro_batch_size to {max(1, error.at_once // 2)}, "
-                "or to auto: the batch stays what it is, and is computed in parts"
             ) from None
         if not ranks.first:
             return
