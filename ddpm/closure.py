@@ -30,6 +30,7 @@ _NEUTRAL = (
     "stages/__init__.py",
     "stages/fingerprint.py",
     "stages/live_metrics.py",
+    "stages/memory.py",
     "stages/progress.py",
     "tracking/",
     "training/__init__.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,27 @@ class Interrupted(Exception):
     """Stopped on request, with everything needed to continue saved. Exit code 130, as a shell expects of Ctrl-C."""
 
     exit_code = 130
+
+
+# How torch's allocators and its convolutions, and onnxruntime, say that memory is short.
+_SHORT_OF_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "std::bad_alloc",
+    "Failed to allocate memory",
+    "out of memory",
+)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that the memory did not suffice."""
+    if isinstance(error, UserError | UpstreamError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch has a class for its GPUs alone, and importing it here would take seconds.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(sign in str(error) for sign in _SHORT_OF_MEMORY)
 
 
 class _Brief(reprlib.Repr):

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.config.model import VariantConfig
 from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
@@ -24,8 +23,9 @@ from ddpm.config.training import TrainingConfig
 from ddpm.data.kinds import ImageKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import UserError
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process
-from ddpm.training.loop import DivergedError, train
+from ddpm.model import DataFacts, Model
+from ddpm.training.configured import card_of, initial, train_configured
+from ddpm.training.loop import DivergedError
 
 MAX_PIXELS = 50_000_000  # of one file
 NAME = "fitted"
@@ -69,55 +69,31 @@ def fit(
     array = _array(images, size, channels)
     kind = ImageKind(array.shape[1:])
     config = _config(array.shape[1], width, steps, batch_size, learning_rate)
-    place = torch.device(device) if device is not None else pick_device()
-    precision = resolve_precision("auto", place)
-    torch.manual_seed(seed)
-    network, options = build_network(config, kind, "ddpm.fit").to(place), config.training
+    start = initial(seed, config, kind, device=None if device is None else torch.device(device), where="ddpm.fit")
     try:
-        curve = train(
-            network,
-            build_process(config, place),
+        curve = train_configured(
+            start.network,
+            config,
+            kind,
             InMemoryImages(array),
             seed=seed,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup_steps=options.warmup_steps,
-            decay=options.decay,
-            ema_decay=options.ema_decay,
-            log_every=options.log_every,
-            encode=kind.encode,
-            precision=precision,
+            precision=start.precision,
             on_step=on_step,
         )
     except DivergedError as error:
         raise UserError(f"ddpm.fit: {error}; lower learning_rate, now {learning_rate:g}") from None
     digest = hashlib.sha256(array.tobytes()).hexdigest()
-    decided = f"{config.model_dump_json()} {seed} {precision} {digest}"
-    card = ModelCard(
-        variant=NAME,
-        config=config,
-        data=DataFacts(
-            name=Path(images).resolve().name if isinstance(images, (str, Path)) else "array",
-            shape=kind.shape,
-            classes=None,
-            train_sha256=digest,
-            train_count=len(array),
-        ),
-        training=TrainingFacts(
-            seed=seed,
-            images_seen=steps * batch_size,
-            final_loss=curve[-1].loss,
-            precision=precision,
-            device=place.type,
-            devices=1,
-            torch=torch.__version__,
-            fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
-        ),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        own_plan=True,
+    decided = f"{config.model_dump_json()} {seed} {start.precision} {digest}"
+    data = DataFacts(
+        name=Path(images).resolve().name if isinstance(images, (str, Path)) else "array",
+        shape=kind.shape,
+        classes=None,
+        train_sha256=digest,
+        train_count=len(array),
     )
-    return Model(network.eval().requires_grad_(False), card, "ddpm.fit")
+    fingerprint = hashlib.sha256(decided.encode()).hexdigest()
+    card = card_of(NAME, config, data, start, curve, seed=seed, fingerprint=fingerprint, own_plan=True)
+    return Model(start.network.eval().requires_grad_(False), card, "ddpm.fit")
 
 
 def _config(size: int, width: int, steps: int, batch_size: int, learning_rate: float) -> VariantConfig:
@@ -162,32 +138,34 @@ def _array(images: Path | str | NDArray[np.uint8], size: int | None, channels: i
         if (size, channels) != (None, None):
             raise UserError("ddpm.fit: size and channels are for a folder; an array is taken as it is")
     else:
-        array = _read(Path(images), size, channels)
+        try:
+            array = _read(Path(images), size, channels)
+        except UserError as error:
+            raise UserError(f"ddpm.fit: {error}") from None
     height, width = array.shape[1:3]
     if height != width:
-        raise UserError(f"ddpm.fit: the images are {width}×{height}, not square; give `size`")
+        raise UserError(f"ddpm.fit: the images are {width}×{height}, not square: crop them")
     return array
 
 
 def _read(folder: Path, size: int | None, channels: int | None) -> NDArray[np.uint8]:
-    from ddpm.data.folder import files_in
-    from ddpm.data.images import BadImageError, decode, pixel_limit, to_array
+    from ddpm.data.alike import Alike
+    from ddpm.data.folder import read
+    from ddpm.data.images import BadImageError, Levels, pixel_limit, to_array
 
     if not folder.is_dir():
-        raise UserError(f"ddpm.fit: {folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     rows: list[NDArray[np.uint8]] = []
+    alike, levels = Alike("size", "channels"), Levels()
     with pixel_limit(MAX_PIXELS):
-        for name in files_in(folder):
+        for sample in read(folder, subfolders="ignored").samples:
+            file = folder / sample.name
             try:
-                row = to_array(decode(folder / name), channels, size)
+                row = to_array(sample.load(levels), channels, size)
             except BadImageError as error:
-                raise UserError(f"ddpm.fit: {folder / name}: {error}") from None
-            if rows and row.shape != rows[0].shape:
-                first, other = ("×".join(map(str, each.shape)) for each in (rows[0], row))
-                raise UserError(
-                    f"ddpm.fit: {folder / name} is {other}, those before it are {first}; give `size` and `channels`"
-                )
+                raise UserError(f"{file}: {error}") from None
+            alike.check(file, row)
             rows.append(row)
     if not rows:
-        raise UserError(f"ddpm.fit: {folder}: no images")
+        raise UserError(f"{folder}: no images")
     return np.stack(rows)

@@ -30,6 +30,7 @@ from ddpm.files import read_json, write_json
 from ddpm.layout import made_by
 from ddpm.nets import build
 
+MOST_TENSORS = 20_000  # of a network; those of the papers have hundreds
 # Where the plan of a model trained here comes from, if nothing else says: training does not depend on sampling.
 DEFAULT_PLAN = "a general default, since a training writes none"
 # ᾱ_T, the share of an image's variance that is left at the end of the process. Sampling starts as if it were 0.
@@ -184,23 +185,32 @@ def build_network(config: ModelConfig, kind: DataKind, where: str = "params.yaml
         where: the file that the configuration is of, for errors.
 
     Raises:
-        UserError: the configuration does not fit the data.
+        UserError: the configuration does not fit the data, or is of a network that no memory could hold.
     """
     channels, *sides = kind.network_shape
     if len(set(sides)) > 1:
         size = "×".join(map(str, sides))
         raise UserError(f"{where}: the images are {size}; the U-Net needs square ones: set data.image_size")
     try:
-        return build(
-            config.network.model_dump(),
-            image_size=sides[0] if sides else 1,
-            channels=channels,
-            dims=len(sides),
-            # The second half says where each pixel's variance lies in its range.
-            out_channels=2 * channels if config.process.variance == "learned_range" else channels,
-        )
+        with _at_most(MOST_TENSORS):
+            return build(
+                config.network.model_dump(),
+                image_size=sides[0] if sides else 1,
+                channels=channels,
+                dims=len(sides),
+                # The second half says where each pixel's variance lies in its range.
+                out_channels=2 * channels if config.process.variance == "learned_range" else channels,
+            )
     except ValueError as error:
         raise UserError(f"{where}: network: {error}") from None
+    except _LargerError:
+        raise UserError(
+            f"{where}: network: more than {MOST_TENSORS:,} tensors; expected fewer blocks or layers"
+        ) from None
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError(f"{where}: network: one of its tensors is larger than any memory; make it narrower") from None
 
 
 def build_process(config: ModelConfig, device: torch.device | str = "cpu", levels: int | None = 256) -> GaussianProcess:

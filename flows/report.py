@@ -68,8 +68,11 @@ class Result:
         """Of how many samples the figures are."""
         count = self.metrics["same_count"]
         if "fid_same_count" not in self.metrics:
-            return f"{count}, and as many real ones"
-        return f"{self.metrics['samples']}; where it says the same count {count}, and as many real ones"
+            return f"{count}, held against as many real data"
+        return (
+            f'{self.metrics["samples"]} generated; of the figures with "same count" only {count}, as many as there are '
+            "held-out real images, because FID and Inception Score depend on the number: these compare with real data"
+        )
 
     def _version_rows(self) -> dict[str, str]:
         version = self.registration

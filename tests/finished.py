@@ -60,11 +60,11 @@ def write_outputs(
     (root / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{stages}")
 
 
-def silent_network() -> onnx.ModelProto:
-    """A denoiser that answers x with x · 0."""
+def silent_network(answer: float = 0.0) -> onnx.ModelProto:
+    """A denoiser that answers x with x · `answer`."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 4, 4])
     t = helper.make_tensor_value_info("t", TensorProto.INT64, ["batch"])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 1, 4, 4])
-    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
-    graph = helper.make_graph([helper.make_node("Mul", ["x", "zero"], ["out"])], "silent", [x, t], [out], [zero])
+    factor = helper.make_tensor("factor", TensorProto.FLOAT, [], [answer])
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "factor"], ["out"])], "silent", [x, t], [out], [factor])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import yaml
-from finished import SHAPE, VARIANT, write_outputs
+from finished import SHAPE, VARIANT, silent_network, write_outputs
 from mlflow.exceptions import MlflowException
 from mlflow_server import mlflow_running
 from PIL import Image
@@ -159,10 +160,21 @@ def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):
         '[{"n": 1, "steps": 2.5}]': "`steps` must be an exact whole number, found 2.5",
         '[{"n": 1, "steps": -1}]': "steps must be in",
         '[{"n": 1, "sampler": "x"}]': "no sampler 'x'",
+        '[{"n": 1, "sampler": 5}]': "`sampler` must be text, found 5",
+        '[{"n": 1, "eta": true}]': "`eta` must be a number, found True",
+        '[{"n": 1, "eta": "0.5"}]': "`eta` must be a number, found '0.5'",
     }.items():
         with pytest.raises(MlflowException, match=words) as refused:
             ask(records)
         assert refused.value.get_http_status_code() == 400
+
+
+def test_nan_is_answered_over_http_with_500_and_the_reason(project, request):
+    onnx.save(silent_network(float("nan")), project / "deploy" / VARIANT / "denoiser.onnx")
+    ask = request.getfixturevalue("ask")
+    with pytest.raises(MlflowException, match="the network's output is NaN or infinite in 3 of 3 samples") as failed:
+        ask('[{"n": 3}]')
+    assert failed.value.get_http_status_code() == 500
 
 
 def test_the_logged_model_is_code_and_carries_no_pickle(project):

@@ -22,7 +22,7 @@ from ddpm.cli.arguments import (
     add_promotion,
     add_sample,
 )
-from ddpm.errors import DdpmWarning, Interrupted, UpstreamError, UserError
+from ddpm.errors import DdpmWarning, Interrupted, UpstreamError, UserError, ran_out
 from ddpm.files import meant
 from ddpm.serve.arguments import add_arguments as add_serve
 from ddpm.version import __version__
@@ -86,19 +86,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if ran_out(error):
+            return _out_of_memory(arguments.command)
         if error.filename is None:
             raise
         print(f"ddpm {arguments.command}: {meant(error.filename)}: {error.strerror}", file=sys.stderr)
-        return UserError.exit_code
-    except MemoryError:
-        print(f"ddpm {arguments.command}: not enough memory; ask for less at once", file=sys.stderr)
         return UserError.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ddpm"):
             raise
         print(f"ddpm {arguments.command}: needs the package {error.name!r}: {_install_hint()}", file=sys.stderr)
         return UserError.exit_code
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        return _out_of_memory(arguments.command)
     return 0
+
+
+def _out_of_memory(command: str) -> int:
+    print(f"ddpm {command}: out of memory; ask for less at once", file=sys.stderr)
+    return UserError.exit_code
 
 
 def _use_utf_8() -> None:

@@ -191,11 +191,8 @@ def launch(processes: int, stage: str, variant: str, params: Params) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # its own report of a failure is a page
-    # Together they have the cores that one would have had.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     for restart in range(RESTARTS + 1):
-        with tempfile.TemporaryDirectory(prefix="ddpm-launch-") as folder:
+        with tempfile.TemporaryDirectory(prefix="ddpm-launch-") as folder, _surroundings(processes):
             given = Path(folder, "params.json")
             given.write_text(params.model_dump_json(), encoding="utf-8")
             config = LaunchConfig(
@@ -224,6 +221,21 @@ def launch(processes: int, stage: str, variant: str, params: Params) -> None:
         going_on = f"; restart {restart + 1} of {RESTARTS}" if restart < RESTARTS else ""
         print(f"one of {processes} processes ended by {how}{going_on}", file=sys.stderr, flush=True)
     sys.exit(128 - code if code < 0 else code)
+
+
+@contextlib.contextmanager
+def _surroundings(processes: int) -> Iterator[None]:
+    """Within the block torchrun's log is silent and its processes share the cores; then both are as before."""
+    silenced, threads = logging.root.manager.disable, os.environ.get("OMP_NUM_THREADS")
+    logging.disable(logging.ERROR)  # its report of a failure is a page
+    # Together they have the cores that one would have had.
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, torch.get_num_threads() // processes))
+    try:
+        yield
+    finally:
+        logging.disable(silenced)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def _reason(codes: list[int]) -> int:

@@ -6,16 +6,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from ddpm.errors import UserError, brief, first_complaint
 
+
+def _whole(value: Any) -> Any:
+    """A float without a fraction as an int."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _no_switch(value: Any) -> Any:
+    """Of a choice among numbers, where `true` would equal 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {brief(value)}")
+    return value
+
+
 # What a C int holds; what a user writes beyond it is a slip.
 LARGEST = 2**31 - 1
-Int = Annotated[int, Field(le=LARGEST)]
-Positive = Annotated[int, Field(gt=0, le=LARGEST)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Switch = bool | Literal["auto"]
+# Numbers are numbers: neither `true`, which Python takes for 1, nor text, such as "10". A whole number may be written
+# as 1e5, which YAML reads as a float.
+Int = Annotated[int, BeforeValidator(_whole), Field(strict=True, le=LARGEST)]
+Positive = Annotated[Int, Field(gt=0)]
+Seed = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, lt=2**32)]
+Float = Annotated[float, Field(strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_switch)]
+Fraction = Annotated[Float, Field(gt=0, lt=1)]
+Switch = Bool | Literal["auto"]
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 INCIDENTAL = "incidental"

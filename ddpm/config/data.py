@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    model_validator,
+)
 
-from ddpm.config.base import FilePath, Fraction, Positive, Section
+from ddpm.config.base import Bool, Channels, FilePath, Float, Fraction, Positive, Section
 
 DATA_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
@@ -32,13 +35,13 @@ class DataConfig(Section):
     image_size: Positive | None = Field(
         None, description="pixels a side: resize the shorter side to it, crop the centre. null: sizes must agree"
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
+    channels: Channels | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
     subfolders: Literal["classes", "nested-classes", "ignored"] = Field(
         "classes",
         description="of `folder`. classes: one level of them, each a class; nested-classes: the first level is the "
         "class, images lie at any depth below; ignored: images at any depth, without classes",
     )
-    levels: Positive | tuple[float, float] | None = Field(
+    levels: Positive | tuple[Float, Float] | None = Field(
         None,
         description="of `folder`: the stored value that is white, such as 4095 for 12 bits in 16-bit files, or "
         "[black, white]. null: the range of the files' format",
@@ -48,7 +51,7 @@ class DataConfig(Section):
         description="share of each class kept for validation. null: the images that mnist, fashion-mnist, cifar10 and "
         "celeba publish for it, so that all published training images are trained on; of other sources, 0.2",
     )
-    skip_bad: bool = Field(False, description="leave unreadable files out and list them in the manifest")
+    skip_bad: Bool = Field(False, description="leave unreadable files out and list them in the manifest")
     max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
 
     @model_validator(mode="after")

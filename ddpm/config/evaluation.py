@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    model_validator,
+)
 
 from ddpm.config.base import Int, Positive, Section
 from ddpm.config.sampling import SamplingConfig

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import (
+    model_validator,
+)
 
 from ddpm.config.base import Section
 from ddpm.config.network import AnyNetworkConfig, NetworkConfig

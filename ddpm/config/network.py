@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
-from ddpm.config.base import LARGEST, Incidental, Int, Positive, Section
+from ddpm.config.base import Bool, Float, Incidental, Int, Positive, Section, _no_switch
 
 
 class NetworkConfig(Section):
@@ -17,24 +23,24 @@ class NetworkConfig(Section):
     multipliers: tuple[Positive, ...] = Field((1, 2, 2, 2), min_length=1, description="channels / width, a level each")
     blocks: Positive = Field(2, description="residual blocks a level")
     attention_resolutions: tuple[Positive, ...] = Field((16,), description="sides, in pixels, that get attention")
-    middle_attention: bool = Field(True, description="attention between the two blocks at the bottom too")
+    middle_attention: Bool = Field(True, description="attention between the two blocks at the bottom too")
     heads: Positive = Field(1, description="attention heads; must divide the channels where there is attention")
     head_channels: Positive | None = Field(None, description="instead of heads: channels a head")
     groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
-    norm_epsilon: float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    scale_shift: bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
+    norm_epsilon: Float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
+    dropout: Float = Field(0.1, ge=0, lt=1)
+    scale_shift: Bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
     resample: Literal["conv", "plain", "residual"] = Field(
         "conv", description="between levels; plain: pooling and nearest neighbour; residual: blocks that do so (BigGAN)"
     )
     downsample_padding: Literal["symmetric", "asymmetric"] = Field(
         "symmetric", description="of resample: conv. asymmetric: at each side's end alone, as TensorFlow does"
     )
-    rescale_residuals: bool = Field(False, description="by 1/sqrt(2) every sum of a block's input and output")
-    frequency_shift: Literal[0, 1] = Field(
+    rescale_residuals: Bool = Field(False, description="by 1/sqrt(2) every sum of a block's input and output")
+    frequency_shift: Annotated[Literal[0, 1], BeforeValidator(_no_switch)] = Field(
         1, description="of the timestep embedding; 1: Ho's, 0: improved DDPM's, ADM's"
     )
-    timestep_scale: float = Field(
+    timestep_scale: Float = Field(
         1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
     )
     init: Literal["torch", "fan_avg"] = Field(
@@ -43,7 +49,7 @@ class NetworkConfig(Section):
         "whose weights are larger by sqrt(3) where inputs and outputs are as many, and whose biases are 0",
     )
     num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
-    checkpointing: Incidental[bool] = Field(
+    checkpointing: Incidental[Bool] = Field(
         False, description="less memory in training, a third more time; the same weights"
     )
 
@@ -63,13 +69,13 @@ class LinearAttentionConfig(Section):
     heads: Positive = Field(4, description="of every attention")
     head_width: Positive = Field(32, description="channels of a head")
     memory: Int = Field(0, ge=0, description="learned keys and values in every attention")
-    full_attention: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = Field(
+    full_attention: tuple[Annotated[Int, Field(ge=0)], ...] = Field(
         (), description="levels, from 0, with softmax instead of linear attention, beside the middle"
     )
     downsample: Literal["conv", "unshuffle"] = Field(
         "conv", description="conv: kernel 4, stride 2; unshuffle, of images: 2x2 squares into the channels"
     )
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Float = Field(0.0, ge=0, lt=1)
 
 
 class MLPConfig(Section):
@@ -78,7 +84,7 @@ class MLPConfig(Section):
     kind: Literal["mlp"]
     width: Positive = Field(128, description="of every layer, even")
     layers: Positive = Field(4, description="residual layers")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Float = Field(0.0, ge=0, lt=1)
 
 
 class VAEConfig(Section):

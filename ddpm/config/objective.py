@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    model_validator,
+)
 
-from ddpm.config.base import Section
+from ddpm.config.base import Float, Section
 
 
 class ObjectiveConfig(Section):
@@ -17,11 +20,11 @@ class ObjectiveConfig(Section):
         description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance;"
         " elbo: the bound of network.kind vae",
     )
-    reconstruction_weight: float = Field(
+    reconstruction_weight: Float = Field(
         1.0, gt=0, description="of the squared error beside the KL in elbo: 1/(2 variance) of a pixel given z"
     )
     weighting: Literal["none", "min_snr"] = Field("none", description="of the squared error over the timesteps")
-    gamma: float = Field(5.0, gt=0, description="the SNR above which min_snr weighs all alike")
+    gamma: Float = Field(5.0, gt=0, description="the SNR above which min_snr weighs all alike")
     timestep_sampler: Literal["uniform", "importance"] = Field(
         "uniform", description="importance: by the size of each timestep's latest losses, as the vlb needs it"
     )

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    model_validator,
+)
 
-from ddpm.config.base import Section, validate
+from ddpm.config.base import Section, Seed, validate
 from ddpm.config.data import DataConfig
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
@@ -29,7 +32,7 @@ VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 class Params(Section):
     """The whole of params.yaml."""
 
-    seed: int = Field(0, ge=0, lt=2**32, description="of the split, the initial weights, the batches and the samples")
+    seed: Seed = Field(0, description="of the split, the initial weights, the batches and the samples")
     data: DataConfig = DataConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

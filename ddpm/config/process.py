@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    model_validator,
+)
 
-from ddpm.config.base import Positive, Section
+from ddpm.config.base import Float, Positive, Section
 
 MOST_TIMESTEPS = 100_000  # of a process; the tables of every one are kept
 ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid", "explicit"]
@@ -19,7 +22,7 @@ class ProcessConfig(Section):
 
     timesteps: Positive = Field(1000, le=MOST_TIMESTEPS, description="T, steps of the forward process")
     schedule: ScheduleName = Field("linear", description="of the betas; explicit: those of `betas`")
-    betas: tuple[float, ...] | None = Field(None, description="of schedule: explicit, one for each timestep")
+    betas: tuple[Float, ...] | None = Field(None, description="of schedule: explicit, one for each timestep")
     prediction: Prediction = Field("epsilon", description="what the network outputs")
     variance: Variance = Field(
         "fixed_large",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import (
+    Field,
+)
 
-from ddpm.config.base import Section
+from ddpm.config.base import Float, Section
 
-Tolerance = Annotated[float, Field(ge=0)]
+Tolerance = Annotated[Float, Field(ge=0)]
 
 
 class Tolerances(Section):
@@ -28,7 +30,7 @@ class Tolerances(Section):
 class PromotionConfig(Section):
     """When a new version of a model becomes champion."""
 
-    gain: float = Field(
+    gain: Float = Field(
         0.01,
         ge=0,
         description="where the intervals of the FID overlap: the share by which the NLL or the cost of an image must "

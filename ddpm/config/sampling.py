@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    model_validator,
+)
 
-from ddpm.config.base import Positive, Section
+from ddpm.config.base import Bool, Float, Positive, Section
 from ddpm.config.process import Variance
 
 SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
@@ -35,14 +39,14 @@ class SamplingConfig(Section):
     variance: Variance | None = Field(
         None, description="of the ancestral sampler; null: the process's. fixed_large in few steps is DDIM's sigma-hat"
     )
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
+    eta: Float = Field(0.0, ge=0, le=1, description="DDIM's noise: 0 deterministic, 1 the DDPM posterior")
     spacing: Spacing = Field(
         "trailing",
         description="which timesteps are visited; even: improved DDPM's, also with counts of equal sections such as "
         "10,10,20; quadratic: more of those with little noise",
     )
-    clip: bool = Field(True, description="clip the predicted x0 to [-1, 1]")
-    dynamic_threshold: float | None = Field(
+    clip: Bool = Field(True, description="clip the predicted x0 to [-1, 1]")
+    dynamic_threshold: Float | None = Field(
         None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
     )
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    model_validator,
+)
 
-from ddpm.config.base import LARGEST, Incidental, Int, Positive, Section, Switch
+from ddpm.config.base import LARGEST, Bool, Float, Incidental, Int, Positive, Section, Switch, _whole
 from ddpm.errors import brief
 
 
 def _positive_auto_or_none(value: Any) -> Any:
+    value = _whole(value)
     if value is None or value == "auto" or (type(value) is int and 0 < value <= LARGEST):
         return value
     raise ValueError(f"expected a number above 0, auto or null, found {brief(value)}")
@@ -31,16 +36,17 @@ class TrainingConfig(Section):
     devices: Incidental[Positive] = Field(
         1, description="processes that train together on this machine: a GPU each, or the CPU"
     )
-    learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its peak")
+    learning_rate: Float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: Int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
-    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: gradients are not clipped")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
-    ema_warmup: bool = Field(
+    grad_clip: Float | None = Field(1.0, gt=0, description="largest gradient norm; null: gradients are not clipped")
+    ema_decay: Float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
+    ema_warmup: Bool = Field(
         True,
-        description="decay at step k: min(ema_decay, (1+k)/(10+k)); false: ema_decay from the start, as in the papers",
+        description="decay at step k: min(ema_decay, (1+k)/(10+k)), which is below 0.998 until step 4490 and below "
+        "0.9999 until step 89990; false: ema_decay from the start, as in the papers",
     )
-    horizontal_flip: bool = Field(False, description="mirror each image with probability 1/2")
+    horizontal_flip: Bool = Field(False, description="mirror each image with probability 1/2")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="autocast of the forward pass. auto: bf16 where the GPU has it, else fp32"
     )
@@ -55,10 +61,10 @@ class TrainingConfig(Section):
     compile: Incidental[Switch] = Field(
         "auto", description="torch.compile of the blocks, minutes before the first step. auto: on a GPU"
     )
-    cuda_graphs: Incidental[bool] = Field(
+    cuda_graphs: Incidental[Bool] = Field(
         False, description="replay the network's kernels from a recording; needs CUDA"
     )
-    prefetch: Incidental[Annotated[int, Field(ge=0, le=LARGEST)] | Literal["auto"]] = Field(
+    prefetch: Incidental[Annotated[Int, Field(ge=0)] | Literal["auto"]] = Field(
         "auto", description="batches gathered ahead by a thread; the same ones. auto: 2 for a GPU, else 0"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,9 @@ class _Loader(SafeLoader):
                     raise _fault(f"the key {brief(key.value)} is there twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+# 1e-3 is a number in YAML 1.2, in which DVC writes params.yaml; YAML 1.1, PyYAML's, wants 1.0e-3.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)

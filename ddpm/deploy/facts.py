@@ -62,10 +62,10 @@ def _check(facts: Any) -> None:
         section: Mapping[str, Any] = facts[outer[0]] if outer else facts
         if name not in section:
             raise ValueError(f"the key `{key}` is missing")
-        if not isinstance(section[name], kind):
+        if type(section[name]) is not kind:  # true is an instance of int
             raise ValueError(f"`{key}`: expected {_NAMES[kind]}, found {section[name]!r:.50}")
     bytes_each = facts.get("activation_bytes", 1)
-    if not (isinstance(bytes_each, int) and bytes_each > 0):
+    if not (type(bytes_each) is int and bytes_each > 0):
         raise ValueError(f"`activation_bytes`: expected a positive number, found {bytes_each!r:.50}")
     for name in ("data", "training"):
         if not isinstance(facts.get(name, {}), dict):
@@ -74,7 +74,7 @@ def _check(facts: Any) -> None:
 
 def _kind(facts: Mapping[str, Any]) -> DataKind:
     shape, data = facts["shape"], facts.get("data", {})
-    if not all(isinstance(side, int) and side > 0 for side in shape):
+    if not all(type(side) is int and side > 0 for side in shape):
         raise ValueError(f"`shape`: expected positive numbers, found {shape!r:.50}")
     name, low, high = data.get("kind", "images"), data.get("low"), data.get("high")
     if name not in get_args(KindName):

@@ -6,7 +6,7 @@ It stands outside the package's layers: nothing here imports it, and it runs whe
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -67,11 +67,25 @@ def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
     """
     given = {key: value for key, value in row.items() if not (is_scalar(value) and pd.isna(value))}
     options: dict[str, Any] = {key: _whole(key, given[key]) for key in ("n", "seed", "steps") if key in given}
-    options |= {key: kind(given[key]) for key, kind in {"sampler": str, "eta": float}.items() if key in given}
+    for key, read in {"sampler": _text, "eta": _real}.items():
+        if key in given:
+            options[key] = read(key, given[key])
     if options.get("n", 0) < 1:
         raise ValueError(f"`n` must be at least 1, found {options.get('n')}")
     options["count"] = options.pop("n")
     return options
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"`{key}` must be text, found {value!r:.50}")
+
+
+def _real(key: str, value: Any) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
+        return float(value)
+    raise ValueError(f"`{key}` must be a number, found {value!r:.50}")
 
 
 def _whole(key: str, value: Any) -> int:

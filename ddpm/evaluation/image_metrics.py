@@ -53,7 +53,8 @@ class ImageMeasure:
         """
         options = params.evaluation
         self._train_split, validation = data.split("train"), data.split("validation")
-        check_enough(options, len(self._train_split), len(validation))
+        published = data.manifest.rules.validation_fraction is None
+        check_enough(options, len(self._train_split), len(validation), published=published)
         if options.features == "inception":
             _check_published(extractor.identity, options.protocol)
         self._extractor, self._show = extractor, show

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.config.evaluation import EvaluationConfig
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
 from ddpm.evaluation.distances import chosen
@@ -32,53 +33,50 @@ def gigaflops_per_image(model: Model) -> float:
 
 
 def split_bounds(
-    model: Model,
-    data: PreparedData,
-    *,
-    images: int,
-    batch_size: int,
-    seed: int,
-    timesteps: int | None = None,
-    show: Show = unseen,
+    model: Model, data: PreparedData, options: EvaluationConfig, *, seed: int, show: Show = unseen
 ) -> dict[SplitName, LikelihoodBound]:
-    """The bound of `images` images of each split, chosen at random, or of all if there are fewer; the splits share
-    each batch.
+    """The bound of `nll_samples` images of each split, chosen at random, or of all if there are fewer, from
+    `nll_timesteps` timesteps; the splits share each batch.
 
-    Empty where `images` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
+    Empty where `nll_samples` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
     a VAE's, whose bound with z from the prior says nothing.
 
     Args:
-        timesteps: estimate the bound from this many timesteps; None, or T or more: all of them.
+        options: params.yaml's section `evaluation`.
+        seed: of the choice of images, of timesteps and of the noise.
         show: the progress, in evaluations of the network.
     """
     process = model.process()
-    evaluations = likelihood_evaluations(data, images, process.timesteps, timesteps)
+    evaluations = likelihood_evaluations(data, options, process.timesteps)
     if not evaluations:
         return {}
 
     def batches(split: Split) -> Iterator[Tensor]:
-        rows = np.sort(chosen(len(split), images, seed))
-        at_once = max(1, batch_size // len(SPLITS))
+        rows = np.sort(chosen(len(split), options.nll_samples, seed))
+        at_once = max(1, options.batch_size // len(SPLITS))
         for first in range(0, len(rows), at_once):
             stored = split.rows(rows[first : first + at_once])
             yield model.kind.encode(torch.from_numpy(stored).to(model.device))
 
     with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
         groups = [batches(data.split(name)) for name in SPLITS]
-        bounds = likelihood_bounds(model.network, process, *groups, seed=seed, timesteps=timesteps, on_evaluations=done)
+        bounds = likelihood_bounds(
+            model.network, process, *groups, seed=seed, timesteps=options.nll_timesteps, on_evaluations=done
+        )
     return dict(zip(SPLITS, bounds, strict=True))
 
 
-def likelihood_evaluations(data: PreparedData, images: int, total: int, timesteps: int | None) -> int:
+def likelihood_evaluations(data: PreparedData, options: EvaluationConfig, total: int) -> int:
     """How often `split_bounds` evaluates the network for an image; 0 where there is no bound.
 
     Args:
+        options: as for `split_bounds`.
         total: T of the process.
-        timesteps: as for `split_bounds`.
     """
     if data.kind.name != "images" or total == 1:
         return 0
-    return min(total, timesteps or total) * sum(min(images, len(data.split(name))) for name in SPLITS)
+    images = sum(min(options.nll_samples, len(data.split(name))) for name in SPLITS)
+    return min(total, options.nll_timesteps or total) * images
 
 
 def likelihood_figures(bounds: Mapping[SplitName, LikelihoodBound]) -> dict[str, float]:

@@ -17,17 +17,26 @@ def score_splits(options: EvaluationConfig, validation: int) -> int:
     return max(1, min(options.splits, validation // 2, options.samples // 2))
 
 
-def check_enough(options: EvaluationConfig, train: int, validation: int) -> None:
+def check_enough(options: EvaluationConfig, train: int, validation: int, *, published: bool = False) -> None:
     """Check that there are images enough for every figure.
+
+    Args:
+        train, validation: the numbers of images.
+        published: whether the split is the one that the data's source publishes, which has no share to change.
 
     Raises:
         UserError: there are not; it names the key that helps.
     """
     needed = NEIGHBOURHOOD + 1
+    more_train, more_validation = "lower data.validation_fraction", "raise data.validation_fraction"
+    if published:
+        more_train = more_validation = (
+            "set data.validation_fraction to a share such as 0.2, instead of the published split"
+        )
     for count, what, help in (
         (options.samples, "evaluation.samples", "raise it"),
-        (train, "the number of training images", "add images, or lower data.validation_fraction"),
-        (validation, "the number of validation images", "add images, or raise data.validation_fraction"),
+        (train, "the number of training images", f"add images, or {more_train}"),
+        (validation, "the number of validation images", f"add images, or {more_validation}"),
     ):
         if count < needed:
             raise UserError(f"{what} is {count}, but precision and recall need at least {needed}: {help}")

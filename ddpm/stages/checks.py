@@ -35,8 +35,9 @@ def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
     _check_plans(params, variant)
     data = PreparedData.open(root / PREPARED)
     if data.kind.name == "images":
-        check_enough(params.evaluation, len(data.split("train")), len(data.split("validation")))
         manifest = data.manifest
+        published = manifest.rules.validation_fraction is None
+        check_enough(params.evaluation, len(data.split("train")), len(data.split("validation")), published=published)
         check_extractor(params.extractor.kind, labelled=manifest.classes is not None, channels=manifest.shape[2])
 
 
@@ -60,12 +61,9 @@ def _check_network(params: Params, variant: str) -> None:
     size, channels = _shape(params.data)
     if size is None:
         return
-    import torch  # 2 seconds, which the other checks do not take
+    from ddpm.stages.memory import without_memory  # imports torch: 2 seconds, which the other checks do not take
 
-    from ddpm.model import build_network
-
-    with torch.device("meta"):  # no memory, no initial weights
-        build_network(params.variant(variant), data_kind("images", (size, size, channels or 1)))
+    without_memory(params.variant(variant), data_kind("images", (size, size, channels or 1)))
 
 
 def _shape(data: DataConfig) -> tuple[int | None, int | None]:

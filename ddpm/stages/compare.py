@@ -284,18 +284,10 @@ def _size(name: str, shape: tuple[int, ...]) -> str:
 
 def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Compared:
     """With the bound's terms; computed here of a trained model whose evaluation has not written them down."""
-    compared, model, options = opened.compared, opened.samples, params.evaluation
+    compared, model = opened.compared, opened.samples
     if compared.recorded.likelihood or not isinstance(model, Model):
         return compared
-    bounds = split_bounds(
-        model,
-        data,
-        images=options.nll_samples,
-        batch_size=options.batch_size,
-        seed=params.seed,
-        timesteps=options.nll_timesteps,
-        show=show,
-    )
+    bounds = split_bounds(model, data, params.evaluation, seed=params.seed, show=show)
     return replace(compared, recorded=compared.recorded.with_likelihood(likelihood_table(bounds)))
 
 

@@ -14,19 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ddpm.compute.device import pick_device
+from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import plan_for
-from ddpm.errors import Interrupted, UserError
+from ddpm.errors import Interrupted, UserError, ran_out
 from ddpm.evaluation.likelihood import likelihood_evaluations
 from ddpm.layout import PREPARED
-from ddpm.model import build_process, check_end
-from ddpm.stages.train import initial, loop_options, make_fast
-from ddpm.training.cost import free_bytes, training_bytes, training_flops
-from ddpm.training.loop import train
-from ddpm.training.memory import OutOfMemoryError, ran_out
+from ddpm.model import check_end
+from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory
+from ddpm.training.configured import initial, make_fast, parameter_count, train_configured
+from ddpm.training.cost import free_bytes, state_bytes, training_bytes, training_flops
 from ddpm.training.speed import evaluating
 
 TRIAL_SECONDS, FORWARD_SECONDS = 5.0, 1.0
@@ -36,29 +35,53 @@ WARM_UP, LEAST = 2, 5  # steps that are not timed, and steps that a trial has at
 def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     """The lines that tell parameters, operations, memory and time.
 
-    Where the memory is too small for `micro_batch_size`, it is halved until a step fits, and the lines say so.
+    Where the memory is too small for `micro_batch_size`, it is halved until a step fits, and the lines say so. Where it
+    is too small for the network, there is no trial, and the lines say what would fit.
 
     Raises:
-        UserError: as `ddpm train` would, or the network itself does not fit the memory.
+        UserError: as `ddpm train` would, but for want of memory.
     """
-    config, data = params.variant(variant), PreparedData.open(root / PREPARED)
+    config, data, device = params.variant(variant), PreparedData.open(root / PREPARED), pick_device()
     check_end(config, f"models.{variant}.process")
-    try:
-        return _tried(params, config, data, variant)
-    except (RuntimeError, MemoryError, OutOfMemoryError) as error:
-        if not _too_much(error):
-            raise
-        raise UserError(
-            f"{variant}: out of memory with a single one of the {data.kind.name} at once, {_free(pick_device())}; "
-            f"make models.{variant}.network smaller, or set its `checkpointing: true` where it has that key"
-        ) from None
+    unreal, shape = without_memory(config, data.kind), data.kind.network_shape
+    flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
+    tried = None
+    if free is None or needed <= free:
+        try:
+            tried = _tried(params, config, data, variant, flops)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+    if tried is None and (free is None or needed <= free):
+        advice = f"{no_room_for_one(data.kind, device)}: {fewer_values(config, variant)}"
+    else:
+        advice = f"which do not fit ({free_memory(device)}): {smaller(config, variant)}"
+    precision = resolve_precision(config.training.precision, device)
+    what = "a trial" if tried else "no trial for want of memory"
+    return [
+        f"{variant} on {device.type}, {precision}; {what}, nothing is written",
+        f"  parameters     {parameter_count(unreal):,}",
+        *(
+            tried
+            or [
+                f"  operations     {flops / 1e9:.3g} GFLOP for one of the {data.kind.name}, forward and backward",
+                f"  memory         {mib(needed)} for weights, gradients, moments and averages, {advice}",
+            ]
+        ),
+    ]
 
 
-def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: str) -> list[str]:
+def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: str, flops: int) -> list[str]:
+    """The lines that a trial has to say.
+
+    Args:
+        flops: of a datum's forward and backward pass.
+
+    Raises:
+        MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
+    """
     options, shape, kind = config.training, data.kind.network_shape, data.kind.name
     network, device, precision = initial(params.seed, config, data.kind)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    flops = training_flops(network, shape)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, data.kind, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
@@ -66,17 +89,15 @@ def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: s
         network, params, config, data, precision, _halved(asked, weights, activations / options.batch_size, device)
     )
     speed = options.batch_size / trial.step
-    memory = f"{_mib(weights)} for weights, gradients, moments and averages; "
-    memory += f"about {_mib(activations)} for a batch of {options.batch_size}"
+    memory = f"{mib(weights)} for weights, gradients, moments and averages; "
+    memory += f"about {mib(activations)} for a batch of {options.batch_size}"
     if trial.at_once < asked:
         needed = activations * trial.at_once / options.batch_size
         memory += (
-            f", which does not fit ({_free(device)}): set models.{variant}.training.micro_batch_size to "
-            f"{trial.at_once}, about {_mib(needed)}; the trial ran with it"
+            f", which does not fit ({free_memory(device)}): set models.{variant}.training.micro_batch_size to "
+            f"{trial.at_once}, about {mib(needed)}; the trial ran with it"
         )
     return [
-        f"{variant} on {device.type}, {precision}; a trial, nothing is written",
-        f"  parameters     {parameters:,}",
         f"  operations     {flops / 1e9:.3g} GFLOP for one of the {kind}, forward and backward; "
         f"{flops * speed / 1e9:,.0f} GFLOP/s",
         f"  memory         {memory}",
@@ -101,19 +122,19 @@ def _trial(
     device, ends = next(network.parameters()).device, list[float]()
     try:
         with contextlib.suppress(Interrupted):
-            train(
+            train_configured(
                 network,
-                build_process(config, device, data.kind.levels),
+                config,
+                data.kind,
                 data.split("train"),
                 seed=params.seed,
-                encode=data.kind.encode,
                 precision=precision,
+                micro_batch_size=at_once,
                 on_step=lambda step: ends.append(_now(device)),
                 should_stop=lambda: len(ends) > LEAST and ends[-1] - ends[0] > TRIAL_SECONDS,
-                **loop_options(config, device) | {"micro_batch_size": at_once},
             )
-    except (RuntimeError, MemoryError, OutOfMemoryError) as error:
-        if at_once == 1 or not _too_much(error):
+    except Exception as error:
+        if at_once == 1 or not ran_out(error):
             raise
     else:
         timed = ends[min(WARM_UP, len(ends) - 1) :]
@@ -129,10 +150,6 @@ def _halved(at_once: int, weights: float, each: float, device: torch.device) -> 
     while free is not None and at_once > 1 and weights + at_once * each > free:
         at_once = (at_once + 1) // 2
     return at_once
-
-
-def _too_much(error: Exception) -> bool:
-    return isinstance(error, OutOfMemoryError) or ran_out(error)
 
 
 @torch.inference_mode()
@@ -160,9 +177,7 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
         steps = len(plan_for(config.process.model_dump(), sampling.model_dump()))
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None
-    likelihood = likelihood_evaluations(
-        data, options.nll_samples, config.process.timesteps, params.evaluation.nll_timesteps
-    )
+    likelihood = likelihood_evaluations(data, options, config.process.timesteps)
     total = options.samples * steps + likelihood
     of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
     return (
@@ -175,15 +190,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _free(device: torch.device) -> str:
-    free = free_bytes(device)
-    return "of unknown free memory" if free is None else f"{_mib(free)} are free"
-
-
-def _mib(count: float) -> str:
-    return f"{count / 2**20:,.0f} MiB"
 
 
 def _duration(seconds: float) -> str:

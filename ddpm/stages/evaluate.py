@@ -79,15 +79,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
         name=f"models/{variant}",
         show=show,
     )
-    bounds = split_bounds(
-        model,
-        data,
-        images=options.nll_samples,
-        batch_size=options.batch_size,
-        seed=params.seed,
-        timesteps=options.nll_timesteps,
-        show=show,
-    )
+    bounds = split_bounds(model, data, options, seed=params.seed, show=show)
     protocol = measured.protocol
     with show(2, "steps", f"cost and way to data of {variant}") as done:
         cost = gigaflops_per_image(model)

@@ -155,7 +155,8 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
                     "learning_rate": 2e-3 if small else 1e-3 if size <= SIZES[2] else 5e-4,
                     "warmup_steps": steps // 20,
                     "decay": "cosine",
-                    "ema_decay": 0.998,
+                    # Fewer steps than its warm-up takes do not come to any decay.
+                    **({} if small else {"ema_decay": 0.998}),
                     "checkpoint_every": 250,
                     "log_every": 25,
                 },

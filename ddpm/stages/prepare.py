@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import sys
 from collections.abc import Generator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from ddpm.config.data import DataConfig
 from ddpm.config.params import Params
 from ddpm.data import folder
+from ddpm.data.alike import Alike
 from ddpm.data.arrays import RawArray
 from ddpm.data.images import RESIZE_RULE, BadImageError, Levels, RawImages, Sample, pixel_limit, to_array
 from ddpm.data.sources import source_of
@@ -204,18 +206,13 @@ def _write_images(
         first = next(rows, None)
         if first is None:
             raise UserError(f"{data}: no images{_in_words(left_out)}")
-        sample, row = first
-        _check_square(data / sample.name, row)
-        labels.append(sample.label)
-        held_out.append(sample.held_out)
-        with RowWriter(path, row.shape, np.uint8) as writer:
-            writer.append(row)
-            for other, other_row in rows:
-                if other_row.shape != row.shape:
-                    raise _unlike(data / sample.name, row, data / other.name, other_row)
-                writer.append(other_row)
-                labels.append(other.label)
-                held_out.append(other.held_out)
+        alike = Alike("data.image_size", "data.channels")
+        with RowWriter(path, first[1].shape, np.uint8) as writer:
+            for sample, row in itertools.chain([first], rows):
+                alike.check(data / sample.name, row)
+                writer.append(row)
+                labels.append(sample.label)
+                held_out.append(sample.held_out)
     if len(labels) == 1:
         raise UserError(f"{data}: only one image, {sample.name}; a training and a validation split need two")
     return labels, held_out, left_out
@@ -250,24 +247,6 @@ def _rows(
                     raise UserError(f"{data / sample.name}: {error}; `data.skip_bad: true` leaves such out") from None
                 left_out.append(LeftOut(file=sample.name, reason=str(error)))
             progress.update()
-
-
-def _check_square(file: Path, row: np.ndarray) -> None:
-    height, width, _ = row.shape
-    if height != width:
-        raise UserError(f"{file} is {width}×{height}, not square; set `data.image_size` to the side images should get")
-
-
-def _unlike(file: Path, row: np.ndarray, other: Path, other_row: np.ndarray) -> UserError:
-    """Two images that do not fit into one array, and the key that makes them."""
-    (height, width, channels), (other_height, other_width, _) = row.shape, other_row.shape
-    if (height, width) != (other_height, other_width):
-        return UserError(
-            f"mixed sizes: {file} is {width}×{height}, {other} is {other_width}×{other_height}; "
-            "set `data.image_size` to the side all images should get"
-        )
-    kind, other_kind = ("grey", "in colour") if channels == 1 else ("in colour", "grey")
-    return UserError(f"mixed modes: {file} is {kind}, {other} is {other_kind}; set `data.channels` to 1 or 3")
 
 
 def _in_words(left_out: list[LeftOut]) -> str:

@@ -9,30 +9,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddpm import tracking
-from ddpm.compute.device import pick_device, resolve_precision
-from ddpm.compute.parallel import ALONE, Ranks, check_devices, joined, launch, launched
+from ddpm.compute.device import pick_device
+from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.config.training import TrainingConfig
-from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
-from ddpm.diffusion.objectives import Objective
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, build_process, check_end, save
+from ddpm.model import DataFacts, Model, check_end, save
 from ddpm.stages import fingerprint
 from ddpm.stages.live_metrics import Watch
+from ddpm.stages.memory import check_room, explained
 from ddpm.stages.progress import bar, stop_requests
 from ddpm.training.checkpoint import Checkpoints, exclusive
+from ddpm.training.configured import Start, card_of, initial, make_fast, parameter_count, train_configured
 from ddpm.training.ema import EMA
-from ddpm.training.loop import DivergedError, LossPoint, train
-from ddpm.training.memory import OutOfMemoryError
-from ddpm.training.speed import accelerate, batches_ahead, on_cuda
+from ddpm.training.loop import DivergedError, LossPoint
 
 
 def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -54,23 +49,12 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
             raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.kind.name}")
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
-        build_network(config, data.kind)  # if it cannot be, one process says so
+        check_room(config, data.kind, pick_device(), variant)  # if it cannot be, one process says so
         with contextlib.chdir(root):
             launch(config.training.devices, "train", variant, params)
         return
-    with joined() as ranks:
+    with joined() as ranks, explained(config, data.kind, pick_device(), variant):
         _train(params, config, data, ranks, variant, root)
-
-
-def initial(seed: int, config: VariantConfig, kind: DataKind) -> tuple[torch.nn.Module, torch.device, str]:
-    """The network of a training's first step, the device it is on, and the precision to train it in.
-
-    Raises:
-        UserError: the configuration does not fit the data.
-    """
-    device = pick_device()
-    torch.manual_seed(seed)
-    return build_network(config, kind).to(device), device, resolve_precision(config.training.precision, device)
 
 
 def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ranks, variant: str, root: Path) -> None:
@@ -79,22 +63,24 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         raise UserError(
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
-    network, device, precision = initial(params.seed, config, data.kind)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    check_room(config, data.kind, pick_device(), variant)
+    start = initial(params.seed, config, data.kind)
+    network, device, precision = start
     decided = fingerprint.decisions(config, params.seed, data.split("train").sha256, precision, device)
     mark = fingerprint.fingerprint(decided)
     states = root / TRAINING_STATES / variant
     checkpoints = Checkpoints(states / mark[:16])
     if ranks.first:
+        size = f"{parameter_count(network) / 1e6:.2f} M parameters"
         together = f", {ranks.count} processes" if ranks.count > 1 else ""
-        print(f"{variant}: {parameters / 1e6:.2f} M parameters on {device.type}, {precision}{together}", flush=True)
+        print(f"{variant}: {size} on {device.type}, {precision}{together}", flush=True)
 
     with exclusive(states / "lock", f"is training {variant}") if ranks.first else contextlib.nullcontext():
         if ranks.first:
             _begin(checkpoints, decided, variant)
         make_fast(network, config.training, data.kind, precision, ranks)
         try:
-            curve = _run(params, config, network, data, precision, checkpoints, ranks, variant)
+            curve = _run(params, config, start, data, checkpoints, ranks, variant)
         except (DivergedError, Interrupted) as error:
             if not ranks.first:
                 return  # all meet it in the same step; one says it, and ends with its code
@@ -104,30 +90,18 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
                 f"{variant}: {error}; the last good checkpoint is kept in {checkpoints.directory}. "
                 f"Lower models.{variant}.training.learning_rate or grad_clip, or let it go back with `rewind: 3`"
             ) from None
-        except OutOfMemoryError as error:
-            raise UserError(
-                f"{variant}: {error}; set models.{variant}.training.micro_batch_size to {max(1, error.at_once // 2)}, "
-                "or to auto: the batch stays what it is, and is computed in parts"
-            ) from None
         if not ranks.first:
             return
-        facts = TrainingFacts(
+        card = card_of(
+            variant,
+            _unsampled(config),
+            data_facts(data),
+            start,
+            curve,
             seed=params.seed,
-            images_seen=config.training.steps * config.training.batch_size,
-            final_loss=curve[-1].loss,
-            precision=precision,
-            device=device.type,
-            devices=ranks.count,
-            torch=torch.__version__,
             fingerprint=mark,
-        )
-        card = ModelCard(
-            variant=variant,
-            config=_unsampled(config),
-            data=data_facts(data),
-            training=facts,
-            parameters=parameters,
             own_plan=False,
+            devices=ranks.count,
         )
         with atomic_directory(root / MODELS / variant) as out:
             save(Model(network, card), out)
@@ -146,35 +120,6 @@ def _begin(checkpoints: Checkpoints, decided: dict[str, dict[str, Any]], variant
     checkpoints.clean()
 
 
-def make_fast(
-    network: torch.nn.Module, options: TrainingConfig, kind: DataKind, precision: str, ranks: Ranks = ALONE
-) -> None:
-    """Compile and record the network, as far as the configuration asks for it."""
-    device = next(network.parameters()).device
-    part = ranks.part_of(options.batch_size)
-    rows = part.stop - part.start
-    if isinstance(options.micro_batch_size, int):
-        rows = min(rows, options.micro_batch_size)
-    accelerate(
-        network,
-        torch.zeros(rows, *kind.network_shape, device=device),
-        precision,
-        compiled=on_cuda(options.compile, device),
-        graphs=options.cuda_graphs,
-        say=print if ranks.first else lambda line: None,
-    )
-
-
-def loop_options(config: VariantConfig, device: torch.device) -> dict[str, Any]:
-    """The configuration as keyword arguments of `train`, but for the precision."""
-    elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every"}
-    return config.training.model_dump(exclude=elsewhere) | {
-        "prefetch": batches_ahead(config.training.prefetch, device),
-        "objective": Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
-        "timestep_sampler": config.objective.timestep_sampler,
-    }
-
-
 def _unheard(step: int, metrics: Mapping[str, float], picture: Any = None) -> None:
     """The live curve of a process that is not the first."""
 
@@ -187,16 +132,15 @@ def _unsampled(config: VariantConfig) -> VariantConfig:
 def _run(
     params: Params,
     config: VariantConfig,
-    network: torch.nn.Module,
+    start: Start,
     data: PreparedData,
-    precision: str,
     checkpoints: Checkpoints,
     ranks: Ranks,
     variant: str,
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out; of several processes only the first is heard."""
-    options, device = config.training, next(network.parameters()).device
-    watch = Watch(config, data.kind, device, params.seed)
+    options, network = config.training, start.network
+    watch = Watch(config, data.kind, start.device, params.seed)
     with (
         bar(options.steps * options.batch_size, data.kind.unit, variant, shown=ranks.first) as progress,
         stop_requests() as asked,
@@ -228,13 +172,13 @@ def _run(
                 except NotFiniteError as error:  # whether training goes on is decided by its loss
                     say(f"{variant}: no samples at step {step}: {error}")
 
-        return train(
+        return train_configured(
             network,
-            build_process(config, device, data.kind.levels),
+            config,
+            data.kind,
             data.split("train"),
             seed=params.seed,
-            encode=data.kind.encode,
-            precision=precision,
+            precision=start.precision,
             checkpoints=checkpoints,
             ranks=ranks,
             on_resume=on_resume,
@@ -247,7 +191,6 @@ def _run(
             on_step=lambda step: progress.update(options.batch_size),
             on_point=on_point,
             should_stop=lambda: asked() or ranks.orphaned(),
-            **loop_options(config, device),
         )
 
 

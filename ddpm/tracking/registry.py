@@ -158,13 +158,14 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
     from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 
     package = Path(__file__).parents[1]
-    # Of `long` columns MLflow's server makes integers in silence, 1 of 1.5 and −1 of 2⁶⁴−1; the model itself refuses.
+    # Of `long` columns MLflow's server makes integers in silence, 1 of 1.5 and −1 of 2⁶⁴−1, and 1.0 of true in a
+    # `double`; the model itself refuses.
     request = [
         ColSpec(AnyType(), "n"),
         ColSpec(AnyType(), "seed", required=False),
         ColSpec("string", "sampler", required=False),
         ColSpec(AnyType(), "steps", required=False),
-        ColSpec("double", "eta", required=False),
+        ColSpec(AnyType(), "eta", required=False),
     ]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
     images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))

@@ -28,14 +28,18 @@ def training_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops())
 
 
+def state_bytes(network: nn.Module) -> int:
+    """Bytes that a training holds all the time: the weights with their gradients, Adam's two moments, and averages."""
+    return 5 * sum(parameter.nbytes for parameter in network.parameters())
+
+
 def training_bytes(network: nn.Module, shape: tuple[int, ...], batch: int, precision: str) -> tuple[int, int]:
-    """Bytes that a step holds: weights with their gradients, moments and averages, and what the backward pass needs.
+    """Bytes that a step holds: `state_bytes`, and what the backward pass needs.
 
     The second is what autograd keeps of a forward pass; what is computed in between comes on top.
     """
     one, two = (_kept(network, (count, *shape), precision) for count in (1, 2))
-    weights = 5 * sum(parameter.nbytes for parameter in network.parameters())
-    return weights, one + (batch - 1) * (two - one)
+    return state_bytes(network), one + (batch - 1) * (two - one)
 
 
 def _kept(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
@@ -59,10 +63,17 @@ def _kept(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that a device can still give; None where that cannot be told.
 
-    On the CPU under Linux: what the kernel calls available, or less where this container has a lower limit.
+    On the CPU under Linux: what the kernel calls available, or less where this container or this process (`ulimit -v`)
+    has a lower limit.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    free = [count for count in (_available(), _left_to_the_process()) if count is not None]
+    return min(free) if free else None
+
+
+def _available() -> int | None:
+    """On this machine, or in this container."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
@@ -75,3 +86,15 @@ def free_bytes(device: torch.device) -> int | None:
         return max(0, min(free, limit - int(used)))
     except (OSError, ValueError, KeyError):  # no limit, or not this kind of groups
         return free
+
+
+def _left_to_the_process() -> int | None:
+    """Of its address space, where that is limited."""
+    try:
+        import resource  # not on Windows
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - used)

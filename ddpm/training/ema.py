@@ -16,8 +16,9 @@ class EMA:
         """
         Args:
             decay: d in [0, 1).
-            warmup: approach d from (1 + k)/(10 + k) at step k, so that early weights are soon forgotten; else d from
-                the first step, as in the code of Ho et al. 2020 and of Nichol & Dhariwal 2021.
+            warmup: min(d, (1 + k)/(10 + k)) at step k, so that early weights are soon forgotten: about the last ninth
+                of the steps counts, until d is reached at step (10 d − 1)/(1 − d), 4,490 for 0.998 and 89,990 for
+                0.9999. Else d from the first step, as in the code of Ho et al. 2020 and of Nichol & Dhariwal 2021.
         """
         self.decay, self.warmup = decay, warmup
         self._parameters: list[Tensor] = list(network.parameters())

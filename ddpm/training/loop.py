@@ -17,11 +17,11 @@ from ddpm.data.loader import TrainingImages, batch_indices
 from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.objectives import L_SIMPLE, Objective
 from ddpm.diffusion.process import GaussianProcess
-from ddpm.errors import Interrupted
+from ddpm.errors import Interrupted, ran_out
 from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
-from ddpm.training.memory import OutOfMemoryError, micro_batches, ran_out
+from ddpm.training.memory import OutOfMemoryError, micro_batches
 from ddpm.training.speed import autocast, batches
 from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
 

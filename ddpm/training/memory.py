@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
-# What torch's allocator and its convolutions say on the CPU, where torch has no class of error for it.
-_SIGNS = ("can't allocate memory", "could not create a primitive")
-
 
 class OutOfMemoryError(Exception):
     """So many data at once do not fit into the device's memory."""
@@ -22,8 +17,3 @@ def micro_batches(count: int, at_once: int) -> Iterator[slice]:
     """The rows 0 .. count − 1 in order, at most `at_once` at a time."""
     for first in range(0, count, at_once):
         yield slice(first, min(first + at_once, count))
-
-
-def ran_out(error: Exception) -> bool:
-    """Whether an error means that the memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)

@@ -1,16 +1,20 @@
-"""The CIFAR-10 presets beside what was published, key by key.
+"""The presets beside what was published, key by key: those of CIFAR-10 have a twin, the others differ on purpose.
 
 The sources are hojonathanho/diffusion (Ho) and openai/improved-diffusion (ND), by file, and the papers by section.
 """
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from ddpm.config.base import INCIDENTAL
 from ddpm.config.params import load_params
 from ddpm.diffusion.schedules import Schedule
 from ddpm.model import build_network, data_kind
+from ddpm.training.ema import EMA
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 HO, ND = "Ho: scripts/run_cifar.py", "ND: README.md, CIFAR-10 L_hybrid"
@@ -117,24 +121,172 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_setting_of_the_preset_is_the_published_one_or_differs_for_a_reason(name):
+def settings(name: str) -> dict[str, object]:
+    """Every key of a preset that decides its weights or its samples."""
     preset = load_params(PARAMS).models[name]
-    told = PUBLISHED[name]
-    found = {
+    return {
         f"{section}.{key}": getattr(getattr(preset, section), key)
         for section in type(preset).model_fields
         for key, field in type(getattr(preset, section)).model_fields.items()
         if INCIDENTAL not in field.metadata
     }
+
+
+def published(name: str) -> dict[str, object]:
+    return {key: value for key, (value, _, _) in PUBLISHED[name].items()}
+
+
+# What the presets without a published twin are held against. Of ADM the network on ImageNet 64×64 (guided-diffusion's
+# README, and Dhariwal & Nichol 2021, table 11); of denoising_diffusion_pytorch its README's example and its defaults.
+LUCIDRAINS = {
+    "network.kind": "linear-attention",
+    "network.width": 64,
+    "network.multipliers": (1, 2, 4, 8),
+    "network.heads": 4,
+    "network.head_width": 32,
+    "network.memory": 4,
+    "network.full_attention": (3,),
+    "network.downsample": "unshuffle",
+    "network.dropout": 0.0,
+    "process.timesteps": 1000,
+    "process.schedule": "sigmoid",
+    "process.prediction": "v",
+    "objective.loss": "simple",
+    "objective.weighting": "none",
+    "objective.timestep_sampler": "uniform",
+    "training.steps": 700_000,
+    "training.batch_size": 64,  # 32, of which two are accumulated
+    "training.learning_rate": 8e-5,
+    "training.warmup_steps": 0,
+    "training.decay": "constant",
+    "training.grad_clip": 1.0,
+    "training.ema_decay": 0.995,
+    "training.horizontal_flip": False,
+    "sampling.sampler": "ddim",
+    "sampling.steps": 250,
+    "sampling.eta": 0.0,
+    "sampling.clip": True,
+}
+LUCIDRAINS_1D = LUCIDRAINS | {"network.memory": 0, "network.full_attention": (), "network.downsample": "conv"}
+ADM = published("improved-ddpm-cifar10") | {
+    "network.width": 192,
+    "network.multipliers": (1, 2, 3, 4),
+    "network.attention_resolutions": (32, 16, 8),
+    "network.dropout": 0.1,
+    "network.heads": 1,
+    "network.head_channels": 64,
+    "network.resample": "residual",
+    "network.timestep_scale": 1.0,
+    "process.timesteps": 1000,
+    "training.steps": 540_000,
+    "training.batch_size": 2048,
+    "training.learning_rate": 3e-4,
+    "sampling.steps": 1000,
+}
+REFERENCES = {
+    "ddpm": published("ddpm-cifar10"),
+    "improved-ddpm": published("improved-ddpm-cifar10"),
+    "improved-ddpm-vlb": published("improved-ddpm-cifar10") | {"objective.loss": "vlb"} | {
+        "objective.timestep_sampler": "importance"  # ND: README.md, L_vlb: --schedule_sampler loss-second-moment
+    },
+    "adm": ADM,
+    "linear-attention": LUCIDRAINS,
+    "linear-attention-1d": LUCIDRAINS_1D,
+}  # fmt: skip
+# Why a preset differs, by key.
+SMALL = dict.fromkeys(
+    ["network.width", "network.multipliers", "network.attention_resolutions", "network.blocks"],
+    "images of 8×8, and a training of minutes on a core",
+)
+SHORT = {
+    "training.steps": "minutes on a core",
+    "training.learning_rate": "ten times theirs, as few steps need",
+    "training.warmup_steps": "a twentieth of the steps, before that learning rate",
+    "training.decay": "cosine: few steps end well only with a falling learning rate",
+}
+DIGITS = SMALL | SHORT | {
+    "network.groups": "16 or 32 groups of so few channels would leave each channel without a mean",
+    "network.dropout": "so small a network does not learn 1,437 images by heart in so few steps",
+    "training.batch_size": "a smaller batch than theirs, for shorter steps",
+    "training.ema_warmup": "0.9999 from the first step would leave the initial weights in the average",
+}  # fmt: skip
+ND_DIGITS = DIGITS | {
+    "network.timestep_scale": "theirs is 1000/T, and T is 1000 here",
+    "process.timesteps": "a likelihood from a quarter as many network evaluations",
+    "training.grad_clip": "clipped as Ho's: at ten times the learning rate",
+    "sampling.steps": "100 strided steps, one of the numbers that they evaluate too",
+}  # fmt: skip
+ADM_DIGITS = DIGITS | {key: ND_DIGITS[key] for key in ("training.grad_clip", "sampling.steps")}
+DELIBERATE = {
+    "ddpm": DIGITS | {
+        "network.norm_epsilon": "torch's; without pretrained weights to match it decides nothing",
+        "network.downsample_padding": "symmetric: at 2×2 pixels a row more at one side is a half of the image",
+        "network.init": "torch's, as all digits presets",
+        "process.schedule": "cosine: at 8×8 the linear schedule removes the image too early",
+        "process.variance": "the ancestral sampler needs the smaller one in few steps",
+        "sampling.sampler": "dpmpp_2m_sde in 15 steps has a better FID here than DDIM in 50",
+        "sampling.steps": "15 are enough for dpmpp_2m_sde",
+        "training.horizontal_flip": "a mirrored digit is none",
+    },
+    "improved-ddpm": ND_DIGITS,
+    "improved-ddpm-vlb": ND_DIGITS,
+    "adm": ADM_DIGITS | {
+        "network.head_channels": "heads of 16 channels, since the levels have only 32 and 64",
+    },
+    "linear-attention": SHORT | {
+        "network.width": SMALL["network.width"],
+        "network.multipliers": "three levels: 8×8 pixels halve twice",
+        "network.full_attention": "in the last level, as theirs, which is the third here",
+        "process.schedule": "cosine: their sigmoid is for images of 64×64 and more",
+        "training.ema_decay": "the default, which its warm-up does not come to in so few steps",
+        "sampling.steps": "50 are enough for DDIM",
+    },
+}  # fmt: skip
+DELIBERATE["linear-attention-1d"] = {
+    key: why for key, why in DELIBERATE["linear-attention"].items() if key != "network.full_attention"
+}
+# The others have no published code to be held against: the VAE's and the spiral's papers give neither.
+WITHOUT_REFERENCE = {"vae", "swiss-roll"}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_preset_without_a_twin_differs_from_what_was_published_as_it_says(name):
+    found, theirs = settings(name), REFERENCES[name]
+    different = {key for key, value in theirs.items() if found[key] != value}
+    assert different == DELIBERATE[name].keys()
+
+
+def test_every_preset_is_held_against_something():
+    assert load_params(PARAMS).models.keys() == PUBLISHED.keys() | REFERENCES.keys() | WITHOUT_REFERENCE
+
+
+@pytest.mark.parametrize("name", load_params(PARAMS).models)
+def test_an_ema_decay_that_a_preset_writes_is_come_to(name):
+    """While it warms up, a decay of 0.998 in 2,000 steps is the same as any above 0.9956."""
+    training = load_params(PARAMS).models[name].training
+    if "ema_decay" in training.model_fields_set and training.ema_warmup:
+        assert (training.steps + 9) * training.ema_decay < training.steps
+
+
+def test_the_decay_that_is_written_is_reached_when_the_documentation_says():
+    ema = EMA(nn.Linear(1, 1, bias=False), 0.998)
+    for step, lowered in ((4489, True), (4490, False)):
+        ema.averages[0].fill_(1.0)
+        with torch.no_grad():
+            ema._parameters[0].zero_()
+        ema.update(step)
+        assert (ema.averages[0].item() < np.float32(0.998)) == lowered
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_setting_of_the_preset_is_the_published_one_or_differs_for_a_reason(name):
+    found, told = settings(name), published(name)
     assert found.keys() == told.keys() | DIFFERENT.keys(), "a key that is compared with nothing"
-    assert {key: found[key] for key in told} == {key: value for key, (value, _, _) in told.items()}
+    assert {key: found[key] for key in told} == told
 
 
 def test_their_sizes_and_betas():
     """35.7 M parameters (Ho et al. 2020, appendix B); 50M is in the name of the other checkpoint."""
-    import torch
-
     models = load_params(PARAMS).models
     kind = data_kind("images", (32, 32, 3), None, None)
     with torch.device("meta"):

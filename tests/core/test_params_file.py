@@ -8,12 +8,23 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
+from pydantic import ValidationError
 
 from ddpm import cli
 from ddpm.cli.explain import explain
+from ddpm.config.base import Section
+from ddpm.config.data import DataConfig
+from ddpm.config.evaluation import EvaluationConfig
+from ddpm.config.export import ExportConfig
+from ddpm.config.extractor import ExtractorConfig
 from ddpm.config.model import VariantConfig
 from ddpm.config.network import NETWORKS
+from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.params import Params, load_params
+from ddpm.config.process import ProcessConfig
+from ddpm.config.promotion import PromotionConfig, Tolerances
+from ddpm.config.sampling import SamplingConfig
+from ddpm.config.training import TrainingConfig
 from ddpm.config.yaml_file import aliases, read_yaml
 from ddpm.errors import UserError
 
@@ -128,6 +139,63 @@ def test_whatever_is_in_the_file_the_answer_is_one_line(tmp_path: Path, case: st
         load_params(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value).removeprefix(str(path))) < 400
+
+
+SECTIONS = [
+    *(DataConfig, *NETWORKS.values(), ProcessConfig, ObjectiveConfig, TrainingConfig, SamplingConfig),
+    *(ExtractorConfig, EvaluationConfig, ExportConfig, Tolerances, PromotionConfig, Params),
+]
+NEEDED = {section: {"kind": kind} for kind, section in NETWORKS.items()} | {Params: {"models": {"ddpm": {}}}}
+
+
+OTHERS = [True, False, 1, 0, 10.0, "10", "0.5", "1e-3", "yes", "true", [True], ["8"]]
+
+
+@pytest.mark.parametrize("value", OTHERS, ids=repr)
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_a_value_is_taken_as_it_is_or_not_at_all(section: type[Section], value):
+    """`steps: true` is not one step, "10" is text, and 1 does not switch anything on. Whole floats are whole numbers,
+    since YAML reads 1e5 as one.
+    """
+    needed = NEEDED.get(section, {})
+    for key in section.model_fields.keys() - needed.keys():
+        try:
+            taken = getattr(section.model_validate({**needed, key: value}), key)
+        except ValidationError:
+            continue
+        taken = list(taken) if isinstance(taken, tuple) else taken
+        assert taken == value, key
+        assert type(taken) is type(value) or {type(taken), type(value)} == {int, float}, f"{key}: {taken!r}"
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("steps: true", "`models.ddpm.training.steps`: input should be a valid integer, found True"),
+        ('steps: "10"', "`models.ddpm.training.steps`: input should be a valid integer, found '10'"),
+        ("steps: 10.5", "`models.ddpm.training.steps`: input should be a valid integer.*, found 10.5"),
+        ("learning_rate: true", "`models.ddpm.training.learning_rate`: input should be a valid number, found True"),
+        ("ema_warmup: 1", "`models.ddpm.training.ema_warmup`: input should be a valid boolean, found 1"),
+        ("micro_batch_size: true", "expected a number above 0, auto or null, found True"),
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, written: str, words: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"models: {{ddpm: {{training: {{{written}}}}}}}")
+    with pytest.raises(UserError, match=words):
+        load_params(path)
+
+
+def test_numbers_are_read_however_dvc_and_people_write_them(tmp_path: Path):
+    """DVC writes 0.00001 as 1e-05, which YAML 1.1 takes for text."""
+    path = tmp_path / "params.yaml"
+    path.write_text("models: {ddpm: {training: {steps: 5, learning_rate: 0.1}}}")
+    apply_overrides(path, ["models.ddpm.training.learning_rate=0.00001", "+models.ddpm.training.gamma_=1E+2"])
+    assert "learning_rate: 1e-05" in path.read_text()
+    path.write_text(path.read_text().replace("steps: 5", "steps: 1e5").replace("gamma_", "grad_clip"))
+    training = load_params(path).models["ddpm"].training
+    assert (training.steps, training.learning_rate, training.grad_clip) == (100_000, 1e-5, 100.0)
+    assert type(training.steps) is int
 
 
 def test_three_thousand_models_are_read(tmp_path: Path):

@@ -110,6 +110,11 @@ def test_too_few_images_are_refused_with_the_key_that_helps():
         check_enough(options, 12, 3)
     with pytest.raises(UserError, match=r"training images is 3, .* at least 4: .*lower data\.validation_fraction"):
         check_enough(options, 3, 12)
+    for counts in ((12, 3), (3, 12)):
+        with pytest.raises(
+            UserError, match=r"set data\.validation_fraction to a share such as 0\.2, instead of the publ"
+        ):
+            check_enough(options, *counts, published=True)
 
 
 MEMORY = """

@@ -14,12 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 SIDE = 384  # of the matrices that a busy network multiplies
 
 
-def network(shape: Sequence[int], *, answer: float = 0.0, work: int = 0, batch: int | str = "batch") -> onnx.ModelProto:
-    """A denoiser that answers x with `answer` · x, after `work` products of matrices, each some milliseconds."""
+def network(
+    shape: Sequence[int], *, answer: float = 0.0, work: int = 0, batch: int | str = "batch", nan_below: int = 0
+) -> onnx.ModelProto:
+    """A denoiser that answers x with `answer` · x, after `work` products of matrices, each some milliseconds; with NaN
+    at timesteps below `nan_below`.
+    """
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])
     t = helper.make_tensor_value_info("t", TensorProto.INT64, [batch])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [batch, *shape])
-    constants = {"answer": np.float32(answer), "zero": np.float32(0)}
+    constants: dict[str, Any] = {"answer": np.float32(answer), "zero": np.float32(0)}
     nodes = [helper.make_node("Mul", ["x", "answer"], ["answered" if work else "out"])]
     if work:
         constants["matrix"] = np.full((SIDE, SIDE), 1 / SIDE, np.float32)
@@ -32,6 +36,15 @@ def network(shape: Sequence[int], *, answer: float = 0.0, work: int = 0, batch: 
             helper.make_node("ReduceSum", [f"product{work}"], ["total"], keepdims=0),
             helper.make_node("Mul", ["total", "zero"], ["none"]),
             helper.make_node("Add", ["answered", "none"], ["out"]),
+        ]
+    if nan_below:
+        nodes[-1].output[0] = "number"
+        constants |= {"limit": np.int64(nan_below), "nan": np.float32(np.nan)}
+        constants["axes"] = np.arange(1, 1 + len(shape))
+        nodes += [
+            helper.make_node("Less", ["t", "limit"], ["is_below"]),
+            helper.make_node("Unsqueeze", ["is_below", "axes"], ["is_nan"]),
+            helper.make_node("Where", ["is_nan", "nan", "number"], ["out"]),
         ]
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "denoiser", [x, t], [out], initializers)

@@ -57,6 +57,8 @@ def facts(**changes: Any) -> dict[str, Any]:
         ({}, "the key `shape` is missing"),
         ({**facts(), "process": {}}, "the key `process.schedule` is missing"),
         (facts(shape=None), "`shape`: expected a list, found None"),
+        (facts(shape=[True]), r"`shape`: expected positive numbers, found \[True\]"),
+        (facts(process__timesteps=True), "`process.timesteps`: expected a whole number, found True"),
         (facts(shape=[-2]), r"`shape`: expected positive numbers, found \[-2\]"),
         (facts(process=[]), r"`process`: expected an object, found \[\]"),
         (facts(process__schedule="none"), "no schedule 'none'; there are: "),

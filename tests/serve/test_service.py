@@ -145,6 +145,10 @@ def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
         ('{"n": 1.5}', "`n`: .*integer, found 1.5"),
         ('{"n": "4"}', "`n`: .*integer, found '4'"),
         ('{"n": true}', "`n`: .*integer, found True"),
+        ('{"n": 4.0}', "`n`: .*integer, found 4.0"),
+        ('{"seed": true}', "`seed`: .*integer, found True"),
+        ('{"steps": true}', "`steps`: .*integer, found True"),
+        ('{"eta": true}', "`eta`: .*number, found True"),
         ('{"n": null}', "`n`"),
         ('{"n": NaN}', "`n`: .*found nan"),
         ('{"n": [1]}', "`n`"),
@@ -374,3 +378,17 @@ def test_a_fault_inside_is_told_to_the_log_and_not_to_the_client(start, tmp_path
     line = server.line(id=answer.json()["request_id"], level="error")
     assert "Traceback" in line["traceback"]
     assert server.draw(n=1).status_code == 200
+
+
+def test_a_model_that_gives_nan_is_answered_with_500_and_the_reason(start, tmp_path):
+    """Only at small timesteps, so that the step that is tried at the start does not find it."""
+    server = start(write_deploy(tmp_path / "diverged", nan_below=10))
+    for form in ("png", "npy", "json"):
+        answer = server.draw(n=2, steps=20, format=form)
+        assert answer.status_code == 500
+        assert answer.json()["detail"] == "the network's output is NaN or infinite in 2 of 2 samples"
+        line = server.line(id=answer.json()["request_id"])
+        assert line["reason"] == answer.json()["detail"]
+        assert "traceback" not in line
+    assert server.metric("ddpm_requests_total", status="500") == 3
+    assert server.draw(n=2, steps=1).status_code == 200

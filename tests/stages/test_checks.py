@@ -51,12 +51,25 @@ def test_what_no_evaluation_could_use_is_refused(project: Path, capsys, command:
     assert (project / "prepared/manifest.json").stat().st_mtime_ns == before
 
 
-def test_a_data_set_too_small_to_be_measured_is_not_trained_on(project: Path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("fraction", "advice"),
+    [
+        (0.2, "add images, or raise data.validation_fraction"),
+        (None, "or set data.validation_fraction to a share such as"),
+    ],
+    ids=["a share", "published"],
+)
+def test_a_data_set_too_small_to_be_measured_is_not_trained_on(
+    project: Path, capsys, monkeypatch, fraction: float | None, advice: str
+):
     manifest = json.loads((project / "prepared/manifest.json").read_text())
     monkeypatch.chdir(project)
     np.save("prepared/validation.npy", np.load("prepared/validation.npy")[:3])
     manifest["splits"]["validation"]["count"] = 3
+    manifest["rules"]["validation_fraction"] = fraction
     (project / "prepared/manifest.json").write_text(json.dumps(manifest))
     assert cli.main(["train", "tiny"]) == 2
-    assert "validation images is 3, but precision and recall need at least 4" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "validation images is 3, but precision and recall need at least 4" in told
+    assert advice in told
     assert not (project / "models").exists()

@@ -11,12 +11,15 @@ import ddpm
 from ddpm.config.params import load_params
 from ddpm.data.kinds import ImageKind, ValueKind
 from ddpm.deploy import runtime
+from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion import sampling
 from ddpm.diffusion.plans import sampling_plan
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import NotFiniteError
+from ddpm.export.files import export_half
 from ddpm.interop.published import Flags
 from ddpm.stages.evaluate import evaluate_variant
+from ddpm.stages.export import export_variant
 from ddpm.stages.interop import export_diffusers, import_model
 
 KINDS = [ImageKind((2, 2, 1)), ValueKind("points", (2,), (0.0, 0.0), (1.0, 1.0))]
@@ -75,6 +78,48 @@ def test_a_model_that_draws_nan_is_not_measured(trained: Path, monkeypatch: pyte
     with pytest.raises(NotFiniteError, match="models/tiny cannot be measured: the network's output is NaN"):
         evaluate_variant(load_params(trained / "params.yaml"), "tiny", root=trained)
     assert (trained / "reports/tiny/metrics.json").read_bytes() == before
+
+
+def scaled(project: Path, factor: float) -> None:
+    """The last layer's weights times a factor: what the network says is as much larger."""
+    path = project / "models/tiny/model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("out_conv.weight"))
+    weights[name] = factor * (weights[name] + 1)
+    save_file(weights, path)
+
+
+def exported(project: Path, **options) -> None:
+    params = load_params(project / "params.yaml")
+    options = {"parity_tolerance": 10.0, "fp16_tolerance": 10.0, **options}
+    export = params.export.model_copy(update=options)
+    export_variant(params.model_copy(update={"export": export}), "tiny", root=project)
+
+
+def test_an_export_that_draws_nan_is_not_written(trained: Path):
+    """Weights of float32, whose products are none."""
+    scaled(trained, 1e38)
+    before = (trained / "deploy/tiny/parity.json").read_bytes()
+    with pytest.raises(
+        NotFiniteError, match=r"^tiny: denoiser.onnx draws NaN or infinite values over 5 steps of ddim; n"
+    ):
+        exported(trained)
+    assert (trained / "deploy/tiny/parity.json").read_bytes() == before
+
+
+def test_where_fp16_alone_overflows_the_advice_is_fp32(trained: Path):
+    """Numbers of 10⁵ and more, of which fp16 knows none beyond 65,504."""
+    scaled(trained, 1e6)
+    with pytest.raises(
+        NotFiniteError, match=r"denoiser.fp16.onnx draws NaN .*; fp16 overflows with this model: set exp"
+    ):
+        exported(trained, fp16=True)
+    exported(trained)
+    deploy = trained / "deploy/tiny"
+    export_half(deploy / "denoiser.onnx", deploy / "denoiser.fp16.onnx")
+    with pytest.raises(NotFiniteError, match="in 4 of 4 samples; fp16 overflows with this model: use fp32"):
+        Sampler(deploy, precision="fp16").sample(4)
+    assert Sampler(deploy).sample(4).shape == (4, 8, 8, 1)
 
 
 def test_an_import_of_nan_writes_nothing(trained: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Several processes train what one would, and end as one does."""
 
 import csv
+import logging
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import yaml
 from tiny import run_cli, run_with_params_of_before, workers
 from trainings import checkpoints, hashes, leftovers, set_training, start_training, wait_for_checkpoint
 
+from ddpm.compute.parallel import launch
 from ddpm.config.params import load_params
 from ddpm.stages.train import train_variant
 
@@ -63,6 +65,17 @@ def test_two_processes_take_the_steps_of_one(project: Path):
     assert done.stdout.count("2 processes") == 1, "one speaks"
     assert curve(project) == pytest.approx(alone, rel=1e-5)
     assert curve(project) != alone, "two have done it"
+
+
+@pytest.mark.slow
+def test_the_caller_of_several_processes_keeps_its_log_and_its_threads(project: Path, monkeypatch, caplog):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        launch(2, "train", "nosuch", load_params())
+    assert ended.value.code == 2, "the processes have started, and refused"
+    logging.getLogger("caller").error("still heard")
+    assert caplog.messages[-1] == "still heard"
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 @pytest.mark.slow

@@ -1,0 +1,141 @@
+"""Training as a configuration describes it: the one way from its sections to a network, to `train`, and to what the
+model says of it afterwards. For the stages and for `ddpm.fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ddpm.compute.device import pick_device, resolve_precision
+from ddpm.compute.parallel import ALONE, Ranks
+from ddpm.config.model import VariantConfig
+from ddpm.config.training import TrainingConfig
+from ddpm.data.kinds import DataKind
+from ddpm.data.loader import TrainingImages
+from ddpm.diffusion.objectives import Objective
+from ddpm.model import DataFacts, ModelCard, TrainingFacts, build_network, build_process
+from ddpm.training.loop import LossPoint, train
+from ddpm.training.speed import accelerate, batches_ahead, on_cuda
+
+
+class Start(NamedTuple):
+    """Where a training begins."""
+
+    network: nn.Module
+    device: torch.device
+    precision: str  # that `training.precision` comes to on the device
+
+
+def initial(
+    seed: int, config: VariantConfig, kind: DataKind, *, device: torch.device | None = None, where: str = "params.yaml"
+) -> Start:
+    """The network of a training's first step, on the device.
+
+    Args:
+        device: None: CUDA where there is a device, else the CPU.
+        where: the configuration is from, for errors.
+
+    Raises:
+        UserError: the configuration does not fit the data.
+    """
+    device = device or pick_device()
+    torch.manual_seed(seed)
+    network = build_network(config, kind, where).to(device)
+    return Start(network, device, resolve_precision(config.training.precision, device))
+
+
+def make_fast(
+    network: nn.Module, options: TrainingConfig, kind: DataKind, precision: str, ranks: Ranks = ALONE
+) -> None:
+    """Compile and record the network, as far as the configuration asks for it."""
+    device = next(network.parameters()).device
+    part = ranks.part_of(options.batch_size)
+    rows = part.stop - part.start
+    if isinstance(options.micro_batch_size, int):
+        rows = min(rows, options.micro_batch_size)
+    accelerate(
+        network,
+        torch.zeros(rows, *kind.network_shape, device=device),
+        precision,
+        compiled=on_cuda(options.compile, device),
+        graphs=options.cuda_graphs,
+        say=print if ranks.first else lambda line: None,
+    )
+
+
+def train_configured(
+    network: nn.Module,
+    config: VariantConfig,
+    kind: DataKind,
+    images: TrainingImages,
+    *,
+    seed: int,
+    precision: str,
+    **more: Any,
+) -> list[LossPoint]:
+    """`train` by the sections process, objective and training.
+
+    Args:
+        network: as `initial` made it.
+        more: checkpoints, ranks and callbacks of `train`, and what shall differ from the configuration.
+
+    Raises:
+        DivergedError, OutOfMemoryError, Interrupted: as `train`.
+    """
+    device = next(network.parameters()).device
+    # `precision` is resolved; the others are of what is around the loop.
+    elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every"}
+    options = config.training.model_dump(exclude=elsewhere) | {
+        "prefetch": batches_ahead(config.training.prefetch, device),
+        "objective": Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
+        "timestep_sampler": config.objective.timestep_sampler,
+    }
+    process = build_process(config, device, kind.levels)
+    return train(network, process, images, seed=seed, encode=kind.encode, precision=precision, **options | more)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Of all its parameters together."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def card_of(
+    variant: str,
+    config: VariantConfig,
+    data: DataFacts,
+    start: Start,
+    curve: Sequence[LossPoint],
+    *,
+    seed: int,
+    fingerprint: str,
+    own_plan: bool,
+    devices: int = 1,
+) -> ModelCard:
+    """What a model says of itself after its training.
+
+    Args:
+        fingerprint: of everything that decided the weights.
+        own_plan: whether `config.sampling` was chosen for this model.
+    """
+    facts = TrainingFacts(
+        seed=seed,
+        images_seen=config.training.steps * config.training.batch_size,
+        final_loss=curve[-1].loss,
+        precision=start.precision,
+        device=start.device.type,
+        devices=devices,
+        torch=torch.__version__,
+        fingerprint=fingerprint,
+    )
+    return ModelCard(
+        variant=variant,
+        config=config,
+        data=data,
+        training=facts,
+        parameters=parameter_count(start.network),
+        own_plan=own_plan,
+    )
