@@ -46,7 +46,7 @@ from ddpm.model import Model, load
 from ddpm.stages.deployed import facts_of
 from ddpm.stages.evaluate import ModelFacts, protocol_of
 from ddpm.stages.progress import Bar, bar, show, unit_of
-from ddpm.stages.sample import open_model, open_registered
+from ddpm.stages.sample import open_model
 
 if TYPE_CHECKING:
     from ddpm.tracking import Evaluation
@@ -205,7 +205,7 @@ def _open(
         from ddpm import tracking
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
-        samples = open_registered(exactly, root)
+        samples = open_model(exactly, root=root)
         today = protocol_of(params, facts_of(params, samples), data, extractor)
         found = tracking.evaluation_of(exactly, root, today.id)
         compared = Compared(model.removeprefix("models:/"), model, _recorded(found))
