@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ def _open(
         from ddpm import tracking
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
-        samples = open_model(exactly, root=root)
+        samples = cast(Sampler, open_model(exactly, root=root))
         today = protocol_of(params, facts_of(params, samples), data, extractor)
         found = tracking.evaluation_of(exactly, root, today.id)
         compared = Compared(model.removeprefix("models:/"), model, _recorded(found))

@@ -83,7 +83,7 @@ def test_a_models_name_alone_is_loaded_as_the_command_line_samples_it(trained: P
     np.testing.assert_array_equal(ddpm.load("tiny", root=trained).sample(2), by_name.sample(2))
     shutil.rmtree(trained / "models")
     assert isinstance(ddpm.load("tiny", root=trained), ddpm.Sampler)
-    with pytest.raises(UserError, match="another: expected a model directory .*; no such directory; `ddpm train"):
+    with pytest.raises(UserError, match=r"another: expected a model directory .*; no such directory; `ddpm train"):
         ddpm.load("another", root=trained)
 
 
