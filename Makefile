@@ -34,6 +34,7 @@ $(STAMP): requirements.lock requirements-uv.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m flows.plots_page  # the page of `dvc plots show`, with its scripts in it
 	@touch $@
 
 demo: setup  ## raw images to a registered, deployed model, on the data that params.yaml names

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.errors import UserError
-from ddpm.layout import MODELS, is_uri
+from ddpm.layout import MODELS, find_model, is_uri
 
 if TYPE_CHECKING:
     import torch
@@ -18,22 +18,28 @@ PARAMS = "params.yaml"
 
 
 def load(
-    model: Path | str, device: torch.device | str = "cpu", *, precision: Precision = "fp32", root: Path = Path()
+    model: Path | str,
+    device: torch.device | str | None = "cpu",
+    *,
+    precision: Precision = "fp32",
+    root: Path = Path(),
 ) -> Model | Sampler:
     """Open a model to draw with: `load(…).sample(16, seed=0)`.
 
-    - A directory with `sampler.json`, such as deploy/V: onnxruntime, by the plan it was exported with.
     - A directory with `model.json`, such as models/V: torch. Inside a project its plan is the one that the project's
       params.yaml has for it today, by which it is evaluated and exported. Elsewhere it is a general default, DDIM in
       50 steps, since a training writes no plan. An imported model has its own in model.json.
+    - A directory with `sampler.json`, such as deploy/V: onnxruntime, by the plan it was exported with.
+    - A name V of this project: models/V, or deploy/V if there is no models/V.
     - A URI such as `models:/ddpm-digits@champion`: onnxruntime, by the plan it was registered with. Needs mlflow.
 
     `plan_source` of what is returned says where its plan comes from.
 
     Args:
-        device: of a model directory.
+        device: of a model directory. None: CUDA where there is a device, else the CPU.
         precision: of an exported model.
-        root: the project's folder, which holds the MLflow store if MLFLOW_TRACKING_URI names no other.
+        root: the project's folder: relative paths and names start there, and it holds the MLflow store if
+            MLFLOW_TRACKING_URI names no other.
 
     Raises:
         UserError: there is no such model, it is damaged, or not of this precision.
@@ -43,16 +49,15 @@ def load(
         from ddpm import tracking
 
         return _exported(tracking.resolve(str(model), root), precision)
-    directory = Path(model)
-    if (directory / "sampler.json").is_file():
-        return _exported(directory, precision)
+    directory = find_model(model, root=root)
     if not (directory / "model.json").is_file():
-        raise UserError(
-            f"{model} is neither a model directory (model.json is missing) nor a deploy directory (sampler.json is "
-            "missing)"
-        )
+        return _exported(directory, precision)
     if precision != "fp32":
-        raise UserError(f"precision {precision} is for exported models; {model} is a trained one")
+        raise UserError(f"precision {precision} is for exported models; {directory} is a trained one")
+    if device is None:
+        from ddpm.compute.device import pick_device
+
+        device = pick_device()
     return trained(directory, device)
 
 

@@ -121,7 +121,7 @@ def pages(results: list[Result]) -> str:
     return (
         f"  make serve      MLflow at {tracking.run_url(version.run_id)}\n"
         f"                  Prefect at {prefect}\n"
-        f"  .venv/bin/ddpm sample {version.uri} --n 64 --out samples.png"
+        f"  ddpm sample {version.uri} --n 64 --out samples.png"
     )
 
 

@@ -239,7 +239,7 @@ def _announce(mlflow_port: int, prefect_port: int) -> None:
         f"  Prefect  {prefect}\n"
         f"    runs of flows  {prefect}/runs\n    deployments    {prefect}/deployments\n\n"
         "  The flows `retrain` and `monitor` run as prefect.yaml says; to have one run now:\n"
-        f"  PREFECT_API_URL=http://{HOST}:{prefect_port}/api .venv/bin/prefect deployment run retrain/weekly\n\n"
+        f"  PREFECT_API_URL=http://{HOST}:{prefect_port}/api prefect deployment run retrain/weekly\n\n"
         "  Ctrl-C stops all of it.\n",
         flush=True,
     )

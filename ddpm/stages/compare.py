@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ from ddpm.layout import (
 from ddpm.model import Model, load
 from ddpm.stages.measure import facts_of
 from ddpm.stages.progress import Bar, bar, show
-from ddpm.stages.sample import open_model, open_registered
+from ddpm.stages.sample import open_model
 
 if TYPE_CHECKING:
     from ddpm.tracking import Evaluation
@@ -207,7 +207,7 @@ def _open(
         from ddpm import tracking
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
-        samples = open_registered(exactly, root)
+        samples = cast(Sampler, open_model(exactly, root=root))
         today = protocol_of(params, facts_of(params, samples), data, extractor)
         found = tracking.evaluation_of(exactly, root, today.id)
         compared = Compared(model.removeprefix("models:/"), model, _recorded(found))

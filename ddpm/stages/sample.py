@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
-from ddpm.layout import find_model, is_uri
+from ddpm.opening import load
 
 if TYPE_CHECKING:
     from ddpm.deploy.runtime import Precision, Sampler
@@ -87,49 +87,16 @@ def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) ->
     return origin(model=model, training=mark_of(training), seed=seed, sampling=chosen, variance=variance)
 
 
-def open_model(model: str, precision: Precision = "fp32") -> Model | Sampler:
-    """What MODEL names: a model directory (torch), a deploy directory (onnxruntime) or an MLflow URI (onnxruntime); of
-    this project also by its name alone.
+def open_model(model: str, precision: Precision = "fp32", root: Path = Path()) -> Model | Sampler:
+    """What MODEL names, as `ddpm.load` has it, on the best device; prints what an exported model runs on.
 
     Raises:
         UserError: no such model, or none of this precision.
     """
-    if is_uri(model):
-        return open_registered(model, precision=precision)
-    directory = find_model(model)
-    if not (directory / "model.json").is_file():
-        return _exported(directory, precision)
-    if precision != "fp32":
-        raise UserError(f"--precision {precision} is for exported models; {directory} is a trained one")
-    return _trained(directory)
-
-
-def _trained(directory: Path) -> Model:
-    """A model directory, on the best device."""
-    from ddpm.compute.device import pick_device
-    from ddpm.opening import trained
-
-    return trained(directory, pick_device())
-
-
-def open_registered(uri: str, root: Path = Path(), precision: Precision = "fp32") -> Sampler:
-    """What an MLflow URI names.
-
-    Raises:
-        UserError: no such model, or none of this precision.
-    """
-    from ddpm import tracking
-
-    return _exported(tracking.resolve(uri, root), precision)
-
-
-def _exported(directory: Path, precision: Precision) -> Sampler:
-    """A deploy directory, and a line about what it runs on."""
-    from ddpm.deploy.runtime import Sampler
-
-    sampler = Sampler(directory, precision=precision)
-    print(f"sampling with {sampler.where}")
-    return sampler
+    opened = load(model, None, precision=precision, root=root)
+    if not hasattr(opened, "card"):
+        print(f"sampling with {opened.where}")
+    return opened
 
 
 def _writer(out: Path) -> Any:

@@ -13,7 +13,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from finished import VARIANT, write_outputs
 from prefect.client.orchestration import SyncPrefectClient
+
+from ddpm import tracking
+from flows.serve import _announce
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +60,28 @@ def test_a_port_in_use_is_named_with_the_variable_that_changes_it(tmp_path, vari
 def test_a_port_that_is_none_is_named(tmp_path):
     output, _ = serve(tmp_path, MLFLOW_PORT="http").communicate(timeout=180)
     assert output == "serve: MLFLOW_PORT: expected a port number, found 'http'\n"
+
+
+def test_the_links_lead_to_the_runs_and_models_of_the_store(finished, capsys):
+    """First without a champion, then with one that is not the newest version."""
+    page, model = "http://127.0.0.1:5001/#", "models/ddpm-dots"
+    _announce(5001, 4201)
+    assert page not in capsys.readouterr().out  # nothing is registered yet
+    tracking.register(VARIANT)
+    _announce(5001, 4201)
+    assert f"ddpm-dots, newest version  {page}/{model}/versions/1\n" in capsys.readouterr().out
+    tracking.promote(VARIANT)
+    write_outputs(finished, fid=30.0, lock="2")
+    assert tracking.register(VARIANT).version == 2
+    _announce(5001, 4201)
+    said = capsys.readouterr().out
+    client = tracking.load_mlflow().MlflowClient()
+    experiment = client.get_run(client.get_model_version("ddpm-dots", "1").run_id).info.experiment_id
+    assert f"ddpm-dots, runs      {page}/experiments/{experiment}\n" in said
+    assert f"ddpm-dots, versions  {page}/{model}\n" in said
+    assert f"ddpm-dots, champion  {page}/{model}/versions/1\n" in said
+    assert "runs of flows  http://127.0.0.1:4201/runs\n" in said
+    assert "PREFECT_API_URL=http://127.0.0.1:4201/api prefect deployment run retrain/weekly\n" in said
 
 
 @pytest.mark.slow

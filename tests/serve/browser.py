@@ -22,12 +22,17 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Browser:
-    """One page."""
+    """One page.
 
-    def __init__(self, profile: Path) -> None:
+    Args:
+        online: resolve names of other machines.
+    """
+
+    def __init__(self, profile: Path, *, online: bool = True) -> None:
         assert CHROMIUM is not None
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
-        options += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
+        options += [f"--user-data-dir={profile}", "--remote-debugging-port=0"]
+        options += ["about:blank"] if online else ["--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"]
         self._process = subprocess.Popen([CHROMIUM, *options], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         address = next(line.split()[-1] for line in self._process.stderr if line.startswith("DevTools listening"))

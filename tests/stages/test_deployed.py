@@ -237,7 +237,7 @@ def test_half_precision_is_asked_for_by_name(deploy: Path, capsys):
     np.testing.assert_array_equal(np.load("half.npz")["images"], served.sample(2))
     assert served.file.name == "denoiser.fp16.onnx"
     assert main(command.replace("deploy/", "models/").split()) == 2
-    assert "--precision fp16 is for exported models" in capsys.readouterr().err
+    assert "ddpm sample: precision fp16 is for exported models" in capsys.readouterr().err
 
 
 def test_a_late_timestep_is_not_rounded_to_half_precision(deploy: Path):

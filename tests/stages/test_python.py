@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finished import VARIANT
 from PIL import Image
 
 import ddpm
+from ddpm import tracking
 from ddpm.config.params import load_params
 from ddpm.errors import UserError
 from ddpm.model import DEFAULT_PLAN
@@ -73,15 +75,78 @@ def test_a_model_of_a_project_is_sampled_as_it_is_exported(trained: Path, tmp_pa
     assert ddpm.load(tmp_path / "elsewhere").plan_source == DEFAULT_PLAN
 
 
-def test_it_needs_none_of_the_pipelines_tools(tmp_path: Path):
-    code = f"""
-import sys
-tools = ["mlflow", "prefect", "dvc", "torchvision", "sklearn", "scipy", "onnx", "onnxruntime", "matplotlib", "tqdm",
-         "torch_fidelity", "pandas"]
-sys.modules.update(dict.fromkeys(tools))
-import numpy as np, ddpm
-model = ddpm.fit(np.zeros((4, 8, 8, 1), np.uint8), **{SMALL!r})
-ddpm.save(model, "model")
+def test_a_models_name_alone_is_loaded_as_the_command_line_samples_it(trained: Path, tmp_path: Path, monkeypatch):
+    by_name = ddpm.load("tiny")
+    assert by_name.plan_source == str(trained.resolve() / "params.yaml")
+    np.testing.assert_array_equal(by_name.sample(2), ddpm.load("models/tiny").sample(2))
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(ddpm.load("tiny", root=trained).sample(2), by_name.sample(2))
+    shutil.rmtree(trained / "models")
+    assert isinstance(ddpm.load("tiny", root=trained), ddpm.Sampler)
+    with pytest.raises(UserError, match=r"another: expected a model directory .*; no such directory; `ddpm train"):
+        ddpm.load("another", root=trained)
+
+
+def test_the_champion_of_a_real_store_is_loaded_by_its_alias(finished: Path, tmp_path_factory, monkeypatch):
+    """With the plan it was registered with, whatever lies in deploy/ by now; from another folder with `root`."""
+    exported = ddpm.load(f"deploy/{VARIANT}").sample(3, seed=1)
+    tracking.register(VARIANT)
+    tracking.promote(VARIANT)
+    shutil.rmtree("deploy")
+    champion = ddpm.load("models:/ddpm-dots@champion")
+    assert isinstance(champion, ddpm.Sampler)
+    np.testing.assert_array_equal(champion.sample(3, seed=1), exported)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    np.testing.assert_array_equal(ddpm.load("models:/ddpm-dots/1", root=finished).sample(3, seed=1), exported)
+    with pytest.raises(UserError, match="ddpm-dots"):
+        ddpm.load("models:/ddpm-dots@nobody", root=finished)
+
+
+# Refuses all that neither the extra `fit` nor what its packages need brings, in whatever environment this runs.
+REFUSE = """
+import importlib.metadata as metadata, re, sys
+from packaging.requirements import Requirement
+
+def plain(name): return re.sub("[-_.]+", "-", name).lower()
+
+def needed(name, extras, found):
+    if (name, extras) not in found:
+        found.add((name, extras))
+        for text in metadata.requires(name) or []:
+            wanted = Requirement(text)
+            if any(wanted.marker is None or wanted.marker.evaluate({"extra": extra}) for extra in extras or {""}):
+                needed(plain(wanted.name), frozenset(wanted.extras), found)
+    return {name for name, _ in found}
+
+own = needed("ddpm", frozenset({"fit"}), set())
+homes = metadata.packages_distributions()
+
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        home = homes.get(name, [])
+        if home and own.isdisjoint(map(plain, home)):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in [name for name in sys.modules if homes.get(name.partition(".")[0])]:
+    if own.isdisjoint(map(plain, homes[name.partition(".")[0]])):
+        del sys.modules[name]
+sys.meta_path.insert(0, Bare())
+"""
+
+
+def test_fit_needs_its_extra_alone(tmp_path: Path):
+    for number, image in enumerate(IMAGES):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{number}.png")
+    code = f"""{REFUSE}
+assert {{"torch", "pillow", "pydantic", "pyyaml", "safetensors", "numpy"}} <= own
+for tool in ("dvc", "mlflow", "prefect", "onnxruntime", "torchvision", "matplotlib", "tqdm"):
+    try:
+        __import__(tool)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(f"{{tool}} is not refused")
+import ddpm
+ddpm.save(ddpm.fit(".", **{SMALL!r}), "model")
 assert ddpm.load("model").sample(1).shape == (1, 8, 8, 1)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
