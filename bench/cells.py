@@ -110,7 +110,7 @@ class Cells:
 
 def _sampled(model: Model, plan: SamplingPlan, seed: int, images: range) -> NDArray[np.uint8]:
     noise = model.noise(len(images), seed, first=images.start)
-    return model.kind.decode(sampling.sample(model.network, plan, noise(), noise).cpu().numpy())
+    return model.codec.decode(sampling.sample(model.network, plan, noise(), noise).cpu().numpy())
 
 
 def _bound(model: Model, images: NDArray[np.uint8], variance: str, steps: int, seed: int) -> NDArray[np.float64]:
@@ -119,6 +119,6 @@ def _bound(model: Model, images: NDArray[np.uint8], variance: str, steps: int, s
     prediction = model.card.config.process.prediction
     process = GaussianProcess(visited, prediction=prediction, variance=variance, device=model.device)
     original = torch.from_numpy(visited.timesteps).to(model.device)
-    x0 = model.kind.encode(torch.from_numpy(images).to(model.device))
+    x0 = model.codec.encode(torch.from_numpy(images).to(model.device))
     bound = likelihood_bound(lambda x, t: model.network(x, original[t]), process, [x0], seed=seed)
     return np.array(bound.bits_per_dim)

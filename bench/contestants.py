@@ -31,7 +31,9 @@ MODEL_FILES, DEPLOY_FILES = "diffusers", "deploy"
 def write_files(model: Model, folder: Path) -> None:
     """The model as onnxruntime and as diffusers read it, below `folder`."""
     config = model.card.config
-    published = Published(config.network, config.process, config.sampling, model.kind, dict(model.network.state_dict()))
+    published = Published(
+        config.network, config.process, config.sampling, model.codec, dict(model.network.state_dict())
+    )
     theirs, ours = folder / MODEL_FILES, folder / DEPLOY_FILES
     theirs.mkdir(parents=True)
     ours.mkdir()
@@ -84,7 +86,7 @@ class _TheirNetwork(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.channels = self.out_dim = model.kind.network_shape[0]
+        self.channels = self.out_dim = model.codec.network_shape[0]
         self._network = model.network
 
     def forward(self, x: Tensor, t: Tensor, x_self_cond: None) -> Tensor:

@@ -35,7 +35,7 @@ def loops(directory: Path, batch: int, steps: int, threads: int) -> Iterable[tup
     for name, in_graph in (("loop outside, in numpy", False), ("loop inside, sampler.onnx", True)):
         sampler = Sampler(directory, providers=[CPU], threads=threads, in_graph=in_graph)
         plan = sampler.plan(sampler="ddim", eta=1.0, steps=steps)
-        noise = ImageNoise(0, batch, sampler.kind.network_shape)
+        noise = ImageNoise(0, batch, sampler.codec.network_shape)
         z = noise.draw()
         yield name, partial(sampler.run, plan, z, z.copy)
 

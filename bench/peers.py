@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ddpm.codecs.scale import PixelCodec
 from ddpm.compute.device import pick_device
 from ddpm.config.network import NetworkConfig
-from ddpm.data.kinds import ImageKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
@@ -92,7 +92,7 @@ def diffusers(case: Case, precision: str) -> Steps:
     from torch.utils.data import DataLoader, TensorDataset
 
     device = pick_device()
-    kind = ImageKind((case.side, case.side, case.channels))
+    kind = PixelCodec((case.side, case.side, case.channels))
     described = their_config(NetworkConfig.model_validate(case.network), kind, case.channels)
     described.pop("_class_name")
     network: Any = UNet2DModel(**described)

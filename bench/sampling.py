@@ -126,7 +126,7 @@ def _untrained(shape: tuple[int, ...], network: Mapping[str, Any], timesteps: in
     )
     facts = DataFacts(name="none", shape=shape, classes=None)
     torch.manual_seed(0)
-    built = build_network(config, facts.data_kind).to(device).eval().requires_grad_(False)
+    built = build_network(config, facts.codec).to(device).eval().requires_grad_(False)
     parameters = sum(parameter.numel() for parameter in built.parameters())
     none = TrainingFacts(fingerprint="untrained")
     return Model(built, ModelCard(variant="larger", config=config, data=facts, training=none, parameters=parameters))

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm.codecs.scale import PixelCodec
 from ddpm.config.model import VariantConfig
 from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.config.training import TrainingConfig
-from ddpm.data.kinds import ImageKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import UserError
 from ddpm.model import DataFacts, Model
@@ -67,7 +67,7 @@ def fit(
             not fit together, or the loss is NaN.
     """
     array = _array(images, size, channels)
-    kind = ImageKind(array.shape[1:])
+    kind = PixelCodec(array.shape[1:])
     config = _config(array.shape[1], width, steps, batch_size, learning_rate)
     start = initial(seed, config, kind, device=None if device is None else torch.device(device), where="ddpm.fit")
     try:

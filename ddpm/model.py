@@ -16,10 +16,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.config.base import Section, validate
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import DataKind, KindName, data_kind
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for
@@ -52,8 +52,8 @@ class DataFacts(Section):
     high: tuple[float, ...] | None = None
 
     @property
-    def data_kind(self) -> DataKind:
-        return data_kind(self.kind, self.shape, self.low, self.high)
+    def codec(self) -> Codec:
+        return codec_for(self.kind, self.shape, self.low, self.high)
 
 
 class TrainingFacts(Section):
@@ -115,9 +115,9 @@ class Model:
         return self.card.data.shape
 
     @property
-    def kind(self) -> DataKind:
-        """What the model makes."""
-        return self.card.data.data_kind
+    def codec(self) -> Codec:
+        """Between what is stored and what the network sees; it says what the model makes."""
+        return self.card.data.codec
 
     def sampled_by(self, sampling_config: SamplingConfig, source: str = "the caller") -> Model:
         """The same weights with another sampling plan as their own; `source` is where that comes from."""
@@ -126,7 +126,7 @@ class Model:
 
     def process(self) -> GaussianProcess:
         """The process the model was trained on, on the model's device."""
-        return build_process(self.card.config, self.device, self.kind.levels)
+        return build_process(self.card.config, self.device, self.codec.levels)
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
@@ -153,7 +153,7 @@ class Model:
             ValueError: a name or a number that no plan can be made of, or a choice that the sampler does not use.
             NotFiniteError: the network's output is NaN or infinite.
         """
-        images = np.empty((count, *self.shape), dtype=self.kind.dtype)
+        images = np.empty((count, *self.shape), dtype=self.codec.dtype)
         done = 0
         for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
             images[done : done + len(batch)] = batch
@@ -170,15 +170,15 @@ class Model:
     def draw(self, count: int, plan: SamplingPlan, *, seed: int, first: int) -> NDArray[Any]:
         """The data `first` .. `first + count − 1` of a seed in one batch, [count, *shape]."""
         noise = self.noise(count, seed, first=first)
-        return self.kind.decode(sampling.sample(self.network, plan, noise(), noise).cpu().numpy())
+        return self.codec.decode(sampling.sample(self.network, plan, noise(), noise).cpu().numpy())
 
     def noise(self, count: int, seed: int, *, first: int = 0) -> Callable[[], Tensor]:
         """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, ...] on the model's device."""
-        stream = ImageNoise(seed, count, self.kind.network_shape, first=first)
+        stream = ImageNoise(seed, count, self.codec.network_shape, first=first)
         return lambda: torch.from_numpy(stream.draw()).to(self.device)
 
 
-def build_network(config: ModelConfig, kind: DataKind, where: str = "params.yaml") -> nn.Module:
+def build_network(config: ModelConfig, codec: Codec, where: str = "params.yaml") -> nn.Module:
     """The variant's network for a kind of data, freshly initialised.
 
     Args:
@@ -187,7 +187,7 @@ def build_network(config: ModelConfig, kind: DataKind, where: str = "params.yaml
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
     """
-    channels, *sides = kind.network_shape
+    channels, *sides = codec.network_shape
     if len(set(sides)) > 1:
         size = "×".join(map(str, sides))
         raise UserError(f"{where}: the images are {size}; the U-Net needs square ones: set data.image_size")
@@ -301,10 +301,10 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     try:
-        kind = card.data.data_kind
+        codec = card.data.codec
     except ValueError as error:
         raise UserError(f"{described}: damaged: {error}") from None
-    _check_shapes(_expected_shapes(card.config, kind, shapes, described), shapes, where)
+    _check_shapes(_expected_shapes(card.config, codec, shapes, described), shapes, where)
     if (left := signal_left(card.config)) > SIGNAL_WORTH_A_WARNING:
         warnings.warn(f"{described}: {_at_the_end(card.config, left)}", DdpmWarning, stacklevel=2)
     try:
@@ -312,7 +312,7 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     except SafetensorError as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     refuse_not_finite_weights(weights, str(where))
-    network = build_network(card.config, kind, str(described))
+    network = build_network(card.config, codec, str(described))
     network.load_state_dict(weights)
     own_plan = card.training.weights == "imported" if card.own_plan is None else card.own_plan
     source = "model.json" if own_plan else DEFAULT_PLAN
@@ -343,7 +343,7 @@ def _shapes_in(path: Path) -> dict[str, list[int]]:
 
 
 def _expected_shapes(
-    config: ModelConfig, kind: DataKind, found: Mapping[str, list[int]], where: Path
+    config: ModelConfig, codec: Codec, found: Mapping[str, list[int]], where: Path
 ) -> dict[str, list[int]]:
     """The shapes of the weights that a configuration asks for, without memory for them.
 
@@ -356,7 +356,7 @@ def _expected_shapes(
     try:
         # A few more tensors than there are, so that a network that is merely another one is named by what it lacks.
         with torch.device("meta"), _at_most(1000 + 2 * len(found)):
-            network = build_network(config, kind, str(where))
+            network = build_network(config, codec, str(where))
     except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
         raise UserError(f"{where}: damaged: not a network that can be built ({type(error).__name__})") from None
     except _LargerError:

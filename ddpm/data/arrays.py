@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.data.kinds import KindName
+from ddpm.codecs.scale import KindName
 from ddpm.errors import UserError
 
 POINTS, SEQUENCES = "points.npy", "sequences.npy"

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ddpm.data.kinds import DataKind, KindName, data_kind
+from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.errors import UserError
 
 LABELS, MANIFEST = "labels.npy", "manifest.json"
@@ -87,8 +87,8 @@ class Manifest(_Model):
     high: tuple[float, ...] | None = None
 
     @property
-    def data_kind(self) -> DataKind:
-        return data_kind(self.kind, self.shape, self.low, self.high)
+    def codec(self) -> Codec:
+        return codec_for(self.kind, self.shape, self.low, self.high)
 
 
 def array_name(kind: KindName) -> str:
@@ -183,7 +183,7 @@ class PreparedData:
 
     def __init__(self, manifest: Manifest, splits: dict[SplitName, Split]) -> None:
         self.manifest = manifest
-        self.kind = manifest.data_kind
+        self.codec = manifest.codec
         self._splits = splits
 
     @classmethod
@@ -196,7 +196,7 @@ class PreparedData:
         manifest = _read_manifest(path / MANIFEST)
         total = manifest.counts.train + manifest.counts.validation
         try:
-            kind = manifest.data_kind
+            kind = manifest.codec
         except ValueError as error:
             raise _damaged(path / MANIFEST, str(error)) from None
         array = path / array_name(manifest.kind)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from ddpm.data.kinds import DataKind, KindName, data_kind
+from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import UserError
 from ddpm.files import read_json
@@ -28,7 +28,7 @@ _KEYS: dict[str, type] = {
 _NAMES = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
 
 
-def read_facts(path: Path) -> tuple[dict[str, Any], DataKind]:
+def read_facts(path: Path) -> tuple[dict[str, Any], Codec]:
     """What sampler.json says, and the kind of data that it describes.
 
     Raises:
@@ -72,11 +72,11 @@ def _check(facts: Any) -> None:
             raise ValueError(f"`{name}`: expected an object, found {facts[name]!r:.50}")
 
 
-def _kind(facts: Mapping[str, Any]) -> DataKind:
+def _kind(facts: Mapping[str, Any]) -> Codec:
     shape, data = facts["shape"], facts.get("data", {})
     if not all(type(side) is int and side > 0 for side in shape):
         raise ValueError(f"`shape`: expected positive numbers, found {shape!r:.50}")
     name, low, high = data.get("kind", "images"), data.get("low"), data.get("high")
     if name not in get_args(KindName):
         raise ValueError(f"`data.kind`: expected one of {', '.join(get_args(KindName))}, found {name!r:.50}")
-    return data_kind(name, shape, *(end if end is None else [float(number) for number in end] for end in (low, high)))
+    return codec_for(name, shape, *(end if end is None else [float(number) for number in end] for end in (low, high)))

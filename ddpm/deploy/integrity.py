@@ -46,7 +46,7 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     """
     sampler = Sampler(deploy)
     plan = sampler.plan(steps=min(sampler.facts["sampling"]["steps"], MOST_STEPS))
-    noise = ImageNoise(0, COUNT, sampler.kind.network_shape)
+    noise = ImageNoise(0, COUNT, sampler.codec.network_shape)
     samples = sampler.run(plan, noise.draw(), noise.draw)
     return samples, f"onnxruntime {import_onnxruntime().__version__}, {sampler.providers[0]}"
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.kinds import DataKind
+from ddpm.codecs.scale import Codec
 from ddpm.deploy.facts import read_facts
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan, plan_for
@@ -62,9 +62,9 @@ class Sampler:
         """Where the model's own sampling plan comes from."""
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
-        self.kind: DataKind
-        self.facts, self.kind = read_facts(self._directory / "sampler.json")
-        self.shape: tuple[int, ...] = self.kind.shape
+        self.codec: Codec
+        self.facts, self.codec = read_facts(self._directory / "sampler.json")
+        self.shape: tuple[int, ...] = self.codec.shape
         self.largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
         if in_graph is None:  # exports of before there was a loop have none
@@ -141,7 +141,7 @@ class Sampler:
         Raises:
             ValueError: a name or a number that no plan can be made of.
         """
-        images = np.empty((count, *self.shape), dtype=self.kind.dtype)
+        images = np.empty((count, *self.shape), dtype=self.codec.dtype)
         done = 0
         for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
             images[done : done + len(batch)] = batch
@@ -154,7 +154,7 @@ class Sampler:
         plan = self.plan(**overrides)
         batch_size = min(batch_size, self.largest_batch)
         for first in range(0, count, batch_size):
-            noise = ImageNoise(seed, min(batch_size, count - first), self.kind.network_shape, first=first)
+            noise = ImageNoise(seed, min(batch_size, count - first), self.codec.network_shape, first=first)
             yield self.decode(self.run(plan, noise.draw(), noise.draw))
 
     def decode(self, x: Float32) -> NDArray[Any]:
@@ -164,7 +164,7 @@ class Sampler:
             NotFiniteError: it holds NaN or infinite values.
         """
         try:
-            return self.kind.decode(x)
+            return self.codec.decode(x)
         except NotFiniteError as error:
             if self._precision == "fp32":
                 raise
@@ -182,7 +182,7 @@ class Sampler:
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
-        x = np.zeros((batch_size, *self.kind.network_shape), np.float32)
+        x = np.zeros((batch_size, *self.codec.network_shape), np.float32)
         self.run(self.plan(steps=1), x, lambda: x)
 
     def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:

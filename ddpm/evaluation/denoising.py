@@ -56,7 +56,7 @@ class Denoising(NamedTuple):
 
 def denoising(model: Model, data: PreparedData, seed: int) -> Denoising:
     """What is shown of the model's kind of data."""
-    if model.kind.name == "images":
+    if model.codec.name == "images":
         states = list(way(model, FILMS[0][0], seed, STRIP_MOMENTS, *(moments for _, _, moments in FILMS)))
         return Denoising(strip(spread(states, STRIP_MOMENTS)), films(states))
     split = data.split("validation")
@@ -84,10 +84,10 @@ def way(model: Model, count: int, seed: int, *moments: int) -> Iterator[State]:
     times = [*(t + 1 for t, _ in plan.rows()), 0]
     wanted = {moment for number in moments for moment in _spread(len(times), number)}
     x = noise()
-    yield State(times[0], model.kind.decode(x.cpu().numpy()), 0)
+    yield State(times[0], model.codec.decode(x.cpu().numpy()), 0)
     for moment, (state, _) in enumerate(sampling.trajectory(model.network, plan, x, noise), start=1):
         if moment in wanted:
-            yield State(times[moment], model.kind.decode(state.cpu().numpy()), moment)
+            yield State(times[moment], model.codec.decode(state.cpu().numpy()), moment)
 
 
 def _spread(count: int, number: int) -> list[int]:
@@ -128,12 +128,12 @@ def _reduced(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 def forward(model: Model, real: NDArray[np.float32], seed: int) -> list[State]:
     """Real data [N, ...] on their way to noise (as in Sohl-Dickstein et al. 2015, figure 1)."""
-    kind = model.kind
-    x0 = kind.encode(torch.from_numpy(real)).to(model.device)
+    codec = model.codec
+    x0 = codec.encode(torch.from_numpy(real)).to(model.device)
     process, noise = model.process(), model.noise(len(x0), seed)
     states = [State(0, real)]
     for t in _spread(process.timesteps + 1, PANEL_MOMENTS)[1:]:
         # The code counts from 0: index t − 1 is the papers' t.
         xt = process.q_sample(x0, torch.full((len(x0),), t - 1, device=model.device), noise())
-        states.append(State(t, kind.decode(xt.cpu().numpy())))
+        states.append(State(t, codec.decode(xt.cpu().numpy())))
     return states

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.data.kinds import DataKind, encode_pixels
+from ddpm.codecs.scale import Codec, encode_pixels
 from ddpm.data.loader import Images, batch_indices
 from ddpm.errors import UserError
 from ddpm.evaluation.distances import MAX_COUNT
@@ -241,9 +241,9 @@ def save_inception(weights: Path, directory: Path) -> None:
     write_json(directory / "extractor.json", {"kind": "inception", "sha256": sha256_of(weights)})
 
 
-def coordinates(kind: DataKind, stored: NDArray[Any]) -> NDArray[np.float64]:
+def coordinates(codec: Codec, stored: NDArray[Any]) -> NDArray[np.float64]:
     """Stored points or sequences [N, ...] → [N, D], in the network's units."""
-    return kind.encode(torch.from_numpy(stored)).flatten(1).double().numpy()
+    return codec.encode(torch.from_numpy(stored)).flatten(1).double().numpy()
 
 
 def save_coordinates(bandwidth: float, directory: Path) -> None:

@@ -66,7 +66,7 @@ class ImageMeasure:
         self._resamples, self._seed = options.resamples, params.seed
         self._features, self._count = self._train.room_for(options.samples), 0
         self._distances = torch.empty(options.samples)
-        self._shown = np.empty((0, *data.kind.shape), np.uint8)
+        self._shown = np.empty((0, *data.codec.shape), np.uint8)
         self._neighbours = min(NEIGHBOURS, len(self._train))
         self._closest = _Closest(self._shown, torch.empty(0), torch.empty((0, self._neighbours), dtype=torch.int64))
 

@@ -26,7 +26,7 @@ def gigaflops_per_image(model: Model) -> float:
     """
     # On no device, where only shapes are computed: on the CPU torch does not count attention.
     network = copy.deepcopy(model.network).to("meta")
-    x = torch.zeros(1, *model.kind.network_shape, device="meta")
+    x = torch.zeros(1, *model.codec.network_shape, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(x, torch.zeros(1, dtype=torch.int64, device="meta"))
     return counter.get_total_flops() * len(model.plan()) / 1e9
@@ -56,7 +56,7 @@ def split_bounds(
         at_once = max(1, options.batch_size // len(SPLITS))
         for first in range(0, len(rows), at_once):
             stored = split.rows(rows[first : first + at_once])
-            yield model.kind.encode(torch.from_numpy(stored).to(model.device))
+            yield model.codec.encode(torch.from_numpy(stored).to(model.device))
 
     with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
         groups = [batches(data.split(name)) for name in SPLITS]
@@ -73,7 +73,7 @@ def likelihood_evaluations(data: PreparedData, options: EvaluationConfig, total:
         options: as for `split_bounds`.
         total: T of the process.
     """
-    if data.kind.name != "images" or total == 1:
+    if data.codec.name != "images" or total == 1:
         return 0
     images = sum(min(options.nll_samples, len(data.split(name))) for name in SPLITS)
     return min(total, options.nll_timesteps or total) * images

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ddpm.codecs.scale import Codec
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import DataKind
 from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.errors import NotFiniteError, UserError
@@ -32,7 +32,7 @@ class Sampled(Protocol):
     """What is measured: a trained model or an exported one."""
 
     @property
-    def kind(self) -> DataKind: ...
+    def codec(self) -> Codec: ...
 
     def plan(self) -> SamplingPlan: ...
 
@@ -67,11 +67,11 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
     Raises:
         UserError: the model and the data are of two kinds or shapes, or the plan is not one of the model's.
     """
-    if samples.kind.name != data.kind.name:
-        raise UserError(f"{name} makes {samples.kind.name}, but the prepared data are {data.kind.name}")
-    if samples.kind.shape != data.kind.shape:
-        made, prepared = ("×".join(map(str, shape)) for shape in (samples.kind.shape, data.kind.shape))
-        raise UserError(f"{name} makes {data.kind.name} of {made}, but the prepared data are of {prepared}")
+    if samples.codec.name != data.codec.name:
+        raise UserError(f"{name} makes {samples.codec.name}, but the prepared data are {data.codec.name}")
+    if samples.codec.shape != data.codec.shape:
+        made, prepared = ("×".join(map(str, shape)) for shape in (samples.codec.shape, data.codec.shape))
+        raise UserError(f"{name} makes {data.codec.name} of {made}, but the prepared data are of {prepared}")
     try:
         samples.plan()
     except ValueError as error:
@@ -103,7 +103,7 @@ def measure(
     """
     figures, identity = _measure_of(params, data, root, device, show)
     options = params.evaluation
-    with show(options.samples, data.kind.unit, f"samples of {name}") as done:
+    with show(options.samples, data.codec.unit, f"samples of {name}") as done:
         try:
             for batch in drawn:
                 figures.add(batch)
@@ -135,7 +135,7 @@ def _measure_of(
     params: Params, data: PreparedData, root: Path, device: torch.device, show: Show
 ) -> tuple[ImageMeasure | ValueMeasure, dict[str, Any]]:
     """What measures this kind of data, and the identity of the features it does it in."""
-    if data.kind.name == "images":
+    if data.codec.name == "images":
         extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
         return ImageMeasure(params, data, extractor, root / FEATURES, show), extractor.identity
     identity = load_coordinates(root / EXTRACTOR)
@@ -159,13 +159,13 @@ def protocol_of(
         samples=options.samples,
         **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
         weights=facts.weights,
-        splits=score_splits(options, len(validation)) if data.kind.name == "images" else options.splits,
+        splits=score_splits(options, len(validation)) if data.codec.name == "images" else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,
         neighbourhood=NEIGHBOURHOOD,
         nll_samples=options.nll_samples,
         # No likelihood is bounded of points and sequences.
-        nll_timesteps=options.nll_timesteps if data.kind.name == "images" and options.nll_samples else None,
+        nll_timesteps=options.nll_timesteps if data.codec.name == "images" and options.nll_samples else None,
         resamples=options.resamples,
         seed=params.seed,
     )

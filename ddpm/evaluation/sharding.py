@@ -29,7 +29,7 @@ def sharded_batches(model: Model, ranks: Ranks, count: int, *, seed: int, batch_
         if ranks.orphaned():
             raise Interrupted("the process that started this one is gone")
         sizes = [max(0, min(batch_size, count - begin - rank * batch_size)) for rank in range(ranks.count)]
-        own = np.zeros((max(sizes), *model.shape), model.kind.dtype)
+        own = np.zeros((max(sizes), *model.shape), model.codec.dtype)
         if size := sizes[ranks.rank]:
             own[:size] = model.draw(size, plan, seed=seed, first=begin + ranks.rank * batch_size)
         for size, batch in zip(sizes, ranks.gather(torch.from_numpy(own)), strict=False):

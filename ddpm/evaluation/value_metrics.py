@@ -37,8 +37,8 @@ class ValueMeasure:
         """Each with its floor: what the validation data score against the same training data."""
         generated = np.concatenate(self._batches)
         count = min(len(generated), MAX_COUNT, *(len(self._data.split(name)) for name in SPLITS))
-        reference, validation = (coordinates(self._data.kind, self._real(name, count)) for name in SPLITS)
-        samples = coordinates(self._data.kind, generated[:count])
+        reference, validation = (coordinates(self._data.codec, self._real(name, count)) for name in SPLITS)
+        samples = coordinates(self._data.codec, generated[:count])
         distance = wasserstein(samples, reference)
         with self._show(self._resamples, "resamples", "interval of the Wasserstein distance") as done:
             deviation = wasserstein_deviation(
@@ -60,7 +60,7 @@ class ValueMeasure:
         """File names and pictures: generated data beside real ones, and beside each one's nearest training datum."""
         generated = np.concatenate(self._batches)[:SHOWN]
         train = self._real("train", SHOWN)
-        distances = cdist(*(coordinates(self._data.kind, values) for values in (generated, train)))
+        distances = cdist(*(coordinates(self._data.codec, values) for values in (generated, train)))
         return {
             "samples.png": side_by_side([("real", self._real("validation", SHOWN)), ("generated", generated)]),
             "neighbours.png": side_by_side(

@@ -40,7 +40,7 @@ def export_denoiser(model: Model, path: Path) -> None:
     N is free. The file's bytes depend on the model alone.
     """
     network = copy.deepcopy(model.network).to("cpu").eval()
-    example = (torch.zeros(2, *model.kind.network_shape), torch.zeros(2, dtype=torch.int64))
+    example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=torch.int64))
     batch = torch.export.Dim("N", min=1)
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -75,7 +75,7 @@ def export_sampler(model: Model, denoiser: Path, path: Path) -> None:
     Its metadata holds what a caller must know, as JSON but for plain strings: `facts`, the model's choices `sampling`,
     the `columns` of a plan, and `plans`, a table and timesteps of each name; `default` is the model's own.
     """
-    loop = sampler_model(onnx.load(denoiser, load_external_data=False), model.kind)
+    loop = sampler_model(onnx.load(denoiser, load_external_data=False), model.codec)
     timesteps = len(model.schedule)
     named = {name: plan for name, plan in NAMED_PLANS.items() if plan["steps"] <= timesteps}
     plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}

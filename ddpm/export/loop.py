@@ -26,7 +26,7 @@ from onnx.numpy_helper import from_array
 from onnxscript import DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset20 as op
 
-from ddpm.data.kinds import DataKind, ValueKind
+from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.diffusion.plans import COLUMNS
 
 # --- what a row does, and what its end is shown as, in ONNX
@@ -63,53 +63,53 @@ def update(
 
 @script(default_opset=op)
 def to_pixels(x0: FLOAT) -> UINT8:
-    """As `ImageKind.decode`."""
+    """As `PixelCodec.decode`."""
     return op.Transpose(op.Cast(op.Clip(op.Round((x0 + 1.0) * 127.5), 0.0, 255.0), to=UINT8.dtype), perm=[0, 2, 3, 1])
 
 
 @script(default_opset=op)
 def to_values(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
-    """As `ValueKind.decode`."""
+    """As `ValueCodec.decode`."""
     return op.Cast(op.Cast(x0, to=DOUBLE.dtype) * half + centre, to=FLOAT.dtype)
 
 
 # --- the model of them
 
 
-def sampler_model(denoiser: ModelProto, kind: DataKind) -> ModelProto:
+def sampler_model(denoiser: ModelProto, codec: Codec) -> ModelProto:
     """The loop around a denoiser, (x [N, C, ...], t [N]) → out [N, C or 2C, ...]: this module's inputs and outputs.
 
     The weights go into the loop's body: onnxruntime optimises a body with its own initializers as it does a graph, but
     stops at those that the body takes from outside (docs/onnx.md).
     """
-    decode = _decoder(kind)
-    decoded = _info(kind.name, ["N", *kind.shape], TensorProto.UINT8 if kind.name == "images" else TensorProto.FLOAT)
+    decode = _decoder(codec)
+    decoded = _info(codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.name == "images" else TensorProto.FLOAT)
     scan = make_node(
         "Scan",
         ["x", "nothing", "nothing", "plan", "timesteps", "z"],
         ["x0", "latest", "second_latest"],
-        body=_body(denoiser.graph, kind),
+        body=_body(denoiser.graph, codec),
         num_scan_inputs=3,
     )
     graph = make_graph(
         [make_node("Sub", ["x", "x"], ["nothing"]), scan, *decode.node],
         "sampler",
         inputs=[
-            _state("x", kind),
+            _state("x", codec),
             _info("plan", ["S", len(COLUMNS)]),
             _info("timesteps", ["S"], TensorProto.INT64),
-            _info("z", ["S", "M", *kind.network_shape]),
+            _info("z", ["S", "M", *codec.network_shape]),
         ],
-        outputs=[decoded, _state("x0", kind)],
+        outputs=[decoded, _state("x0", codec)],
         initializer=decode.initializer,
     )
     return make_model(graph, ir_version=denoiser.ir_version, opset_imports=denoiser.opset_import)
 
 
-def _body(denoiser: GraphProto, kind: DataKind) -> GraphProto:
+def _body(denoiser: GraphProto, codec: Codec) -> GraphProto:
     """One row: the network, told the time, and `update` of what it says."""
     (said,) = denoiser.output
-    if said.type.tensor_type.shape.dim[1].dim_value == 2 * kind.network_shape[0]:
+    if said.type.tensor_type.shape.dim[1].dim_value == 2 * codec.network_shape[0]:
         halves, v = make_node("Split", ["denoiser.out"], ["out", "v"], axis=1, num_outputs=2), []
     else:
         halves, v = make_node("Identity", ["denoiser.out"], ["out"]), [from_array(np.zeros(1, np.float32), "v")]
@@ -120,26 +120,26 @@ def _body(denoiser: GraphProto, kind: DataKind) -> GraphProto:
         [*told, *network.node, halves, *step.node],
         "row",
         inputs=[
-            *(_state(name, kind) for name in ("x", "previous", "earlier")),
+            *(_state(name, codec) for name in ("x", "previous", "earlier")),
             _info("row", [len(COLUMNS)]),
             _info("timestep", [], TensorProto.INT64),
-            _info("z", ["M", *kind.network_shape]),
+            _info("z", ["M", *codec.network_shape]),
         ],
-        outputs=[_state(output.name, kind) for output in step.output],
+        outputs=[_state(output.name, codec) for output in step.output],
         initializer=[*network.initializer, *v],
         value_info=network.value_info,
     )
 
 
-def _decoder(kind: DataKind) -> GraphProto:
+def _decoder(codec: Codec) -> GraphProto:
     """From `x0` to data as they are stored."""
-    if isinstance(kind, ValueKind):
+    if isinstance(codec, ValueCodec):
         graph = to_values.to_model_proto().graph
-        centre, half = kind.scale()
+        centre, half = codec.scale()
         graph.initializer.extend([from_array(centre, "centre"), from_array(half, "half")])
     else:
         graph = to_pixels.to_model_proto().graph
-    graph.node[-1].output[0] = kind.name
+    graph.node[-1].output[0] = codec.name
     return graph
 
 
@@ -148,8 +148,8 @@ def _prefixed(graph: GraphProto, prefix: str) -> GraphProto:
     return add_prefix_graph(graph, prefix, rename_inputs=False)
 
 
-def _state(name: str, kind: DataKind) -> ValueInfoProto:
-    return _info(name, ["N", *kind.network_shape])
+def _state(name: str, codec: Codec) -> ValueInfoProto:
+    return _info(name, ["N", *codec.network_shape])
 
 
 def _info(name: str, shape: list[int | str], element: int = TensorProto.FLOAT) -> ValueInfoProto:

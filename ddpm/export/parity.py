@@ -38,7 +38,7 @@ def measure_parity(
     plan = model.plan(steps=steps, **choices)
 
     def noise() -> ImageNoise:
-        return ImageNoise(0, samples, model.kind.network_shape)
+        return ImageNoise(0, samples, model.codec.network_shape)
 
     draw = noise().draw
     x = torch.from_numpy(draw())

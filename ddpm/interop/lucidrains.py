@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ddpm.codecs.scale import Codec, PixelCodec, ValueCodec
 from ddpm.config.base import validate
 from ddpm.config.network import LinearAttentionConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import DataKind, ImageKind, ValueKind
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
 from ddpm.interop.published import (
@@ -84,13 +84,13 @@ def convert(saved: Mapping[str, Any], flags: Flags, where: str = "checkpoint") -
         network = _network(theirs, where)
     except KeyError as error:
         raise UserError(f"{where}: another network: missing {error.args[0]}") from None
-    kind = _kind(theirs["init_conv.weight"], flags, where)
+    codec = _kind(theirs["init_conv.weight"], flags, where)
     out_channels = len(theirs["final_conv.weight"])
-    ours = network_of(network, kind, out_channels, where)
-    process = _process(diffusion, out_channels > kind.network_shape[0], where)
+    ours = network_of(network, codec, out_channels, where)
+    process = _process(diffusion, out_channels > codec.network_shape[0], where)
     sampling = SamplingConfig(sampler="ancestral", steps=process.timesteps)
     weights = _renamed(theirs, ours.state_dict(), where)
-    return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where))
 
 
 def _diffusion(saved: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -101,7 +101,7 @@ def _diffusion(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     return saved["model"] if isinstance(saved.get("model"), Mapping) else saved
 
 
-def _kind(stem: Tensor, flags: Flags, where: str) -> DataKind:
+def _kind(stem: Tensor, flags: Flags, where: str) -> Codec:
     """Of the data: the first convolution tells the channels and the axes, the flags the rest."""
     channels = stem.shape[1]
     of_sequences = stem.ndim == 3
@@ -111,12 +111,12 @@ def _kind(stem: Tensor, flags: Flags, where: str) -> DataKind:
         if flags.seq_length is None:
             raise UserError(f"{where}: it is of sequences, whose length it does not tell: give --seq-length")
         low = 0.0 if flags.auto_normalize else -1.0
-        return ValueKind("sequences", (channels, flags.seq_length), low=(low,) * channels, high=(1.0,) * channels)
+        return ValueCodec("sequences", (channels, flags.seq_length), low=(low,) * channels, high=(1.0,) * channels)
     if flags.image_size is None:
         raise UserError(f"{where}: it is of images, whose size it does not tell: give --image-size")
     if channels not in (1, 3):
         raise UserError(f"{where}: {channels} channels: not a denoiser of grey or RGB images")
-    return ImageKind((flags.image_size, flags.image_size, channels))
+    return PixelCodec((flags.image_size, flags.image_size, channels))
 
 
 def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ddpm.codecs.scale import PixelCodec
 from ddpm.config.base import validate
 from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.interop.published import Flags, Published, network_of, parts_of, refuse_other_keys, shaped_like, swap_halves
 
@@ -98,8 +98,8 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         prediction="x0" if flags.predict_xstart else "epsilon",
         variance="learned_range" if learned else "fixed_small" if flags.sigma_small else "fixed_large",
     )
-    kind = ImageKind((image_size, image_size, channels))
-    ours = network_of(network, kind, out_channels, where)
+    codec = PixelCodec((image_size, image_size, channels))
+    ours = network_of(network, codec, out_channels, where)
     modules = dict(module_names(network, image_size))
     names = {name: _renamed(name, modules) for name in ours.state_dict()}
     refuse_other_keys(theirs, names.values(), where)
@@ -111,7 +111,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
             if ".qkv." in name:
                 weights[name] = _regrouped(weights[name], network.heads, network.head_channels)
     sampling = SamplingConfig(sampler="ancestral", steps=timesteps, spacing="linspace")
-    return Published(network, process, sampling, kind, shaped_like(weights, ours, where))
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where))
 
 
 def _fits(flags: Flags, where: str) -> None:

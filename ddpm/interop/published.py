@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ddpm.codecs.scale import Codec
 from ddpm.config.base import validate
 from ddpm.config.network import AnyNetworkConfig
 from ddpm.config.process import MOST_TIMESTEPS, ProcessConfig, ScheduleName
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import DataKind
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
 from ddpm.nets import build
@@ -73,7 +73,7 @@ class Published:
     network: AnyNetworkConfig
     process: ProcessConfig
     sampling: SamplingConfig
-    kind: DataKind
+    codec: Codec
     weights: dict[str, Tensor]
     notes: tuple[str, ...] = ()
 
@@ -212,13 +212,13 @@ def process_of(
     return explicit
 
 
-def network_of(network: AnyNetworkConfig, kind: DataKind, out_channels: int, where: str) -> nn.Module:
+def network_of(network: AnyNetworkConfig, codec: Codec, out_channels: int, where: str) -> nn.Module:
     """Our network of that configuration, for that kind of data, without memory for its weights.
 
     Raises:
         UserError: the options do not fit together, or do not fit the data.
     """
-    channels, side, *others = kind.network_shape
+    channels, side, *others = codec.network_shape
     options = network.model_dump()
     try:
         with torch.device("meta"):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddpm.data.kinds import DataKind
+from ddpm.codecs.scale import Codec
 from ddpm.evaluation.pictures import as_picture, grid
 from ddpm.serve.models import Choice, ServedModel
 from ddpm.serve.schemas import Drawn, Format
@@ -27,14 +27,14 @@ def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice,
         stream = io.BytesIO()
         np.save(stream, data, allow_pickle=False)
         return stream.getvalue()
-    kind = model.sampler.kind
+    codec = model.sampler.codec
     return (
         Drawn(
             model=model.name,
-            kind=kind.name,
-            shape=list(kind.shape),
+            kind=codec.name,
+            shape=list(codec.shape),
             seed=seed,
-            data=_entries(data, kind),
+            data=_entries(data, codec),
             **choice._asdict(),
         )
         .model_dump_json()
@@ -42,8 +42,8 @@ def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice,
     )
 
 
-def _entries(data: NDArray[Any], kind: DataKind) -> list[Any]:
-    if kind.name == "images":
+def _entries(data: NDArray[Any], codec: Codec) -> list[Any]:
+    if codec.name == "images":
         return [base64.b64encode(_png(as_picture(image))).decode() for image in data]
     return data.tolist()
 

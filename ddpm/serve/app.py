@@ -130,7 +130,7 @@ class Service:
         Raises:
             HTTPException: more than the model or the service will do.
         """
-        kind = model.sampler.kind.name
+        kind = model.sampler.codec.name
         most_images, most_evaluations = self.most_images(model), self.settings.max_evaluations
         form = asked.format or ("png" if kind == "images" else "json")
         if form == "png" and kind != "images":
@@ -204,7 +204,7 @@ def _application(service: Service) -> FastAPI:
     @app.get("/v1/model", summary="What is served", responses={503: {"model": Problem}})
     async def model_card() -> ModelCard:
         model = service.model()
-        facts, kind = model.sampler.facts, model.sampler.kind
+        facts, kind = model.sampler.facts, model.sampler.codec
         return ModelCard(
             model=model.name,
             kind=kind.name,

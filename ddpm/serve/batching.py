@@ -75,8 +75,8 @@ def draw(shares: Sequence[Share]) -> list[Part]:
     """
     job = shares[0].job
     sampler = job.model.sampler
-    kind = sampler.kind
-    noises = [ImageNoise(share.job.seed, share.count, kind.network_shape, first=share.first) for share in shares]
+    codec = sampler.codec
+    noises = [ImageNoise(share.job.seed, share.count, codec.network_shape, first=share.first) for share in shares]
 
     def noise() -> NDArray[np.float32]:
         return np.concatenate([each.draw() for each in noises])

@@ -47,7 +47,7 @@ class ServedModel:
     @property
     def datum_bytes(self) -> int:
         """Of one datum as it is drawn: of an image its pixels."""
-        return math.prod(self.sampler.shape) * self.sampler.kind.dtype.itemsize
+        return math.prod(self.sampler.shape) * self.sampler.codec.dtype.itemsize
 
     def choice(self, sampler: str | None, steps: int | None, eta: float | None) -> Choice:
         """The choice with the model's own values where there is None."""
@@ -109,13 +109,13 @@ def _load(directory: Path, name: str, threads: int, precision: Precision) -> Sam
 
 def _try(sampler: Sampler, name: str) -> None:
     """One step of one image: memory is set aside, and a model that cannot draw is known before it is asked to."""
-    noise = ImageNoise(0, 1, sampler.kind.network_shape)
+    noise = ImageNoise(0, 1, sampler.codec.network_shape)
     try:
         x = sampler.run(sampler.plan(steps=1), noise.draw(), noise.draw)
     except Exception as error:  # onnxruntime's own exception types are not public
         raise UserError(f"{name} loads, but does not draw: {str(error).splitlines()[0]}") from None
-    if x.shape != (1, *sampler.kind.network_shape):
-        raise UserError(f"{name} loads, but draws no numbers of shape {list(sampler.kind.network_shape)}")
+    if x.shape != (1, *sampler.codec.network_shape):
+        raise UserError(f"{name} loads, but draws no numbers of shape {list(sampler.codec.network_shape)}")
     try:
         sampler.decode(x)
     except NotFiniteError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ddpm.codecs.scale import codec_for
 from ddpm.config.data import DataConfig
 from ddpm.config.params import Params
-from ddpm.data.kinds import data_kind
 from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import UserError
@@ -34,7 +34,7 @@ def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
     """
     _check_plans(params, variant)
     data = PreparedData.open(root / PREPARED)
-    if data.kind.name == "images":
+    if data.codec.name == "images":
         manifest = data.manifest
         published = manifest.rules.validation_fraction is None
         check_enough(params.evaluation, len(data.split("train")), len(data.split("validation")), published=published)
@@ -63,7 +63,7 @@ def _check_network(params: Params, variant: str) -> None:
         return
     from ddpm.stages.memory import without_memory  # imports torch: 2 seconds, which the other checks do not take
 
-    without_memory(params.variant(variant), data_kind("images", (size, size, channels or 1)))
+    without_memory(params.variant(variant), codec_for("images", (size, size, channels or 1)))
 
 
 def _shape(data: DataConfig) -> tuple[int | None, int | None]:

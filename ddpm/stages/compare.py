@@ -87,7 +87,7 @@ def compare(
     count = params.evaluation.samples if samples is None else samples
     _check(params, models, out, count, root)
     data, device = PreparedData.open(root / PREPARED), pick_device()
-    measure: _Measure = (_Images if data.kind.name == "images" else _Values)(params, data, root, device)
+    measure: _Measure = (_Images if data.codec.name == "images" else _Values)(params, data, root, device)
     opened = [_open(params, model, data, measure.identity, device, root) for model in models]
     if rank:
         opened = _under_one_protocol(opened, root)
@@ -100,7 +100,7 @@ def compare(
 
     own = []
     for each in opened:
-        with bar(measure.shown, data.kind.unit, f"pictures of {each.compared.name}") as progress:
+        with bar(measure.shown, data.codec.unit, f"pictures of {each.compared.name}") as progress:
             own.append(each.samples.sample(measure.shown, seed=params.seed, on_batch=progress.reach))
     names = [each.compared.name for each in opened]
     curves, drawn = _over_steps(opened, plans, measure, count, params)
@@ -270,11 +270,11 @@ def _named_apart(opened: Sequence[Opened]) -> list[Opened]:
 
 def _check_data(opened: Sequence[Opened], data: PreparedData) -> None:
     for each in opened:
-        kind = each.samples.kind
-        if (kind.name, kind.shape) != (data.kind.name, data.kind.shape):
+        kind = each.samples.codec
+        if (kind.name, kind.shape) != (data.codec.name, data.codec.shape):
             raise UserError(
                 f"{each.compared.model} makes {_size(kind.name, kind.shape)}, but the prepared data are "
-                f"{_size(data.kind.name, data.kind.shape)}"
+                f"{_size(data.codec.name, data.codec.shape)}"
             )
 
 
@@ -369,7 +369,7 @@ class _Values:
 
     def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
         self.identity = load_coordinates(root / EXTRACTOR)
-        self._kind, self._seed = data.kind, params.seed
+        self._codec, self._seed = data.codec, params.seed
         self._train, self._validation = data.split("train"), data.split("validation")
         self._real = self._validation.rows(chosen(len(self._validation), SHOWN, params.seed))
 
@@ -378,7 +378,7 @@ class _Values:
         # As many as an evaluation takes, whose figures are the same then.
         count = min(count, MAX_COUNT, len(self._train), len(self._validation))
         reference = self._train.rows(chosen(len(self._train), count, self._seed))
-        return wasserstein(coordinates(self._kind, values[:count]), coordinates(self._kind, reference))
+        return wasserstein(coordinates(self._codec, values[:count]), coordinates(self._codec, reference))
 
     def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:
         titles = [name.replace("$", r"\$") for name in names]  # which would begin a formula

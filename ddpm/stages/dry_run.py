@@ -43,7 +43,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     """
     config, data, device = params.variant(variant), PreparedData.open(root / PREPARED), pick_device()
     check_end(config, f"models.{variant}.process")
-    unreal, shape = without_memory(config, data.kind), data.kind.network_shape
+    unreal, shape = without_memory(config, data.codec), data.codec.network_shape
     flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
     tried = None
     if free is None or needed <= free:
@@ -53,7 +53,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
             if not ran_out(error):
                 raise
     if tried is None and (free is None or needed <= free):
-        advice = f"{no_room_for_one(data.kind, device)}: {fewer_values(config, variant)}"
+        advice = f"{no_room_for_one(data.codec, device)}: {fewer_values(config, variant)}"
     else:
         advice = f"which do not fit ({free_memory(device)}): {smaller(config, variant)}"
     precision = resolve_precision(config.training.precision, device)
@@ -64,7 +64,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
         *(
             tried
             or [
-                f"  operations     {flops / 1e9:.3g} GFLOP for one of the {data.kind.name}, forward and backward",
+                f"  operations     {flops / 1e9:.3g} GFLOP for one of the {data.codec.name}, forward and backward",
                 f"  memory         {mib(needed)} for weights, gradients, moments and averages, {advice}",
             ]
         ),
@@ -80,10 +80,10 @@ def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: s
     Raises:
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
-    options, shape, kind = config.training, data.kind.network_shape, data.kind.name
-    network, device, precision = initial(params.seed, config, data.kind)
+    options, shape, kind = config.training, data.codec.network_shape, data.codec.name
+    network, device, precision = initial(params.seed, config, data.codec)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
-    make_fast(network, options, data.kind, precision)
+    make_fast(network, options, data.codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
     trial = _trial(
         network, params, config, data, precision, _halved(asked, weights, activations / options.batch_size, device)
@@ -125,7 +125,7 @@ def _trial(
             train_configured(
                 network,
                 config,
-                data.kind,
+                data.codec,
                 data.split("train"),
                 seed=params.seed,
                 precision=precision,
@@ -181,7 +181,7 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     total = options.samples * steps + likelihood
     of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
     return (
-        f"{options.samples:,} {data.kind.name} in {steps} steps{of_likelihood}: {total:,} evaluations of the network, "
+        f"{options.samples:,} {data.codec.name} in {steps} steps{of_likelihood}: {total:,} evaluations of the network, "
         f"{_duration(total * each)}, and the figures"
     )
 

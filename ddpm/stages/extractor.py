@@ -40,7 +40,7 @@ def fit_extractor(params: Params, *, root: Path = Path()) -> None:
         UserError: the kind asked for does not fit the data, or its weights are not at hand.
     """
     data = PreparedData.open(root / PREPARED)
-    if data.kind.name != "images":
+    if data.codec.name != "images":
         _measure_coordinates(params, data, root)
         return
     kind = resolve_kind(params, labelled=data.manifest.classes is not None, channels=data.manifest.shape[2])
@@ -61,12 +61,12 @@ def _measure_coordinates(params: Params, data: PreparedData, root: Path) -> None
     if params.extractor.kind != "auto":
         raise UserError(
             f"extractor.kind is `{params.extractor.kind}`, which is for images; "
-            f"the prepared data are {data.kind.name}: use `auto`"
+            f"the prepared data are {data.codec.name}: use `auto`"
         )
     split = data.split("train")
     rows = split.rows(chosen(len(split), MEDIAN_COUNT, params.seed))
     with atomic_directory(root / EXTRACTOR) as out:
-        save_coordinates(median_distance(coordinates(data.kind, rows)), out)
+        save_coordinates(median_distance(coordinates(data.codec, rows)), out)
 
 
 def resolve_kind(params: Params, *, labelled: bool, channels: int) -> str:

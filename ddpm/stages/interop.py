@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddpm.codecs.scale import ValueCodec
 from ddpm.config.data import DATA_NAME
 from ddpm.config.model import ModelConfig
 from ddpm.config.network import NetworkConfig
 from ddpm.config.params import VARIANT_NAME
-from ddpm.data.kinds import ValueKind
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
@@ -54,7 +54,7 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
     process, shape = published.process, "×".join(map(str, model.shape))
     notes = "".join(f"; {note}" for note in published.notes)
     return (
-        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.kind.name} of {shape}, "
+        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.codec.name} of {shape}, "
         f"{process.schedule} schedule of {process.timesteps} steps{notes}. To evaluate and export it, "
         f"add {model.card.variant} to `models` in params.yaml, with the `sampling` you want"
     )
@@ -110,10 +110,10 @@ def _refuse_classes(published: Published, source: Path) -> None:
 def assemble(published: Published, *, variant: str, data_name: str, fingerprint: str) -> Model:
     """The model of a published network, with its card."""
     config = ModelConfig(network=published.network, process=published.process, sampling=published.sampling)
-    kind = published.kind
+    kind = published.codec
     network = build_network(config, kind)
     network.load_state_dict(published.weights)
-    low, high = (kind.low, kind.high) if isinstance(kind, ValueKind) else (None, None)
+    low, high = (kind.low, kind.high) if isinstance(kind, ValueCodec) else (None, None)
     card = ModelCard(
         variant=variant,
         config=config,
@@ -135,7 +135,7 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     model = load(find_model(model_directory, exported=False))
     config = model.card.config
     weights = dict(model.network.state_dict())
-    published = Published(config.network, config.process, config.sampling, model.kind, weights)
+    published = Published(config.network, config.process, config.sampling, model.codec, weights)
     with atomic_directory(out) as temporary:
         diffusers.write(published, temporary)
 

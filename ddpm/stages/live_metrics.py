@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ddpm.codecs.scale import Codec
 from ddpm.config.model import VariantConfig
-from ddpm.data.kinds import DataKind
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import plan_for
@@ -26,8 +26,8 @@ COLUMNS = 4  # of the grid of samples, and its rows
 class Watch:
     """Figures since the last point of the loss curve, collected on the device, so that no step waits for them."""
 
-    def __init__(self, config: VariantConfig, kind: DataKind, device: torch.device, seed: int) -> None:
-        self._config, self._kind, self._device, self._seed = config, kind, device, seed
+    def __init__(self, config: VariantConfig, codec: Codec, device: torch.device, seed: int) -> None:
+        self._config, self._codec, self._device, self._seed = config, codec, device, seed
         self._sums = torch.zeros(2, QUARTILES, device=device)  # of the losses, and how many they are
         self._ema: EMA | None = None
         self._began, self._steps = time.monotonic(), 0
@@ -70,7 +70,7 @@ class Watch:
         from ddpm.evaluation.pictures import WIDTH, grid
 
         config = self._config
-        noise = ImageNoise(self._seed, COLUMNS**2, self._kind.network_shape)
+        noise = ImageNoise(self._seed, COLUMNS**2, self._codec.network_shape)
         plan = plan_for(config.process.model_dump(), config.sampling.model_dump())
 
         def draw() -> Tensor:
@@ -78,4 +78,4 @@ class Watch:
 
         with ema.in_place(), evaluating(network):
             drawn = sampling.sample(network, plan, draw(), draw)
-        return grid(self._kind.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)
+        return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)

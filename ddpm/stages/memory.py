@@ -8,38 +8,38 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ddpm.codecs.scale import Codec
 from ddpm.config.model import VariantConfig
-from ddpm.data.kinds import DataKind
 from ddpm.errors import UserError, ran_out
 from ddpm.model import build_network
 from ddpm.training.cost import free_bytes, state_bytes
 from ddpm.training.memory import OutOfMemoryError
 
 
-def without_memory(config: VariantConfig, kind: DataKind) -> nn.Module:
+def without_memory(config: VariantConfig, codec: Codec) -> nn.Module:
     """The network on the meta device: its shapes, and no memory for its weights.
 
     Raises:
         UserError: the configuration does not fit the data.
     """
     with torch.device("meta"):
-        return build_network(config, kind)
+        return build_network(config, codec)
 
 
-def check_room(config: VariantConfig, kind: DataKind, device: torch.device, variant: str) -> None:
+def check_room(config: VariantConfig, codec: Codec, device: torch.device, variant: str) -> None:
     """Refuse a network that cannot be trained in the memory that is free. On the CPU the kernel would give the memory,
     and end the process when it is used.
 
     Raises:
         UserError: its state is larger; names the key that helps.
     """
-    needed, free = state_bytes(without_memory(config, kind)), free_bytes(device)
+    needed, free = state_bytes(without_memory(config, codec)), free_bytes(device)
     if free is not None and needed > free:
         raise UserError(f"{variant}: {no_room(needed, device)}; {smaller(config, variant)}")
 
 
 @contextlib.contextmanager
-def explained(config: VariantConfig, kind: DataKind, device: torch.device, variant: str) -> Iterator[None]:
+def explained(config: VariantConfig, codec: Codec, device: torch.device, variant: str) -> Iterator[None]:
     """Turn running out of memory within the block into one line with the key that helps.
 
     Raises:
@@ -49,7 +49,7 @@ def explained(config: VariantConfig, kind: DataKind, device: torch.device, varia
         yield
     except OutOfMemoryError as error:
         if error.at_once == 1:
-            raise UserError(f"{variant}: {no_room_for_one(kind, device)}; {fewer_values(config, variant)}") from None
+            raise UserError(f"{variant}: {no_room_for_one(codec, device)}; {fewer_values(config, variant)}") from None
         raise UserError(
             f"{variant}: {error}; set models.{variant}.training.micro_batch_size to {max(1, error.at_once // 2)}, "
             "or to auto: the batch stays what it is, and is computed in parts"
@@ -57,7 +57,7 @@ def explained(config: VariantConfig, kind: DataKind, device: torch.device, varia
     except Exception as error:
         if not ran_out(error):
             raise
-        needed = state_bytes(without_memory(config, kind))
+        needed = state_bytes(without_memory(config, codec))
         raise UserError(f"{variant}: {no_room(needed, device)}; {smaller(config, variant)}") from None
 
 
@@ -66,9 +66,9 @@ def no_room(needed: int, device: torch.device) -> str:
     return f"out of memory: weights, gradients, moments and averages take {mib(needed)}, and {free_memory(device)}"
 
 
-def no_room_for_one(kind: DataKind, device: torch.device) -> str:
+def no_room_for_one(codec: Codec, device: torch.device) -> str:
     """That a step does not fit even with a micro-batch of 1."""
-    return f"out of memory with a single one of the {kind.name} at once, {free_memory(device)}"
+    return f"out of memory with a single one of the {codec.name} at once, {free_memory(device)}"
 
 
 def smaller(config: VariantConfig, variant: str) -> str:

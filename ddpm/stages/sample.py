@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.kinds import DataKind
+from ddpm.codecs.scale import Codec
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
 from ddpm.opening import load
@@ -44,29 +44,29 @@ def sample_to(
         raise UserError(f"--seed must be in 0..2**64-1, found {seed}")
     write = _writer(out)
     opened = open_model(model, precision)
-    if write is _write_directory and opened.kind.name != "images":
+    if write is _write_directory and opened.codec.name != "images":
         raise UserError(
-            f"--out {out}: a directory is for images; {model} makes {opened.kind.name}: use FILE.npz or FILE.png"
+            f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"
         )
     try:
         opened.plan(**overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
-    with _progress(count, opened.kind, f"samples of {model}") as on_batch:
+    with _progress(count, opened.codec, f"samples of {model}") as on_batch:
         images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
-    write(images, out, opened.kind, _origin_of(opened, seed, overrides))
+    write(images, out, opened.codec, _origin_of(opened, seed, overrides))
     return images
 
 
 @contextlib.contextmanager
-def _progress(count: int, kind: DataKind, describe: str) -> Iterator[Callable[[int], object]]:
+def _progress(count: int, codec: Codec, describe: str) -> Iterator[Callable[[int], object]]:
     """A bar that is moved to as many as are done; none where tqdm is not installed, as beside an exported model."""
     try:
         from ddpm.stages.progress import bar
     except ModuleNotFoundError:
         yield lambda done: None
         return
-    with bar(count, kind.unit, describe) as progress:
+    with bar(count, codec.unit, describe) as progress:
         yield progress.reach
 
 
@@ -112,24 +112,24 @@ def _writer(out: Path) -> Any:
     return _write_directory
 
 
-def _write_npz(images: NDArray[Any], out: Path, kind: DataKind, facts: dict[str, str]) -> None:
+def _write_npz(images: NDArray[Any], out: Path, codec: Codec, facts: dict[str, str]) -> None:
     with atomic_file(out) as temporary, temporary.open("wb") as stream:
-        arrays: dict[str, Any] = {kind.name: images}
+        arrays: dict[str, Any] = {codec.name: images}
         np.savez_compressed(stream, **arrays)
 
 
-def _write_picture(images: NDArray[Any], out: Path, kind: DataKind, facts: dict[str, str]) -> None:
+def _write_picture(images: NDArray[Any], out: Path, codec: Codec, facts: dict[str, str]) -> None:
     from ddpm.evaluation.pictures import WIDTH, grid, save_png
     from ddpm.evaluation.plots import side_by_side
 
     with atomic_file(out) as temporary:
-        if kind.name == "images":
+        if codec.name == "images":
             save_png(grid(images, max(1, round(len(images) ** 0.5)), width=WIDTH), temporary, facts)
         else:
             save_png(side_by_side([("generated", images)]), temporary, facts)
 
 
-def _write_directory(images: NDArray[np.uint8], out: Path, kind: DataKind, facts: dict[str, str]) -> None:
+def _write_directory(images: NDArray[np.uint8], out: Path, codec: Codec, facts: dict[str, str]) -> None:
     from ddpm.evaluation.pictures import as_picture, save_png
 
     digits = len(str(len(images) - 1))

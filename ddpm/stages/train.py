@@ -45,15 +45,15 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     check_end(config, f"models.{variant}.process")
     data = PreparedData.open(root / PREPARED)
     for key in ("horizontal_flip", "sample_every"):
-        if getattr(config.training, key) and not data.kind.can_mirror:
-            raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.kind.name}")
+        if getattr(config.training, key) and not data.codec.can_mirror:
+            raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.codec.name}")
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
-        check_room(config, data.kind, pick_device(), variant)  # if it cannot be, one process says so
+        check_room(config, data.codec, pick_device(), variant)  # if it cannot be, one process says so
         with contextlib.chdir(root):
             launch(config.training.devices, "train", variant, params)
         return
-    with joined() as ranks, explained(config, data.kind, pick_device(), variant):
+    with joined() as ranks, explained(config, data.codec, pick_device(), variant):
         _train(params, config, data, ranks, variant, root)
 
 
@@ -63,8 +63,8 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         raise UserError(
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
-    check_room(config, data.kind, pick_device(), variant)
-    start = initial(params.seed, config, data.kind)
+    check_room(config, data.codec, pick_device(), variant)
+    start = initial(params.seed, config, data.codec)
     network, device, precision = start
     decided = fingerprint.decisions(config, params.seed, data.split("train").sha256, precision, device)
     mark = fingerprint.fingerprint(decided)
@@ -78,7 +78,7 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
     with exclusive(states / "lock", f"is training {variant}") if ranks.first else contextlib.nullcontext():
         if ranks.first:
             _begin(checkpoints, decided, variant)
-        make_fast(network, config.training, data.kind, precision, ranks)
+        make_fast(network, config.training, data.codec, precision, ranks)
         try:
             curve = _run(params, config, start, data, checkpoints, ranks, variant)
         except (DivergedError, Interrupted) as error:
@@ -140,9 +140,9 @@ def _run(
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out; of several processes only the first is heard."""
     options, network = config.training, start.network
-    watch = Watch(config, data.kind, start.device, params.seed)
+    watch = Watch(config, data.codec, start.device, params.seed)
     with (
-        bar(options.steps * options.batch_size, data.kind.unit, variant, shown=ranks.first) as progress,
+        bar(options.steps * options.batch_size, data.codec.unit, variant, shown=ranks.first) as progress,
         stop_requests() as asked,
         tracking.live_curve() if ranks.first else contextlib.nullcontext(_unheard) as log,
     ):
@@ -175,7 +175,7 @@ def _run(
         return train_configured(
             network,
             config,
-            data.kind,
+            data.codec,
             data.split("train"),
             seed=params.seed,
             precision=start.precision,
@@ -184,7 +184,7 @@ def _run(
             on_resume=on_resume,
             on_rewind=on_rewind,
             on_less_memory=lambda at_once: say(
-                f"{variant}: out of memory; from now on {at_once} {data.kind.name} at once"
+                f"{variant}: out of memory; from now on {at_once} {data.codec.name} at once"
             ),
             on_losses=watch.losses,
             on_average=on_average,

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.compute.parallel import ALONE, Ranks
 from ddpm.config.model import VariantConfig
 from ddpm.config.training import TrainingConfig
-from ddpm.data.kinds import DataKind
 from ddpm.data.loader import TrainingImages
 from ddpm.diffusion.objectives import Objective
 from ddpm.model import DataFacts, ModelCard, TrainingFacts, build_network, build_process
@@ -31,7 +31,7 @@ class Start(NamedTuple):
 
 
 def initial(
-    seed: int, config: VariantConfig, kind: DataKind, *, device: torch.device | None = None, where: str = "params.yaml"
+    seed: int, config: VariantConfig, codec: Codec, *, device: torch.device | None = None, where: str = "params.yaml"
 ) -> Start:
     """The network of a training's first step, on the device.
 
@@ -44,13 +44,11 @@ def initial(
     """
     device = device or pick_device()
     torch.manual_seed(seed)
-    network = build_network(config, kind, where).to(device)
+    network = build_network(config, codec, where).to(device)
     return Start(network, device, resolve_precision(config.training.precision, device))
 
 
-def make_fast(
-    network: nn.Module, options: TrainingConfig, kind: DataKind, precision: str, ranks: Ranks = ALONE
-) -> None:
+def make_fast(network: nn.Module, options: TrainingConfig, codec: Codec, precision: str, ranks: Ranks = ALONE) -> None:
     """Compile and record the network, as far as the configuration asks for it."""
     device = next(network.parameters()).device
     part = ranks.part_of(options.batch_size)
@@ -59,7 +57,7 @@ def make_fast(
         rows = min(rows, options.micro_batch_size)
     accelerate(
         network,
-        torch.zeros(rows, *kind.network_shape, device=device),
+        torch.zeros(rows, *codec.network_shape, device=device),
         precision,
         compiled=on_cuda(options.compile, device),
         graphs=options.cuda_graphs,
@@ -70,7 +68,7 @@ def make_fast(
 def train_configured(
     network: nn.Module,
     config: VariantConfig,
-    kind: DataKind,
+    codec: Codec,
     images: TrainingImages,
     *,
     seed: int,
@@ -94,8 +92,8 @@ def train_configured(
         "objective": Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
         "timestep_sampler": config.objective.timestep_sampler,
     }
-    process = build_process(config, device, kind.levels)
-    return train(network, process, images, seed=seed, encode=kind.encode, precision=precision, **options | more)
+    process = build_process(config, device, codec.levels)
+    return train(network, process, images, seed=seed, encode=codec.encode, precision=precision, **options | more)
 
 
 def parameter_count(network: nn.Module) -> int:

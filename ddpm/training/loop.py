@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddpm.codecs.scale import encode_pixels
 from ddpm.compute.parallel import ALONE, Ranks
-from ddpm.data.kinds import encode_pixels
 from ddpm.data.loader import TrainingImages, batch_indices
 from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.objectives import L_SIMPLE, Objective

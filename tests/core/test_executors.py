@@ -15,8 +15,8 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset20 as op
 
+from ddpm.codecs.scale import codec_for
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import data_kind
 from ddpm.deploy import runtime
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
@@ -54,9 +54,9 @@ def denoiser_in_onnx(x: FLOAT, t: INT64):
 def kind_of(shape):
     """Data that a network sees in this shape."""
     if len(shape) == 3:
-        return data_kind("images", [*shape[1:], shape[0]])
+        return codec_for("images", [*shape[1:], shape[0]])
     channels = range(shape[0])
-    return data_kind(
+    return codec_for(
         "points" if len(shape) == 1 else "sequences", shape, [-3.0 - c for c in channels], [5.0 + c for c in channels]
     )
 

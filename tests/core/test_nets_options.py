@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.codecs.scale import ValueCodec
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import load_params
-from ddpm.data.kinds import ValueKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import UserError
 from ddpm.model import build_network, build_process
@@ -270,7 +270,7 @@ def test_sequences_are_learned_by_the_same_network():
     )
     random = np.random.default_rng(0)
     waves = np.sin(random.uniform(0, 6.3, (200, 1, 1)) + np.arange(8) * np.pi / 4).astype(np.float32)
-    kind = ValueKind("sequences", (1, 8), (-1.0,), (1.0,))
+    kind = ValueCodec("sequences", (1, 8), (-1.0,), (1.0,))
     torch.manual_seed(0)
     network = build_network(config, kind)
     options = {"steps": 100, "batch_size": 32, "learning_rate": 3e-3, "warmup_steps": 10, "log_every": 20}

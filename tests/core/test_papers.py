@@ -13,7 +13,7 @@ from torch import nn
 from ddpm.config.base import INCIDENTAL
 from ddpm.config.params import load_params
 from ddpm.diffusion.schedules import Schedule
-from ddpm.model import build_network, data_kind
+from ddpm.model import build_network, codec_for
 from ddpm.training.ema import EMA
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -288,7 +288,7 @@ def test_every_setting_of_the_preset_is_the_published_one_or_differs_for_a_reaso
 def test_their_sizes_and_betas():
     """35.7 M parameters (Ho et al. 2020, appendix B); 50M is in the name of the other checkpoint."""
     models = load_params(PARAMS).models
-    kind = data_kind("images", (32, 32, 3), None, None)
+    kind = codec_for("images", (32, 32, 3), None, None)
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in build_network(models[name], kind).parameters()) for name in PUBLISHED}
     assert sizes == {"ddpm-cifar10": 35_746_307, "improved-ddpm-cifar10": 52_546_438}

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
+from ddpm.codecs.scale import PixelCodec, ValueCodec
 from ddpm.config.params import Params, load_params
-from ddpm.data.kinds import ImageKind, ValueKind
 from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.objectives import Objective
 from ddpm.diffusion.plans import SAMPLERS, sampling_plan
@@ -89,7 +89,11 @@ def test_the_shapes_are_the_seeds():
 
 @pytest.mark.parametrize(
     "kind",
-    [ImageKind((4, 4, 3)), ValueKind("sequences", (2, 5), (0, 0), (1, 1)), ValueKind("points", (2,), (0, 0), (1, 1))],
+    [
+        PixelCodec((4, 4, 3)),
+        ValueCodec("sequences", (2, 5), (0, 0), (1, 1)),
+        ValueCodec("points", (2,), (0, 0), (1, 1)),
+    ],
     ids=lambda kind: kind.name,
 )
 def test_any_kind_of_data(kind):
@@ -104,7 +108,7 @@ def test_a_gaussian_is_learned():
     root = np.array([[0.4, 0.0], [0.3, 0.2]])
     points = (np.random.default_rng(0).standard_normal((4000, 2)) @ root.T + [0.2, -0.1]).astype(np.float32)
     torch.manual_seed(0)
-    network = build_network(config, ValueKind("points", (2,), (-1, -1), (1, 1)))
+    network = build_network(config, ValueCodec("points", (2,), (-1, -1), (1, 1)))
     options = {"steps": 600, "batch_size": 256, "learning_rate": 5e-3, "warmup_steps": 20, "decay": "cosine"}
     objective = Objective("elbo", reconstruction_weight=50.0)
     process = build_process(config)
@@ -173,7 +177,7 @@ def test_what_is_compiled_is_what_training_calls(monkeypatch):
         torch.nn.Module, "compile", lambda self, **options: compile_module(self, backend=backend, **options)
     )
     config = variant()
-    network = build_network(config, ImageKind((8, 8, 1)))
+    network = build_network(config, PixelCodec((8, 8, 1)))
     said = []
     accelerate(network, torch.zeros(4, 1, 8, 8), "fp32", compiled=True, say=said.append)
     assert said == []

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY_PARAMS, run_cli, run_with_params_of_before, workers, write_params
 
+from ddpm.codecs.scale import PixelCodec
 from ddpm.compute.parallel import Ranks
-from ddpm.data.kinds import ImageKind
 from ddpm.errors import Interrupted
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.files import read_json
@@ -26,7 +26,7 @@ class Numbers:
     """A model whose image i is i everywhere."""
 
     shape = (2, 2, 1)
-    kind = ImageKind(shape)
+    kind = PixelCodec(shape)
 
     def plan(self):
         return None

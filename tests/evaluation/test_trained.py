@@ -8,8 +8,8 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.codecs.scale import ValueCodec
 from ddpm.config.model import VariantConfig
-from ddpm.data.kinds import ValueKind
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network
 
@@ -22,7 +22,7 @@ def model(steps: int, width: int = 32, layers: int = 3) -> Model:
             "sampling": {"steps": steps},
         }
     )
-    kind = ValueKind("points", (2,), (-1.0, -1.0), (1.0, 1.0))
+    kind = ValueCodec("points", (2,), (-1.0, -1.0), (1.0, 1.0))
     facts = DataFacts(name="dots", shape=(2,), classes=None, kind="points", low=(-1.0, -1.0), high=(1.0, 1.0))
     card = ModelCard(
         variant="dots", config=config, data=facts, training=TrainingFacts(fingerprint="none"), parameters=0
@@ -60,7 +60,7 @@ def test_every_network_can_be_counted(kind: str):
     card = ModelCard(
         variant="dots", config=config, data=facts, training=TrainingFacts(fingerprint="none"), parameters=0
     )
-    built = Model(build_network(config, facts.data_kind).eval(), card)
+    built = Model(build_network(config, facts.codec).eval(), card)
     # Each weight of a convolution works on a pixel of the lowest level at least once.
     weights = sum(parameter.numel() for parameter in built.network.parameters() if parameter.ndim == 4)
     assert gigaflops_per_image(built) > 2 * 2 * weights / 1e9

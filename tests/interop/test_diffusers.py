@@ -24,11 +24,11 @@ from diffusers.training_utils import EMAModel
 from networks import ours
 from safetensors.torch import save_file
 
+from ddpm.codecs.scale import PixelCodec
 from ddpm.config.model import VariantConfig
 from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import ImageKind
 from ddpm.diffusion.likelihood import likelihood_bound
 from ddpm.diffusion.plans import NO_CLIP, SAMPLERS, plan_for
 from ddpm.diffusion.process import GaussianProcess
@@ -128,7 +128,7 @@ def test_a_saved_model_is_read_as_the_same_network(name, tmp_path):
     found = read(tmp_path, Flags())
     network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in theirs.parameters())
-    x, t = question(found.kind.shape[0])
+    x, t = question(found.codec.shape[0])
     y = torch.tensor([4, 0]) if "num_class_embeds" in PEERS[name] else None
     with torch.no_grad():
         assert_equal(network(x, t, y), theirs(x, t, class_labels=y).sample)
@@ -215,7 +215,7 @@ def network_of_ours(options, process=None, **sampling):
     torch.manual_seed(0)
     network = randomised(UNet(8, 1, out_channels=out_channels, **options))
     plan = SamplingConfig(**{"sampler": "ancestral", "steps": process.timesteps, "spacing": "leading", **sampling})
-    found = Published(NetworkConfig(**options), process, plan, ImageKind((8, 8, 1)), dict(network.state_dict()))
+    found = Published(NetworkConfig(**options), process, plan, PixelCodec((8, 8, 1)), dict(network.state_dict()))
     return network, found
 
 
@@ -388,7 +388,7 @@ def test_any_betas_are_the_process(scheduler, tmp_path):
         VariantConfig(process=found.process, sampling=found.sampling).model_dump_json()
     )
     assert again.process == found.process
-    write(Published(found.network, found.process, found.sampling, found.kind, found.weights), tmp_path)
+    write(Published(found.network, found.process, found.sampling, found.codec, found.weights), tmp_path)
     assert read(tmp_path, Flags()).process == found.process
     ours_network, shape = ours(found), (2, 3, 8, 8)
     process = GaussianProcess(Schedule.of(found.process.model_dump()), prediction=found.process.prediction)

@@ -52,7 +52,7 @@ def test_the_network_is_theirs(name):
     found = convert(state, flags_of(state))
     network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in peer.parameters())
-    x = torch.randn(3, *found.kind.network_shape, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(3, *found.codec.network_shape, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([0, 17, 999])
     with torch.no_grad():
         expected, answer = peer(x, t), network(x, t)

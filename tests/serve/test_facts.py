@@ -92,4 +92,7 @@ def test_whatever_stands_under_a_key_it_is_refused_or_a_plan_can_be_made_of_it(m
     except UserError:
         return
     assert len(sampler.plan()) == sampler.facts["sampling"]["steps"]
-    assert sampler.kind.decode(np.zeros((1, *sampler.kind.network_shape), np.float32)).shape == (1, *sampler.kind.shape)
+    assert sampler.codec.decode(np.zeros((1, *sampler.codec.network_shape), np.float32)).shape == (
+        1,
+        *sampler.codec.shape,
+    )

@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 
 from ddpm import cli
+from ddpm.codecs.scale import codec_for
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import load_params
-from ddpm.data.kinds import data_kind
 from ddpm.model import build_network
 from ddpm.stages.init import Found, settings
 
@@ -32,7 +32,7 @@ def test_the_network_fits_every_size(size: int, channels: int):
     found = Found(100, None, "classes", coloured=channels == 3, smallest=size)
     model = VariantConfig.model_validate(settings(found, "x", size, channels)["models"]["ddpm"])
     with torch.device("meta"):
-        network = build_network(model, data_kind("images", (size, size, channels)))
+        network = build_network(model, codec_for("images", (size, size, channels)))
     assert sum(parameter.numel() for parameter in network.parameters()) < 30e6
 
 

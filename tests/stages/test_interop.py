@@ -255,7 +255,7 @@ def test_a_trainers_checkpoint_is_imported_sampled_evaluated_and_exported(
     assert json.loads(Path("deploy/peer/parity.json").read_text())["passed"] is True
 
     model = ddpm.load("models/peer")
-    x, t = torch.randn(3, *model.kind.network_shape), torch.tensor([0, 20, 39])
+    x, t = torch.randn(3, *model.codec.network_shape), torch.tensor([0, 20, 39])
     with torch.no_grad():
         expected = peer(x, t)
         assert (model.network(x, t) - expected).norm() <= 1e-5 * expected.norm()

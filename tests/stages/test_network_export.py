@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.codecs.scale import PixelCodec, ValueCodec
 from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.kinds import ImageKind, ValueKind
 from ddpm.export.files import export_denoiser
 from ddpm.interop.published import Published
 from ddpm.nets.unet import UNet
 from ddpm.stages.interop import assemble
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
-IMAGES = ImageKind((8, 8, 1))
-SEQUENCES = ValueKind("sequences", (1, 8), low=(-1.0,), high=(1.0,))
+IMAGES = PixelCodec((8, 8, 1))
+SEQUENCES = ValueCodec("sequences", (1, 8), low=(-1.0,), high=(1.0,))
 ADM = {"scale_shift": True, "resample": "residual", "head_channels": 4, "checkpointing": True, "num_classes": 3}
 
 

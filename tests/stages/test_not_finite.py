@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ddpm
+from ddpm.codecs.scale import PixelCodec, ValueCodec
 from ddpm.config.params import load_params
-from ddpm.data.kinds import ImageKind, ValueKind
 from ddpm.deploy import runtime
 from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion import sampling
@@ -22,7 +22,7 @@ from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.export import export_variant
 from ddpm.stages.interop import export_diffusers, import_model
 
-KINDS = [ImageKind((2, 2, 1)), ValueKind("points", (2,), (0.0, 0.0), (1.0, 1.0))]
+KINDS = [PixelCodec((2, 2, 1)), ValueCodec("points", (2,), (0.0, 0.0), (1.0, 1.0))]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["images", "points"])

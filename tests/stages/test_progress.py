@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ddpm.data.kinds import data_kind
+from ddpm.codecs.scale import codec_for
 from ddpm.stages import progress
 from ddpm.stages.progress import bar
 
@@ -105,9 +105,9 @@ def test_what_is_short_shows_nothing(capsys):
 
 def test_the_unit_is_what_is_counted():
     low, high = (0.0,), (1.0,)
-    assert data_kind("images", (8, 8, 1)).unit == "img"
-    assert data_kind("points", (1,), low, high).unit == "points"
-    assert data_kind("sequences", (1, 8), low, high).unit == "sequences"
+    assert codec_for("images", (8, 8, 1)).unit == "img"
+    assert codec_for("points", (1,), low, high).unit == "points"
+    assert codec_for("sequences", (1, 8), low, high).unit == "sequences"
 
 
 @pytest.mark.slow

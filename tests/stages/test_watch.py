@@ -34,7 +34,7 @@ def set_training(project: Path, **options) -> None:
 def watched(project: Path) -> tuple[Watch, torch.nn.Module]:
     config, data = load_params().variant("tiny"), PreparedData.open(project / "prepared")
     torch.manual_seed(0)
-    return Watch(config, data.kind, torch.device("cpu"), seed=0), build_network(config, data.kind)
+    return Watch(config, data.codec, torch.device("cpu"), seed=0), build_network(config, data.codec)
 
 
 def test_a_dry_run_writes_nothing_and_counts_the_parameters(project):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm.codecs.scale import PixelCodec
 from ddpm.config.base import validate
 from ddpm.config.network import NetworkConfig
-from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 from ddpm.files import read_json, write_json
 from ddpm.interop.diffusers.names import new_name, their_names
@@ -169,15 +169,15 @@ def convert(
             f"{where}: {channels} channels in and {out_channels} out do not go with a variance that is "
             f"{process.variance}"
         )
-    kind = ImageKind((side, side, channels))
-    ours = network_of(network, kind, out_channels, where)
+    codec = PixelCodec((side, side, channels))
+    ours = network_of(network, codec, out_channels, where)
     names = their_names(network, ours.state_dict())
     theirs = {new_name(name): tensor for name, tensor in theirs.items()}
     refuse_other_keys(theirs, (part for parts in names.values() for part in parts), where)
     weights = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
     if unet.flip_sin_to_cos:
         weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
-    return Published(network, process, sampling, kind, shaped_like(weights, ours, where), notes)
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), notes)
 
 
 def write(published: Published, directory: Path) -> None:
@@ -190,10 +190,10 @@ def write(published: Published, directory: Path) -> None:
     from safetensors.torch import save_file
 
     unet, scheduler = directory / "unet", directory / "scheduler"
-    network, kind = published.network, published.kind
-    if not isinstance(network, NetworkConfig) or not isinstance(kind, ImageKind):
-        raise UserError(f"diffusers' UNet2DModel is a unet of images; this model is a {network.kind} of {kind.name}")
-    config = their_config(network, kind, len(published.weights["out_conv.bias"]))
+    network, codec = published.network, published.codec
+    if not isinstance(network, NetworkConfig) or not isinstance(codec, PixelCodec):
+        raise UserError(f"diffusers' UNet2DModel is a unet of images; this model is a {network.kind} of {codec.name}")
+    config = their_config(network, codec, len(published.weights["out_conv.bias"]))
     scheduling = their_scheduler(published.process, published.sampling)
     weights = {}
     for name, parts in their_names(network, published.weights).items():

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from ddpm.codecs.scale import PixelCodec
 from ddpm.config.base import Fraction, Positive, validate
 from ddpm.config.network import NetworkConfig
-from ddpm.data.kinds import ImageKind
 from ddpm.errors import UserError
 
 _ATTENDING = {False: ("DownBlock2D", "UpBlock2D"), True: ("AttnDownBlock2D", "AttnUpBlock2D")}
@@ -131,7 +131,7 @@ def _blocks(theirs: UNet2DConfig, where: str) -> tuple[list[int], bool]:
     return [level for level, pair in enumerate(found) if pair == _ATTENDING[True]], ways == {"resnet"}
 
 
-def their_config(network: NetworkConfig, kind: ImageKind, out_channels: int) -> dict[str, Any]:
+def their_config(network: NetworkConfig, codec: PixelCodec, out_channels: int) -> dict[str, Any]:
     """Their config.json of our configuration.
 
     Raises:
@@ -147,7 +147,7 @@ def their_config(network: NetworkConfig, kind: ImageKind, out_channels: int) -> 
         if unsupported:
             raise UserError(f"network.{key} is {value}, which diffusers' UNet2DModel does not have")
     widths = [network.width * multiplier for multiplier in multipliers]
-    channels, side, _ = kind.network_shape
+    channels, side, _ = codec.network_shape
     attends = [side // 2**level in network.attention_resolutions for level in range(len(widths))]
     residual = network.resample == "residual"
     plain = _RESNET_BLOCKS if residual else _ATTENDING[False]

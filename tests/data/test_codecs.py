@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from ddpm.codecs.scale import PixelCodec, ValueCodec, codec_for
 from ddpm.config.params import Params
-from ddpm.data.kinds import ImageKind, ValueKind, data_kind
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.files import read_json
@@ -24,7 +24,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 @settings(max_examples=50, deadline=None)
 def test_values_come_back_from_the_networks_units(values):
     low, high = values.min((0, 2)).tolist(), values.max((0, 2)).tolist()
-    kind = data_kind("sequences", values.shape[1:], low, high)
+    kind = codec_for("sequences", values.shape[1:], low, high)
     encoded = kind.encode(torch.from_numpy(values)).numpy()
     assert encoded.dtype == np.float32
     assert np.abs(encoded).max() <= 1 + 1e-6
@@ -33,14 +33,14 @@ def test_values_come_back_from_the_networks_units(values):
 
 
 def test_each_channel_fills_its_range():
-    kind = ValueKind("points", (2,), (0.0, -10.0), (4.0, 10.0))
+    kind = ValueCodec("points", (2,), (0.0, -10.0), (4.0, 10.0))
     ends = torch.tensor([[0.0, -10.0], [4.0, 10.0], [2.0, 0.0]])
     torch.testing.assert_close(kind.encode(ends), torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]]))
 
 
 def test_images_are_encoded_and_decoded_as_ever():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8))
-    kind = ImageKind((4, 4, 3))
+    kind = PixelCodec((4, 4, 3))
     assert kind.network_shape == (3, 4, 4)
     encoded = kind.encode(pixels)
     np.testing.assert_allclose(encoded, np.moveaxis(pixels.numpy() / 127.5 - 1, 3, 1), atol=1e-6)
@@ -54,13 +54,13 @@ def test_images_are_encoded_and_decoded_as_ever():
 def test_decoded_images_are_laid_out_as_stored_ones(channels):
     """Else an extractor's features of them differ in the last digits."""
     shape = (4, 4, channels)
-    decoded = ImageKind(shape).decode(np.zeros((2, channels, 4, 4), np.float32))
+    decoded = PixelCodec(shape).decode(np.zeros((2, channels, 4, 4), np.float32))
     assert decoded.strides == np.zeros((2, *shape), np.uint8).strides
 
 
 def test_every_level_survives_the_round_trip():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
-    kind = ImageKind((16, 16, 1))
+    kind = PixelCodec((16, 16, 1))
     np.testing.assert_array_equal(kind.decode(kind.encode(levels).numpy()), levels)
 
 
@@ -75,7 +75,7 @@ def test_every_level_survives_the_round_trip():
 )
 def test_kinds_that_do_not_fit_their_shape(arguments, words):
     with pytest.raises(ValueError, match=words):
-        data_kind(*arguments)
+        codec_for(*arguments)
 
 
 def params(**data) -> Params:
@@ -102,7 +102,7 @@ def test_the_swiss_roll_is_made_the_same_twice_and_stored(tmp_path):
     manifest = stores[0].manifest
     np.testing.assert_allclose(manifest.mean, points.mean(0), rtol=1e-5)
     np.testing.assert_allclose(manifest.std, points.std(0), rtol=1e-5)
-    encoded = stores[0].kind.encode(torch.from_numpy(points))
+    encoded = stores[0].codec.encode(torch.from_numpy(points))
     torch.testing.assert_close(encoded.amin(0), -torch.ones(2))
     torch.testing.assert_close(encoded.amax(0), torch.ones(2))
 
@@ -111,7 +111,7 @@ def test_sequences_of_a_users_own(tmp_path):
     sequences = np.random.default_rng(0).normal(size=(10, 2, 8)) * [[1], [100]]
     np.save(tmp_path / "My waves.npy", sequences)
     data = prepared(tmp_path, source="sequences", path="My waves.npy")
-    assert (data.manifest.name, data.kind.network_shape) == ("my-waves", (2, 8))
+    assert (data.manifest.name, data.codec.network_shape) == ("my-waves", (2, 8))
     both = [data.split(name) for name in ("train", "validation")]
     rows = np.concatenate([np.load(tmp_path / "prepared" / f"{name}.npy") for name in ("train", "validation")])
     stored = np.concatenate([split.rows(np.arange(len(split))) for split in both])

@@ -25,7 +25,7 @@ KindName = Literal["images", "points", "sequences"]
 MOST_NUMBERS = 2**26
 
 
-class DataKind(Protocol):
+class Codec(Protocol):
     """A kind of data with its shape and its scale."""
 
     @property
@@ -96,7 +96,7 @@ def encode_pixels(stored: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ImageKind:
+class PixelCodec:
     """Pixels, uint8 [H, W, C]; the network sees [C, H, W], 0..255 as −1..1."""
 
     shape: tuple[int, ...]
@@ -123,7 +123,7 @@ class ImageKind:
 
 
 @dataclass(frozen=True)
-class ValueKind:
+class ValueCodec:
     """Real numbers, float32: points [C], sequences [C, L]; each channel's range low..high is −1..1 to the network."""
 
     name: KindName
@@ -160,9 +160,9 @@ class ValueKind:
         return (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)
 
 
-def data_kind(
+def codec_for(
     name: KindName, shape: Sequence[int], low: Sequence[float] | None = None, high: Sequence[float] | None = None
-) -> DataKind:
+) -> Codec:
     """The kind that a manifest or a model describes.
 
     Raises:
@@ -174,9 +174,9 @@ def data_kind(
     if math.prod(shape) > MOST_NUMBERS:
         raise ValueError(f"one of the {name} can have at most {MOST_NUMBERS} numbers, found the shape {list(shape)}")
     if name == "images":
-        return ImageKind(tuple(shape))
+        return PixelCodec(tuple(shape))
     if low is None or high is None or not len(low) == len(high) == shape[0]:
         raise ValueError(f"{name} need `low` and `high` of each of their {shape[0]} channels")
     if not all(math.isfinite(end) for end in (*low, *high)):
         raise ValueError(f"`low` and `high` must be finite, found {list(low)} and {list(high)}")
-    return ValueKind(name, tuple(shape), tuple(low), tuple(high))
+    return ValueCodec(name, tuple(shape), tuple(low), tuple(high))

@@ -1,0 +1,1 @@
+"""What stands between stored data and the x of a diffusion model."""
