@@ -20,13 +20,15 @@ from torch import nn
 from ddpm.codecs.scale import PixelCodec
 from ddpm.compute.device import pick_device
 from ddpm.config.network import NetworkConfig
-from ddpm.data.loader import InMemoryImages
+from ddpm.data.loader import InMemoryImages, TrainingData
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.interop.diffusers.unet import their_config
 from ddpm.nets import build
 from ddpm.training.loop import train
+from ddpm.training.options import TrainingOptions
 from ddpm.training.speed import accelerate, autocast, batches_ahead, on_cuda
+from ddpm.training.tasks import Denoise
 
 Steps = Callable[[int], object]
 
@@ -65,20 +67,21 @@ def ours(case: Case, precision: str) -> Steps:
     example = torch.zeros(case.batch, case.channels, case.side, case.side, device=device)
     accelerate(network, example, precision, compiled=on_cuda("auto", device))
     process = GaussianProcess(Schedule.named("linear", 1000), device=device)
-    images = InMemoryImages(case.images)
+    images = TrainingData(InMemoryImages(case.images))
 
     def run(steps: int) -> None:
         train(
             network,
-            process,
+            Denoise(process),
             images,
-            seed=0,
-            steps=steps,
-            batch_size=case.batch,
-            learning_rate=LEARNING_RATE,
-            ema_decay=EMA_DECAY,
-            precision=precision,
-            prefetch=batches_ahead("auto", device),
+            TrainingOptions(
+                steps=steps,
+                batch_size=case.batch,
+                learning_rate=LEARNING_RATE,
+                ema_decay=EMA_DECAY,
+                precision=precision,
+                prefetch=batches_ahead("auto", device),
+            ),
         )
         _wait(device)
 
@@ -93,7 +96,7 @@ def diffusers(case: Case, precision: str) -> Steps:
 
     device = pick_device()
     kind = PixelCodec((case.side, case.side, case.channels))
-    described = their_config(NetworkConfig.model_validate(case.network), kind, case.channels)
+    described = their_config(NetworkConfig.model_validate(case.network), kind, case.channels, None)
     described.pop("_class_name")
     network: Any = UNet2DModel(**described)
     network.to(device)

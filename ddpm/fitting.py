@@ -26,6 +26,7 @@ from ddpm.errors import UserError
 from ddpm.model import DataFacts, Model
 from ddpm.training.configured import card_of, initial, train_configured
 from ddpm.training.loop import DivergedError
+from ddpm.training.options import Hooks
 
 MAX_PIXELS = 50_000_000  # of one file
 NAME = "fitted"
@@ -76,9 +77,9 @@ def fit(
             config,
             kind,
             InMemoryImages(array),
+            Hooks(on_step=on_step),
             seed=seed,
             precision=start.precision,
-            on_step=on_step,
         )
     except DivergedError as error:
         raise UserError(f"ddpm.fit: {error}; lower learning_rate, now {learning_rate:g}") from None

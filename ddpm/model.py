@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
@@ -17,14 +16,19 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
+from ddpm.conditioning.columns import Column, Given, columns_of
+from ddpm.conditioning.guidance import ClassifierFree, guidable
+from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in
 from ddpm.config.base import Section, validate
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.plans import SamplingPlan, plan_for
+from ddpm.diffusion.plans import SamplingPlan
 from ddpm.diffusion.process import GaussianProcess
+from ddpm.diffusion.sampling import Denoiser
 from ddpm.diffusion.schedules import Schedule
+from ddpm.drawer import Drawer
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError
 from ddpm.files import read_json, write_json
 from ddpm.layout import made_by
@@ -50,6 +54,7 @@ class DataFacts(Section):
     kind: KindName = "images"
     low: tuple[float, ...] | None = None  # of each channel, where the kind does not say
     high: tuple[float, ...] | None = None
+    class_counts: tuple[int, ...] | None = None  # of the training split, of each class
 
     @property
     def codec(self) -> Codec:
@@ -83,6 +88,27 @@ class ModelCard(Section):
     # depend on how its model is sampled. None: not said, as in files from before this key.
     own_plan: bool | None = None
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What the model is told beside the noise.
+
+        Raises:
+            ValueError: the condition does not fit the data.
+        """
+        return columns_of(self.config.condition.model_dump(), self.data.classes, self.data.class_counts)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before_conditions(cls, raw: Any) -> Any:
+        """Cards of format 1 name a number of classes, always null, among the network's options."""
+        try:
+            network = dict(raw["config"]["network"])
+            if network.pop("num_classes") is None:
+                return {**raw, "config": {**raw["config"], "network": network}}
+        except (KeyError, TypeError, ValueError):
+            pass  # whatever else it is, the fields say so
+        return raw
+
     @model_validator(mode="after")
     def _nobody_knows_how_an_import_was_trained(self) -> ModelCard:
         # Cards of earlier versions have the defaults there.
@@ -93,7 +119,7 @@ class ModelCard(Section):
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Drawer):
     """A network with what is needed to sample from it."""
 
     network: nn.Module
@@ -128,49 +154,35 @@ class Model:
         """The process the model was trained on, on the model's device."""
         return build_process(self.card.config, self.device, self.codec.levels)
 
-    def plan(self, **overrides: Any) -> SamplingPlan:
-        """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
-        config = self.card.config
-        return plan_for(config.process.model_dump(), config.sampling.model_dump(), **overrides)
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return columns_in(self.network)
 
-    def sample(
-        self,
-        count: int,
-        *,
-        seed: int = 0,
-        batch_size: int = 64,
-        on_batch: Callable[[int], object] = lambda done: None,
-        **overrides: Any,
-    ) -> NDArray[Any]:
-        """Draw `count` data, images [count, H, W, C] uint8; the same ones whatever the batch size.
+    @property
+    def choices(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = self.card.config
+        return config.process.model_dump(), config.sampling.model_dump()
+
+    @property
+    def guidable(self) -> bool:
+        return guidable(self.network)
+
+    def denoiser(self, given: Given | None = None) -> Denoiser:
+        """The network told its condition, as a function of x and t; guided where a plan's row has a weight.
 
         Args:
-            seed: of the noise; image i of a seed is always the same.
-            on_batch: called with the number of images done after every batch.
-            overrides: as for `plan`.
-
-        Raises:
-            ValueError: a name or a number that no plan can be made of, or a choice that the sampler does not use.
-            NotFiniteError: the network's output is NaN or infinite.
+            given: a value of each column, [N, ...].
         """
-        images = np.empty((count, *self.shape), dtype=self.codec.dtype)
-        done = 0
-        for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
-            images[done : done + len(batch)] = batch
-            done += len(batch)
-            on_batch(done)
-        return images
+        told = {name: torch.from_numpy(values).to(self.device) for name, values in (given or {}).items()}
+        return ClassifierFree(self.network, told) if self.guidable else bind(self.network, told)
 
-    def batches(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> Iterator[NDArray[Any]]:
-        """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
-        plan = self.plan(**overrides)
-        for first in range(0, count, batch_size):
-            yield self.draw(min(batch_size, count - first), plan, seed=seed, first=first)
-
-    def draw(self, count: int, plan: SamplingPlan, *, seed: int, first: int) -> NDArray[Any]:
-        """The data `first` .. `first + count − 1` of a seed in one batch, [count, *shape]."""
+    def draw(
+        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
+    ) -> NDArray[Any]:
+        if given is None:
+            given = self.given(count, seed=seed, first=first)
         noise = self.noise(count, seed, first=first)
-        return self.codec.decode(sampling.sample(self.network, plan, noise(), noise).cpu().numpy())
+        return self.codec.decode(sampling.sample(self.denoiser(given), plan, noise(), noise).cpu().numpy())
 
     def noise(self, count: int, seed: int, *, first: int = 0) -> Callable[[], Tensor]:
         """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, ...] on the model's device."""
@@ -178,11 +190,14 @@ class Model:
         return lambda: torch.from_numpy(stream.draw()).to(self.device)
 
 
-def build_network(config: ModelConfig, codec: Codec, where: str = "params.yaml") -> nn.Module:
+def build_network(
+    config: ModelConfig, codec: Codec, where: str = "params.yaml", columns: Sequence[Column] = ()
+) -> nn.Module:
     """The variant's network for a kind of data, freshly initialised.
 
     Args:
         where: the file that the configuration is of, for errors.
+        columns: that it is told; a `ConditionalNetwork` where there are some.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -193,7 +208,7 @@ def build_network(config: ModelConfig, codec: Codec, where: str = "params.yaml")
         raise UserError(f"{where}: the images are {size}; the U-Net needs square ones: set data.image_size")
     try:
         with _at_most(MOST_TENSORS):
-            return build(
+            network = build(
                 config.network.model_dump(),
                 image_size=sides[0] if sides else 1,
                 channels=channels,
@@ -201,8 +216,9 @@ def build_network(config: ModelConfig, codec: Codec, where: str = "params.yaml")
                 # The second half says where each pixel's variance lies in its range.
                 out_channels=2 * channels if config.process.variance == "learned_range" else channels,
             )
+            return ConditionalNetwork(network, columns) if columns else network
     except ValueError as error:
-        raise UserError(f"{where}: network: {error}") from None
+        raise UserError(f"{where}: {error if columns else f'network: {error}'}") from None
     except _LargerError:
         raise UserError(
             f"{where}: network: more than {MOST_TENSORS:,} tensors; expected fewer blocks or layers"
@@ -211,6 +227,25 @@ def build_network(config: ModelConfig, codec: Codec, where: str = "params.yaml")
         if "overflow" not in str(error):
             raise
         raise UserError(f"{where}: network: one of its tensors is larger than any memory; make it narrower") from None
+
+
+def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:
+    """What a model of such data is told beside the noise.
+
+    Args:
+        where: the model is described, for errors.
+
+    Raises:
+        UserError: the condition does not fit the data.
+    """
+    try:
+        columns = columns_of(config.condition.model_dump(), facts.classes, facts.class_counts)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from None
+    if columns and facts.class_counts and facts.classes and 0 in facts.class_counts:
+        empty = facts.classes[facts.class_counts.index(0)]
+        raise UserError(f"{where}.condition.label: the class {empty!r} has no training data")
+    return columns
 
 
 def build_process(config: ModelConfig, device: torch.device | str = "cpu", levels: int | None = 256) -> GaussianProcess:
@@ -301,10 +336,10 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     try:
-        codec = card.data.codec
+        codec, columns = card.data.codec, card.columns
     except ValueError as error:
         raise UserError(f"{described}: damaged: {error}") from None
-    _check_shapes(_expected_shapes(card.config, codec, shapes, described), shapes, where)
+    _check_shapes(_expected_shapes(card, codec, shapes, described), shapes, where)
     if (left := signal_left(card.config)) > SIGNAL_WORTH_A_WARNING:
         warnings.warn(f"{described}: {_at_the_end(card.config, left)}", DdpmWarning, stacklevel=2)
     try:
@@ -312,7 +347,7 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     except SafetensorError as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     refuse_not_finite_weights(weights, str(where))
-    network = build_network(card.config, codec, str(described))
+    network = build_network(card.config, codec, str(described), columns)
     network.load_state_dict(weights)
     own_plan = card.training.weights == "imported" if card.own_plan is None else card.own_plan
     source = "model.json" if own_plan else DEFAULT_PLAN
@@ -343,7 +378,7 @@ def _shapes_in(path: Path) -> dict[str, list[int]]:
 
 
 def _expected_shapes(
-    config: ModelConfig, codec: Codec, found: Mapping[str, list[int]], where: Path
+    card: ModelCard, codec: Codec, found: Mapping[str, list[int]], where: Path
 ) -> dict[str, list[int]]:
     """The shapes of the weights that a configuration asks for, without memory for them.
 
@@ -356,7 +391,7 @@ def _expected_shapes(
     try:
         # A few more tensors than there are, so that a network that is merely another one is named by what it lacks.
         with torch.device("meta"), _at_most(1000 + 2 * len(found)):
-            network = build_network(config, codec, str(where))
+            network = build_network(card.config, codec, str(where), card.columns)
     except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
         raise UserError(f"{where}: damaged: not a network that can be built ({type(error).__name__})") from None
     except _LargerError:

@@ -9,6 +9,7 @@ from pydantic import (
 )
 
 from ddpm.config.base import Section
+from ddpm.config.condition import ConditionConfig
 from ddpm.config.network import AnyNetworkConfig, NetworkConfig
 from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.process import ProcessConfig
@@ -20,6 +21,7 @@ class ModelConfig(Section):
     """What a model is made of: a composition of parts. How it was trained is None where nobody knows."""
 
     network: AnyNetworkConfig = NetworkConfig()
+    condition: ConditionConfig = ConditionConfig()
     process: ProcessConfig = ProcessConfig()
     objective: ObjectiveConfig | None = None
     training: TrainingConfig | None = None
@@ -31,6 +33,14 @@ class ModelConfig(Section):
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}, but the process has only {self.process.timesteps} timesteps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_has_something_to_move_away_from(self) -> Self:
+        label = self.condition.label
+        if self.sampling.guidance_scale != 1 and (label is None or not label.drop):
+            why = "condition has no label" if label is None else "condition.label.drop is 0"
+            raise ValueError(f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but {why}")
         return self
 
     @model_validator(mode="after")

@@ -48,7 +48,6 @@ class NetworkConfig(Section):
         description="of convolutions and linear layers; torch: its defaults, as improved DDPM and ADM; fan_avg: Ho's, "
         "whose weights are larger by sqrt(3) where inputs and outputs are as many, and whose biases are 0",
     )
-    num_classes: Positive | None = Field(None, description="of labels that the network takes; training gives it none")
     checkpointing: Incidental[Bool] = Field(
         False, description="less memory in training, a third more time; the same weights"
     )

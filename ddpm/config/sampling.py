@@ -50,6 +50,25 @@ class SamplingConfig(Section):
         None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
     )
 
+    guidance_scale: Float = Field(
+        1.0,
+        ge=0,
+        le=1000,
+        description="of a conditional model. 1: as trained; 0: without its condition; above 1: more typical of it",
+    )
+    guidance_interval: tuple[Float, Float] | None = Field(
+        None,
+        description="shares of the process, 0 data, 1 noise, between which guidance_scale holds, such as [0.2, 0.8]; "
+        "null: everywhere",
+    )
+
+    @model_validator(mode="after")
+    def _the_interval_is_one(self) -> SamplingConfig:
+        low, high = self.guidance_interval or (0, 1)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"`guidance_interval` is [low, high] with 0 <= low <= high <= 1, found [{low}, {high}]")
+        return self
+
     @model_validator(mode="after")
     def _counts_add_up(self) -> SamplingConfig:
         if self.spacing not in get_args(SpacingName):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ddpm.codecs.scale import encode_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Images(Protocol):
@@ -25,6 +32,23 @@ class TrainingImages(Images, Protocol):
     def rows(self, indices: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """As of `Images`, written into `out` if there is one."""
         ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training loop reads.
+
+    Attributes:
+        images: as they are stored.
+        encode: stored data [N, ...] → [N, C, ...] in about [−1, 1], where they are.
+        columns: what accompanies each datum, [len(images), ...] by name.
+        horizontal_flip: mirror each datum with probability 1/2.
+    """
+
+    images: TrainingImages
+    encode: Callable[[Tensor], Tensor] = encode_pixels
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    horizontal_flip: bool = False
 
 
 class InMemoryImages:

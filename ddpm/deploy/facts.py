@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
+from ddpm.conditioning.columns import Column, columns_of
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import UserError
 from ddpm.files import read_json
 
-FORMAT = 1
+FORMAT = 2  # with conditions; files of format 1 have none
+KNOWN = (1, 2)
 
 # What there has to be, by its path, and of which type.
 _KEYS: dict[str, type] = {
@@ -28,8 +30,8 @@ _KEYS: dict[str, type] = {
 _NAMES = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
 
 
-def read_facts(path: Path) -> tuple[dict[str, Any], Codec]:
-    """What sampler.json says, and the kind of data that it describes.
+def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...]]:
+    """What sampler.json says, the data that it describes, and what the model is told.
 
     Raises:
         UserError: the file is missing, damaged or of another format, or no plan can be made of what it says.
@@ -43,7 +45,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec]:
     try:
         _check(facts)
         plan_for(facts["process"], facts["sampling"])
-        return facts, _kind(facts)
+        return facts, _kind(facts), _columns(facts)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -55,8 +57,8 @@ def _check(facts: Any) -> None:
     """
     if not isinstance(facts, dict):
         raise ValueError(f"expected an object, found {facts!r:.50}")
-    if (found := facts.get("format", FORMAT)) != FORMAT:
-        raise ValueError(f"its format is {found!r:.50}, and this version of ddpm knows format {FORMAT}")
+    if (found := facts.get("format", 1)) not in KNOWN:
+        raise ValueError(f"its format is {found!r:.50}, and this version of ddpm knows 1 and 2")
     for key, kind in _KEYS.items():
         *outer, name = key.split(".")
         section: Mapping[str, Any] = facts[outer[0]] if outer else facts
@@ -70,6 +72,24 @@ def _check(facts: Any) -> None:
     for name in ("data", "training"):
         if not isinstance(facts.get(name, {}), dict):
             raise ValueError(f"`{name}`: expected an object, found {facts[name]!r:.50}")
+
+
+def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
+    condition, data = facts.get("condition", {}), facts.get("data", {})
+    if not isinstance(condition, dict) or not isinstance(condition.get("label") or {}, dict):
+        raise ValueError(f"`condition`: expected an object of objects, found {condition!r:.50}")
+    classes, counts = data.get("classes"), data.get("class_counts")
+    if condition.get("label") is not None and not (
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    ):
+        raise ValueError(f"`data.classes`: expected names, found {classes!r:.50}")
+    if counts is not None and not (
+        isinstance(counts, list)
+        and len(counts) == len(classes or [])
+        and all(type(n) is int and n >= 0 for n in counts)
+    ):
+        raise ValueError(f"`data.class_counts`: expected a number for each class, found {counts!r:.50}")
+    return columns_of(condition, classes, counts)
 
 
 def _kind(facts: Mapping[str, Any]) -> Codec:

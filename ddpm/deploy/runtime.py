@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
+from ddpm.conditioning.columns import Column, Given, blank
 from ddpm.deploy.facts import read_facts
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.plans import Row, SamplingPlan, plan_for
+from ddpm.diffusion.plans import Row, SamplingPlan
+from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
 
 Float32 = NDArray[np.float32]
@@ -32,7 +34,7 @@ NOISE_BYTES = 2**26
 MAX_IMAGES = 1024  # of one request to a service, unless its settings say otherwise
 
 
-class Sampler:
+class Sampler(Drawer):
     """An exported model, ready to draw images."""
 
     def __init__(
@@ -63,9 +65,9 @@ class Sampler:
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
         self.codec: Codec
-        self.facts, self.codec = read_facts(self._directory / "sampler.json")
+        self.facts, self.codec, self._columns = read_facts(self._directory / "sampler.json")
         self.shape: tuple[int, ...] = self.codec.shape
-        self.largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
+        self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
         if in_graph is None:  # exports of before there was a loop have none
             in_graph = self._providers[0] != CPU and self._file("sampler").exists()
@@ -110,9 +112,21 @@ class Sampler:
         version = import_onnxruntime().__version__
         return f"{self.file.name} on {' then '.join(self.providers)} (onnxruntime {version}{threads})"
 
-    def plan(self, **overrides: Any) -> SamplingPlan:
-        """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced."""
-        return plan_for(self.facts["process"], self.facts["sampling"], **overrides)
+    @property
+    def choices(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        return self.facts["process"], self.facts["sampling"]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self._columns
+
+    @property
+    def guidable(self) -> bool:
+        return any(column.null is not None for column in self._columns)
+
+    @property
+    def largest_batch(self) -> int:
+        return self._largest_batch
 
     def sampled_by(self, sampling: Mapping[str, Any]) -> Sampler:
         """The same network with another plan of its own, `sampling` as in params.yaml."""
@@ -121,41 +135,13 @@ class Sampler:
         other.plan_source = "the caller"
         return other
 
-    def sample(
-        self,
-        count: int,
-        *,
-        seed: int = 0,
-        batch_size: int = 64,
-        on_batch: Callable[[int], object] = lambda done: None,
-        **overrides: Any,
+    def draw(
+        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
     ) -> NDArray[Any]:
-        """Draw `count` data, images [count, H, W, C] uint8; the same ones whatever the batch size.
-
-        Args:
-            seed: of the noise; image i of a seed is always the same.
-            batch_size: at most; fewer where so many would not fit the memory.
-            on_batch: called with the number of images done after every batch.
-            overrides: as for `plan`.
-
-        Raises:
-            ValueError: a name or a number that no plan can be made of.
-        """
-        images = np.empty((count, *self.shape), dtype=self.codec.dtype)
-        done = 0
-        for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
-            images[done : done + len(batch)] = batch
-            done += len(batch)
-            on_batch(done)
-        return images
-
-    def batches(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> Iterator[NDArray[Any]]:
-        """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
-        plan = self.plan(**overrides)
-        batch_size = min(batch_size, self.largest_batch)
-        for first in range(0, count, batch_size):
-            noise = ImageNoise(seed, min(batch_size, count - first), self.codec.network_shape, first=first)
-            yield self.decode(self.run(plan, noise.draw(), noise.draw))
+        if given is None:
+            given = self.given(count, seed=seed, first=first)
+        noise = ImageNoise(seed, count, self.codec.network_shape, first=first)
+        return self.decode(self.run(plan, noise.draw(), noise.draw, given))
 
     def decode(self, x: Float32) -> NDArray[Any]:
         """What `run` returned as data: images [N, H, W, C] uint8.
@@ -170,24 +156,33 @@ class Sampler:
                 raise
             raise NotFiniteError(f"{error}; {self._precision} overflows with this model: use fp32") from None
 
-    def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
-        """Run a plan from x_T [N, C, H, W] to x_0 in about [−1, 1]; `draw` gives the z of each row that adds noise."""
-        if self.in_graph and _fits_the_graph(plan, x.nbytes):
-            return self._run_in_graph(plan, x, draw)
-        return run(self.denoise, plan, x, draw)
+    def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given | None = None) -> Float32:
+        """Run a plan from x_T [N, C, H, W] to x_0 in about [−1, 1].
 
-    def denoise(self, x: Float32, t: NDArray[np.int64]) -> Float32:
-        """One evaluation of the network: x [N, C, H, W], t [N]."""
-        return self._denoiser.run(None, {"x": x, "t": t})[0]
+        Args:
+            draw: gives the z of each row that adds noise.
+            given: a value of each column, [N, ...]; None: the null value of each, or 0.
+        """
+        if given is None:
+            given = blank(self._columns, len(x))
+        if self.in_graph and _fits_the_graph(plan, x.nbytes):
+            return self._run_in_graph(plan, x, draw, given)
+        return run(_Bound(self._denoiser, given, blank(self._columns, len(x))), plan, x, draw)
+
+    def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
+        """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""
+        return _Bound(self._denoiser, blank(self._columns, len(x)) if given is None else given, {})(x, t)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
         x = np.zeros((batch_size, *self.codec.network_shape), np.float32)
         self.run(self.plan(steps=1), x, lambda: x)
 
-    def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
+    def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
         """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""
         device = "cpu" if self.providers[0] == CPU else "cuda"
+        # Files of format 1 know fewer columns of a plan, and need no others.
+        known = next(each.shape[1] for each in self._loop.get_inputs() if each.name == "plan")
         noisy = plan.column("to_noise") != 0
         state = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), device)
         rows = _rows_at_once(plan, x.nbytes)
@@ -199,13 +194,34 @@ class Sampler:
                 z[row] = draw()
             binding = self._loop.io_binding()
             binding.bind_ortvalue_input("x", state)
-            binding.bind_cpu_input("plan", plan.table[part].astype(np.float32))
+            binding.bind_cpu_input("plan", np.ascontiguousarray(plan.table[part, :known], np.float32))
             binding.bind_cpu_input("timesteps", plan.timesteps[part])
             binding.bind_cpu_input("z", z)
+            for name, values in given.items():
+                binding.bind_cpu_input(name, values)
             binding.bind_output("x0", device)
             self._loop.run_with_iobinding(binding)
             (state,) = binding.get_outputs()
         return state.numpy()
+
+
+class _Bound:
+    """The network told its condition; it answers as torch's `conditioning.guidance.ClassifierFree`."""
+
+    def __init__(self, session: Any, given: Given, null: Given) -> None:
+        self._session, self._given, self._null = session, given, null
+
+    def __call__(self, x: Float32, t: NDArray[np.int64]) -> Float32:
+        return self._session.run(None, {"x": x, "t": t, **self._given})[0]
+
+    def guided(self, x: Float32, t: NDArray[np.int64], weight: float) -> Float32:
+        """The output at guidance weight w: of the first C channels, told + w (told − untold)."""
+        both = {name: np.concatenate([values, self._null[name]]) for name, values in self._given.items()}
+        feed = {"x": np.concatenate([x, x]), "t": np.concatenate([t, t]), **both}
+        told, untold = np.split(self._session.run(None, feed)[0], 2)
+        channels = x.shape[1]
+        told[:, :channels] += np.float32(weight) * (told[:, :channels] - untold[:, :channels])
+        return told
 
 
 def run(
@@ -218,7 +234,8 @@ def run(
     previous = earlier = np.zeros_like(x)
     channels = x.shape[1]
     for t, row in plan.rows():
-        out = denoise(x, np.full(len(x), t, dtype=np.int64))
+        times = np.full(len(x), t, dtype=np.int64)
+        out = denoise.guided(x, times, row.guidance) if row.guidance else denoise(x, times)  # type: ignore[attr-defined]
         x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
         x = row.to_x0 * x0 + row.to_x * x
         if row.to_prev:

@@ -10,6 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def stream(seed: int, index: int, *, purpose: int = 0) -> np.random.Generator:
+    """The random numbers of one image of a seed.
+
+    Args:
+        seed: 0 ≤ seed < 2⁶⁴.
+        index: of the image.
+        purpose: 0: its noise; others are independent of that and of each other, such as 1: its label.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in 0..2**64-1, found {seed}")
+    # Philox (Salmon et al. 2011): any two keys give independent streams, and so do parts of its counter far apart.
+    key, counter = np.array([seed, index], np.uint64), np.array([0, 0, 0, purpose], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
 class ImageNoise:
     """Standard normal draws for images `first` .. `first + count − 1` of a seed."""
 
@@ -21,11 +36,7 @@ class ImageNoise:
             shape: of one image as the network sees it, [C, H, W].
             first: index of the batch's first image in the whole request.
         """
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be in 0..2**64-1, found {seed}")
-        # Philox (Salmon et al. 2011): any two keys give independent streams.
-        keys = ([seed, first + index] for index in range(count))
-        self._streams = [np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64))) for key in keys]
+        self._streams = [stream(seed, first + index) for index in range(count)]
         self._shape = shape
 
     def draw(self) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from ddpm.diffusion.likelihood import normal_kl, vlb_terms
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 
-LOSSES = ("simple", "vlb", "hybrid", "elbo")
+LOSSES = ("simple", "vlb", "hybrid")
 WEIGHTINGS = ("none", "min_snr")
 VLB_WEIGHT = 0.001  # λ of L_hybrid
 
 
 class Autoencoder(Protocol):
-    """What `elbo` trains: a network with an encoder beside its decoder."""
+    """What `negative_elbo` trains: a network with an encoder beside its decoder."""
 
     def encode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """x0 [N, C, ...] → mean and log variance of q(z | x0), each [N, latent]."""
@@ -36,17 +36,15 @@ class Objective:
     Attributes:
         loss: `simple`: mean squared error on the target (Ho et al. 2020, eq. 14); `vlb`: the variational bound in bits
             per dimension, less its constant prior term; `hybrid`: simple + λ vlb, in which the vlb moves only the
-            variance (Nichol & Dhariwal 2021, eq. 16); `elbo`: the bound of an `Autoencoder`, which has no timesteps.
+            variance (Nichol & Dhariwal 2021, eq. 16).
         weighting: of the squared error: `none`, or `min_snr`: min(SNR, γ) on x_0's, whatever the target (Hang et al.
             2023).
         gamma: γ of `min_snr`.
-        reconstruction_weight: C of `elbo`.
     """
 
     loss: str = "simple"
     weighting: str = "none"
     gamma: float = 5.0
-    reconstruction_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for kind, value, known in (("loss", self.loss, LOSSES), ("weighting", self.weighting, WEIGHTINGS)):
@@ -57,8 +55,6 @@ class Objective:
         self, process: GaussianProcess, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor
     ) -> Tensor:
         """The loss of each image, [N] in x0's precision; its mean over uniform t estimates the objective."""
-        if self.loss == "elbo":
-            return negative_elbo(cast("Autoencoder", denoise), x0, noise, self.reconstruction_weight)
         xt = process.q_sample(x0, t, noise)
         # A network under autocast answers in half precision; losses are not computed in it.
         out = denoise(xt, t).to(x0.dtype)

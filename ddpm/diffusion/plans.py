@@ -10,6 +10,8 @@ by one row of numbers a step. The executors run the same rows: torch (`diffusion
 - x0' and x0'' are the x0 of the row above and of the one above that (multistep samplers).
 - v is the second half of the channels of a network that learns its variance; the first half is `out`. Everywhere else
   `log_noise_from_out` is 0, and the exponential is not computed.
+- where `guidance`, a weight w, is not 0, `out` is guided: out + w (out − out of a weaker model), as
+  `conditioning.guidance` says.
 - hold clamps to ±clip. An infinite x0 becomes NaN, since clamping would hide it. Where
   `quantile` is not 0 it thresholds dynamically (Saharia et al. 2022, §2.3): s, that
   quantile of the image's |x0| held in 1..clip, clamps to ±s, then divides.
@@ -21,7 +23,7 @@ present one: without noise an earlier x is itself a combination of the present o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, spaced_timest
 
 # What JSON and onnxruntime can both say; every image lies far inside it.
 NO_CLIP = 1e30
+MOST_GUIDANCE = 1000.0
 
 
 class Row(NamedTuple):
@@ -47,6 +50,7 @@ class Row(NamedTuple):
     to_prev2: float
     to_noise: float
     log_noise_from_out: float
+    guidance: float
 
 
 COLUMNS = Row._fields
@@ -265,6 +269,8 @@ def sampling_plan(
     eta: float = 0.0,
     clip: bool = True,
     dynamic_threshold: float | None = None,
+    guidance_scale: float = 1.0,
+    guidance_interval: Sequence[float] | None = None,
 ) -> SamplingPlan:
     """The table of a named sampler on `steps` of the schedule's T timesteps.
 
@@ -277,6 +283,9 @@ def sampling_plan(
         clip: hold x̂_0 in [−1, 1].
         dynamic_threshold: in place of `clip`, dynamic thresholding at this quantile of |x̂_0|, in (0, 1]; Imagen's is
             0.995.
+        guidance_scale: s ≥ 0; 1: none, 0: the unconditional model.
+        guidance_interval: shares of the process, 0: data, 1: noise, between which the scale holds; elsewhere it is 1
+            (Kynkäänniemi et al. 2024). None: everywhere.
 
     Raises:
         ValueError: a name is unknown, or a number out of its range.
@@ -289,8 +298,20 @@ def sampling_plan(
     columns = SAMPLERS[sampler](visited, variance, eta)
     columns["clip"] = np.full(steps, 1.0 if clip and dynamic_threshold is None else NO_CLIP)
     columns["quantile"] = np.full(steps, dynamic_threshold or 0.0)
+    columns["guidance"] = _guidance(visited, len(schedule), guidance_scale, guidance_interval)
     ascending = _plan(visited, prediction, columns)
     return SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
+
+
+def _guidance(visited: Schedule, timesteps: int, scale: float, interval: Sequence[float] | None) -> Float64:
+    """The weight of each step, [S]."""
+    if not 0 <= scale <= MOST_GUIDANCE:
+        raise ValueError(f"guidance_scale must be in 0..{MOST_GUIDANCE:g}, found {scale}")
+    low, high = (0.0, 1.0) if interval is None else interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"guidance_interval must be two shares, 0 <= low <= high <= 1, found {low}, {high}")
+    place = (visited.timesteps + 1) / timesteps
+    return np.where((place >= low) & (place <= high), scale - 1.0, 0.0)
 
 
 def inversion_plan(schedule: Schedule, *, steps: int, prediction: str, spacing: str = "trailing") -> SamplingPlan:

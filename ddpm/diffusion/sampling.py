@@ -31,7 +31,7 @@ def sample(denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], 
     return result
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def trajectory(
     denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -39,7 +39,7 @@ def trajectory(
     previous = earlier = torch.zeros_like(x)
     channels = x.shape[1]
     for t, row in plan.rows():
-        out = denoise(x, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
+        out = _evaluated(denoise, x, torch.full((len(x),), t, dtype=torch.int64, device=x.device), row.guidance)
         x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
         x = row.to_x0 * x0 + row.to_x * x
         if row.to_prev:
@@ -52,6 +52,11 @@ def trajectory(
             x += row.to_noise * draw()
         previous, earlier = x0, previous
         yield x, x0
+
+
+def _evaluated(denoise: Denoiser, x: Tensor, t: Tensor, weight: float) -> Tensor:
+    """The output, guided where the row has a weight; only a `conditioning.guidance.Guided` is given such rows."""
+    return denoise.guided(x, t, weight) if weight else denoise(x, t)  # type: ignore[attr-defined]
 
 
 def _hold(x0: Tensor, row: Row) -> Tensor:

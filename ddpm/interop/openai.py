@@ -35,7 +35,6 @@ _ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 _FIXED = {
     "time_mlp.0": "time_embed.0",
     "time_mlp.2": "time_embed.2",
-    "classes": "label_emb",
     "stem": "input_blocks.0.0",
     "out_norm": "out.0",
     "out_conv": "out.2",
@@ -48,7 +47,7 @@ _TELLING = {
     "input_blocks.1.0.out_layers.3.weight",
     "out.2.bias",
 }
-_PREFIXES = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
+_PREFIXES = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 
 
 def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint") -> Published:
@@ -62,6 +61,8 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         UserError: it is of another network, or a flag that its shapes do not replace was not given.
     """
     _fits(flags, where)
+    labels = theirs.get("label_emb.weight")
+    theirs = {name: tensor for name, tensor in theirs.items() if name != "label_emb.weight"}
     strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
     refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
     attends = any(name.endswith("qkv.weight") for name in theirs)
@@ -87,7 +88,6 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
             "resample": resample,
             "frequency_shift": 0,
             "timestep_scale": 1000 / timesteps if flags.rescale_timesteps else 1.0,
-            "num_classes": len(theirs["label_emb.weight"]) if "label_emb.weight" in theirs else None,
         },
         where,
     )
@@ -111,7 +111,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
             if ".qkv." in name:
                 weights[name] = _regrouped(weights[name], network.heads, network.head_channels)
     sampling = SamplingConfig(sampler="ancestral", steps=timesteps, spacing="linspace")
-    return Published(network, process, sampling, codec, shaped_like(weights, ours, where))
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), labels=labels)
 
 
 def _fits(flags: Flags, where: str) -> None:

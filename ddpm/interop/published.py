@@ -67,7 +67,8 @@ class Flags:
 class Published:
     """A published network in our terms.
 
-    `notes` are what a user should know of the import: what was ignored or replaced, a clause each.
+    `notes` are what a user should know of the import: what was ignored or replaced, a clause each. `labels` is the
+    embedding of the classes, [K, E], of a network that is told one with every image.
     """
 
     network: AnyNetworkConfig
@@ -76,6 +77,7 @@ class Published:
     codec: Codec
     weights: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    labels: Tensor | None = None
 
 
 def read_saved(path: Path) -> dict[str, Any]:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddpm.nets.condition import Network
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
 from ddpm.nets.unet import UNet
 from ddpm.nets.vae import VAE
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, type[Network]] = {
     "unet": UNet,
     "linear-attention": LinearAttentionUNet,
     "mlp": MLP,
     "vae": VAE,
 }
 
-# The axes of the data, beside the channels, that a kind is made for.
-AXES: dict[str, tuple[int, ...]] = {"unet": (1, 2), "linear-attention": (1, 2), "mlp": (0,), "vae": (0, 1, 2)}
 DATA = ("points", "sequences", "images")
 
 
 def build(
     options: Mapping[str, Any], *, image_size: int, channels: int, out_channels: int | None = None, dims: int = 2
-) -> nn.Module:
+) -> Network:
     """The network that `options` describes: its `kind`, and that kind's keyword arguments.
 
     Of images it is channels last, in which convolutions are faster (docs/training-speed.md).
@@ -41,11 +40,11 @@ def build(
     """
     options = dict(options)
     kind = options.pop("kind")
-    if dims not in AXES[kind]:
-        fitting = " and ".join(DATA[axes] for axes in AXES[kind])
-        others = " or ".join(f"`{other}`" for other, axes in AXES.items() if dims in axes)
+    if dims not in NETWORKS[kind].axes:
+        fitting = " and ".join(DATA[axes] for axes in NETWORKS[kind].axes)
+        others = " or ".join(f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes)
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
-    network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options)
+    network: Network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options)
     if dims == 2:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
     return network

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm.nets.blocks import CONVOLUTIONS, attend, double
+from ddpm.nets.condition import NOTHING, Condition, Network, embedded
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.unet import level_sides
 
@@ -135,12 +136,15 @@ class Stage(nn.Module):
         self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
 
 
-class LinearAttentionUNet(nn.Module):
+class LinearAttentionUNet(Network):
     """A denoiser: two residual blocks and an attention at every resolution, full attention in the middle.
 
     Both blocks of a level down have a skip to the block that mirrors them on the way up, and so has the first
     convolution, of kernel 7, to the last block.
     """
+
+    axes = (1, 2)
+    takes = frozenset({"vector"})
 
     def __init__(
         self,
@@ -181,6 +185,7 @@ class LinearAttentionUNet(nn.Module):
         widths = [width, *(width * multiplier for multiplier in multipliers)]
         levels = list(enumerate(itertools.pairwise(widths)))
         last, time_width = len(levels) - 1, 4 * width
+        self.vector_width = time_width
 
         def residual(c_in: int, c_out: int) -> ResNetBlock:
             return ResNetBlock(c_in, c_out, time_width, dims=dims, dropout=dropout)
@@ -221,9 +226,9 @@ class LinearAttentionUNet(nn.Module):
         self.out_block = residual(2 * width, width)
         self.out_conv = conv(width, out_channels or channels, 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
         """x [N, C, ...] noisy data, t [N] integer timesteps → [N, out_channels, ...]."""
-        time = F.silu(self.time_mlp(timestep_embedding(t, self.width)))
+        time = F.silu(embedded(self.time_mlp(timestep_embedding(t, self.width)), c))
         h = stem = self.stem(x)
         skips = []
         for stage in cast("Iterable[Stage]", self.down):

@@ -8,6 +8,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.nets.condition import NOTHING, Condition, Network, embedded
 from ddpm.nets.embeddings import timestep_embedding
 
 
@@ -24,8 +25,11 @@ class ResidualLayer(nn.Module):
         return h + self.linear(F.silu(self.norm(h) + self.time(time)))
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """A denoiser of points [N, C]: residual layers of one width."""
+
+    axes = (0,)
+    takes = frozenset({"vector"})
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class MLP(nn.Module):
         super().__init__()
         if width % 2:
             raise ValueError(f"width must be even, found {width}")
-        self.width = width
+        self.width = self.vector_width = width
         self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = nn.Linear(channels, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(layers))
@@ -63,9 +67,9 @@ class MLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
         """x [N, C] noisy points, t [N] integer timesteps → [N, out_channels]."""
-        time = F.silu(self.time_mlp(timestep_embedding(t, self.width)))
+        time = F.silu(embedded(self.time_mlp(timestep_embedding(t, self.width)), c))
         h = self.stem(x)
         for layer in cast("Iterable[nn.Module]", self.layers):
             h = self.dropout(layer(h, time))

@@ -24,6 +24,7 @@ from ddpm.nets.blocks import (
     initialise_by_fans,
     zero_initialised,
 )
+from ddpm.nets.condition import NOTHING, Condition, Network, embedded
 from ddpm.nets.embeddings import timestep_embedding
 
 
@@ -39,11 +40,14 @@ class Level(nn.Module):
         self.resample = resample
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """A denoiser: residual blocks at halving resolutions, attention at some, a skip from every block down to one up.
 
     With the defaults, at 32×32×3: the paper's CIFAR-10 network of 35.7 M parameters.
     """
+
+    axes = (1, 2)
+    takes = frozenset({"vector"})
 
     def __init__(
         self,
@@ -69,7 +73,6 @@ class UNet(nn.Module):
         frequency_shift: int = 1,
         timestep_scale: float = 1.0,
         init: str = "torch",
-        num_classes: int | None = None,
         checkpointing: bool = False,
     ) -> None:
         """
@@ -94,7 +97,6 @@ class UNet(nn.Module):
             frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
             timestep_scale: what t is multiplied by before it is embedded.
             init: `torch`: its defaults; `fan_avg`: as Ho et al.'s code (`blocks.initialise_by_fans`).
-            num_classes: of labels that `forward` may be given.
             checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
 
         Raises:
@@ -107,7 +109,7 @@ class UNet(nn.Module):
         _check_attention(sides, widths, attention_resolutions, middle_attention, heads, head_channels)
         self.width, self.checkpointing = width, checkpointing
         self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
-        time_width = 4 * width
+        self.vector_width = time_width = 4 * width
         conv = CONVOLUTIONS[dims]
         parts = _Parts(
             dims=dims,
@@ -125,7 +127,6 @@ class UNet(nn.Module):
         levels = [(c, side in attention_resolutions) for side, c in zip(sides, widths, strict=True)]
 
         self.time_mlp = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
-        self.classes = nn.Embedding(num_classes, time_width) if num_classes else None
         self.stem = conv(channels, width, 3, padding=1)
         self.down, skips = _way_down(parts, width, levels, blocks)
         self.middle_in = parts.residual(widths[-1], widths[-1])
@@ -137,19 +138,12 @@ class UNet(nn.Module):
         if init == "fan_avg":
             initialise_by_fans(self)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W].
-
-        y [N] int64 in 0..num_classes−1: the classes; None: the network is told of none.
-        """
+    def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
+        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W]."""
         if self.timestep_scale != 1:
             t = t * self.timestep_scale
         time = self.time_mlp(timestep_embedding(t, self.width, frequency_shift=self.frequency_shift))
-        if y is not None:
-            if self.classes is None:
-                raise ValueError("y: the network was built without num_classes")
-            time = time + self.classes(y)
-        time = F.silu(time)
+        time = F.silu(embedded(time, c))
         h = self.stem(x)
         skips = [h]
         for level in cast("Iterable[Level]", self.down):

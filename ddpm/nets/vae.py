@@ -12,9 +12,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ddpm.nets.condition import NOTHING, Condition, Network
 
-class VAE(nn.Module):
+
+class VAE(Network):
     """Two multilayer perceptrons: data → (μ, log σ²) of q(z | x_0), and z → the mean of p(x_0 | z)."""
+
+    axes = (0, 1, 2)
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class VAE(nn.Module):
         """What the loss computes, for `ddpm.nets.training_pass`: x0 [N, C, ...] encoded and decoded, [N, C, ...]."""
         return self.decode(self.encode(x0)[0])
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
         """x [N, C, ...] noise, t [N] without meaning here → data [N, C, ...]."""
         return self.decode(x.flatten(1)[:, : self.latent])
 

@@ -22,10 +22,12 @@ from ddpm.diffusion.plans import plan_for
 from ddpm.errors import Interrupted, UserError, ran_out
 from ddpm.evaluation.likelihood import likelihood_evaluations
 from ddpm.layout import PREPARED
-from ddpm.model import check_end
+from ddpm.model import check_end, columns_for
 from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory
+from ddpm.stages.train import data_facts
 from ddpm.training.configured import initial, make_fast, parameter_count, train_configured
 from ddpm.training.cost import free_bytes, state_bytes, training_bytes, training_flops
+from ddpm.training.options import Hooks
 from ddpm.training.speed import evaluating
 
 TRIAL_SECONDS, FORWARD_SECONDS = 5.0, 1.0
@@ -81,7 +83,9 @@ def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: s
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
     options, shape, kind = config.training, data.codec.network_shape, data.codec.name
-    network, device, precision = initial(params.seed, config, data.codec)
+    network, device, precision = initial(
+        params.seed, config, data.codec, columns_for(config, data_facts(data), f"models.{variant}")
+    )
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, data.codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
@@ -127,11 +131,14 @@ def _trial(
                 config,
                 data.codec,
                 data.split("train"),
+                Hooks(
+                    on_step=lambda step: ends.append(_now(device)),
+                    should_stop=lambda: len(ends) > LEAST and ends[-1] - ends[0] > TRIAL_SECONDS,
+                ),
                 seed=params.seed,
                 precision=precision,
+                labels=data.split("train").labels,
                 micro_batch_size=at_once,
-                on_step=lambda step: ends.append(_now(device)),
-                should_stop=lambda: len(ends) > LEAST and ends[-1] - ends[0] > TRIAL_SECONDS,
             )
     except Exception as error:
         if at_once == 1 or not ran_out(error):

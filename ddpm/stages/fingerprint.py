@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,19 @@ def decisive_code() -> list[str]:
 
 
 def decisions(
-    config: VariantConfig, seed: int, data_sha256: str, precision: str, device: torch.device
+    config: VariantConfig, seed: int, data: Mapping[str, str | None], precision: str, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Everything that decides the weights beyond rounding, by what it is of and its name.
 
     Args:
-        data_sha256: of the training split.
+        data: hashes of the training split and of the labels; labels decide nothing of an unconditional model.
         precision: what `training.precision` comes to on this device.
     """
-    sections = ("network", "process", "objective", "training")
+    sections = ("network", "condition", "process", "objective", "training")
     values = {f"{section}.{key}": value for section in sections for key, value in decisive(getattr(config, section))}
     return {
         "configuration": values | {"training.precision": precision, "seed": seed},
-        "data": {"training split": data_sha256},
+        "data": {name: sha for name, sha in data.items() if name != "labels" or config.condition.label},
         "machine": {"device": device.type},
         "packages": {"torch": torch.__version__, "numpy": np.__version__},  # numpy shuffles the data
         "code": {f"ddpm/{file}": digest(file) for file in decisive_code()},

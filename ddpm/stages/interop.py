@@ -8,17 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.codecs.scale import ValueCodec
+from ddpm.config.condition import ConditionConfig, LabelConfig
 from ddpm.config.data import DATA_NAME
 from ddpm.config.model import ModelConfig
-from ddpm.config.network import NetworkConfig
 from ddpm.config.params import VARIANT_NAME
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
 from ddpm.interop.published import Flags, Published, in_short, read_saved, shown, tensors_alone
 from ddpm.layout import find_model
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load, refuse_not_finite_weights, save
+from ddpm.model import (
+    DataFacts,
+    Model,
+    ModelCard,
+    TrainingFacts,
+    build_network,
+    columns_for,
+    load,
+    refuse_not_finite_weights,
+    save,
+)
 from ddpm.stages.train import write_curve
+
+EMBEDDING = "conditioner.embedding.weight"  # of the labels, in a conditional model
 
 
 def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None = None) -> str:
@@ -35,7 +47,7 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
         A line on what was made.
 
     Raises:
-        UserError: the source is damaged, of another network, class-conditional or lacks something, a flag does not
+        UserError: the source is damaged, of another network or lacks something, a flag does not
             apply to it, `out` is there already or its name cannot be a model's.
         NotFiniteError: the weights hold NaN or infinite values.
     """
@@ -45,7 +57,6 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
     if data_name is not None:
         _must_be_a_name(data_name, DATA_NAME, "--data-name")
     published, weights = _read(source, flags)
-    _refuse_classes(published, source)
     refuse_not_finite_weights(published.weights, str(source))
     model = assemble(published, variant=variant, data_name=data_name or variant, fingerprint=_fingerprint(weights))
     with atomic_directory(out) as temporary:
@@ -97,27 +108,23 @@ def _known(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
     return openai.convert(tensors_alone(saved, where), flags, where), (source,)
 
 
-def _refuse_classes(published: Published, source: Path) -> None:
-    """A network that never saw an image without its class says nothing sensible where it is told none."""
-    network = published.network
-    if isinstance(network, NetworkConfig) and network.num_classes:
-        raise UserError(
-            f"{source}: it is told one of {network.num_classes} classes with every image; ddpm samples without "
-            "classes: import an unconditional model"
-        )
-
-
 def assemble(published: Published, *, variant: str, data_name: str, fingerprint: str) -> Model:
-    """The model of a published network, with its card."""
+    """The model of a published network, with its card. Classes are called by their numbers."""
     config = ModelConfig(network=published.network, process=published.process, sampling=published.sampling)
-    kind = published.codec
-    network = build_network(config, kind)
-    network.load_state_dict(published.weights)
-    low, high = (kind.low, kind.high) if isinstance(kind, ValueCodec) else (None, None)
+    codec, labels, weights = published.codec, published.labels, published.weights
+    classes = None if labels is None else tuple(map(str, range(len(labels))))
+    if labels is not None:
+        # Nobody says whether a published network was trained with a null class.
+        config = config.model_copy(update={"condition": ConditionConfig(label=LabelConfig(drop=0))})
+        weights = {f"network.{name}": tensor for name, tensor in weights.items()} | {EMBEDDING: labels.float()}
+    low, high = (codec.low, codec.high) if isinstance(codec, ValueCodec) else (None, None)
+    facts = DataFacts(name=data_name, shape=codec.shape, classes=classes, kind=codec.name, low=low, high=high)
+    network = build_network(config, codec, columns=columns_for(config, facts, variant))
+    network.load_state_dict(weights)
     card = ModelCard(
         variant=variant,
         config=config,
-        data=DataFacts(name=data_name, shape=kind.shape, classes=None, kind=kind.name, low=low, high=high),
+        data=facts,
         training=TrainingFacts(fingerprint=fingerprint, weights="imported"),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         own_plan=True,
@@ -134,8 +141,9 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     _must_be_new(out)
     model = load(find_model(model_directory, exported=False))
     config = model.card.config
-    weights = dict(model.network.state_dict())
-    published = Published(config.network, config.process, config.sampling, model.codec, weights)
+    weights = {name.removeprefix("network."): tensor for name, tensor in model.network.state_dict().items()}
+    labels = weights.pop(EMBEDDING, None)
+    published = Published(config.network, config.process, config.sampling, model.codec, weights, labels=labels)
     with atomic_directory(out) as temporary:
         diffusers.write(published, temporary)
 

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddpm import tracking
 from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
@@ -19,7 +21,7 @@ from ddpm.data.store import PreparedData
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
-from ddpm.model import DataFacts, Model, check_end, save
+from ddpm.model import DataFacts, Model, check_end, columns_for, save
 from ddpm.stages import fingerprint
 from ddpm.stages.live_metrics import Watch
 from ddpm.stages.memory import check_room, explained
@@ -27,7 +29,8 @@ from ddpm.stages.progress import bar, stop_requests
 from ddpm.training.checkpoint import Checkpoints, exclusive
 from ddpm.training.configured import Start, card_of, initial, make_fast, parameter_count, train_configured
 from ddpm.training.ema import EMA
-from ddpm.training.loop import DivergedError, LossPoint
+from ddpm.training.loop import DivergedError
+from ddpm.training.options import Hooks, LossPoint
 
 
 def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -64,9 +67,10 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
     check_room(config, data.codec, pick_device(), variant)
-    start = initial(params.seed, config, data.codec)
+    facts = data_facts(data)
+    start = initial(params.seed, config, data.codec, columns_for(config, facts, f"models.{variant}"))
     network, device, precision = start
-    decided = fingerprint.decisions(config, params.seed, data.split("train").sha256, precision, device)
+    decided = fingerprint.decisions(config, params.seed, hashes_of(data), precision, device)
     mark = fingerprint.fingerprint(decided)
     states = root / TRAINING_STATES / variant
     checkpoints = Checkpoints(states / mark[:16])
@@ -95,7 +99,7 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         card = card_of(
             variant,
             _unsampled(config),
-            data_facts(data),
+            facts,
             start,
             curve,
             seed=params.seed,
@@ -172,15 +176,7 @@ def _run(
                 except NotFiniteError as error:  # whether training goes on is decided by its loss
                     say(f"{variant}: no samples at step {step}: {error}")
 
-        return train_configured(
-            network,
-            config,
-            data.codec,
-            data.split("train"),
-            seed=params.seed,
-            precision=start.precision,
-            checkpoints=checkpoints,
-            ranks=ranks,
+        hooks = Hooks(
             on_resume=on_resume,
             on_rewind=on_rewind,
             on_less_memory=lambda at_once: say(
@@ -192,11 +188,30 @@ def _run(
             on_point=on_point,
             should_stop=lambda: asked() or ranks.orphaned(),
         )
+        split = data.split("train")
+        return train_configured(
+            network,
+            config,
+            data.codec,
+            split,
+            hooks,
+            seed=params.seed,
+            precision=start.precision,
+            labels=split.labels,
+            checkpoints=checkpoints,
+            ranks=ranks,
+        )
+
+
+def hashes_of(data: PreparedData) -> dict[str, str | None]:
+    """What identifies the data of a training."""
+    return {"training split": data.split("train").sha256, "labels": data.manifest.labels_sha256}
 
 
 def data_facts(data: PreparedData) -> DataFacts:
     """What the model shall remember of its data."""
     manifest, split = data.manifest, data.split("train")
+    labels, classes = split.labels, manifest.classes or ()
     return DataFacts(
         name=manifest.name,
         shape=manifest.shape,
@@ -208,6 +223,7 @@ def data_facts(data: PreparedData) -> DataFacts:
         kind=manifest.kind,
         low=manifest.low,
         high=manifest.high,
+        class_counts=None if labels is None else tuple(np.bincount(labels, minlength=len(classes)).tolist()),
     )
 
 

@@ -7,19 +7,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.compute.parallel import ALONE, Ranks
+from ddpm.conditioning.columns import Column
+from ddpm.conditioning.network import columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.config.training import TrainingConfig
-from ddpm.data.loader import TrainingImages
+from ddpm.data.loader import TrainingData, TrainingImages
 from ddpm.diffusion.objectives import Objective
 from ddpm.model import DataFacts, ModelCard, TrainingFacts, build_network, build_process
-from ddpm.training.loop import LossPoint, train
+from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.loop import train
+from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
+from ddpm.training.tasks import Denoise, Reconstruct, Task
 
 
 class Start(NamedTuple):
@@ -31,11 +38,18 @@ class Start(NamedTuple):
 
 
 def initial(
-    seed: int, config: VariantConfig, codec: Codec, *, device: torch.device | None = None, where: str = "params.yaml"
+    seed: int,
+    config: VariantConfig,
+    codec: Codec,
+    columns: Sequence[Column] = (),
+    *,
+    device: torch.device | None = None,
+    where: str = "params.yaml",
 ) -> Start:
     """The network of a training's first step, on the device.
 
     Args:
+        columns: that the network is told.
         device: None: CUDA where there is a device, else the CPU.
         where: the configuration is from, for errors.
 
@@ -44,7 +58,7 @@ def initial(
     """
     device = device or pick_device()
     torch.manual_seed(seed)
-    network = build_network(config, codec, where).to(device)
+    network = build_network(config, codec, where, columns).to(device)
     return Start(network, device, resolve_precision(config.training.precision, device))
 
 
@@ -70,30 +84,51 @@ def train_configured(
     config: VariantConfig,
     codec: Codec,
     images: TrainingImages,
+    hooks: Hooks = NO_HOOKS,
     *,
     seed: int,
     precision: str,
+    labels: NDArray[np.int64] | None = None,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
     **more: Any,
 ) -> list[LossPoint]:
-    """`train` by the sections process, objective and training.
+    """`train` by the sections condition, process, objective and training.
 
     Args:
         network: as `initial` made it.
-        more: checkpoints, ranks and callbacks of `train`, and what shall differ from the configuration.
+        labels: of the images, [len(images)]; for a network that is told them.
+        more: options of the training that differ from the configuration's.
 
     Raises:
         DivergedError, OutOfMemoryError, Interrupted: as `train`.
     """
-    device = next(network.parameters()).device
-    # `precision` is resolved; the others are of what is around the loop.
-    elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every"}
-    options = config.training.model_dump(exclude=elsewhere) | {
+    device, columns = next(network.parameters()).device, columns_in(network)
+    # `precision` is resolved; the others are not of the loop.
+    elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every", "horizontal_flip"}
+    chosen = config.training.model_dump(exclude=elsewhere) | {
         "prefetch": batches_ahead(config.training.prefetch, device),
-        "objective": Objective(**config.objective.model_dump(exclude={"timestep_sampler"})),
         "timestep_sampler": config.objective.timestep_sampler,
     }
-    process = build_process(config, device, codec.levels)
-    return train(network, process, images, seed=seed, encode=codec.encode, precision=precision, **options | more)
+    options = TrainingOptions(seed=seed, precision=precision, **(chosen | more))
+    data = TrainingData(
+        images,
+        codec.encode,
+        {} if labels is None else {column.name: labels for column in columns},
+        config.training.horizontal_flip,
+    )
+    task = task_of(config, codec, columns, device)
+    return train(network, task, data, options, hooks, checkpoints=checkpoints, ranks=ranks)
+
+
+def task_of(config: VariantConfig, codec: Codec, columns: Sequence[Column], device: torch.device) -> Task:
+    """What the configuration minimises."""
+    objective = config.objective
+    if objective.loss == "elbo":
+        return Reconstruct(objective.reconstruction_weight)
+    drop = config.condition.label.drop if config.condition.label else 0.0
+    chosen = Objective(objective.loss, objective.weighting, objective.gamma)
+    return Denoise(build_process(config, device, codec.levels), chosen, columns, drop)
 
 
 def parameter_count(network: nn.Module) -> int:

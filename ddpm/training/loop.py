@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.codecs.scale import encode_pixels
 from ddpm.compute.parallel import ALONE, Ranks
-from ddpm.data.loader import TrainingImages, batch_indices
+from ddpm.data.loader import TrainingData, batch_indices
 from ddpm.data.prefetch import Prefetch
-from ddpm.diffusion.objectives import L_SIMPLE, Objective
-from ddpm.diffusion.process import GaussianProcess
 from ddpm.errors import Interrupted, ran_out
 from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
 from ddpm.training.memory import OutOfMemoryError, micro_batches
+from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.speed import autocast, batches
+from ddpm.training.tasks import Batch, Task
 from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
 
 
 class DivergedError(Exception):
     """The loss stopped being a number."""
-
-
-@dataclass(frozen=True)
-class LossPoint:
-    """A point of the loss curve: the means over `log_every` steps up to and including `step` (counted from 1)."""
-
-    step: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
 
 
 @dataclass
@@ -59,38 +49,13 @@ class TrainingState:
 
 def train(
     network: nn.Module,
-    process: GaussianProcess,
-    images: TrainingImages,
+    task: Task,
+    data: TrainingData,
+    options: TrainingOptions,
+    hooks: Hooks = NO_HOOKS,
     *,
-    seed: int,  # of the batches, timesteps, noise and dropout
-    steps: int = 800_000,  # optimiser steps
-    batch_size: int = 128,  # of all processes together
-    micro_batch_size: int | Literal["auto"] | None = None,  # as many at once, for want of memory; auto: halved at need
-    learning_rate: float = 2e-4,
-    warmup_steps: int = 5000,  # linear rise of the learning rate
-    decay: str = "constant",  # of the learning rate after the rise: "constant" or "cosine", to 0 at the last step
-    grad_clip: float | None = 1.0,  # largest gradient norm; None: no limit
-    ema_decay: float = 0.9999,
-    ema_warmup: bool = True,  # a smaller decay in the first steps
-    encode: Callable[[Tensor], Tensor] = encode_pixels,  # stored data → [N, C, ...] in about [−1, 1]
-    horizontal_flip: bool = False,
-    objective: Objective = L_SIMPLE,
-    timestep_sampler: str = "uniform",  # or "importance": by the size of the latest losses
-    precision: str = "fp32",  # autocast of the forward pass: "fp32", "bf16" or "fp16"
-    prefetch: int = 0,  # batches gathered ahead, by a thread
-    log_every: int = 100,  # steps a point of the loss curve averages over
-    checkpoint_every: int = 1000,
     checkpoints: Checkpoints | None = None,  # None: nothing is saved, nothing is resumed
-    rewind: int = 0,  # times to go back to a checkpoint, and on with other noise, where the loss is no number
     ranks: Ranks = ALONE,  # this process among those that train together
-    on_resume: Callable[[int], object] = lambda step: None,  # once, with the steps that a checkpoint had done
-    on_rewind: Callable[[str, int], object] = lambda why, step: None,  # with the steps that the checkpoint had done
-    on_less_memory: Callable[[int], object] = lambda at_once: None,  # with as many as are tried at once from now on
-    on_losses: Callable[[Tensor, Tensor], object] = lambda t, losses: None,  # of every step: both [N], on the device
-    on_average: Callable[[int, EMA], object] = lambda step, ema: None,  # after every step, with the steps done
-    on_step: Callable[[int], object] = lambda step: None,  # after every step, with the steps done
-    on_point: Callable[[LossPoint], object] = lambda point: None,  # after every point of the loss curve
-    should_stop: Callable[[], bool] = lambda: False,  # asked after every step
 ) -> list[LossPoint]:
     """Train the network in place, continuing from the newest checkpoint; at the end it holds the averaged weights.
 
@@ -108,33 +73,36 @@ def train(
     """
     device = next(network.parameters()).device
     network.train()
-    sampler = TIMESTEP_SAMPLERS[timestep_sampler](process.timesteps)
-    at_once = micro_batch_size if isinstance(micro_batch_size, int) else batch_size
-    ema = EMA(network, ema_decay, warmup=ema_warmup)
-    state = _initial_state(network, sampler, ema, log_every, at_once, fp16=precision == "fp16")
+    steps, batch_size = options.steps, options.batch_size
+    state = _initial_state(network, task, options)
     if _restored(state, checkpoints, ranks):
-        on_resume(state.step)
-    elif checkpoints is not None and rewind and ranks.first:
+        hooks.on_resume(state.step)
+    elif checkpoints is not None and options.rewind and ranks.first:
         checkpoints.save(0, *_saved(state))
     part = ranks.part_of(batch_size)
 
-    gather = batches(images, lambda step: batch_indices(len(images), batch_size, step, seed)[part], device)
-    stored = Prefetch(gather, prefetch, steps)
+    def indices(step: int) -> NDArray[np.int64]:
+        return batch_indices(len(data.images), batch_size, step, options.seed)[part]
+
+    stored = Prefetch(batches(data, indices, device), options.prefetch, steps)
 
     while state.step < steps:
         step = state.step
-        rate = rate_at(step, steps, learning_rate, warmup_steps, decay)
+        rate = rate_at(step, steps, options.learning_rate, options.warmup_steps, options.decay)
 
         # Everything random in a step, dropout too, follows from this one seed. What is drawn of each datum is drawn
         # for the whole batch, so that it does not depend on how many processes share it.
-        random_seed = step_seed(seed, step, state.rewound)
+        random_seed = step_seed(options.seed, step, state.rewound)
         torch.manual_seed(random_seed)
-        x0 = encode(stored(step).to(device, non_blocking=True))
-        if horizontal_flip:
+        gathered, given = stored(step)
+        x0 = data.encode(gathered.to(device, non_blocking=True))
+        given = {name: values.to(device, non_blocking=True) for name, values in given.items()}
+        if data.horizontal_flip:
             mirrored = torch.rand(batch_size, *[1] * (x0.ndim - 1), device=device)[part] < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
         t, weights = state.timesteps.draw(batch_size, device)
         noise = _noise_like(x0, batch_size)[part]
+        batch = Batch(x0, given, torch.rand(batch_size, device=device)[part] if task.draws else None)
         if not ranks.first:
             torch.manual_seed(ranks.own_seed(random_seed))  # of dropout
 
@@ -142,8 +110,8 @@ def train(
         losses = x0.new_zeros(batch_size)
         try:
             for rows in micro_batches(len(x0), state.at_once):
-                with autocast(device, precision):
-                    some = objective.training_losses(process, network, x0[rows], t[part][rows], noise[rows])
+                with autocast(device, options.precision):
+                    some = task.losses(network, batch.rows(rows), t[part][rows], noise[rows])
                     loss = (some if weights is None else some * weights[part][rows]).mean()
                 state.scaler.scale(loss * (len(some) / batch_size)).backward()
                 losses[part][rows] = some.detach()
@@ -151,20 +119,20 @@ def train(
             if not ran_out(error):
                 raise
             # Other processes would not know that this one begins its step again.
-            if micro_batch_size != "auto" or state.at_once == 1 or ranks.count > 1:
+            if options.micro_batch_size != "auto" or state.at_once == 1 or ranks.count > 1:
                 raise OutOfMemoryError(state.at_once) from None
             state.at_once = (state.at_once + 1) // 2
-            on_less_memory(state.at_once)
+            hooks.on_less_memory(state.at_once)
             continue
         ranks.add_up([*(p.grad for p in network.parameters() if p.grad is not None), losses])
         loss = (losses if weights is None else losses * weights).mean()
         state.timesteps.update(t, losses)
-        on_losses(t, losses)
+        hooks.on_losses(t, losses)
         state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]  # it has what a scaler asks for
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(network.parameters(), grad_clip, norm, foreach=True)
+        if options.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(network.parameters(), options.grad_clip, norm, foreach=True)
         state.scaler.step(state.optimizer, rate)  # type: ignore[arg-type]
         state.scaler.update()
         state.ema.update(step)
@@ -173,24 +141,26 @@ def train(
         state.window[state.pending] = torch.stack([loss, norm])
         state.pending += 1
         state.step += 1
-        on_average(state.step, state.ema)
-        stopping = ranks.any(should_stop())
-        due = checkpoints is not None and (stopping or state.step == steps or state.step % checkpoint_every == 0)
+        hooks.on_average(state.step, state.ema)
+        stopping = ranks.any(hooks.should_stop())
+        due = checkpoints is not None and (
+            stopping or state.step == steps or state.step % options.checkpoint_every == 0
+        )
         try:
-            if state.step % log_every == 0 or state.step == steps:
+            if state.step % options.log_every == 0 or state.step == steps:
                 state.curve.append(_point(state, rate))
                 state.pending = 0
-                on_point(state.curve[-1])
+                hooks.on_point(state.curve[-1])
             elif due:
                 _check_finite(state)
         except DivergedError as error:
             rewound = state.rewound + 1
-            if rewound > rewind or not _restored(state, checkpoints, ranks):
+            if rewound > options.rewind or not _restored(state, checkpoints, ranks):
                 raise
             state.rewound = rewound
-            on_rewind(str(error), state.step)
+            hooks.on_rewind(str(error), state.step)
             continue
-        on_step(state.step)
+        hooks.on_step(state.step)
         if due and checkpoints is not None and ranks.first:
             checkpoints.save(state.step, *_saved(state))
         if stopping:
@@ -223,25 +193,17 @@ def _noise_like(x0: Tensor, count: int) -> Tensor:
     return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
 
 
-def _initial_state(
-    network: nn.Module,
-    timesteps: TimestepSampler,
-    ema: EMA,
-    log_every: int,
-    at_once: int,
-    *,
-    fp16: bool,
-) -> TrainingState:
-    device = next(network.parameters()).device
+def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> TrainingState:
+    device, at_once = next(network.parameters()).device, options.micro_batch_size
     return TrainingState(
         network,
         Adam(network.parameters()),
-        ema,
-        timesteps,
+        EMA(network, options.ema_decay, warmup=options.ema_warmup),
+        TIMESTEP_SAMPLERS[options.timestep_sampler](task.timesteps),
         # bf16 has float32's range and needs no loss scaling.
-        torch.amp.GradScaler(device.type, enabled=fp16),
-        torch.zeros(log_every, 2, device=device),
-        at_once,
+        torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
+        torch.zeros(options.log_every, 2, device=device),
+        at_once if isinstance(at_once, int) else options.batch_size,
     )
 
 

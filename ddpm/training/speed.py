@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.loader import TrainingImages
+from ddpm.conditioning.network import columns_in
+from ddpm.data.loader import TrainingData
 from ddpm.nets import training_pass, trains_by_forward
 from ddpm.nets.blocks import AttentionBlock, ResidualBlock
 from ddpm.nets.linear_attention import FullAttention, LinearAttention, ResNetBlock
@@ -92,6 +93,8 @@ def _graph(network: nn.Module, x: Tensor, precision: str) -> str | None:
     """Record the training pass; returns why it is as before, if it is."""
     if x.device.type != "cuda":
         return "they need CUDA"
+    if columns_in(network):
+        return "they record x and t alone, and this network is told a condition too"
     if not trains_by_forward(network):
         return "they record `forward`, which the training of this network does not call"
     t = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -121,16 +124,20 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def batches(images: TrainingImages, indices: Callable[[int], Any], device: torch.device) -> Callable[[int], Tensor]:
-    """step → the stored data at that step's indices; for a GPU gathered straight into page-locked memory."""
-    datum = images.rows(np.zeros(1, np.int64))
-    kind = torch.from_numpy(datum).dtype
+# The stored data of a step, and a value of each column.
+Gathered = tuple[Tensor, dict[str, Tensor]]
 
-    def gather(step: int) -> Tensor:
+
+def batches(data: TrainingData, indices: Callable[[int], Any], device: torch.device) -> Callable[[int], Gathered]:
+    """step → the stored data at that step's indices and their columns; for a GPU gathered into page-locked memory."""
+    datum = data.images.rows(np.zeros(1, np.int64))
+    dtype = torch.from_numpy(datum).dtype
+
+    def gather(step: int) -> Gathered:
         chosen = indices(step)
-        batch = torch.empty((len(chosen), *datum.shape[1:]), dtype=kind, pin_memory=device.type == "cuda")
-        images.rows(chosen, out=batch.numpy())
-        return batch
+        batch = torch.empty((len(chosen), *datum.shape[1:]), dtype=dtype, pin_memory=device.type == "cuda")
+        data.images.rows(chosen, out=batch.numpy())
+        return batch, {name: torch.from_numpy(values[chosen]) for name, values in data.columns.items()}
 
     return gather
 

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "ddpm"
 # From the bottom up. A room is a folder or a file at the top level; it imports only rooms of lower floors.
 FLOORS = (
     ("errors", "version", "closure", "files", "diffusion", "nets"),
-    ("config", "layout"),
-    ("data", "compute", "figures"),
+    ("config", "layout", "codecs", "conditioning"),
+    ("data", "compute", "figures", "drawer"),
     ("model", "deploy", "interop"),
     ("training", "evaluation", "export", "tracking"),
     ("fitting", "opening", "serve"),

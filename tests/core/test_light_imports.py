@@ -22,18 +22,21 @@ def test_the_core_trains_and_samples_with_torch_and_numpy_alone():
     run(
         """
 import numpy as np, torch
-from ddpm.data.loader import InMemoryImages
+from ddpm.data.loader import InMemoryImages, TrainingData
 from ddpm.diffusion.plans import sampling_plan
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import sample
 from ddpm.diffusion.schedules import Schedule
 from ddpm.nets import build
 from ddpm.training.loop import train
+from ddpm.training.options import TrainingOptions
+from ddpm.training.tasks import Denoise
 options = {"kind": "unet", "width": 8, "multipliers": (1, 2), "attention_resolutions": (4,), "groups": 4}
 net = build(options, image_size=8, channels=1)
 schedule = Schedule.named("linear", 20)
 images = InMemoryImages(np.zeros((10, 8, 8, 1), np.uint8))
-curve = train(net, GaussianProcess(schedule), images, seed=0, steps=4, batch_size=4, log_every=2)
+options = TrainingOptions(steps=4, batch_size=4, log_every=2)
+curve = train(net, Denoise(GaussianProcess(schedule)), TrainingData(images), options)
 assert "torch._dynamo" not in sys.modules, "its import takes seconds, up to 20 on a slow machine"
 assert [point.step for point in curve] == [2, 4]
 plan = sampling_plan(schedule, sampler="ddim", steps=5, prediction="epsilon", variance="fixed_small")

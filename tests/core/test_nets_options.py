@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loops import train_with
 
 from ddpm.codecs.scale import ValueCodec
 from ddpm.config.model import VariantConfig
@@ -15,7 +16,6 @@ from ddpm.model import build_network, build_process
 from ddpm.nets.blocks import ResidualBlock
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.unet import UNet
-from ddpm.training.loop import train
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4, "dropout": 0.0}
@@ -274,7 +274,7 @@ def test_sequences_are_learned_by_the_same_network():
     torch.manual_seed(0)
     network = build_network(config, kind)
     options = {"steps": 100, "batch_size": 32, "learning_rate": 3e-3, "warmup_steps": 10, "log_every": 20}
-    curve = train(
+    curve = train_with(
         network, build_process(config), InMemoryImages(waves), seed=0, encode=kind.encode, ema_decay=0.9, **options
     )
     assert curve[0].loss > 2 * curve[-1].loss

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import train_with
 from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
@@ -20,7 +21,6 @@ from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import Interrupted
 from ddpm.nets import build
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.loop import train
 from ddpm.training.timesteps import FLOOR, HISTORY, TIMESTEP_SAMPLERS, ImportanceTimesteps
 
 SCHEDULE = Schedule.named("linear", 50)
@@ -213,7 +213,7 @@ def a_run(checkpoints=None, stop_at=sys.maxsize, **options):
     network = tiny_network()
     seen = []
     images = InMemoryImages(np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8))
-    train(
+    train_with(
         network,
         GaussianProcess(Schedule.named("linear", 4), variance="learned_range"),
         images,

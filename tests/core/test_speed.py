@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from loops import train_with
 
-from ddpm.data.loader import InMemoryImages, batch_indices
+from ddpm.data.loader import InMemoryImages, TrainingData, batch_indices
 from ddpm.data.prefetch import Prefetch
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.nets import build
 from ddpm.nets.blocks import GroupNorm, attend
 from ddpm.training.cost import training_bytes, training_flops
-from ddpm.training.loop import train
 from ddpm.training.speed import REGIONS, accelerate, batches, evaluating
 
 OPTIONS = {"kind": "unet", "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
@@ -44,15 +44,15 @@ def test_what_goes_wrong_ahead_is_told_whoever_asks_for_it():
 
 
 def test_prefetching_changes_no_batch_and_no_weight():
-    gather = batches(IMAGES, lambda step: batch_indices(20, 6, step, 1), CPU)
+    gather = batches(TrainingData(IMAGES), lambda step: batch_indices(20, 6, step, 1), CPU)
     ahead = Prefetch(gather, 2, 8)
     for step in range(8):
-        assert np.array_equal(ahead(step).numpy(), IMAGES.rows(batch_indices(20, 6, step, 1)))
+        assert np.array_equal(ahead(step)[0].numpy(), IMAGES.rows(batch_indices(20, 6, step, 1)))
     trained = []
     for prefetch in (0, 2):
         net = network()
         process = GaussianProcess(Schedule.named("linear", 50))
-        train(net, process, IMAGES, seed=1, steps=5, batch_size=6, log_every=2, prefetch=prefetch)
+        train_with(net, process, IMAGES, seed=1, steps=5, batch_size=6, log_every=2, prefetch=prefetch)
         trained.append(torch.cat([parameter.detach().flatten() for parameter in net.parameters()]))
     assert torch.equal(*trained)
 

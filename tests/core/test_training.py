@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import train_with
 
 from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.process import GaussianProcess
@@ -14,7 +15,7 @@ from ddpm.nets import build
 from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA
-from ddpm.training.loop import DivergedError, rate_at, step_seed, train
+from ddpm.training.loop import DivergedError, rate_at, step_seed
 
 OPTIONS = {"kind": "unet", "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
 IMAGES = InMemoryImages(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8))
@@ -31,7 +32,7 @@ def weights(net: torch.nn.Module) -> torch.Tensor:
 
 
 def run(net: torch.nn.Module, **options):
-    return train(
+    return train_with(
         net, PROCESS, IMAGES, **{"seed": 1, "steps": 6, "batch_size": 4, "warmup_steps": 0, "log_every": 2, **options}
     )
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from loops import train_with
 from torch.distributions import Normal, kl_divergence
 
 from ddpm.codecs.scale import PixelCodec, ValueCodec
 from ddpm.config.params import Params, load_params
 from ddpm.data.loader import InMemoryImages
-from ddpm.diffusion.objectives import Objective
 from ddpm.diffusion.plans import SAMPLERS, sampling_plan
 from ddpm.diffusion.sampling import sample
 from ddpm.diffusion.schedules import SCHEDULES, Schedule
@@ -19,8 +19,8 @@ from ddpm.errors import UserError
 from ddpm.model import build_network, build_process
 from ddpm.nets import build
 from ddpm.nets.vae import VAE
-from ddpm.training.loop import train
 from ddpm.training.speed import accelerate
+from ddpm.training.tasks import Batch, Reconstruct
 
 CONFIG = {
     "network": {"kind": "vae", "latent": 2, "hidden": [32]},
@@ -51,9 +51,7 @@ def test_the_loss_is_the_bound(weight, dims, channels, latent, seed):
     network = VAE(3, channels, dims=dims, latent=min(latent, channels), hidden=(8,)).double()
     x0 = torch.rand(4, channels, *[3] * dims).double() * 2 - 1
     noise, t = torch.randn_like(x0), torch.zeros(4, dtype=torch.int64)
-    losses = Objective("elbo", reconstruction_weight=weight).training_losses(
-        build_process(variant()), network, x0, t, noise
-    )
+    losses = Reconstruct(weight).losses(network, Batch(x0, {}), t, noise)
 
     mean, log_variance = network.encode(x0)
     posterior = Normal(mean, torch.exp(log_variance / 2))
@@ -110,15 +108,14 @@ def test_a_gaussian_is_learned():
     torch.manual_seed(0)
     network = build_network(config, ValueCodec("points", (2,), (-1, -1), (1, 1)))
     options = {"steps": 600, "batch_size": 256, "learning_rate": 5e-3, "warmup_steps": 20, "decay": "cosine"}
-    objective = Objective("elbo", reconstruction_weight=50.0)
     process = build_process(config)
-    curve = train(
+    curve = train_with(
         network,
         process,
         InMemoryImages(points),
         seed=0,
         encode=lambda x: x,
-        objective=objective,
+        task=Reconstruct(50.0),
         ema_decay=0.99,
         **options,
     )
@@ -182,9 +179,8 @@ def test_what_is_compiled_is_what_training_calls(monkeypatch):
     accelerate(network, torch.zeros(4, 1, 8, 8), "fp32", compiled=True, say=said.append)
     assert said == []
     captured.clear()
-    objective, noise = Objective(loss="elbo"), torch.randn(4, 1, 8, 8)
-    process, t = build_process(config), torch.zeros(4, dtype=torch.int64)
+    noise, t = torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
     with torch.compiler.set_stance("fail_on_recompile"):
-        objective.training_losses(process, network, torch.randn(4, 1, 8, 8), t, noise).mean().backward()
+        Reconstruct().losses(network, Batch(torch.randn(4, 1, 8, 8), {}), t, noise).mean().backward()
     assert captured == [], "all of it was compiled by the trial"
     assert all(hasattr(part, "_compiled_call_impl") and part._compiled_call_impl for part in network.children())

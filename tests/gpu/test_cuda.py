@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loops import train_with
 
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.data.loader import InMemoryImages
@@ -15,7 +16,6 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import sample
 from ddpm.diffusion.schedules import Schedule
 from ddpm.nets import build
-from ddpm.training.loop import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -30,7 +30,7 @@ def test_training_on_the_device(precision):
     assert device.type == "cuda"
     network = build(OPTIONS, image_size=16, channels=3).to(device)
     process = GaussianProcess(SCHEDULE, device=device)
-    curve = train(
+    curve = train_with(
         network,
         process,
         IMAGES,

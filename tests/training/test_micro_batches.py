@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import train_with
 
 from ddpm.compute.parallel import Ranks
 from ddpm.data.loader import InMemoryImages
@@ -14,7 +15,7 @@ from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import Interrupted
 from ddpm.nets import build
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.loop import DivergedError, train
+from ddpm.training.loop import DivergedError
 from ddpm.training.memory import OutOfMemoryError, micro_batches
 
 OPTIONS = {"kind": "unet", "width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
@@ -29,7 +30,7 @@ def network(**options) -> torch.nn.Module:
 
 def run(net: torch.nn.Module, process: GaussianProcess | None = None, **options):
     defaults = {"seed": 1, "steps": 6, "batch_size": SIZE, "warmup_steps": 0, "log_every": 2}
-    return train(net, process or GaussianProcess(Schedule.named("linear", 50)), IMAGES, **{**defaults, **options})
+    return train_with(net, process or GaussianProcess(Schedule.named("linear", 50)), IMAGES, **{**defaults, **options})
 
 
 def values(curve) -> list[float]:

@@ -173,11 +173,14 @@ def convert(
     ours = network_of(network, codec, out_channels, where)
     names = their_names(network, ours.state_dict())
     theirs = {new_name(name): tensor for name, tensor in theirs.items()}
+    labels = theirs.pop("class_embedding.weight", None)
+    if (labels is None) != (unet.num_class_embeds is None):
+        raise UserError(f"{where}: num_class_embeds is {unet.num_class_embeds}, but the weights say otherwise")
     refuse_other_keys(theirs, (part for parts in names.values() for part in parts), where)
     weights = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
     if unet.flip_sin_to_cos:
         weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
-    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), notes)
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), notes, labels)
 
 
 def write(published: Published, directory: Path) -> None:
@@ -193,13 +196,20 @@ def write(published: Published, directory: Path) -> None:
     network, codec = published.network, published.codec
     if not isinstance(network, NetworkConfig) or not isinstance(codec, PixelCodec):
         raise UserError(f"diffusers' UNet2DModel is a unet of images; this model is a {network.kind} of {codec.name}")
-    config = their_config(network, codec, len(published.weights["out_conv.bias"]))
+    config = their_config(
+        network,
+        codec,
+        len(published.weights["out_conv.bias"]),
+        None if published.labels is None else len(published.labels),
+    )
     scheduling = their_scheduler(published.process, published.sampling)
     weights = {}
     for name, parts in their_names(network, published.weights).items():
         for part, tensor in zip(parts, published.weights[name].chunk(len(parts)), strict=True):
             linear = ".attentions." in part
             weights[part] = (tensor.flatten(1) if linear and tensor.ndim > 2 else tensor).contiguous()
+    if published.labels is not None:
+        weights["class_embedding.weight"] = published.labels.contiguous()
     for folder in (unet, scheduler):
         folder.mkdir()
     write_json(unet / "config.json", config)

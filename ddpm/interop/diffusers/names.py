@@ -20,7 +20,6 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out"
 _FIXED = {
     "time_mlp.0": "time_embedding.linear_1",
     "time_mlp.2": "time_embedding.linear_2",
-    "classes": "class_embedding",
     "stem": "conv_in",
     "out_norm": "conv_norm_out",
     "out_conv": "conv_out",

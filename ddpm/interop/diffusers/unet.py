@@ -108,7 +108,6 @@ def network_config(theirs: UNet2DConfig, side: int, where: str) -> NetworkConfig
             "resample": "residual" if residual else "conv",
             "downsample_padding": "asymmetric" if theirs.downsample_padding == 0 and not residual else "symmetric",
             "frequency_shift": theirs.freq_shift,
-            "num_classes": theirs.num_class_embeds,
         },
         where,
     )
@@ -131,7 +130,9 @@ def _blocks(theirs: UNet2DConfig, where: str) -> tuple[list[int], bool]:
     return [level for level, pair in enumerate(found) if pair == _ATTENDING[True]], ways == {"resnet"}
 
 
-def their_config(network: NetworkConfig, codec: PixelCodec, out_channels: int) -> dict[str, Any]:
+def their_config(
+    network: NetworkConfig, codec: PixelCodec, out_channels: int, num_classes: int | None
+) -> dict[str, Any]:
     """Their config.json of our configuration.
 
     Raises:
@@ -175,7 +176,7 @@ def their_config(network: NetworkConfig, codec: PixelCodec, out_channels: int) -
         "time_embedding_type": "positional",
         "flip_sin_to_cos": False,
         "freq_shift": network.frequency_shift,
-        "num_class_embeds": network.num_classes,
+        "num_class_embeds": num_classes,
     }
 
 

@@ -1,0 +1,129 @@
+"""Columns: what accompanies a datum, such as its label (numpy only).
+
+A column has its name, type and shape here and nowhere else: the training batch, the options of `ddpm sample`, the HTTP
+fields, the inputs of the ONNX files and MLflow's signature all come from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.diffusion.noise import stream
+from ddpm.errors import brief, listed
+
+Given = Mapping[str, NDArray[Any]]
+
+
+class Column(Protocol):
+    """One thing that accompanies every datum."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one datum's value."""
+        ...
+
+    @property
+    def null(self) -> int | None:
+        """The value that stands for no condition; None: the model was trained without dropping."""
+        ...
+
+    def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[Any]:
+        """What a user asked for, for the data `first` .. `first + count − 1`: [count, *shape]. Of several values datum
+        i gets the one at i modulo their number.
+
+        Raises:
+            ValueError: it is not a value of the column.
+        """
+        ...
+
+    def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[Any]:
+        """Values drawn as often as they are in the training data, each by the datum's own seed: [count, *shape]."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """The class of a datum, int64.
+
+    Attributes:
+        classes: the names, in the order of the numbers.
+        counts: how many of the training data each class has; None: nobody knows, and all are drawn alike.
+        droppable: whether training replaced labels by the null class, whose number is len(classes).
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...] | None = None
+    droppable: bool = False
+    name: ClassVar[str] = "label"
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.int64)
+    shape: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def null(self) -> int | None:
+        return len(self.classes) if self.droppable else None
+
+    def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.int64]:
+        """Args:
+        asked: a name or a number of a class, or a sequence of them. Text is a name, or else a number.
+        """
+        values = list(asked) if isinstance(asked, Sequence | np.ndarray) and not isinstance(asked, str) else [asked]
+        if not values:
+            raise ValueError("label: expected at least one class, found none")
+        numbers = np.array([self._number(value) for value in values], np.int64)
+        return numbers[np.arange(first, first + count) % len(numbers)]
+
+    def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.int64]:
+        weights = np.asarray(self.counts or [1] * len(self.classes), np.float64)
+        ends = np.cumsum(weights / weights.sum())
+        uniform = [stream(seed, first + index, purpose=1).random() for index in range(count)]
+        return np.searchsorted(ends[:-1], uniform, side="right").astype(np.int64)
+
+    def _number(self, value: Any) -> int:
+        if isinstance(value, str) and value in self.classes:
+            return self.classes.index(value)
+        if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+            value = int(value)
+        if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < len(self.classes):
+            return int(value)
+        raise ValueError(f"label: no class {brief(value)}; there are: {listed(self.classes)}")
+
+
+# The names that columns have, of any model: what one is asked for beside its sampling plan.
+NAMES = ("label",)
+
+
+def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:
+    """The null value of each column, `count` times; 0 of a column without one."""
+    return {column.name: np.full((count, *column.shape), column.null or 0, column.dtype) for column in columns}
+
+
+def columns_of(
+    condition: Mapping[str, Any], classes: Sequence[str] | None, counts: Sequence[int] | None = None
+) -> tuple[Column, ...]:
+    """The columns of a model.
+
+    Args:
+        condition: the section `condition` of params.yaml, as JSON has it.
+        classes: of its data, in the order of their numbers.
+        counts: of the training data, of each class.
+
+    Raises:
+        ValueError: the data have no classes.
+    """
+    label = condition.get("label")
+    if label is None:
+        return ()
+    if not classes:
+        raise ValueError("condition.label needs data with classes, and these have none")
+    return (LabelColumn(tuple(classes), None if counts is None else tuple(counts), label.get("drop", 0) > 0),)

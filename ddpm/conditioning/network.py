@@ -1,0 +1,82 @@
+"""A network with its condition: columns in, one of the ports of `nets.condition` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.conditioning.columns import Column, LabelColumn
+from ddpm.diffusion.sampling import Denoiser
+from ddpm.nets.condition import Condition, Network
+
+
+class Labels(nn.Module):
+    """A class as a vector that joins the timestep's embedding (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021).
+
+    The null class of classifier-free guidance is one more row (Ho & Salimans 2022).
+    """
+
+    def __init__(self, column: LabelColumn, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(column.classes) + column.droppable, width)
+
+    def forward(self, label: Tensor) -> Condition:
+        """label [N] int64 → the port `vector`, [N, width]."""
+        return Condition(vector=self.embedding(label))
+
+
+class ConditionalNetwork(nn.Module):
+    """A network and what turns its columns into a condition, as one module: they train and are saved together."""
+
+    def __init__(self, network: Network, columns: Sequence[Column]) -> None:
+        """
+        Args:
+            columns: one `LabelColumn`.
+
+        Raises:
+            ValueError: the network has no port for it.
+        """
+        super().__init__()
+        (column,) = columns
+        if not isinstance(column, LabelColumn) or "vector" not in network.takes:
+            raise ValueError(f"condition.{column.name}: the network takes no condition")
+        self.columns = (column,)
+        self.network = network
+        self.conditioner = Labels(column, network.vector_width)
+
+    def forward(self, x: Tensor, t: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
+        """x [N, C, ...], t [N]; `given` holds a value of each column, [N, ...]. None: the null condition, or the first
+        class where there is none, for what counts operations or memory."""
+        if given is None:
+            given = blank(self.columns, x)
+        (column,) = self.columns
+        return self.network(x, t, self.conditioner(given[column.name]))
+
+
+def columns_in(network: nn.Module) -> tuple[Column, ...]:
+    """The columns of a network; none of an unconditional one."""
+    return getattr(network, "columns", ())
+
+
+def bind(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
+    """The network told its condition: what process, likelihood and executors know as a denoiser."""
+    if not given:
+        return network
+    return lambda x, t: network(x, t, given)
+
+
+def blank(columns: Sequence[Column], x: Tensor) -> dict[str, Tensor]:
+    """The null value of each column, as many as x has data; 0 of a column without one."""
+    return {column.name: torch.full((len(x), *column.shape), column.null or 0, device=x.device) for column in columns}
+
+
+def dropped(columns: Sequence[Column], given: Mapping[str, Tensor], drop: float, uniform: Tensor) -> dict[str, Tensor]:
+    """The given values, with the null value where `uniform` [N] in [0, 1) is below `drop`: all columns together."""
+    null = blank(columns, uniform)
+    away = uniform < drop
+    return {
+        name: torch.where(away.view(-1, *[1] * (value.ndim - 1)), null[name].to(value), value)
+        for name, value in given.items()
+    }

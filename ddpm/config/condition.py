@@ -1,0 +1,24 @@
+"""params.yaml, `models.V.condition`: what the network is told beside x and t."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ddpm.config.base import Float, Section
+
+
+class LabelConfig(Section):
+    """The class of a datum."""
+
+    drop: Float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the training data whose label is replaced by the null class, for guidance; 0: none",
+    )
+
+
+class ConditionConfig(Section):
+    """What a model is told. Without a key it is unconditional."""
+
+    label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")

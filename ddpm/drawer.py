@@ -1,0 +1,145 @@
+"""Everything that draws: batches, seeds, conditions and progress, written once (numpy only)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.codecs.scale import Codec
+from ddpm.conditioning.columns import NAMES, Column, Given
+from ddpm.diffusion.plans import SamplingPlan, plan_for
+
+
+class Drawer(ABC):
+    """A model that draws data: a trained one, an exported one."""
+
+    @property
+    @abstractmethod
+    def codec(self) -> Codec:
+        """What is drawn, and how the network sees it."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[Column, ...]:
+        """What the model is told beside the noise; none of an unconditional one."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The sections `process` and `sampling`, as in params.yaml."""
+
+    @property
+    @abstractmethod
+    def guidable(self) -> bool:
+        """Whether a plan may have guidance."""
+
+    @property
+    def largest_batch(self) -> int | None:
+        """As many data as are drawn together at most, whatever is asked for; None: no limit."""
+        return None
+
+    @abstractmethod
+    def draw(
+        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
+    ) -> NDArray[Any]:
+        """The data `first` .. `first + count − 1` of a seed in one batch, [count, *shape] as they are stored.
+
+        Args:
+            given: a value of each of the model's columns, [count, ...]; None: as `given` draws them.
+        """
+
+    def plan(self, **overrides: Any) -> SamplingPlan:
+        """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced.
+
+        Raises:
+            ValueError: a name or a number that no plan can be made of, a choice that the sampler does not use, or
+                guidance of a model that cannot be guided.
+        """
+        process, sampling = self.choices
+        plan = plan_for(process, sampling, **overrides)
+        if not self.guidable and plan.column("guidance").any():
+            why = (
+                "was trained without dropping its condition (condition.label.drop is 0)"
+                if self.columns
+                else "has no condition and no guide"
+            )
+            raise ValueError(f"guidance_scale must be 1: the model {why}")
+        return plan
+
+    def given(self, count: int, *, seed: int = 0, first: int = 0, **asked: Any) -> dict[str, NDArray[Any]]:
+        """A value of each column for the data `first` .. `first + count − 1` of a seed, [count, ...].
+
+        Args:
+            asked: what is asked for, by the column's name; None, or left out: drawn as often as in the training data,
+                by the datum's own seed.
+
+        Raises:
+            ValueError: it is not a value of the column, or the model has no such column.
+        """
+        own = {column.name: column for column in self.columns}
+        for name, value in asked.items():
+            if value is not None and name not in own:
+                raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{name}`")
+        return {
+            name: column.draw(count, seed=seed, first=first)
+            if asked.get(name) is None
+            else column.read(asked[name], count, first=first)
+            for name, column in own.items()
+        }
+
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        on_batch: Callable[[int], object] = lambda done: None,
+        **overrides: Any,
+    ) -> NDArray[Any]:
+        """Draw `count` data, images [count, H, W, C] uint8; the same ones whatever the batch size.
+
+        Args:
+            seed: of the noise; image i of a seed is always the same.
+            batch_size: at most; fewer where so many would not fit the memory.
+            on_batch: called with the number of images done after every batch.
+            overrides: as for `plan`, and a value of a column, such as `label=7` or `label=["cat", "dog"]`: of several,
+                datum i gets the one at i modulo their number.
+
+        Raises:
+            ValueError: as `plan` and `given`.
+            NotFiniteError: the network's output is NaN or infinite.
+        """
+        images = np.empty((count, *self.codec.shape), dtype=self.codec.dtype)
+        done = 0
+        for batch in self.batches(count, seed=seed, batch_size=batch_size, **overrides):
+            images[done : done + len(batch)] = batch
+            done += len(batch)
+            on_batch(done)
+        return images
+
+    def batches(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> Iterator[NDArray[Any]]:
+        """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
+        asked, plan = self._split(overrides)
+        batch_size = min(batch_size, self.largest_batch or batch_size)
+        for first in range(0, count, batch_size):
+            size = min(batch_size, count - first)
+            given = self.given(size, seed=seed, first=first, **asked)
+            yield self.draw(size, plan, seed=seed, first=first, given=given)
+
+    def check(self, overrides: Mapping[str, Any]) -> None:
+        """Refuse what `sample` would refuse, before anything is drawn.
+
+        Raises:
+            ValueError: as `sample`.
+        """
+        asked, _ = self._split(overrides)
+        self.given(1, **asked)
+
+    def _split(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingPlan]:
+        """What is asked of the columns, and the plan."""
+        asked = {name: overrides[name] for name in NAMES if name in overrides}
+        return asked, self.plan(**{name: value for name, value in overrides.items() if name not in asked})

@@ -1,0 +1,124 @@
+"""What training minimises. The loop knows none of these: it draws a batch, timesteps and noise, and asks for losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm.conditioning.columns import Column
+from ddpm.conditioning.network import bind, dropped
+from ddpm.diffusion.objectives import L_SIMPLE, Autoencoder, Objective, negative_elbo
+from ddpm.diffusion.process import GaussianProcess
+
+
+class Batch(NamedTuple):
+    """Some of the training data.
+
+    Attributes:
+        x0: [N, C, ...] in about [−1, 1].
+        given: a value of each column, [N, ...].
+        uniform: [N] in [0, 1), of each datum, for a task that draws once more; None where it does not.
+    """
+
+    x0: Tensor
+    given: Mapping[str, Tensor]
+    uniform: Tensor | None = None
+
+    def rows(self, rows: slice) -> Batch:
+        """A part of it."""
+        given = {name: values[rows] for name, values in self.given.items()}
+        return Batch(self.x0[rows], given, None if self.uniform is None else self.uniform[rows])
+
+
+class Task(Protocol):
+    """A loss of every datum."""
+
+    @property
+    def timesteps(self) -> int:
+        """T: timesteps are drawn from 0..T−1."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether a batch needs `uniform`."""
+        ...
+
+    def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        """The loss of each datum, [N] in x0's precision; training minimises its mean.
+
+        Args:
+            t: [N] int64.
+            noise: standard normal, shaped like x0.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """A diffusion model's objective, of a network that may be told a condition.
+
+    Attributes:
+        drop: share of the data whose condition is replaced by the null one, so that classifier-free guidance can be had
+            (Ho & Salimans 2022, algorithm 1). All columns are dropped together.
+    """
+
+    process: GaussianProcess
+    objective: Objective = L_SIMPLE
+    columns: Sequence[Column] = ()
+    drop: float = 0.0
+
+    @property
+    def timesteps(self) -> int:
+        return self.process.timesteps
+
+    @property
+    def draws(self) -> bool:
+        return self.drop > 0
+
+    def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        given = batch.given
+        if batch.uniform is not None:
+            given = dropped(self.columns, given, self.drop, batch.uniform)
+        return self.objective.training_losses(self.process, bind(network, given), batch.x0, t, noise)
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """The negative evidence lower bound of an autoencoder (Kingma & Welling 2014), which has no timesteps.
+
+    Attributes:
+        weight: of the squared error beside the KL, 1/(2 variance) of a number given z.
+    """
+
+    weight: float = 1.0
+    timesteps: int = 1
+    draws: bool = False
+
+    def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        return negative_elbo(cast("Autoencoder", network), batch.x0, noise, self.weight)
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Cross-entropy of a classifier on noisy data x_t (Dhariwal & Nichol 2021, §4)."""
+
+    process: GaussianProcess
+    draws: bool = False
+
+    @property
+    def timesteps(self) -> int:
+        return self.process.timesteps
+
+    def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        logits = network(self.process.q_sample(batch.x0, t, noise), t)
+        return F.cross_entropy(logits.to(batch.x0.dtype), batch.given["label"], reduction="none")
+
+
+def accuracy(logits: Tensor, label: Tensor) -> Tensor:
+    """Of each datum 1 where the largest of logits [N, K] is at its label, else 0. [N] float32."""
+    return (logits.argmax(1) == label).to(torch.float32)
