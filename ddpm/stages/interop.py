@@ -95,11 +95,11 @@ def _known(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
 
 
 def _refuse_classes(published: Published, source: Path) -> None:
-    """A network that never saw an image without its class says nothing sensible where it is told none."""
+    """A network that never saw an image without its class predicts nothing sensible without one."""
     network = published.network
     if isinstance(network, NetworkConfig) and network.num_classes:
         raise UserError(
-            f"{source}: it is told one of {network.num_classes} classes with every image; ddpm samples without "
+            f"{source}: it is conditioned on {network.num_classes} classes; ddpm samples without "
             "classes: import an unconditional model"
         )
 
