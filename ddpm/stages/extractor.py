@@ -52,7 +52,9 @@ def fit_extractor(params: Params, *, root: Path = Path()) -> None:
             save_inception(weights, out)
         else:
             if params.extractor.kind == "auto" and data.manifest.shape[2] == 3:
-                print(f"no FID as in papers: InceptionV3's weights are missing: {where_inception_goes()}")
+                print(
+                    f"the FID is not comparable with papers, InceptionV3's weights are missing: {where_inception_goes()}"
+                )
             _fit_small(params, data, kind, out)
 
 
