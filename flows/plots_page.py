@@ -46,7 +46,9 @@ def write_template(root: Path = Path()) -> Path:
     if not path.parent.is_dir():
         raise UserError(f"{path.parent}: no such folder; `python -m flows.plots_page` is for a project of DVC")
     with atomic_file(path) as temporary:
-        temporary.write_text(_PAGE % javascript_bundle(None, vl_version=VEGA_LITE), encoding="utf-8")
+        temporary.write_text(
+            _PAGE % javascript_bundle("window.vegaEmbed = vegaEmbed", vl_version=VEGA_LITE), encoding="utf-8"
+        )
     setting = ["config", "--local", "plots.html_template", path.name]  # relative to .dvc, so the project can move
     done = subprocess.run([sys.executable, "-m", "dvc", *setting], cwd=root, capture_output=True, text=True)
     if done.returncode:

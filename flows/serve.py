@@ -200,7 +200,7 @@ def _cancel_runs(api: str) -> None:
     """Cancel what the worker runs, and wait until it has stopped: the worker, when it is ended, would just kill it."""
     deadline = time.monotonic() + _CANCEL_SECONDS
     with _client(api) as client:
-        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))  # what waits shall not start now
+        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))  # what waits must not start now
         for run in _unfinished_runs(client):
             client.set_flow_run_state(run.id, Cancelling(message="`make serve` was stopped"))
         while _unfinished_runs(client) and time.monotonic() < deadline:
@@ -211,7 +211,7 @@ def _write_off_runs(api: str) -> None:
     """Record that what a killed worker ran has ended; else the schedule would wait for it."""
     with _client(api) as client:
         for run in _unfinished_runs(client):
-            client.set_flow_run_state(run.id, Crashed(message="the worker that ran it is no more"))
+            client.set_flow_run_state(run.id, Crashed(message="the worker that ran it has ended"))
 
 
 def _links(mlflow: str) -> str:

@@ -10,14 +10,14 @@ from ddpm.serve.arguments import add_precision
 
 
 def add_init(init: argparse.ArgumentParser) -> None:
-    init.add_argument("directory", type=Path, metavar="DIR", help="the project's folder, made if it is not there")
+    init.add_argument("directory", type=Path, metavar="DIR", help="the project's folder; created if it does not exist")
     init.add_argument(
         "--images", type=Path, required=True, metavar="PATH", help="a folder of images; subfolders are classes"
     )
+    init.add_argument("--size", type=_positive, help="pixels per side (default: 32, or less if the images are smaller)")
     init.add_argument(
-        "--size", type=_positive, help="pixels a side (default: 32, or less where the images are smaller)"
+        "--channels", type=int, choices=[1, 3], help="1 for grey, 3 for colour (default: that of the images)"
     )
-    init.add_argument("--channels", type=int, choices=[1, 3], help="1 grey, 3 in colour (default: as the images are)")
 
 
 def add_completion(completion: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        help="FILE.npz (of images uint8 [N, H, W, C]), FILE.png or, of images, a new directory",
+        help="FILE.npz (images as uint8 [N, H, W, C]), FILE.png, or for images a new directory",
     )
     sample.add_argument(
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: %(default)s)"
@@ -42,9 +42,9 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "--sampler",
         help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, unipc or unipc_bh1 (default: the model's own)",
     )
-    sample.add_argument("--steps", type=int, help="evaluations of the network an image (default: the model's own)")
+    sample.add_argument("--steps", type=int, help="network evaluations per image (default: the model's own)")
     sample.add_argument(
-        "--variance", help="of ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
+        "--variance", help="for ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
@@ -67,22 +67,26 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--steps",
         type=_integers,
-        help="at how many evaluations of the network an image they are measured, such as 5,10,20 "
-        "(default: 5,10,20,50,100, as far as all have so many timesteps)",
+        help="the numbers of network evaluations per image to measure at, such as 5,10,20 "
+        "(default: 5,10,20,50,100, up to the timesteps that all models have)",
     )
-    compare.add_argument("--sampler", default="ddim", help="that all are measured by (default: %(default)s)")
-    compare.add_argument("--samples", type=int, help="measured at each number of steps (default: evaluation.samples)")
+    compare.add_argument("--sampler", default="ddim", help="the sampler for all models (default: %(default)s)")
+    compare.add_argument(
+        "--samples", type=int, help="samples to draw at each number of steps (default: evaluation.samples)"
+    )
     compare.add_argument(
         "--rank",
         action="store_true",
-        help="the best model first; refused where the models were measured under different protocols",
+        help="put the best model first; an error if the models were measured under different protocols",
     )
 
 
 def add_promotion(promote: argparse.ArgumentParser, rollback: argparse.ArgumentParser) -> None:
     chosen = promote.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("variant", metavar="V", nargs="?", help="a model named in params.yaml, as it is registered now")
-    chosen.add_argument("--to", type=int, metavar="VERSION", help="this one, whatever the policy says")
+    chosen.add_argument(
+        "variant", metavar="V", nargs="?", help="a model named in params.yaml: its newest registered version"
+    )
+    chosen.add_argument("--to", type=int, metavar="VERSION", help="promote this version, whatever the rules say")
     for by_hand in (promote, rollback):
         by_hand.add_argument("--reason", required=by_hand is rollback, help="kept with the version in MLflow")
         by_hand.add_argument("--model", metavar="NAME", help="the registered model (default: ddpm-<data>)")
@@ -103,12 +107,14 @@ def add_import(bring: argparse.ArgumentParser) -> None:
     )
     bring.add_argument("--out", type=Path, required=True, help="the model directory, such as models/V")
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
-    bring.add_argument("--image-size", type=_positive, help="pixels a side, where SOURCE does not tell")
-    built = bring.add_argument_group("of denoising_diffusion_pytorch's sequences", "as GaussianDiffusion1D was given")
+    bring.add_argument("--image-size", type=_positive, help="pixels per side, if SOURCE does not contain it")
+    built = bring.add_argument_group(
+        "for sequences from denoising_diffusion_pytorch", "as they were passed to GaussianDiffusion1D"
+    )
     built.add_argument("--seq-length", type=_positive)
     built.add_argument("--auto-normalize", action=argparse.BooleanOptionalAction, default=True)
     flags = bring.add_argument_group(
-        "of OpenAI's files", "named and meant as on the command line that trained it, for what its shapes do not tell"
+        "for OpenAI's files", "the training command's flags, for what the shapes of the weights do not show"
     )
     flags.add_argument("--num-heads", type=_positive)
     flags.add_argument(

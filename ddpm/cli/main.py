@@ -32,34 +32,34 @@ Turn a folder of images into a measured, registered and deployed diffusion model
 
 The stages, in the order in which they run (V is a model named in params.yaml):
 
-  ddpm fetch              the raw bytes, checked against data.dvc          → data/
+  ddpm fetch              the original files, checked against data.dvc     → data/
   ddpm prepare            one array, a split, a manifest                   → prepared/
-  ddpm fit-extractor      the features that FID and IS are computed in     → extractor/
+  ddpm fit-extractor      the feature network for FID and IS               → extractor/
   ddpm train V            continues by itself if it was interrupted        → models/V/
-  ddpm evaluate V         figures with their protocol, and pictures        → reports/V/
-  ddpm export V           ONNX, held against the trained model             → deploy/V/
+  ddpm evaluate V         metrics with their protocol, and pictures        → reports/V/
+  ddpm export V           ONNX, checked against the trained model          → deploy/V/
   ddpm register V         a version in the MLflow registry                 → models:/ddpm-<data>
-  ddpm promote V          champion, if it beats the one there is
+  ddpm promote V          champion, if it is better than the current one
 
-`dvc repro` runs what has to run up to export; `python -m flows.retrain` runs all of it under Prefect.
+`dvc repro` runs the stages that are out of date, up to export; `python -m flows.retrain` runs all of it under Prefect.
 
-Beside the stages:
+Other commands:
 
-  ddpm train V --dry-run                  parameters, operations, memory and time, by a short trial
+  ddpm train V --dry-run                  parameters, memory, and the time of training and evaluation, from a trial
   ddpm sample MODEL --n 64 --out FILE     images: .png, .npz or a directory
-  ddpm compare A B …                      models side by side, as one page    → comparison/
-  ddpm measure MODEL --out FILE           figures of an exported or registered model, as of today's data
-  ddpm promote --to VERSION --reason WHY  champion by hand
-  ddpm rollback --reason WHY              champion is again who was before
-  ddpm status                             stages, versions, champion, unfinished trainings, disk use
-  ddpm serve MODEL                        images over HTTP, and a page to look at them
+  ddpm compare A B …                      models side by side, on one page    → comparison/
+  ddpm measure MODEL --out FILE           metrics of an exported or registered model on today's data
+  ddpm promote --to VERSION --reason WHY  make a version champion by hand
+  ddpm rollback --reason WHY              go back to the previous champion
+  ddpm status                             stages, versions, champion, unfinished trainings, disk usage
+  ddpm serve MODEL                        images over HTTP, and a web page
   ddpm import SOURCE --out models/V       a published checkpoint as a model directory
-  ddpm export-diffusers MODEL OUT         a model directory as diffusers' DDPMPipeline reads it
+  ddpm export-diffusers MODEL OUT         a model directory in the format of diffusers' DDPMPipeline
   ddpm init DIR --images PATH             a params.yaml for your images; the stages then run in DIR
-  ddpm config [V] [--changed]             params.yaml with its defaults: the meaning and the values of each key
+  ddpm config [V] [--changed]             params.yaml with its defaults, and the meaning and values of each key
   ddpm completion bash|zsh                completion of commands and options in your shell
 
-Exit codes: 0 done; 2 wrong input, said in one line; 75 something outside failed, try again; 130 interrupted.
+Exit codes: 0 success; 2 invalid input, explained in one line; 75 an external failure, try again; 130 interrupted.
 """
 
 
@@ -158,41 +158,44 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("variant", metavar="V", help="a model named in params.yaml")
         return sub
 
-    fetch = command("fetch", "bring the raw bytes into data/ and check them against data.dvc")
-    fetch.add_argument("--accept", action="store_true", help="record what was found as the data's new version")
+    fetch = command("fetch", "get the original files into data/ and check them against data.dvc")
+    fetch.add_argument("--accept", action="store_true", help="record the files found as the new version of the data")
     prepare = command("prepare", "make one array, a split and a manifest of data/")
     prepare.add_argument(
-        "--skip-bad", action="store_true", help="as data.skip_bad: leave bad files out and list them in the manifest"
+        "--skip-bad", action="store_true", help="leave bad files out and list them in the manifest, like data.skip_bad"
     )
-    command("fit-extractor", "make the features that FID and IS are computed in")
+    command("fit-extractor", "make the feature network for FID and IS")
     train = for_variant("train", "train a model, or continue where an interrupted run stopped")
     train.add_argument(
-        "--dry-run", action="store_true", help="tell parameters, operations, memory and time, and write nothing"
+        "--dry-run",
+        action="store_true",
+        help="print parameters, operations, memory, and the time of training and evaluation, from a trial of seconds; "
+        "write nothing",
     )
     evaluate = for_variant("evaluate", "measure a model and draw its pictures")
     for shared in (train, evaluate):
         # By which one process hands its parameters to those that it starts.
         shared.add_argument("--params", type=Path, help=argparse.SUPPRESS)
-    for_variant("export", "export a model to ONNX and hold it against the trained one")
-    for_variant("register", "register a model's export, with its figures, in MLflow")
-    promote = command("promote", "make a version of a model champion, if it beats the one there is")
-    rollback = command("rollback", "make the version champion that was it before")
+    for_variant("export", "export a model to ONNX and check it against the trained one")
+    for_variant("register", "register a model's export, with its metrics, in MLflow")
+    promote = command("promote", "make a version of a model champion, if it is better than the current champion")
+    rollback = command("rollback", "make the previous champion the champion again")
     add_promotion(promote, rollback)
-    add_measure(command("measure", "measure an exported model as `evaluate` would, with the data of today"))
+    add_measure(command("measure", "measure an exported model on today's data, as `evaluate` does"))
     add_init(command("init", "write a short params.yaml for a folder of images, with a network that fits"))
     completion = command("completion", "print a script that completes ddpm's commands in your shell")
     add_completion(completion)
     completion.set_defaults(parser=parser)
-    state = command("status", "tell which stages are up to date, what is registered, and disk use")
+    state = command("status", "show which stages are up to date, what is registered, and disk usage")
     state.add_argument("--json", action="store_true", help="as JSON")
-    config = command("config", "print params.yaml with its defaults: the meaning and the values of each key")
-    config.add_argument("variant", metavar="V", nargs="?", help="show this model of params.yaml alone")
+    config = command("config", "print params.yaml with its defaults, and the meaning and values of each key")
+    config.add_argument("variant", metavar="V", nargs="?", help="show only this model of params.yaml")
     config.add_argument("--changed", action="store_true", help="show only what differs from the defaults")
 
     add_sample(command("sample", "draw images from a model"))
-    add_compare(command("compare", "hold models side by side: pictures, figures and curves as one page"))
+    add_compare(command("compare", "compare models side by side: pictures, metrics and curves on one page"))
     add_serve(command("serve", "draw images over HTTP from an exported model"))
-    add_import(command("import", "make a model directory of a published checkpoint"))
+    add_import(command("import", "convert a published checkpoint to a model directory"))
     add_export_diffusers(command("export-diffusers", "write a model for diffusers' DDPMPipeline"))
     return parser
 

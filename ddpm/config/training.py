@@ -31,7 +31,7 @@ class TrainingConfig(Section):
     steps: Positive = Field(800_000, description="optimiser steps")
     batch_size: Positive = Field(128, description="images a step, of all devices together")
     micro_batch_size: Incidental[MicroBatchSize] = Field(
-        None, description="images at once on a device, for want of memory; auto: halved whenever it runs out; null: all"
+        None, description="images at once on a device, to save memory; auto: halved whenever it runs out; null: all"
     )
     devices: Incidental[Positive] = Field(
         1, description="processes that train together on this machine: a GPU each, or the CPU"

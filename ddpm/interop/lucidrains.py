@@ -79,7 +79,9 @@ def convert(saved: Mapping[str, Any], flags: Flags, where: str = "checkpoint") -
     strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
     refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
     if not diffusion.keys() >= _BUFFERS:
-        raise UserError(f"{where}: a network alone; its process is told by the GaussianDiffusion around it: save that")
+        raise UserError(
+            f"{where}: only a network; its process is in the GaussianDiffusion around it: save that instead"
+        )
     try:
         network = _network(theirs, where)
     except KeyError as error:

@@ -12,20 +12,20 @@ MANUAL = """\
 Draw images over HTTP from an exported model. Needs ddpm[serve]; for a registered model ddpm[pipeline] too.
 
   ddpm serve deploy/ddpm
-  ddpm serve models:/ddpm-digits@champion     and follow the alias: a new champion takes over, no request fails
+  ddpm serve models:/ddpm-digits@champion     follow the alias: a new champion takes over without a failed request
 
   POST /v1/images   {"n": 16, "seed": 0, "sampler": "ddim", "steps": 50, "eta": 0.0, "format": "png"}
-                    every key may be left out; png, npy or json. Image i of a seed is always the same
+                    every key is optional; png, npy or json. Image i of a seed is always the same
   GET  /            a page with the pictures and sliders
-  GET  /v1/model    what is served, and within which limits
-  GET  /docs        the same as OpenAPI; /openapi.json
+  GET  /v1/model    the model, and the limits of requests
+  GET  /docs        the API; as OpenAPI: /openapi.json
   GET  /health      the process is alive
-  GET  /ready       503 until the model is loaded, and from the signal to stop on
+  GET  /ready       503 until the model is loaded, and after the signal to stop
   GET  /metrics     for Prometheus
 
-Requests that wait at the same time for the same plan are drawn together. SIGTERM and Ctrl-C let the accepted ones
-finish; a second signal does not. The log is on standard error, a JSON object a line. Nobody is asked who they are: to
-be reached from other machines, put a proxy in front that does.
+Requests that wait at the same time for the same plan are drawn together. After SIGTERM or Ctrl-C accepted requests
+finish; a second signal ends them. The log goes to standard error, one JSON object per line. There is no authentication:
+to serve other machines, put a proxy in front that provides it.
 """
 
 
@@ -34,15 +34,15 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     serve.description, serve.formatter_class = MANUAL, argparse.RawDescriptionHelpFormatter
     serve.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="0: any free port (default: %(default)s)")
 
     serve.add_argument(
         "--allowed-hosts",
         type=_names,
         default=(),
         metavar="NAME,…",
-        help="the names in requests' Host header that are answered, without port; '*' allows any "
-        "(default: localhost and 127.0.0.1 while listening on this machine alone, else any)",
+        help="names allowed in the Host header, without port; '*' allows any "
+        "(default: localhost and 127.0.0.1 when listening on the loopback interface, else any)",
     )
 
     def bound(name: str, kind: Callable[[str], float], least: float, text: str) -> None:
@@ -55,20 +55,25 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
             help=f"{text} (default: {default})",
         )
 
-    bound("threads", int, 0, "of onnxruntime on the CPU; 0: one a core")
+    bound("threads", int, 0, "threads of onnxruntime on the CPU; 0: one per core")
     add_precision(serve)
     bound("batch_size", int, 1, "images drawn at once; memory grows with it")
-    bound("window", float, 0, "that a batch with room waits for company")
-    bound("queue", int, 1, "requests that may wait; one more gets 429 and when to try again")
-    bound("queue_bytes", int, 1, "bytes that the images of all accepted requests may come to; one more gets 429")
-    bound("max_images", int, 1, "images a request")
+    bound("window", float, 0, "how long a batch that is not full waits for more requests")
+    bound("queue", int, 1, "requests that may wait; further ones get 429 and a time to retry")
+    bound("queue_bytes", int, 1, "bytes of the images of all accepted requests; further requests get 429")
+    bound("max_images", int, 1, "images per request")
     bound("max_bytes", int, 1, "bytes of a request's images, before PNG or JSON; a single image is always drawn")
-    bound("max_evaluations", int, 1, "images times steps a request")
+    bound("max_evaluations", int, 1, "images times steps per request")
     bound("max_body", int, 2, "bytes of a request's body")
-    bound("body_seconds", float, 0.001, "for a request's head, or the connection is closed; then for its body, or 408")
-    bound("timeout", float, 0.001, "from a request to its images; then 504, and they are drawn no more")
-    bound("grace", float, 0, "that accepted requests have after the signal to stop")
-    bound("poll", float, 0, "between two looks at where the alias points; 0: never again")
+    bound(
+        "body_seconds",
+        float,
+        0.001,
+        "limit for a request's head, then the connection is closed; and for its body, then 408",
+    )
+    bound("timeout", float, 0.001, "limit from a request to its images; then 504, and the images are dropped")
+    bound("grace", float, 0, "time for accepted requests to finish after the signal to stop")
+    bound("poll", float, 0, "time between two look-ups of the alias; 0: only at the start")
 
 
 def add_precision(command: argparse.ArgumentParser) -> None:
@@ -77,7 +82,7 @@ def add_precision(command: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "fp16"),
         default=Settings.precision,
-        help="fp16: half the bytes, for GPUs; of a model exported with export.fp16 (default: %(default)s)",
+        help="fp16: half the size, for GPUs; needs a model exported with export.fp16 (default: %(default)s)",
     )
 
 

@@ -35,7 +35,7 @@ WARM_UP, LEAST = 2, 5  # steps that are not timed, and steps that a trial has at
 
 
 def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
-    """The lines that tell parameters, operations, memory and time.
+    """The lines that say parameters, operations, memory, and the time of training and evaluation.
 
     Where the memory is too small for `micro_batch_size`, it is halved until a step fits, and the lines say so. Where it
     is too small for the network, there is no trial, and the lines say what would fit.

@@ -52,7 +52,7 @@ def fit_extractor(params: Params, *, root: Path = Path()) -> None:
             save_inception(weights, out)
         else:
             if params.extractor.kind == "auto" and data.manifest.shape[2] == 3:
-                print(f"FID will not compare with papers', for want of InceptionV3's weights: {where_inception_goes()}")
+                print(f"FID is not comparable with papers: no InceptionV3 weights. {where_inception_goes()}")
             _fit_small(params, data, kind, out)
 
 

@@ -1,8 +1,13 @@
-"""`ddpm status`: how far the project is, what is registered, and what it takes on the disk."""
+"""`ddpm status`: which stages have run, what is registered, and how much disk space the project uses.
+
+DVC's answer is most of the time, so it is kept in .ddpm/status.json together with a digest of the files it depends on.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -13,11 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ddpm import tracking
 from ddpm.config.params import Params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.figures.figure import Reading, headline
-from ddpm.files import read_json
+from ddpm.files import read_json, write_json
 from ddpm.layout import COMPARISON, DEPLOY, EXTRACTOR, MODELS, PREPARED, REPORTS, TRAINING_STATES
 
 # Of each stage that builds no variant the file that is there once it has run, and likewise of those that do.
@@ -29,13 +36,15 @@ _OF_VARIANT |= {"export": DEPLOY / "{}/sampler.json"}
 _FOLDERS = (*("data", PREPARED, EXTRACTOR, MODELS, REPORTS, DEPLOY, COMPARISON), "mlflow", ".ddpm", ".dvc", ".prefect")
 
 _DVC_SECONDS = 60
+_ANSWER = Path(".ddpm/status.json")  # DVC's latest; may be deleted at any time
+_DVC_FILES = ("dvc.yaml", "dvc.lock", "params.yaml", ".dvc/config", ".dvc/config.local", "*.dvc")
 
 
 def status(params: Params, root: Path = Path()) -> dict[str, Any]:
-    """What there is to know, as JSON has it. Nothing is written.
+    """Everything that `ddpm status --json` prints. Nothing is written but `.ddpm/status.json`, and that only with DVC.
 
-    Where DVC is in use it is asked which stages are up to date, which takes it a second or two; elsewhere a stage
-    counts as run when its output is there.
+    Where DVC is in use it says which stages are up to date, which takes it a second or two unless no file has changed
+    since it was last asked. Elsewhere a stage counts as run if its output is there.
     """
     with ThreadPoolExecutor(1) as pool:
         changes = pool.submit(_changed_by_dvc, root)  # beside what follows
@@ -79,6 +88,11 @@ def _changed_by_dvc(root: Path) -> set[str] | None:
     """The stages that DVC would run again, besides those that always run; None where there is no DVC, or no answer."""
     if not (root / ".dvc").is_dir() or importlib.util.find_spec("dvc") is None:
         return None
+    before = _digest(root)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = read_json(root / _ANSWER)
+        if before is not None and kept["digest"] == before:
+            return set(kept["changed"])
     try:
         done = subprocess.run(
             [sys.executable, "-m", "dvc", "status", "--json"],
@@ -88,9 +102,48 @@ def _changed_by_dvc(root: Path) -> set[str] | None:
             text=True,
             timeout=_DVC_SECONDS,
         )
-        return {name for name, why in json.loads(done.stdout).items() if why != ["always changed"]}
+        changed = {name for name, why in json.loads(done.stdout).items() if why != ["always changed"]}
     except (OSError, ValueError, subprocess.TimeoutExpired):  # such as another process that runs a stage
         return None
+    if before is not None and _digest(root) == before:
+        with contextlib.suppress(OSError):  # a folder that cannot be written
+            (root / _ANSWER).parent.mkdir(exist_ok=True)
+            write_json(root / _ANSWER, {"digest": before, "changed": sorted(changed)})
+    return changed
+
+
+def _digest(root: Path) -> str | None:
+    """Of name, size, time and inode of all files that DVC's answer depends on, which is how DVC itself notices changes.
+
+    None where they cannot be told, such as from a dvc.lock that is damaged.
+    """
+    files = [path for pattern in _DVC_FILES for path in sorted(root.glob(pattern)) if path.is_file()]
+    named: set[str] = set()
+    try:
+        for path in files:
+            if path.suffix in (".lock", ".dvc"):
+                found = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+                for stage in (found or {}).get("stages", {"": found}).values():
+                    named |= {each["path"] for kind in ("deps", "outs") for each in stage.get(kind, [])}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return None
+    digest = hashlib.sha256()
+    for path in (*files, *(root / name for name in sorted(named))):
+        for file in _files_below(path):
+            with contextlib.suppress(OSError):  # removed; that it is not in the digest says so
+                stat = file.stat()
+                digest.update(f"{file}\0{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}\n".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """A file itself; of a folder all files in it, in a fixed order."""
+    if not path.is_dir():
+        yield path
+        return
+    for place, folders, names in os.walk(path, followlinks=True):
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(names))
 
 
 def _versions(root: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -146,7 +146,7 @@ def changed(state, **changes):
         ({"model.mid_attn.mem_kv": 3}, "expected tensors by name.*'model.mid_attn.mem_kv' is none"),
         ({"model.time_mlp.1.weight": torch.zeros(32, 16)}, "init_dim"),
         ({"model.time_mlp.0.weights": torch.zeros(8)}, "Fourier"),
-        ({"betas": None}, "a network alone"),
+        ({"betas": None}, "only a network"),
         ({"betas": torch.full((1000,), 0.1)}, "loss_weight is of no prediction"),
     ],
 )

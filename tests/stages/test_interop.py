@@ -171,7 +171,7 @@ def test_a_model_that_needs_a_class_is_refused(tmp_path: Path, capsys):
     for source, said in ((tmp_path / "conditional.pt", SAID), (tmp_path / "conditional", [])):
         assert main(["import", str(source), "--out", str(tmp_path / "m"), *said]) == 2
         error = capsys.readouterr().err
-        assert f"{source}: it is told one of 5 classes with every image; ddpm samples without classes" in error
+        assert f"{source}: it is conditioned on 5 classes; ddpm samples without classes" in error
         assert error.count("\n") == 1
         assert not (tmp_path / "m").exists()
 

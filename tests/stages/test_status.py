@@ -1,7 +1,10 @@
 """`ddpm status`: what there is, whatever is missing."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from ddpm import tracking
 from ddpm.cli import main
 from ddpm.config.params import load_params
 from ddpm.files import write_json
+from ddpm.stages import status as status_module
 from ddpm.stages.status import lines, status
 from ddpm.tracking.overview import _of_server
 
@@ -73,3 +77,51 @@ def test_a_store_that_cannot_be_read_is_named_and_the_rest_is_told(bare):
     assert "damaged" in found["store"]["problem"]
     assert any("damaged" in line for line in lines(found))
     assert list(found["stages"]) == STAGES
+
+
+PIPELINE = """
+stages:
+  prepare:
+    cmd: mkdir -p prepared && cp source prepared/manifest.json
+    deps: [source]
+    params: [seed]
+    outs: [prepared]
+"""
+
+
+def test_dvc_is_asked_again_only_when_a_file_has_changed(bare, monkeypatch, capsys):
+    def dvc(*arguments: str) -> None:
+        environment = {**os.environ, "DO_NOT_TRACK": "1"}
+        subprocess.run([sys.executable, "-m", "dvc", *arguments, "--quiet"], env=environment, check=True)
+
+    def prepared() -> str:
+        assert main(["status", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["asked"] == "dvc"
+        return found["stages"]["prepare"]
+
+    asked: list[object] = []
+
+    def counted(*arguments, **options):
+        asked.append(arguments)
+        return run(*arguments, **options)
+
+    run = subprocess.run
+    monkeypatch.setattr(status_module.subprocess, "run", counted)
+    dvc("init", "--no-scm")
+    Path("dvc.yaml").write_text(PIPELINE)
+    Path("source").write_text("{}")
+    dvc("repro")
+    asked.clear()
+    assert (prepared(), prepared(), len(asked)) == ("up to date", "up to date", 1)
+    Path("source").write_text("[]")
+    assert (prepared(), prepared(), len(asked)) == ("changed", "changed", 2)
+    Path("source").write_text("{}")
+    write_params(bare, {**TINY_PARAMS, "seed": 7})
+    assert (prepared(), len(asked)) == ("changed", 3)
+    write_params(bare, TINY_PARAMS)
+    assert (prepared(), len(asked)) == ("up to date", 4)
+    Path("prepared/manifest.json").write_text("an output that somebody edited")
+    assert (prepared(), len(asked)) == ("changed", 5)
+    Path(".ddpm/status.json").write_text("damaged")
+    assert (prepared(), len(asked)) == ("changed", 6)
