@@ -47,6 +47,25 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "--variance", help="for ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
+    sample.add_argument(
+        "--label",
+        type=_words,
+        metavar="NAME|NUMBER[,…]",
+        help="of a conditional model: the class; of several, image i gets the one at i modulo their number (default: "
+        "drawn as often as in the training data)",
+    )
+    sample.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="S",
+        help="of a conditional model: 1 as trained, above 1 more typical of the class (default: the model's own)",
+    )
+    sample.add_argument(
+        "--guidance-interval",
+        type=_shares,
+        metavar="LOW,HIGH",
+        help="shares of the process, 0 data and 1 noise, between which guidance holds (default: the model's own)",
+    )
     sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
     add_precision(sample)
 
@@ -135,6 +154,18 @@ def add_import(bring: argparse.ArgumentParser) -> None:
 def add_export_diffusers(give: argparse.ArgumentParser) -> None:
     give.add_argument("model", type=Path, metavar="MODEL", help="a model directory, such as models/V")
     give.add_argument("out", type=Path, metavar="OUT", help="a new directory")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _shares(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected two numbers such as 0.2,0.8, found {text!r}") from None
+    return low, high
 
 
 def _integers(text: str) -> list[int]:

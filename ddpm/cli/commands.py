@@ -136,6 +136,9 @@ def run_sample(arguments: Arguments) -> None:
         steps=arguments.steps,
         variance=arguments.variance,
         eta=arguments.eta,
+        label=arguments.label,
+        guidance_scale=arguments.guidance_scale,
+        guidance_interval=arguments.guidance_interval,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
 

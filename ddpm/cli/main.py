@@ -169,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run",
         action="store_true",
-        help="print parameters, operations, memory, and the time of training and evaluation, from a trial of seconds; "
+        help="print parameters, operations, memory, and the time of training and evaluation, from a trial of "
+        "seconds; "
         "write nothing",
     )
     evaluate = for_variant("evaluate", "measure a model and draw its pictures")

@@ -47,7 +47,7 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     sampler = Sampler(deploy)
     plan = sampler.plan(steps=min(sampler.facts["sampling"]["steps"], MOST_STEPS))
     noise = ImageNoise(0, COUNT, sampler.codec.network_shape)
-    samples = sampler.run(plan, noise.draw(), noise.draw)
+    samples = sampler.run(plan, noise.draw(), noise.draw, sampler.given(COUNT))
     return samples, f"onnxruntime {import_onnxruntime().__version__}, {sampler.providers[0]}"
 
 

@@ -9,8 +9,9 @@ log₂ of half the range of a channel.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import NamedTuple
@@ -191,6 +192,7 @@ def likelihood_bounds(
     denoise: Denoiser,
     process: GaussianProcess,
     *groups: Iterable[Tensor],
+    given: Sequence[Iterable[Mapping[str, Tensor]]] = (),
     seed: int = 0,
     clip: bool = True,
     timesteps: int | None = None,
@@ -205,6 +207,8 @@ def likelihood_bounds(
     Args:
         groups: batches of data [n, C, ...] in [−1, 1], on the levels of the process if it has any; on the device and
             in the precision to work in.
+        given: of each group, for each of its batches, what the network is told as its third argument; nothing of an
+            unconditional one.
         seed: of the noise; image i of a group is always noised the same way, whatever the batches and the other groups.
         clip: hold x̂_0 in [−1, 1], as the papers do.
         timesteps: estimate the bound from this many timesteps, see `strata`; None: all T.
@@ -217,11 +221,14 @@ def likelihood_bounds(
     steps = [t for stratum in parted for t in stratum.chosen]
     images = [0] * len(groups)
     sums = torch.zeros(len(groups), len(steps) + 1, dtype=torch.float64)
-    for parts in zip_longest(*groups):
+    told = zip_longest(*given) if given else itertools.repeat([{}] * len(groups))
+    for parts, conditions in zip(zip_longest(*groups), told, strict=False):
         present = {group: x0 for group, x0 in enumerate(parts) if x0 is not None}
         noises = [ImageNoise(seed, len(x0), tuple(x0.shape[1:]), first=images[group]) for group, x0 in present.items()]
         x0 = torch.cat(list(present.values()))
-        terms = _terms(denoise, process, x0, noises, steps, on_evaluations, clip=clip)
+        condition = [each for each in conditions if each is not None]
+        together = {name: torch.cat([each[name] for each in condition]) for name in condition[0]}
+        terms = _terms(_told(denoise, together), process, x0, noises, steps, on_evaluations, clip=clip)
         for (group, x0), own in zip(present.items(), terms.split([len(x0) for x0 in present.values()], 1), strict=True):
             sums[group] += own.double().sum(1).cpu()
             images[group] += len(x0)
@@ -231,6 +238,10 @@ def likelihood_bounds(
         LikelihoodBound(terms=total[:-1] / count, prior=float(total[-1] / count), images=count, strata=tuple(parted))
         for total, count in zip(sums, images, strict=True)
     ]
+
+
+def _told(denoise: Denoiser, condition: Mapping[str, Tensor]) -> Denoiser:
+    return (lambda x, t: denoise(x, t, condition)) if condition else denoise  # type: ignore[call-arg]
 
 
 @torch.inference_mode()

@@ -76,6 +76,11 @@ class SamplingPlan:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def evaluations(self) -> int:
+        """Of a network, that drawing one datum takes: two at a step with guidance, else one."""
+        return len(self) + int(np.count_nonzero(self.column("guidance")))
+
     def column(self, name: str) -> Float64:
         """One named column, [S]."""
         return self.table[:, COLUMNS.index(name)]
@@ -391,7 +396,7 @@ def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str, Any]:
     """What of a model's `sampling` section decides its plan: the variance that is meant, and None for what the sampler,
-    or dynamic thresholding, makes no use of.
+    or dynamic thresholding, makes no use of. Without guidance its keys are left out.
 
     Args:
         sampling: the whole section, as in params.yaml.
@@ -401,4 +406,6 @@ def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str,
     unused = {name for name, sampler in _OF_ONE_SAMPLER.items() if sampler != sampling["sampler"]}
     if sampling["dynamic_threshold"] is not None:
         unused.add("clip")
+    if meant.get("guidance_scale", 1) == 1:  # as before there was guidance
+        meant = {name: value for name, value in meant.items() if not name.startswith("guidance_")}
     return {name: None if name in unused else value for name, value in meant.items()}

@@ -85,7 +85,9 @@ def way(model: Model, count: int, seed: int, *moments: int) -> Iterator[State]:
     wanted = {moment for number in moments for moment in _spread(len(times), number)}
     x = noise()
     yield State(times[0], model.codec.decode(x.cpu().numpy()), 0)
-    for moment, (state, _) in enumerate(sampling.trajectory(model.network, plan, x, noise), start=1):
+    for moment, (state, _) in enumerate(
+        sampling.trajectory(model.denoiser(model.given(count, seed=seed)), plan, x, noise), start=1
+    ):
         if moment in wanted:
             yield State(times[moment], model.codec.decode(state.cpu().numpy()), moment)
 

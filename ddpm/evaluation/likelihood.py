@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +30,7 @@ def gigaflops_per_image(model: Model) -> float:
     x = torch.zeros(1, *model.codec.network_shape, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(x, torch.zeros(1, dtype=torch.int64, device="meta"))
-    return counter.get_total_flops() * len(model.plan()) / 1e9
+    return counter.get_total_flops() * model.plan().evaluations / 1e9
 
 
 def split_bounds(
@@ -51,17 +52,31 @@ def split_bounds(
     if not evaluations:
         return {}
 
-    def batches(split: Split) -> Iterator[Tensor]:
-        rows = np.sort(chosen(len(split), options.nll_samples, seed))
+    def rows(split: Split) -> Iterator[NDArray[np.int64]]:
+        whole = np.sort(chosen(len(split), options.nll_samples, seed))
         at_once = max(1, options.batch_size // len(SPLITS))
-        for first in range(0, len(rows), at_once):
-            stored = split.rows(rows[first : first + at_once])
-            yield model.codec.encode(torch.from_numpy(stored).to(model.device))
+        for first in range(0, len(whole), at_once):
+            yield whole[first : first + at_once]
+
+    def batches(split: Split) -> Iterator[Tensor]:
+        for some in rows(split):
+            yield model.codec.encode(torch.from_numpy(split.rows(some)).to(model.device))
+
+    def labels(split: Split) -> Iterator[dict[str, Tensor]]:
+        assert split.labels is not None  # the model fits the data
+        for some in rows(split):
+            yield {"label": torch.from_numpy(split.labels[some]).to(model.device)}
 
     with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
-        groups = [batches(data.split(name)) for name in SPLITS]
+        splits = [data.split(name) for name in SPLITS]
         bounds = likelihood_bounds(
-            model.network, process, *groups, seed=seed, timesteps=options.nll_timesteps, on_evaluations=done
+            model.network,
+            process,
+            *map(batches, splits),
+            given=[labels(split) for split in splits] if model.columns else (),
+            seed=seed,
+            timesteps=options.nll_timesteps,
+            on_evaluations=done,
         )
     return dict(zip(SPLITS, bounds, strict=True))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.codecs.scale import Codec
+from ddpm.conditioning.columns import Column
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
@@ -34,6 +35,9 @@ class Sampled(Protocol):
     @property
     def codec(self) -> Codec: ...
 
+    @property
+    def columns(self) -> tuple[Column, ...]: ...
+
     def plan(self) -> SamplingPlan: ...
 
 
@@ -45,6 +49,7 @@ class ModelFacts(NamedTuple):
     """Of its process, which the ancestral sampler has unless the plan says otherwise."""
     weights: str
     """Which of a training's weights it has."""
+    conditional: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
     if samples.codec.shape != data.codec.shape:
         made, prepared = ("×".join(map(str, shape)) for shape in (samples.codec.shape, data.codec.shape))
         raise UserError(f"{name} makes {data.codec.name} of {made}, but the prepared data are of {prepared}")
+    for column in samples.columns:
+        if getattr(column, "classes", None) != data.manifest.classes:
+            raise UserError(f"{name} was trained on other classes than the prepared data have")
     try:
         samples.plan()
     except ValueError as error:
@@ -159,6 +167,7 @@ def protocol_of(
         samples=options.samples,
         **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
         weights=facts.weights,
+        labels="frequencies" if facts.conditional else None,
         splits=score_splits(options, len(validation)) if data.codec.name == "images" else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,

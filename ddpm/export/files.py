@@ -13,7 +13,10 @@ from typing import Any
 import onnx
 import torch
 from onnx import GraphProto, ModelProto
+from torch import Tensor
 
+from ddpm.conditioning.columns import blank
+from ddpm.conditioning.network import bind, columns_in
 from ddpm.deploy.facts import FORMAT
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.export.half import in_half_precision
@@ -35,12 +38,15 @@ NAMED_PLANS: dict[str, dict[str, Any]] = {
 
 
 def export_denoiser(model: Model, path: Path) -> None:
-    """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t int64 [N]) → out [N, C, ...].
+    """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t int64 [N], columns) → out [N, C, ...].
 
-    N is free. The file's bytes depend on the model alone.
+    The columns are inputs by their names, such as `label` int64 [N]; an unconditional model has none. N is free. The
+    file's bytes depend on the model alone.
     """
-    network = copy.deepcopy(model.network).to("cpu").eval()
-    example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=torch.int64))
+    network = _Flat(copy.deepcopy(model.network).to("cpu").eval())
+    given = [torch.from_numpy(values) for values in blank(model.columns, 2).values()]
+    example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=torch.int64), *given)
+    names = ["x", "t", *(column.name for column in model.columns)]
     batch = torch.export.Dim("N", min=1)
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -51,9 +57,9 @@ def export_denoiser(model: Model, path: Path) -> None:
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["x", "t"],
+            input_names=names,
             output_names=["out"],
-            dynamic_shapes={"x": {0: batch}, "t": {0: batch}},
+            dynamic_shapes=({0: batch}, {0: batch}, tuple({0: batch} for _ in given)),
             verbose=False,
         )
     assert program is not None
@@ -61,6 +67,18 @@ def export_denoiser(model: Model, path: Path) -> None:
     _drop_provenance(proto)
     _set_metadata(proto, facts(model))
     write(proto, path)
+
+
+class _Flat(torch.nn.Module):
+    """A network whose columns are arguments, not a mapping."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> Tensor:
+        given = dict(zip((column.name for column in columns_in(self.network)), values, strict=True))
+        return bind(self.network, given)(x, t)
 
 
 def export_half(denoiser: Path, path: Path) -> None:
@@ -75,7 +93,7 @@ def export_sampler(model: Model, denoiser: Path, path: Path) -> None:
     Its metadata holds what a caller must know, as JSON but for plain strings: `facts`, the model's choices `sampling`,
     the `columns` of a plan, and `plans`, a table and timesteps of each name; `default` is the model's own.
     """
-    loop = sampler_model(onnx.load(denoiser, load_external_data=False), model.codec)
+    loop = sampler_model(onnx.load(denoiser, load_external_data=False), model.codec, model.columns)
     timesteps = len(model.schedule)
     named = {name: plan for name, plan in NAMED_PLANS.items() if plan["steps"] <= timesteps}
     plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}
@@ -93,6 +111,7 @@ def facts(model: Model) -> dict[str, Any]:
         "variant": card.variant,
         "shape": list(card.data.shape),
         "process": card.config.process.model_dump(mode="json"),
+        "condition": card.config.condition.model_dump(mode="json"),
         "data": card.data.model_dump(mode="json"),
         "training": card.training.model_dump(mode="json"),
         "opset": OPSET,
@@ -107,7 +126,9 @@ def describe_sampler(model: Model, directory: Path) -> None:
         {
             **facts(model),
             "sampling": model.card.config.sampling.model_dump(mode="json"),
-            "activation_bytes": activation_bytes(onnx.load(denoiser, load_external_data=False).graph),
+            # Guidance evaluates a datum twice at once.
+            "activation_bytes": activation_bytes(onnx.load(denoiser, load_external_data=False).graph)
+            * (2 if model.guidable else 1),
             "denoiser_sha256": sha256_of(denoiser),
         },
     )

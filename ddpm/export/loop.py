@@ -7,6 +7,7 @@ in any number of steps. Its inputs and outputs:
 - `plan`: float32 [S, columns], a row a step, the columns of `diffusion.plans`.
 - `timesteps`: int64 [S], what the network is told.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
+- one input for each column of a conditional model, such as `label` int64 [N].
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
 - → `x0`: float32 [N, C, ...], the same in about [−1, 1]; NaN where the network's output was NaN or infinite, which
   `images` cannot show.
@@ -18,15 +19,18 @@ counter-based generator would be of integer operators that have no CUDA kernel.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.compose import add_prefix_graph
 from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
-from onnxscript import DOUBLE, FLOAT, INT64, UINT8, script
+from onnxscript import DOUBLE, FLOAT, INT64, UINT8, OnnxFunction, script
 from onnxscript import opset20 as op
 
 from ddpm.codecs.scale import Codec, ValueCodec
+from ddpm.conditioning.columns import Column
 from ddpm.diffusion.plans import COLUMNS
 
 # --- what a row does, and what its end is shown as, in ONNX
@@ -38,7 +42,7 @@ def update(
 ) -> tuple[FLOAT, FLOAT, FLOAT]:
     """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
     (
-        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out,
+        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _,
     ) = op.Split(row, num_outputs=len(COLUMNS))  # fmt: skip
     free = x0_from_x * x + x0_from_out * out
     if quantile > 0.0:
@@ -61,6 +65,52 @@ def update(
     return after, held, op.Identity(previous)
 
 
+# Guidance, of a conditional model: where a row has a weight, the network is evaluated on each datum twice in one batch,
+# with its condition and without. `row` is the plan's; its last column is the weight.
+
+
+@script(default_opset=op)
+def doubled(x: FLOAT, t: INT64, row: FLOAT) -> tuple[FLOAT, INT64]:
+    weight = op.Gather(row, -1)
+    if weight != 0.0:
+        x2, t2 = op.Concat(x, x, axis=0), op.Concat(t, t, axis=0)
+    else:
+        x2, t2 = op.Identity(x), op.Identity(t)
+    return x2, t2
+
+
+@script(default_opset=op)
+def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
+    weight = op.Gather(row, -1)
+    if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
+        given2 = op.Concat(given, op.Expand(null, op.Shape(given)), axis=0)
+    else:
+        given2 = op.Identity(given)
+    return given2
+
+
+@script(default_opset=op)
+def guide(out2: FLOAT, row: FLOAT) -> FLOAT:
+    """As `conditioning.guidance.away_from`."""
+    weight = op.Gather(row, -1)
+    if weight != 0.0:
+        told, untold = op.Split(out2, num_outputs=2, axis=0)
+        out = told + weight * (told - untold)
+    else:
+        out = op.Identity(out2)
+    return out
+
+
+@script(default_opset=op)
+def told_half(v2: FLOAT, row: FLOAT) -> FLOAT:
+    weight = op.Gather(row, -1)
+    if weight != 0.0:
+        v, _ = op.Split(v2, num_outputs=2, axis=0)
+    else:
+        v = op.Identity(v2)
+    return v
+
+
 @script(default_opset=op)
 def to_pixels(x0: FLOAT) -> UINT8:
     """As `PixelCodec.decode`."""
@@ -76,19 +126,22 @@ def to_values(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
 # --- the model of them
 
 
-def sampler_model(denoiser: ModelProto, codec: Codec) -> ModelProto:
-    """The loop around a denoiser, (x [N, C, ...], t [N]) → out [N, C or 2C, ...]: this module's inputs and outputs.
+def sampler_model(denoiser: ModelProto, codec: Codec, columns: Sequence[Column] = ()) -> ModelProto:
+    """The loop around a denoiser, (x [N, C, ...], t [N], columns) → out [N, C or 2C, ...]: this module's inputs and
+    outputs.
 
     The weights go into the loop's body: onnxruntime optimises a body with its own initializers as it does a graph, but
     stops at those that the body takes from outside (docs/onnx.md).
     """
     decode = _decoder(codec)
-    decoded = _info(codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.name == "images" else TensorProto.FLOAT)
+    decoded = _info(
+        codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.dtype == np.uint8 else TensorProto.FLOAT
+    )
     scan = make_node(
         "Scan",
         ["x", "nothing", "nothing", "plan", "timesteps", "z"],
         ["x0", "latest", "second_latest"],
-        body=_body(denoiser.graph, codec),
+        body=_body(denoiser.graph, codec, columns),
         num_scan_inputs=3,
     )
     graph = make_graph(
@@ -99,6 +152,7 @@ def sampler_model(denoiser: ModelProto, codec: Codec) -> ModelProto:
             _info("plan", ["S", len(COLUMNS)]),
             _info("timesteps", ["S"], TensorProto.INT64),
             _info("z", ["S", "M", *codec.network_shape]),
+            *(_info(column.name, ["N", *column.shape], TensorProto.INT64) for column in columns),
         ],
         outputs=[decoded, _state("x0", codec)],
         initializer=decode.initializer,
@@ -106,18 +160,41 @@ def sampler_model(denoiser: ModelProto, codec: Codec) -> ModelProto:
     return make_model(graph, ir_version=denoiser.ir_version, opset_imports=denoiser.opset_import)
 
 
-def _body(denoiser: GraphProto, codec: Codec) -> GraphProto:
-    """One row: the network, told the time, and `update` of what it says."""
-    (said,) = denoiser.output
-    if said.type.tensor_type.shape.dim[1].dim_value == 2 * codec.network_shape[0]:
-        halves, v = make_node("Split", ["denoiser.out"], ["out", "v"], axis=1, num_outputs=2), []
+def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column]) -> GraphProto:
+    """One row: the network, told the time and its columns, guided if it can be, and `update` of what it says."""
+    guided = any(column.null is not None for column in columns)
+    learned = denoiser.output[0].type.tensor_type.shape.dim[1].dim_value == 2 * codec.network_shape[0]
+    network = add_prefix_graph(denoiser, "denoiser.")
+    nodes = [make_node("Shape", ["x"], ["batch"], end=1), make_node("Expand", ["timestep", "batch"], ["t"])]
+    initializers = list(network.initializer)
+    if guided:
+        nodes += _call(doubled, {"x": "x", "t": "t", "row": "row"}, {"x2": "denoiser.x", "t2": "denoiser.t"})
     else:
-        halves, v = make_node("Identity", ["denoiser.out"], ["out"]), [from_array(np.zeros(1, np.float32), "v")]
-    network = _prefixed(denoiser, "denoiser.")
-    told = [make_node("Shape", ["x"], ["batch"], end=1), make_node("Expand", ["timestep", "batch"], ["t"])]
+        nodes += [make_node("Identity", [name], [f"denoiser.{name}"]) for name in ("x", "t")]
+    for column in columns:
+        name = column.name
+        if column.null is None:
+            nodes.append(make_node("Identity", [name], [f"denoiser.{name}"]))
+            continue
+        initializers.append(from_array(np.array(column.null, column.dtype), f"{name}.null"))
+        wires = {"given": name, "null": f"{name}.null", "row": "row"}
+        nodes += _call(with_null, wires, {"given2": f"denoiser.{name}"})
+    nodes += network.node
+    if learned:
+        nodes.append(make_node("Split", ["denoiser.out"], ["all.out", "all.v"], axis=1, num_outputs=2))
+    else:
+        nodes.append(make_node("Identity", ["denoiser.out"], ["all.out"]))
+        initializers.append(from_array(np.zeros(1, np.float32), "v"))
+    for name, function in (("out", guide), ("v", told_half)):
+        if name == "v" and not learned:
+            continue
+        if guided:
+            nodes += _call(function, {f"{name}2": f"all.{name}", "row": "row"}, {name: name})
+        else:
+            nodes.append(make_node("Identity", [f"all.{name}"], [name]))
     step = _prefixed(update.to_model_proto().graph, "update.")
     return make_graph(
-        [*told, *network.node, halves, *step.node],
+        [*nodes, *step.node],
         "row",
         inputs=[
             *(_state(name, codec) for name in ("x", "previous", "earlier")),
@@ -126,9 +203,18 @@ def _body(denoiser: GraphProto, codec: Codec) -> GraphProto:
             _info("z", ["M", *codec.network_shape]),
         ],
         outputs=[_state(output.name, codec) for output in step.output],
-        initializer=[*network.initializer, *v],
-        value_info=network.value_info,
+        initializer=initializers,
+        value_info=[] if guided else network.value_info,
     )
+
+
+def _call(function: OnnxFunction, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> list[NodeProto]:
+    """The nodes of a function, between values of these names."""
+    name = f"{function.name}.{next(iter(outputs.values()))}."
+    graph = add_prefix_graph(function.to_model_proto().graph, name)
+    taken = [make_node("Identity", [value], [name + argument]) for argument, value in inputs.items()]
+    given = [make_node("Identity", [name + result], [value]) for result, value in outputs.items()]
+    return [*taken, *graph.node, *given]
 
 
 def _decoder(codec: Codec) -> GraphProto:

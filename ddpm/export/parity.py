@@ -15,6 +15,8 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.files import sha256_of
 from ddpm.model import Model
 
+GUIDANCE = 2.0  # of the run, where a model can be guided
+
 
 def measure_parity(
     model: Model, directory: Path, *, samples: int, steps: int, tolerances: dict[Precision, float]
@@ -35,20 +37,22 @@ def measure_parity(
     choices: dict[str, Any] = {"sampler": "ddim", "eta": 0.0}
     if learned:
         choices = {"sampler": "ancestral", "variance": "learned_range"}
-    plan = model.plan(steps=steps, **choices)
+    if model.guidable:
+        choices["guidance_scale"] = GUIDANCE
+    plan, given = model.plan(steps=steps, **choices), model.given(samples)
 
     def noise() -> ImageNoise:
         return ImageNoise(0, samples, model.codec.network_shape)
 
     draw = noise().draw
     x = torch.from_numpy(draw())
-    trained = sampling.sample(model.network, plan, x, lambda: torch.from_numpy(draw())).numpy()
+    trained = sampling.sample(model.denoiser(given), plan, x, lambda: torch.from_numpy(draw())).numpy()
     files: dict[str, dict[str, Any]] = {}
     for precision, tolerance in tolerances.items():
         for in_graph in (False, True):
             exported = Sampler(directory, providers=[CPU], precision=precision, in_graph=in_graph)
             draw = noise().draw
-            difference = float(np.abs(trained - exported.run(plan, draw(), draw)).max())
+            difference = float(np.abs(trained - exported.run(plan, draw(), draw, given)).max())
             files[exported.file.name] = {
                 "max_abs_difference": difference,
                 "tolerance": tolerance,

@@ -38,6 +38,9 @@ class EvaluationProtocol:
     resamples: int  # of the bootstrap behind the intervals
     seed: int
     nll_timesteps: int | None = None  # that the bound is estimated from; None: all of them
+    labels: str | None = None  # that a conditional model is asked for: "frequencies", those of the training data
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
 
     @property
     def id(self) -> str:

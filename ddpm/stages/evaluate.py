@@ -72,7 +72,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     measured = measure(
         drawn,
         params,
-        ModelFacts(config.sampling, config.process.variance, model.card.training.weights),
+        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, bool(model.columns)),
         data=data,
         root=root,
         device=device,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.codecs.scale import Codec
+from ddpm.conditioning.guidance import ClassifierFree, guidable
+from ddpm.conditioning.network import bind, columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
@@ -76,6 +78,12 @@ class Watch:
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)
 
+        columns = columns_in(network)
+        given = {
+            column.name: torch.from_numpy(column.draw(COLUMNS**2, seed=self._seed)).to(self._device)
+            for column in columns
+        }
         with ema.in_place(), evaluating(network):
-            drawn = sampling.sample(network, plan, draw(), draw)
+            denoiser = ClassifierFree(network, given) if guidable(network) else bind(network, given)
+            drawn = sampling.sample(denoiser, plan, draw(), draw)
         return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)

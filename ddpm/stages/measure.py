@@ -66,4 +66,5 @@ def facts_of(params: Params, sampler: Sampler) -> ModelFacts:
         params.evaluation.sampling or validate(SamplingConfig, sampler.facts["sampling"], str(described)),
         sampler.facts["process"]["variance"],
         sampler.facts.get("training", {}).get("weights", "ema"),
+        bool(sampler.columns),
     )

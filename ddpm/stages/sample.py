@@ -49,7 +49,7 @@ def sample_to(
             f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"
         )
     try:
-        opened.plan(**overrides)
+        opened.check(overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
     with _progress(count, opened.codec, f"samples of {model}") as on_batch:
@@ -76,15 +76,17 @@ def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) ->
     from ddpm.figures.protocol import mark_of
 
     if hasattr(opened, "card"):
-        card = opened.card
-        model, training = card.variant, card.training.fingerprint
-        sampling, variance = card.config.sampling.model_dump(), card.config.process.variance
+        model, training = opened.card.variant, opened.card.training.fingerprint
     else:
         facts = opened.facts
         model, training = facts.get("variant", ""), facts.get("training", {}).get("fingerprint", "")
-        sampling, variance = facts["sampling"], facts["process"]["variance"]
-    chosen = {**sampling, **{name: value for name, value in overrides.items() if value is not None}}
-    return origin(model=model, training=mark_of(training), seed=seed, sampling=chosen, variance=variance)
+    process, sampling = opened.choices
+    asked = {name: value for name, value in overrides.items() if value is not None}
+    label = asked.pop("label", None)
+    found = origin(
+        model=model, training=mark_of(training), seed=seed, sampling={**sampling, **asked}, variance=process["variance"]
+    )
+    return found if label is None else {**found, "Label": ", ".join(label)}
 
 
 def open_model(model: str, precision: Precision = "fp32", root: Path = Path()) -> Model | Sampler:
