@@ -8,11 +8,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm import __version__
 from ddpm.arguments import (
+    a_path,
     add_compare,
     add_completion,
     add_export_diffusers,
@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = for_variant("evaluate", _evaluate, "measure a model and draw its pictures")
     for shared in (train, evaluate):
         # By which one process hands its parameters to those that it starts.
-        shared.add_argument("--params", type=Path, help=argparse.SUPPRESS)
+        shared.add_argument("--params", type=a_path, help=argparse.SUPPRESS)
     for_variant("export", _export, "export a model to ONNX and hold it against the trained one")
     for_variant("register", _register, "register a model's export, with its figures, in MLflow")
     promote = command("promote", _promote, "make a version of a model champion, if it beats the one there is")
@@ -215,11 +215,15 @@ def _params() -> Params:
 
 def _given_params(arguments: Arguments) -> Params:
     """Those of the process that started this one, or params.yaml's."""
-    from ddpm.config import Params
+    from ddpm.config import Params, validate
+    from ddpm.files import read_json
 
     if arguments.params is None:
         return _params()
-    return Params.model_validate_json(arguments.params.read_bytes())
+    try:
+        return validate(Params, read_json(arguments.params), str(arguments.params))
+    except ValueError as error:
+        raise UserError(f"{arguments.params}: {error}") from None
 
 
 def _fetch(arguments: Arguments) -> None:
