@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ddpm
+import ddpm.model  # imports torch, for which no test shall wait
 from ddpm.cli import main
 from ddpm.errors import UserError
 
