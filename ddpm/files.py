@@ -228,14 +228,19 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds; all JSON files of this program are objects.
+
     Raises:
-        ValueError: the file is not JSON, is nested too deeply, or is far larger than any that this program writes.
+        ValueError: the file is not JSON or no object, is nested too deeply, or is far larger than any that this program
+            writes.
     """
     if path.stat().st_size > _MOST_JSON:
         raise ValueError(f"expected JSON of at most {_MOST_JSON >> 20} MiB, found {path.stat().st_size >> 20} MiB")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, found {content!r:.50}")
+    return content

@@ -333,7 +333,7 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     except FileNotFoundError as error:
         missing = error.filename or "model.safetensors"
         raise UserError(f"{directory} is not a model directory: {missing} is missing{made_by(directory)}") from None
-    except (SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:  # OSError: model.safetensors is a directory
         raise UserError(f"{directory}: damaged: {error}") from None
     try:
         codec, columns = card.data.codec, card.columns

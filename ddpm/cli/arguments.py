@@ -8,11 +8,15 @@ from pathlib import Path
 from ddpm.layout import COMPARISON
 from ddpm.serve.arguments import add_precision
 
+LARGEST = 2**31 - 1  # what a C int holds, as in params.yaml
+
 
 def add_init(init: argparse.ArgumentParser) -> None:
-    init.add_argument("directory", type=Path, metavar="DIR", help="the project's folder; created if it does not exist")
     init.add_argument(
-        "--images", type=Path, required=True, metavar="PATH", help="a folder of images; subfolders are classes"
+        "directory", type=a_path, metavar="DIR", help="the project's folder; created if it does not exist"
+    )
+    init.add_argument(
+        "--images", type=a_path, required=True, metavar="PATH", help="a folder of images; subfolders are classes"
     )
     init.add_argument("--size", type=_positive, help="pixels per side (default: 32, or less if the images are smaller)")
     init.add_argument(
@@ -28,10 +32,10 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument(
         "model", metavar="MODEL", help="V, models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
     )
-    sample.add_argument("--n", type=int, default=64, help="how many images (default: %(default)s)")
+    sample.add_argument("--n", type=_count, default=64, help="how many images (default: %(default)s)")
     sample.add_argument(
         "--out",
-        type=Path,
+        type=a_path,
         required=True,
         help="FILE.npz (images as uint8 [N, H, W, C]), FILE.png, or for images a new directory",
     )
@@ -42,7 +46,7 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "--sampler",
         help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, unipc or unipc_bh1 (default: the model's own)",
     )
-    sample.add_argument("--steps", type=int, help="network evaluations per image (default: the model's own)")
+    sample.add_argument("--steps", type=_count, help="network evaluations per image (default: the model's own)")
     sample.add_argument(
         "--variance", help="for ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
     )
@@ -66,7 +70,9 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         metavar="LOW,HIGH",
         help="shares of the process, 0 data and 1 noise, between which guidance holds (default: the model's own)",
     )
-    sample.add_argument("--batch-size", type=int, default=64, help="does not change the images (default: %(default)s)")
+    sample.add_argument(
+        "--batch-size", type=_count, default=64, help="does not change the images (default: %(default)s)"
+    )
     add_precision(sample)
 
 
@@ -79,7 +85,7 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
     )
     compare.add_argument(
         "--out",
-        type=Path,
+        type=a_path,
         default=COMPARISON,
         help="a directory for report.html and comparison.json (default: %(default)s)",
     )
@@ -91,7 +97,7 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
     )
     compare.add_argument("--sampler", default="ddim", help="the sampler for all models (default: %(default)s)")
     compare.add_argument(
-        "--samples", type=int, help="samples to draw at each number of steps (default: evaluation.samples)"
+        "--samples", type=_count, help="samples to draw at each number of steps (default: evaluation.samples)"
     )
     compare.add_argument(
         "--rank",
@@ -113,18 +119,18 @@ def add_promotion(promote: argparse.ArgumentParser, rollback: argparse.ArgumentP
 
 def add_measure(measure: argparse.ArgumentParser) -> None:
     measure.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
-    measure.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON: its `metrics` and `protocol`")
+    measure.add_argument("--out", type=a_path, required=True, metavar="FILE", help="JSON: its `metrics` and `protocol`")
 
 
 def add_import(bring: argparse.ArgumentParser) -> None:
     bring.add_argument(
         "source",
-        type=Path,
+        type=a_path,
         metavar="SOURCE",
         help="a .pt file of openai/improved-diffusion, guided-diffusion or denoising_diffusion_pytorch, or a directory "
         "of diffusers' UNet2DModel",
     )
-    bring.add_argument("--out", type=Path, required=True, help="the model directory, such as models/V")
+    bring.add_argument("--out", type=a_path, required=True, help="the model directory, such as models/V")
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
     bring.add_argument("--image-size", type=_positive, help="pixels per side, if SOURCE does not contain it")
     built = bring.add_argument_group(
@@ -152,8 +158,8 @@ def add_import(bring: argparse.ArgumentParser) -> None:
 
 
 def add_export_diffusers(give: argparse.ArgumentParser) -> None:
-    give.add_argument("model", type=Path, metavar="MODEL", help="a model directory, such as models/V")
-    give.add_argument("out", type=Path, metavar="OUT", help="a new directory")
+    give.add_argument("model", type=a_path, metavar="MODEL", help="a model directory, such as models/V")
+    give.add_argument("out", type=a_path, metavar="OUT", help="a new directory")
 
 
 def _words(text: str) -> list[str]:
@@ -179,3 +185,26 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    """Of images, or of steps; the commands say what is too few."""
+    try:
+        count = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r:.50}") from None
+    if count > LARGEST:
+        raise argparse.ArgumentTypeError(f"expected at most {LARGEST}, found a number of {len(text)} digits")
+    return count
+
+
+def a_path(text: str) -> Path:
+    """A path that the system can be asked for."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"a path has no NUL character, found {text!r}")
+    path = Path(text)
+    try:
+        path.resolve()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text} is a link that leads to itself") from None
+    return path

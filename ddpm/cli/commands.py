@@ -23,11 +23,16 @@ def _params() -> Params:
 
 def _given_params(arguments: Arguments) -> Params:
     """Those of the process that started this one, or params.yaml's."""
+    from ddpm.config.base import validate
     from ddpm.config.params import Params
+    from ddpm.files import read_json
 
     if arguments.params is None:
         return _params()
-    return Params.model_validate_json(arguments.params.read_bytes())
+    try:
+        return validate(Params, read_json(arguments.params), str(arguments.params))
+    except ValueError as error:
+        raise UserError(f"{arguments.params}: {error}") from None
 
 
 def run_fetch(arguments: Arguments) -> None:

@@ -8,11 +8,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ddpm.cli import commands
 from ddpm.cli.arguments import (
+    a_path,
     add_compare,
     add_completion,
     add_export_diffusers,
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = for_variant("evaluate", "measure a model and draw its pictures")
     for shared in (train, evaluate):
         # By which one process hands its parameters to those that it starts.
-        shared.add_argument("--params", type=Path, help=argparse.SUPPRESS)
+        shared.add_argument("--params", type=a_path, help=argparse.SUPPRESS)
     for_variant("export", "export a model to ONNX and check it against the trained one")
     for_variant("register", "register a model's export, with its metrics, in MLflow")
     promote = command("promote", "make a version of a model champion, if it is better than the current champion")

@@ -41,7 +41,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...]]:
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not a deploy directory: sampler.json is missing") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path}: damaged: {error}") from None
     try:
         _check(facts)
         plan_for(facts["process"], facts["sampling"])
@@ -50,13 +50,11 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...]]:
         raise UserError(f"{path}: {error}") from None
 
 
-def _check(facts: Any) -> None:
+def _check(facts: Mapping[str, Any]) -> None:
     """
     Raises:
         ValueError: something that is needed is missing or is none of what it has to be.
     """
-    if not isinstance(facts, dict):
-        raise ValueError(f"expected an object, found {facts!r:.50}")
     if (found := facts.get("format", 1)) not in KNOWN:
         raise ValueError(f"its format is {found!r:.50}, and this version of ddpm knows 1 and 2")
     for key, kind in _KEYS.items():

@@ -20,17 +20,25 @@ def curves(loss: str, likelihood: str) -> Image.Image | None:
         likelihood: an nll.csv, whose t is that of the papers: L_0 to L_T.
     """
     shown = [
-        Chart("training loss", "step", "loss", {"loss": _column(loss, "step", "loss")}),
+        Chart("training loss", "step", "loss", {"loss": column(loss, "step", "loss")}),
         Chart(
             "bound on the likelihood, term by term",
             "t",
             "bits/dim",
-            {name: _column(likelihood, "t", name) for name in ("train", "validation")},
+            {name: column(likelihood, "t", name) for name in ("train", "validation")},
         ),
     ]
     shown = [chart for chart in shown if any(chart.lines.values())]
     return charts(shown) if shown else None
 
 
-def _column(table: str, x: str, y: str) -> Points:
-    return [(float(row[x]), float(row[y])) for row in csv.DictReader(io.StringIO(table))]
+def column(table: str, x: str, y: str) -> Points:
+    """Two columns of a CSV text.
+
+    Raises:
+        ValueError: it has no such columns, or something else than numbers in them.
+    """
+    try:
+        return [(float(row[x]), float(row[y])) for row in csv.DictReader(io.StringIO(table))]
+    except (csv.Error, KeyError, TypeError) as error:
+        raise ValueError(f"expected the columns {x} and {y}, with numbers ({type(error).__name__})") from None

@@ -19,7 +19,7 @@ counter-based generator would be of integer operators that have no CUDA kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -168,7 +168,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column]) -> Grap
     nodes = [make_node("Shape", ["x"], ["batch"], end=1), make_node("Expand", ["timestep", "batch"], ["t"])]
     initializers = list(network.initializer)
     if guided:
-        nodes += _call(doubled, {"x": "x", "t": "t", "row": "row"}, {"x2": "denoiser.x", "t2": "denoiser.t"})
+        nodes += _call(doubled, ["x", "t", "row"], ["denoiser.x", "denoiser.t"])
     else:
         nodes += [make_node("Identity", [name], [f"denoiser.{name}"]) for name in ("x", "t")]
     for column in columns:
@@ -177,8 +177,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column]) -> Grap
             nodes.append(make_node("Identity", [name], [f"denoiser.{name}"]))
             continue
         initializers.append(from_array(np.array(column.null, column.dtype), f"{name}.null"))
-        wires = {"given": name, "null": f"{name}.null", "row": "row"}
-        nodes += _call(with_null, wires, {"given2": f"denoiser.{name}"})
+        nodes += _call(with_null, [name, f"{name}.null", "row"], [f"denoiser.{name}"])
     nodes += network.node
     if learned:
         nodes.append(make_node("Split", ["denoiser.out"], ["all.out", "all.v"], axis=1, num_outputs=2))
@@ -189,7 +188,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column]) -> Grap
         if name == "v" and not learned:
             continue
         if guided:
-            nodes += _call(function, {f"{name}2": f"all.{name}", "row": "row"}, {name: name})
+            nodes += _call(function, [f"all.{name}", "row"], [name])
         else:
             nodes.append(make_node("Identity", [f"all.{name}"], [name]))
     step = _prefixed(update.to_model_proto().graph, "update.")
@@ -208,12 +207,12 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column]) -> Grap
     )
 
 
-def _call(function: OnnxFunction, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> list[NodeProto]:
+def _call(function: OnnxFunction, arguments: Sequence[str], results: Sequence[str]) -> list[NodeProto]:
     """The nodes of a function, between values of these names."""
-    name = f"{function.name}.{next(iter(outputs.values()))}."
-    graph = add_prefix_graph(function.to_model_proto().graph, name)
-    taken = [make_node("Identity", [value], [name + argument]) for argument, value in inputs.items()]
-    given = [make_node("Identity", [name + result], [value]) for result, value in outputs.items()]
+    prefix = f"{function.name}.{results[0]}."
+    graph = add_prefix_graph(function.to_model_proto().graph, prefix)
+    taken = [make_node("Identity", [name], [own.name]) for name, own in zip(arguments, graph.input, strict=True)]
+    given = [make_node("Identity", [own.name], [name]) for name, own in zip(results, graph.output, strict=True)]
     return [*taken, *graph.node, *given]
 
 

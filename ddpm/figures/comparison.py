@@ -46,7 +46,7 @@ class Recorded:
         return cls.of(
             metrics,
             _read(directory / "protocol.json"),
-            table.read_text(encoding="utf-8") if table.is_file() else None,
+            table.read_text(encoding="utf-8", errors="replace") if table.is_file() else None,
             source=str(table),
         )
 

@@ -33,7 +33,9 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     """Describe the command, and its options with the defaults of `Settings`."""
     serve.description, serve.formatter_class = MANUAL, argparse.RawDescriptionHelpFormatter
     serve.add_argument("model", metavar="MODEL", help="deploy/V, or a URI such as models:/ddpm-digits@champion")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    serve.add_argument(
+        "--host", type=_host, default="127.0.0.1", help="the address to listen on (default: %(default)s)"
+    )
     serve.add_argument("--port", type=int, default=8000, help="0: any free port (default: %(default)s)")
 
     serve.add_argument(
@@ -89,6 +91,12 @@ def add_precision(command: argparse.ArgumentParser) -> None:
 def chosen_settings(arguments: argparse.Namespace) -> Settings:
     """The settings that a command line comes to."""
     return Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+
+
+def _host(text: str) -> str:
+    if not text.isprintable():  # socket raises errors of several types for others
+        raise argparse.ArgumentTypeError(f"expected a name or an address, found {text!r:.50}")
+    return text
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
-from ddpm.evaluation.curves import curves
+from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
 from ddpm.evaluation.measure import ModelFacts, check_fit, finite, measure
@@ -59,10 +59,25 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
     return model, data
 
 
+def _loss_curve(path: Path) -> str:
+    """The text of a training's curve; empty where there is none.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        column(text, "step", "loss")
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    return text
+
+
 def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     """`evaluate_variant`, in one of the processes that draw the samples; the first does all else."""
     options, device = params.evaluation, pick_device()
     model, data = _opened(params, variant, device, root)
+    loss = _loss_curve(root / MODELS / variant / "loss.csv")
     drawn = sharded_batches(model, ranks, options.samples, seed=params.seed, batch_size=options.batch_size)
     if not ranks.first:
         for _ in drawn:
@@ -95,9 +110,9 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     with atomic_directory(root / REPORTS / variant) as out:
         write_json(out / "metrics.json", {**marks, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
-        table, loss = likelihood_table(bounds), root / MODELS / variant / "loss.csv"
+        table = likelihood_table(bounds)
         write_bytes(out / "nll.csv", table.encode())
-        drawn_curves = curves(loss.read_text(encoding="utf-8") if loss.is_file() else "", table)
+        drawn_curves = curves(loss, table)
         facts = origin(
             model=variant,
             training=marks["model"],

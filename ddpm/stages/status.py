@@ -167,7 +167,7 @@ def _figure(reports: Path) -> dict[str, Any]:
     """The figure that models are ranked by, of a reports directory; empty where there is none."""
     try:
         return _headline(read_json(reports / "metrics.json"), read_json(reports / "protocol.json"))
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):  # TypeError: a figure that is no number
         return {}
 
 

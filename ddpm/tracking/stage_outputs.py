@@ -126,7 +126,7 @@ def lineage_of(variant: str, root: Path = Path()) -> str:
 
 
 def _is_imported(card: dict[str, Any]) -> bool:
-    return card["training"].get("weights") == "imported"
+    return (card.get("training") or {}).get("weights") == "imported"
 
 
 def _locked_stages(variant: str, root: Path) -> dict[str, Any]:

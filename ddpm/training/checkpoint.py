@@ -63,7 +63,7 @@ class Checkpoints:
                 if sha256_of(path / "state.safetensors") != described["sha256"]:
                     raise ValueError("its bytes do not have the recorded SHA-256")
                 return load_file(path / "state.safetensors"), {**described["facts"], "step": described["step"]}
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:  # of JSON that is no state's description too
                 self._say(f"checkpoint {path} is damaged ({error}); trying the one before it")
         return None
 

@@ -52,8 +52,8 @@ def facts(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([], r"expected an object, found \[\]"),
-        (None, "expected an object, found None"),
+        ([], r"damaged: expected an object, found \[\]"),
+        (None, "damaged: expected an object, found None"),
         ({}, "the key `shape` is missing"),
         ({**facts(), "process": {}}, "the key `process.schedule` is missing"),
         (facts(shape=None), "`shape`: expected a list, found None"),

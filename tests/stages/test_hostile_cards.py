@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import ddpm
+import ddpm.model  # imports torch, for which no test shall wait
+from ddpm.cli import main
 from ddpm.errors import UserError
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -67,3 +69,13 @@ def test_an_export_that_cannot_be(trained: Path, key, value):
 def test_nesting_and_long_numbers(trained: Path, file, text):
     (trained / file).write_text(text)
     assert Path(file).name in refused((trained / file).parent) or "damaged" in refused((trained / file).parent)
+
+
+@pytest.mark.parametrize("file", ["models/tiny/loss.csv", "extractor/extractor.json"])
+@pytest.mark.parametrize("content", [b"[1]\n2\n", b"\xff\x00", b"step,loss\n1,\n", b"a,b\n1,2\n"])
+def test_a_file_of_another_content_is_named_before_anything_is_measured(trained: Path, capsys, file, content):
+    before = (trained / "reports/tiny/metrics.json").read_bytes()
+    (trained / file).write_bytes(content)
+    assert main(["evaluate", "tiny"]) == 2
+    assert Path(file).name in capsys.readouterr().err.splitlines()[-1]
+    assert (trained / "reports/tiny/metrics.json").read_bytes() == before

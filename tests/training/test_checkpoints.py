@@ -41,12 +41,31 @@ def forget_the_hash(state: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": None}))
 
 
+def describe_by_a_list(state: Path) -> None:
+    (state / "state.json").write_text("[1]")
+
+
+def describe_nothing(state: Path) -> None:
+    path = state / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "facts": None}))
+
+
 def lose_the_weights(state: Path) -> None:
     (state / "state.safetensors").unlink()
 
 
 @pytest.mark.parametrize(
-    "damage", [truncate, empty, flip_a_bit, cut_the_description, forget_the_hash, lose_the_weights]
+    "damage",
+    [
+        truncate,
+        empty,
+        flip_a_bit,
+        cut_the_description,
+        describe_by_a_list,
+        describe_nothing,
+        forget_the_hash,
+        lose_the_weights,
+    ],
 )
 def test_a_damaged_state_is_said_in_a_line_and_the_one_before_it_used(tmp_path: Path, damage: Callable[[Path], None]):
     said: list[str] = []
