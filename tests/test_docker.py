@@ -198,9 +198,7 @@ def test_what_a_service_names_is_there(stack: dict[str, Any], services: dict[str
             assert not service["image"].endswith(":latest"), name
             assert ":" in service["image"], name
         for volume in service.get("volumes", []):
-            source, separator, _ = volume.partition(":")
-            if not separator:
-                continue  # a nameless volume, which lives as long as its container
+            source, _, _ = volume.partition(":")
             assert (DOCKER / source).exists() if source.startswith(".") else source in stack["volumes"], source
 
 

@@ -32,6 +32,11 @@ PASSWORD = r"""'a$b ${HOME} #c"d%:/@\'e'"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
+def inspect(*names: str) -> list[dict]:
+    """What docker says of containers and images."""
+    return json.loads(words("docker", "inspect", *names)) if names else []
+
+
 @dataclass(frozen=True)
 class Stack:
     """A running stack of a checkout of its own."""
@@ -57,6 +62,11 @@ class Stack:
     def containers(self, *options: str) -> list[str]:
         own = f"label=com.docker.compose.project={self.project}"
         return words("docker", "ps", "--quiet", *options, "--filter", own).split()
+
+    def volumes(self) -> list[str]:
+        containers = self.containers("--all")
+        mounts = [mount for each in inspect(*containers) for mount in each["Mounts"]]
+        return [mount["Name"] for mount in mounts if mount["Type"] == "volume"]
 
     def set(self, name: str, value: str) -> None:
         """Write a setting into docker/.env."""
@@ -86,9 +96,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         print(f"\nthe stack is healthy after {time.monotonic() - started:.0f} s")
         yield stack
     finally:
+        volumes = stack.volumes()
         ended = stack.compose("down", "--volumes", "--timeout", "60", seconds=300)
     assert ended.returncode == 0, ended.stderr
     assert stack.containers("--all") == []
+    assert not set(volumes) & set(words("docker", "volume", "ls", "--quiet").split())
 
 
 def free_ports(count: int) -> list[int]:
@@ -165,7 +177,7 @@ def test_a_server_opens_its_own_database_with_its_password_and_not_the_others(st
 
 
 def test_the_limits_are_set_on_what_runs(stack: Stack):
-    running = json.loads(words("docker", "inspect", *stack.containers()))
+    running = inspect(*stack.containers())
     assert {each["Config"]["Labels"]["com.docker.compose.service"] for each in running} == {
         "postgres", "store", "mlflow", "prefect", "worker"
     }  # fmt: skip
@@ -187,7 +199,7 @@ def test_the_limits_are_set_on_what_runs(stack: Stack):
 
 @pytest.mark.parametrize("name", ["servers", "train"])
 def test_the_images_say_what_they_are(stack: Stack, name: str):
-    labels = json.loads(words("docker", "image", "inspect", f"ddpm-{name}:test"))[0]["Config"]["Labels"]
+    labels = inspect(f"ddpm-{name}:test")[0]["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == f"ddpm-{name}"
     assert labels["org.opencontainers.image.revision"] == "test"
 
@@ -226,10 +238,9 @@ def download(stack: Stack, folder: Path) -> None:
 
 def test_the_servers_end_by_themselves_when_they_are_asked_to(stack: Stack):
     """137 would be a server that was killed because it had not ended in time."""
-    names = [json.loads(words("docker", "inspect", name))[0]["Name"] for name in stack.containers()]
     assert stack.compose("stop", "mlflow", "prefect").returncode == 0
-    for name in names:
-        state = json.loads(words("docker", "inspect", name))[0]["State"]
-        if "mlflow" in name or "prefect" in name:
-            assert state["Status"] == "exited"
-            assert state["ExitCode"] in (0, 143), name
+    ended = [each for each in inspect(*stack.containers("--all")) if re.search("-(mlflow|prefect)-", each["Name"])]
+    assert len(ended) == 2
+    for each in ended:
+        assert each["State"]["Status"] == "exited"
+        assert each["State"]["ExitCode"] in (0, 143), each["Name"]
