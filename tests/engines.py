@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -73,6 +74,18 @@ def skip_if_unreachable(engine: str, done: subprocess.CompletedProcess[str]) -> 
     if done.returncode and any(text in done.stderr.lower() for text in _UNREACHABLE):
         last = done.stderr.strip().splitlines()[-1]
         pytest.skip(f"{engine} lacks an image and reaches no registry: {last}")
+
+
+def base_of(engine: str, dockerfile: str) -> str:
+    """The image that PYTHON names, on this machine: BuildKit may have pulled it for the build alone."""
+    default = re.search(r"^ARG PYTHON=(\S+)", (ROOT / "docker" / dockerfile).read_text(), flags=re.MULTILINE)
+    given = re.search(r"PYTHON=(\S+)", os.environ.get("IMAGE_BUILD_OPTIONS", ""))
+    assert default
+    name = (given or default)[1]
+    if engine != "buildah" and call(engine, "image", "inspect", name).returncode:
+        done = call(engine, "pull", name, seconds=BUILD_SECONDS)
+        assert done.returncode == 0, done.stderr
+    return name
 
 
 def size(engine: str, name: str) -> int:

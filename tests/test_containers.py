@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from engines import build, call, find_engine, size, words
+from engines import base_of, build, call, find_engine, size, words
 from finished import VARIANT, write_outputs
 
-BASE = "python:3.11-slim-bookworm"
 MOST_BYTES = 200e6
 READY_SECONDS = 60
 
@@ -114,7 +113,7 @@ def test_the_serve_image_draws_an_image_and_weighs_what_the_documentation_says(e
             assert time.monotonic() < deadline, asked.stderr
             time.sleep(0.2)
     assert asked.stdout == b"\x89PNG\r\n\x1a\n".hex()
-    own = size(engine, image) - size(engine, BASE)
+    own = size(engine, image) - size(engine, base_of(engine, "serve.Dockerfile"))
     print(f"\nan image after {time.monotonic() - started:.1f} s; {own / 1e6:.0f} MB on top of the base")
     assert own < MOST_BYTES
 

@@ -103,6 +103,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     assert not set(volumes) & set(words("docker", "volume", "ls", "--quiet").split())
 
 
+def test_compose_reads_a_quoted_password_of_any_characters(tmp_path: Path):
+    """Where Compose is installed, without an image."""
+    find_engine("docker")
+    if call("docker", "compose", "version").returncode:
+        pytest.skip("docker has no compose")
+    example = (ROOT / "docker/.env.example").read_text().replace("=''", f"={PASSWORD}")
+    (tmp_path / "env").write_text(re.sub("^(DDPM_.ID)=", r"\1=1000", example, flags=re.MULTILINE))
+    read = ["--env-file", str(tmp_path / "env"), "-f", "docker/compose.yaml", "config", "--format", "json"]
+    services = json.loads(words("docker", "compose", *read))["services"]
+    # In this output a dollar is written twice.
+    assert services["mlflow"]["environment"]["PGPASSWORD"].replace("$$", "$") == PASSWORD[1:-1].replace("\\'", "'")
+
+
 def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
