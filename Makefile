@@ -55,8 +55,8 @@ test-all: setup  ## every test but the GPU's
 coverage: setup  ## the fast tests, and which lines they run: htmlcov/
 	@$(PYTEST) -m "not slow and not gpu" --cov ddpm --cov flows --cov-report html --cov-report term:skip-covered
 
-test-docker: setup  ## build the serve image with docker, podman or buildah, ask it for an image, weigh it
-	@python -m pytest -s -rs tests/test_containers.py
+test-docker: setup  ## build the images; ask the serve image for an image, start, use and end the team's stack
+	@python -m pytest -s -rs tests/test_containers.py tests/test_stack.py
 
 test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu

@@ -1,9 +1,17 @@
 # The MLflow and the Prefect server: one image, the command decides. Their versions are those of requirements.lock.
 ARG PYTHON=python:3.11-slim-bookworm
 
+FROM ${PYTHON} AS plugin
+WORKDIR /source
+COPY docker/build.lock .
+RUN pip install --no-cache-dir --no-deps --require-hashes -r build.lock
+COPY docker/mlflow_plugin .
+RUN pip install --no-cache-dir --no-deps --no-index --no-build-isolation --prefix /plugin .
+
 FROM ${PYTHON}
 COPY docker/servers.lock /tmp/
 RUN pip install --no-cache-dir --no-deps --require-hashes -r /tmp/servers.lock
+COPY --from=plugin /plugin /usr/local
 COPY docker/make_bucket.py flows/prefect_server.py /opt/
 
 # A volume that is mounted on a folder takes its owner over.

@@ -39,9 +39,10 @@ COPY ddpm ddpm
 RUN uv pip install --no-cache --no-deps --no-build-isolation --editable .
 
 # Anyone may be the user, so that what a run writes belongs to the checkout's owner: a home and a name for all.
-# And nothing reports home.
+# DVC's locks: by default in /var/tmp, which a read-only container lacks. And nothing reports home.
 ENV HOME=/home/ddpm \
     USER=ddpm \
+    DVC_SITE_CACHE_DIR=/tmp/dvc \
     DO_NOT_TRACK=true \
     DVC_NO_ANALYTICS=true \
     MLFLOW_DISABLE_TELEMETRY=true \

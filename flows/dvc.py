@@ -116,7 +116,9 @@ def explain(stage: str, lines: list[str], code: int) -> Failure:
         if stopped := _stopped_by(code):
             return Failure(stage, f"the command was stopped by {stopped}", code)
         return Failure(stage, failed["why"] if words.startswith("> ") else words, code)
-    return Failure(stage, lines[-1] if lines else f"dvc ended with {code} and no word", code)
+    # After an error that it did not expect, DVC still says where to ask for help.
+    said = [line for line in lines if line.startswith("ERROR: ")] or lines
+    return Failure(stage, said[-1] if said else f"dvc ended with {code} and no word", code)
 
 
 def _stopped_by(code: int) -> str | None:

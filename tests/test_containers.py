@@ -1,4 +1,4 @@
-"""The images, really built and run, with the engine that is here: docker, podman or buildah.
+"""The serve image, really built and run, with the engine that is here: docker, podman or buildah.
 
 `make test-docker` runs these. They are skipped, and say why, where no engine runs, or where there is no base image and
 no network to pull it from. IMAGE_BUILD_OPTIONS are passed on to the build, such as
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,63 +16,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from engines import base_of, build, call, find_engine, size, words
 from finished import VARIANT, write_outputs
 
-ROOT = Path(__file__).parents[1]
-TAG = "ddpm-serve:test"
 MOST_BYTES = 200e6
-BUILD_SECONDS, READY_SECONDS = 1200, 60
+READY_SECONDS = 60
 
 pytestmark = pytest.mark.slow
 
 
-def call(*command: str | Path, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
-
-
-def words(*command: str) -> str:
-    done = call(*command)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 @pytest.fixture(scope="module")
 def engine() -> str:
-    """The first engine that answers."""
-    reasons = []
-    for name in ("docker", "podman", "buildah"):
-        if shutil.which(name) is None:
-            reasons.append(f"{name} is not installed")
-        elif (asked := call(name, "info")).returncode:
-            reasons.append(f"{name}: {(asked.stderr.strip() or asked.stdout.strip()).splitlines()[-1]}")
-        else:
-            return name
-    pytest.skip(f"no engine: {'; '.join(reasons)}")
+    return find_engine("docker", "podman", "buildah")
 
 
 @pytest.fixture(scope="module")
 def image(engine: str) -> str:
     """The serve image, built as its Dockerfile says."""
-    own = ["bud", "--format", "docker", "--layers", "--isolation", "chroot"] if engine == "buildah" else ["build"]
-    options = [*shlex.split(os.environ.get("IMAGE_BUILD_OPTIONS", "")), "--build-arg", "REVISION=test"]
-    started = time.monotonic()
-    done = call(engine, *own, *options, "-f", "docker/serve.Dockerfile", "-t", TAG, ".", seconds=BUILD_SECONDS)
-    if done.returncode and any(word in done.stderr for word in UNREACHABLE):
-        pytest.skip(f"{engine} has no base image and reaches no registry: {done.stderr.strip().splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(f"\n{engine} built {TAG} in {time.monotonic() - started:.0f} s")
-    return TAG
-
-
-# What the engines say when they can neither find a base image nor pull it.
-UNREACHABLE = (
-    "initializing source",
-    "image not known",
-    "failed to resolve source metadata",
-    "error pulling image",
-    "no such host",
-    "connection refused",
-)
+    return build(engine, "serve.Dockerfile", "ddpm-serve:test")
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +48,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             break
         path.chmod(0o755)
     return deploy
-
-
-def size(engine: str, name: str) -> int:
-    if engine == "buildah":
-        (found,) = json.loads(words("buildah", "images", "--json", name))
-        number, unit = found["size"].split()
-        return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
-    return int(words(engine, "image", "inspect", "--format", "{{.Size}}", name))
 
 
 @contextmanager
@@ -162,7 +113,7 @@ def test_the_serve_image_draws_an_image_and_weighs_what_the_documentation_says(e
             assert time.monotonic() < deadline, asked.stderr
             time.sleep(0.2)
     assert asked.stdout == b"\x89PNG\r\n\x1a\n".hex()
-    own = size(engine, image) - size(engine, "python:3.11-slim-bookworm")
+    own = size(engine, image) - size(engine, base_of(engine, "serve.Dockerfile"))
     print(f"\nan image after {time.monotonic() - started:.1f} s; {own / 1e6:.0f} MB on top of the base")
     assert own < MOST_BYTES
 
@@ -177,7 +128,7 @@ def test_the_serve_image_says_what_it_is(engine: str, image: str):
     assert labels["org.opencontainers.image.title"] == "ddpm-serve"
 
 
-def test_a_container_without_a_model_ends_in_a_line(engine: str, image: str, tmp_path: Path):
+def test_a_container_without_a_model_ends_in_a_line(engine: str, image: str):
     if engine == "buildah":
         name = words("buildah", "from", image)
         done = call("buildah", "run", "--isolation", "chroot", name, "--", "ddpm", "serve", "/model")
@@ -186,24 +137,3 @@ def test_a_container_without_a_model_ends_in_a_line(engine: str, image: str, tmp
         done = call(engine, "run", "--rm", "--read-only", image)
     assert done.returncode == 2
     assert "/model" in done.stderr
-
-
-def test_the_stack_is_what_compose_understands(engine: str, tmp_path: Path):
-    """And a quoted password of any characters reaches its server."""
-    if engine == "buildah" or call(engine, "compose", "version").returncode:
-        pytest.skip(f"{engine} has no compose")
-    example = (ROOT / "docker/.env.example").read_text().replace("=''", "='a$b #c'")
-    (tmp_path / "env").write_text(example.replace("DDPM_UID=", "DDPM_UID=1000").replace("DDPM_GID=", "DDPM_GID=1000"))
-    command = [
-        "compose",
-        "--env-file",
-        str(tmp_path / "env"),
-        "-f",
-        "docker/compose.yaml",
-        "config",
-        "--format",
-        "json",
-    ]
-    services = json.loads(words(engine, *command))["services"]
-    # In this output a dollar is written twice.
-    assert services["mlflow"]["environment"]["PGPASSWORD"].replace("$$", "$") == "a$b #c"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +198,7 @@ def test_what_a_service_names_is_there(stack: dict[str, Any], services: dict[str
             assert not service["image"].endswith(":latest"), name
             assert ":" in service["image"], name
         for volume in service.get("volumes", []):
-            source, separator, _ = volume.partition(":")
-            if not separator:
-                continue  # a nameless volume, which lives as long as its container
+            source, _, _ = volume.partition(":")
             assert (DOCKER / source).exists() if source.startswith(".") else source in stack["volumes"], source
 
 
@@ -224,7 +223,22 @@ def test_only_the_two_pages_are_published_and_only_here(stack: dict[str, Any], s
 
 def test_the_bucket_that_is_made_is_the_one_that_is_used(services: dict[str, Any]):
     bucket = services["bucket"]["environment"]["S3_BUCKET"]
-    assert f"--artifacts-destination=s3://{bucket}" in services["mlflow"]["command"]
+    assert f"--artifacts-destination=proxied-s3://{bucket}" in services["mlflow"]["command"]
+
+
+def test_mlflow_has_no_address_of_the_store_to_offer(monkeypatch: pytest.MonkeyPatch):
+    """Its server offers its clients what a repository with these bases gives out."""
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository, MultipartDownloadMixin, MultipartUploadMixin
+
+    project = tomllib.loads((DOCKER / "mlflow_plugin/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (entry,) = project["entry-points"]["mlflow.artifact_repository"].items()
+    monkeypatch.syspath_prepend(DOCKER / "mlflow_plugin")
+    plugin = EntryPoint(*entry, group="mlflow.artifact_repository").load()
+    assert entry[0] == "proxied-s3"
+    assert issubclass(plugin, ArtifactRepository)
+    assert not issubclass(plugin, (MultipartDownloadMixin, MultipartUploadMixin))
+    repository = plugin("proxied-s3://mlflow", tracking_uri=None, registry_uri=None)
+    assert repository._s3.artifact_uri == "s3://mlflow"
 
 
 def test_a_service_writes_to_its_volumes_alone_and_takes_a_bounded_part_of_the_machine(services: dict[str, Any]):

@@ -12,9 +12,7 @@ LARGEST = 2**31 - 1  # what a C int holds, as in params.yaml
 
 
 def add_init(init: argparse.ArgumentParser) -> None:
-    init.add_argument(
-        "directory", type=a_path, metavar="DIR", help="the project's folder; created if it does not exist"
-    )
+    init.add_argument("directory", type=a_path, metavar="DIR", help="the project's folder; created if needed")
     init.add_argument(
         "--images", type=a_path, required=True, metavar="PATH", help="a folder of images; subfolders are classes"
     )

@@ -49,13 +49,17 @@ def may_pass(error: BaseException | None) -> bool:
             return True
         if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE" or _is_operational(error):
             text = str(error)
-            return "sqlite3." not in text or any(words in text for words in _PASSING)
+            of_sqlite = "sqlite3." in text or type(error).__module__ == "sqlite3"
+            return not of_sqlite or any(words in text for words in _PASSING)
         error = error.__cause__ or error.__context__
     return False
 
 
 def _is_operational(error: BaseException) -> bool:
-    return type(error).__module__.startswith("sqlalchemy") and type(error).__name__ == "OperationalError"
+    """SQLAlchemy's, or SQLite's own where this package opens the file itself."""
+    return type(error).__module__.partition(".")[0] in ("sqlalchemy", "sqlite3") and (
+        type(error).__name__ == "OperationalError"
+    )
 
 
 def _schema(text: str, where: str) -> str:

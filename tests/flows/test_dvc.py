@@ -121,6 +121,7 @@ def test_stopping_lets_the_command_end_by_itself_and_dvc_leave_its_locks(before,
     [
         ([], "dvc ended with 255 and no word"),
         (["ERROR: unexpected error"], "ERROR: unexpected error"),
+        (["ERROR: no such folder", "", "Having any troubles? Hit us up at …"], "ERROR: no such folder"),
         (
             ["> ddpm train a", "ERROR: failed to reproduce 'train@a': failed to run: ddpm train a, exited with 1"],
             "failed to run: ddpm train a, exited with 1",

@@ -1,7 +1,5 @@
 """`make serve`: all of it, on this machine alone, and nothing of it afterwards."""
 
-import http.client
-import json
 import os
 import signal
 import socket
@@ -9,12 +7,11 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+from attacks import attack_mlflow, attack_prefect, deployments_of, get, planned_runs
 from finished import VARIANT, write_outputs
-from prefect.client.orchestration import SyncPrefectClient
 
 from ddpm import tracking
 from flows.serve import _announce
@@ -100,13 +97,12 @@ def test_everything_starts_and_ends_together(graph, free_port):
             assert said[-1], "".join(said)
         assert f"http://127.0.0.1:{free_port}" in "".join(said)
         assert get(f"http://127.0.0.1:{free_port}/health") == b"OK"
-        with SyncPrefectClient(f"http://127.0.0.1:{other_port}/api") as client:
-            found = client._client.post("/deployments/filter", json={}).json()
-        deployments = {each["name"]: each for each in found}
+        deployments = deployments_of(f"127.0.0.1:{other_port}")
         assert deployments.keys() == {"weekly", "daily", "on-demand"}
         deployment = deployments["weekly"]
         assert deployment["schedules"][0]["schedule"]["cron"].split()[-1] == "1"
         assert deployment["job_variables"]["working_dir"] == str(graph)
+        assert planned_runs(f"127.0.0.1:{other_port}")
         attack_mlflow(f"127.0.0.1:{free_port}")
         attack_prefect(f"127.0.0.1:{other_port}", deployment["id"], graph)
         own = processes_under(process.pid)
@@ -121,73 +117,6 @@ def test_everything_starts_and_ends_together(graph, free_port):
     assert not [pid for pid in own if Path(f"/proc/{pid}").exists()]
     with pytest.raises(urllib.error.URLError):
         get(f"http://127.0.0.1:{other_port}/api/health")
-
-
-def attack_prefect(server: str, deployment: str, graph: Path) -> None:
-    """Try what a web page can, to have the worker run a command; then see that the server's own page and CLI can."""
-    path = f"/api/deployments/{deployment}/create_flow_run"
-    run = json.dumps({"job_variables": {"command": f"touch {graph}/pwned", "env": {"X": "1"}}})
-    evil, simple = {"Origin": "http://evil.example"}, {"Content-Type": "text/plain"}
-    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    refused = [
-        ask(server, "OPTIONS", path, headers=evil | preflight),
-        ask(server, "POST", path, run, evil | simple),
-        ask(server, "POST", path, run, {"Origin": "null", **simple}),
-        # A page whose own name resolves to this machine by now.
-        ask(server, "POST", path, run, {"Host": "evil.example", "Origin": "http://evil.example", **simple}),
-        ask(server, "GET", "/api/csrf-token?client=x", headers={"Host": f"evil.example:{server.split(':')[1]}"}),
-        # Some program's page on this machine, and a form that hides where it is from: no CSRF token.
-        ask(server, "POST", path, run, {"Origin": "http://127.0.0.1:1", **simple}),
-        ask(server, "POST", path, run, simple),
-        ask(server, "GET", "/api/events/in", headers={**evil, **WEBSOCKET}),
-    ]
-    assert [status for status, _ in refused] == [403] * len(refused), refused
-    assert not any("access-control-allow-origin" in headers for _, headers in refused)
-
-    own = {"Origin": f"http://{server}"}
-    token = json.loads(get(f"http://{server}/api/csrf-token?client=page"))["token"]
-    own |= {"Prefect-Csrf-Client": "page", "Prefect-Csrf-Token": token, "Content-Type": "application/json"}
-    assert ask(server, "POST", "/api/flow_runs/count", "{}", own)[0] == 200
-    assert json.loads(get(f"http://{server}/ui-settings"))["api_url"] == f"http://{server}/api"
-    listed = subprocess.run(
-        [sys.executable, "-m", "prefect", "work-pool", "inspect", "ddpm", "--output", "json"],
-        cwd=graph, env={**os.environ, "PREFECT_API_URL": f"http://{server}/api"}, capture_output=True, text=True,
-    )  # fmt: skip
-    template = json.loads(listed.stdout)["base_job_template"]
-    assert template["job_configuration"].keys().isdisjoint({"command", "env"})
-
-
-def attack_mlflow(server: str) -> None:
-    path, experiment = "/api/2.0/mlflow/experiments/create", json.dumps({"name": "evil"})
-    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
-        for kind in ("text/plain", "application/json"):
-            assert ask(server, "POST", path, experiment, {"Content-Type": kind, **headers})[0] == 403, headers
-    assert ask(server, "GET", path.replace("create", "search"), headers={"Host": "evil.example"})[0] == 403
-
-
-WEBSOCKET = {
-    "Connection": "Upgrade",
-    "Upgrade": "websocket",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-}
-
-
-def ask(
-    server: str, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None
-) -> tuple[int, set[str]]:
-    """The answer's status, and the names of its headers."""
-    connection = http.client.HTTPConnection(server, timeout=30)
-    connection.request(method, path, body, headers or {})
-    answer = connection.getresponse()
-    names = {name.lower() for name in answer.headers}
-    connection.close()
-    return answer.status, names
-
-
-def get(request: str | urllib.request.Request) -> bytes:
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return answer.read()
 
 
 def processes_under(pid: int) -> set[int]:
