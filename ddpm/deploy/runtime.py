@@ -64,9 +64,8 @@ class Sampler(Drawer):
         """Where the model's own sampling plan comes from."""
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
-        self.codec: Codec
-        self.facts, self.codec, self._columns = read_facts(self._directory / "sampler.json")
-        self.shape: tuple[int, ...] = self.codec.shape
+        self.facts, self._codec, self._columns = read_facts(self._directory / "sampler.json")
+        self.shape: tuple[int, ...] = self._codec.shape
         self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
         if in_graph is None:  # exports of before there was a loop have none
@@ -115,6 +114,10 @@ class Sampler(Drawer):
     @property
     def choices(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         return self.facts["process"], self.facts["sampling"]
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec
 
     @property
     def columns(self) -> tuple[Column, ...]:
