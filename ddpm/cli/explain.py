@@ -46,6 +46,8 @@ def _section(section: BaseModel, depth: int, *, changed: bool) -> Iterator[str]:
             lines = list(_section(value, depth + 1, changed=changed))
             if lines:
                 yield from (f"{indent}{key}:", *lines)
+            elif usual.get(key, value) is None:  # that it is there is no default
+                yield f"{indent}{key}: {{}}"
         elif not changed or key not in usual or value != usual[key]:
             allowed = NETWORKS if key == "kind" and value in NETWORKS else ()
             yield f"{indent}{key}: {_as_yaml(value)}{_note(field, allowed)}"

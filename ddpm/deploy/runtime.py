@@ -131,6 +131,10 @@ class Sampler(Drawer):
     def largest_batch(self) -> int:
         return self._largest_batch
 
+    @largest_batch.setter
+    def largest_batch(self, count: int) -> None:
+        self._largest_batch = count
+
     def sampled_by(self, sampling: Mapping[str, Any]) -> Sampler:
         """The same network with another plan of its own, `sampling` as in params.yaml."""
         other = copy.copy(self)

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm.cli import main as cli
+from ddpm import cli
 from ddpm.cli.explain import explain
+from ddpm.cli.main import _parser
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params, load_params
 from ddpm.errors import UserError
@@ -105,7 +106,7 @@ def test_networks_are_told_apart_by_their_kind(tmp_path: Path):
 def test_the_readmes_command_for_own_images_is_one():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^    ddpm (init .*)$", readme, flags=re.MULTILINE)
-    arguments = cli._parser().parse_args(line.split())
+    arguments = _parser().parse_args(line.split())
     assert (arguments.directory, arguments.images, arguments.size) == (
         Path("pictures"),
         Path("/home/me/pictures"),

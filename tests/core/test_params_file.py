@@ -96,7 +96,7 @@ def test_sections_may_be_left_out_but_where_dvc_tracks_them(tmp_path: Path, monk
     path.write_text("models: {ddpm: {network: {width: 64}, training: {steps: 5}}, other: {}}")
     assert load_params(path).models["other"] == Params.model_validate({"models": {"ddpm": {}}}).models["ddpm"]
     monkeypatch.setenv("DVC_STAGE", "fetch")
-    with pytest.raises(UserError, match=r"add `process: {}`, `objective: {}`, `sampling: {}` under models\.ddpm$"):
+    with pytest.raises(UserError, match=r"add `condition: {}`, `process: {}`, `objective: {}`, `sampling: {}` under models\.ddpm$"):
         load_params(path)
     path.write_text("models: {ddpm: {network: {}, process: {}, objective: {}, training: {}, sampling: {}}, other: {}}")
     assert set(load_params(path).models) == {"ddpm", "other"}
