@@ -58,7 +58,7 @@ class LabelColumn:
 
     Attributes:
         classes: the names, in the order of the numbers.
-        counts: how many of the training data each class has; None: nobody knows, and all are drawn alike.
+        counts: how many of the training data each class has; None: unknown, and all classes are drawn equally often.
         droppable: whether training replaced labels by the null class, whose number is len(classes).
     """
 
@@ -74,10 +74,14 @@ class LabelColumn:
         return len(self.classes) if self.droppable else None
 
     def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.int64]:
-        """Args:
-        asked: a name or a number of a class, or a sequence of them. Text is a name, or else a number.
+        """As of `Column`.
+
+        Args:
+            asked: a name or a number of a class, or a sequence or array of them. Text is a name, or else a number.
         """
-        values = list(asked) if isinstance(asked, Sequence | np.ndarray) and not isinstance(asked, str) else [asked]
+        if isinstance(asked, np.ndarray):
+            asked = asked.tolist()
+        values = asked if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
         if not values:
             raise ValueError("label: expected at least one class, found none")
         numbers = np.array([self._number(value) for value in values], np.int64)
