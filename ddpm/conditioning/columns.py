@@ -96,10 +96,9 @@ class LabelColumn:
     def _number(self, value: Any) -> int:
         if isinstance(value, str) and value in self.classes:
             return self.classes.index(value)
-        if isinstance(value, str) and value.isdecimal() and len(value) < 10:
-            value = int(value)
-        if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < len(self.classes):
-            return int(value)
+        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
+        if isinstance(number, int | np.integer) and not isinstance(number, bool) and 0 <= number < len(self.classes):
+            return int(number)
         raise ValueError(f"label: no class {brief(value)}; there are: {listed(self.classes)}")
 
 
@@ -123,11 +122,13 @@ def columns_of(
         counts: of the training data, of each class.
 
     Raises:
-        ValueError: the data have no classes.
+        ValueError: the data have no classes, or the counts are not theirs.
     """
     label = condition.get("label")
     if label is None:
         return ()
     if not classes:
         raise ValueError("condition.label needs data with classes, and these have none")
+    if counts is not None and (len(counts) != len(classes) or min(counts) < 0 or not any(counts)):
+        raise ValueError(f"condition.label: expected a count for each of {len(classes)} classes, found {brief(counts)}")
     return (LabelColumn(tuple(classes), None if counts is None else tuple(counts), label.get("drop", 0) > 0),)

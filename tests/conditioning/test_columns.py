@@ -30,9 +30,7 @@ def test_a_name_a_number_and_a_number_as_text_are_the_same_class(number, count, 
 def test_a_list_repeats_from_image_0_of_the_request_whatever_the_batches(asked, count, batch_size):
     whole = COLUMN.read(asked, count)
     np.testing.assert_array_equal(whole, [asked[index % len(asked)] for index in range(count)])
-    parts = [
-        COLUMN.read(asked, min(batch_size, count - first), first=first) for first in range(0, count, batch_size)
-    ]
+    parts = [COLUMN.read(asked, min(batch_size, count - first), first=first) for first in range(0, count, batch_size)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 

@@ -296,7 +296,7 @@ def test_the_loop_in_the_graph_evaluates_a_row_without_a_weight_once(tmp_path):
     feed |= {"z": np.zeros((len(plan), 0, *shape), np.float32), "label": np.zeros(count, np.int64)}
     session.run(None, feed)
     rolls = [
-        list(event["args"]["output_type_shape"][0].values())[0]
+        next(iter(event["args"]["output_type_shape"][0].values()))
         for event in json.loads(Path(session.end_profiling()).read_text())
         if event.get("args", {}).get("op_name") == "Concat"
         and event["name"].startswith("denoiser.")
