@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-training lint format lock clean
+.PHONY: help setup demo serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ ablation: setup  ## the papers' claims, measured on the digits in an hour of one
 
 bench-sampling: setup  ## images a second of our samplers and others', at equal steps and at equal FID
 	@GOMP_SPINCOUNT=1000 python -m bench.sampling
+
+bench-guidance: setup  ## what guidance costs a step, in torch, in onnxruntime and in the graph
+	@GOMP_SPINCOUNT=1000 python -m bench.guidance
 
 bench-training: setup  ## how fast this machine trains, beside diffusers and denoising_diffusion_pytorch: bench/results/
 	@GOMP_SPINCOUNT=1000 python -m bench.training

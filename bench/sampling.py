@@ -231,14 +231,15 @@ def _fid_of(model: Model, folder: Path, samples: int) -> FidOf:
 def _machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
-        "name": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "name": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -58,7 +58,7 @@ class LabelColumn:
 
     Attributes:
         classes: the names, in the order of the numbers.
-        counts: how many of the training data each class has; None: nobody knows, and all are drawn alike.
+        counts: how many of the training data each class has; None: unknown, and all classes are drawn equally often.
         droppable: whether training replaced labels by the null class, whose number is len(classes).
     """
 
@@ -74,10 +74,14 @@ class LabelColumn:
         return len(self.classes) if self.droppable else None
 
     def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.int64]:
-        """Args:
-        asked: a name or a number of a class, or a sequence of them. Text is a name, or else a number.
+        """As of `Column`.
+
+        Args:
+            asked: a name or a number of a class, or a sequence or array of them. Text is a name, or else a number.
         """
-        values = list(asked) if isinstance(asked, Sequence | np.ndarray) and not isinstance(asked, str) else [asked]
+        if isinstance(asked, np.ndarray):
+            asked = asked.tolist()
+        values = asked if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
         if not values:
             raise ValueError("label: expected at least one class, found none")
         numbers = np.array([self._number(value) for value in values], np.int64)
@@ -92,10 +96,9 @@ class LabelColumn:
     def _number(self, value: Any) -> int:
         if isinstance(value, str) and value in self.classes:
             return self.classes.index(value)
-        if isinstance(value, str) and value.isdecimal() and len(value) < 10:
-            value = int(value)
-        if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < len(self.classes):
-            return int(value)
+        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
+        if isinstance(number, int | np.integer) and not isinstance(number, bool) and 0 <= number < len(self.classes):
+            return int(number)
         raise ValueError(f"label: no class {brief(value)}; there are: {listed(self.classes)}")
 
 
@@ -119,11 +122,13 @@ def columns_of(
         counts: of the training data, of each class.
 
     Raises:
-        ValueError: the data have no classes.
+        ValueError: the data have no classes, or the counts are not theirs.
     """
     label = condition.get("label")
     if label is None:
         return ()
     if not classes:
         raise ValueError("condition.label needs data with classes, and these have none")
+    if counts is not None and (len(counts) != len(classes) or min(counts) < 0 or not any(counts)):
+        raise ValueError(f"condition.label: expected a count for each of {len(classes)} classes, found {brief(counts)}")
     return (LabelColumn(tuple(classes), None if counts is None else tuple(counts), label.get("drop", 0) > 0),)

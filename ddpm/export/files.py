@@ -59,7 +59,7 @@ def export_denoiser(model: Model, path: Path) -> None:
             opset_version=OPSET,
             input_names=names,
             output_names=["out"],
-            dynamic_shapes=({0: batch}, {0: batch}, tuple({0: batch} for _ in given)),
+            dynamic_shapes=({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else [])),
             verbose=False,
         )
     assert program is not None

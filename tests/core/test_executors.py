@@ -3,6 +3,9 @@ table."""
 
 import functools
 import itertools
+import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,6 +19,8 @@ from onnxscript import FLOAT, INT64, script
 from onnxscript import opset20 as op
 
 from ddpm.codecs.scale import codec_for
+from ddpm.conditioning.columns import LabelColumn
+from ddpm.conditioning.guidance import ClassifierFree
 from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy import runtime
 from ddpm.diffusion import sampling
@@ -23,6 +28,7 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import COLUMNS, SAMPLERS, decisive_choices, inversion_plan, plan_for, sampling_plan
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
 from ddpm.export.loop import sampler_model
+from ddpm.files import write_json
 
 onnxruntime = runtime.import_onnxruntime()
 PREDICTIONS = ("epsilon", "x0", "v")
@@ -124,6 +130,179 @@ def test_all_executors_draw_the_same_images(schedule, shape, seed, **options):
     by_torch, *others = executed(plan, shape, learned=options["variance"] == "learned_range", seed=seed)
     for other in others:
         np.testing.assert_allclose(by_torch, other, rtol=0, atol=1e-5)
+
+
+# --- under guidance: the same line, told a class, in torch, as denoiser.onnx and inside the graph
+
+LABELS = LabelColumn(("a", "b", "c"), droppable=True)
+
+
+class Told(torch.nn.Module):
+    """The line with a class. Its variance depends on the class too, and so shows which of the two halves it is of."""
+
+    columns = (LABELS,)
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        self._learned = learned
+        self.batches: list[int] = []
+
+    def forward(self, x, t, given):
+        self.batches.append(len(x))
+        t, label = (each.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype) for each in (t, given["label"]))
+        mixed = 0.7 * x.roll(1, -1) - 0.4 * x + t / (t + 50) + 0.25 * label
+        out = mixed / (1 + mixed.abs())
+        shifted = x + 0.25 * label
+        return torch.cat([out, shifted / (1 + shifted.abs())], 1) if self._learned else out
+
+
+@script(default_opset=op)
+def told_in_onnx(x: FLOAT, t: INT64, label: INT64):
+    axes = op.Range(1, op.Size(op.Shape(x)), 1)
+    time, number = op.Unsqueeze(op.Cast(t, to=FLOAT.dtype), axes), op.Unsqueeze(op.Cast(label, to=FLOAT.dtype), axes)
+    rolled = op.Concat(op.Slice(x, [-1], [1000], [-1]), op.Slice(x, [0], [-1], [-1]), axis=-1)
+    mixed = 0.7 * rolled - 0.4 * x + time / (time + 50.0) + 0.25 * number
+    shifted = x + 0.25 * number
+    return mixed / (1.0 + op.Abs(mixed)), shifted / (1.0 + op.Abs(shifted))
+
+
+@functools.cache
+def told_files(shape, learned):
+    """A deploy directory's two models, for data of a shape."""
+    halves = told_in_onnx.to_model_proto().graph
+    names = [value.name for value in halves.output]
+    last = make_node("Concat", names, ["out"], axis=1) if learned else make_node("Identity", names[:1], ["out"])
+    inputs = [
+        make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape]),
+        make_tensor_value_info("t", TensorProto.INT64, ["N"]),
+        make_tensor_value_info("label", TensorProto.INT64, ["N"]),
+    ]
+    out = make_tensor_value_info("out", TensorProto.FLOAT, ["N", shape[0] * (1 + learned), *shape[1:]])
+    graph = make_graph([*halves.node, last], "told", inputs, [out])
+    denoiser = make_model(graph, opset_imports=[make_opsetid("", 20)], ir_version=10)
+    loop = sampler_model(denoiser, kind_of(shape), [LABELS])
+    onnx.checker.check_model(loop, full_check=True)
+    return denoiser.SerializeToString(), loop.SerializeToString()
+
+
+@functools.cache
+def told_sampler(shape, learned, in_graph):
+    """The runtime on these files."""
+    process = {"schedule": "linear", "timesteps": 200, "prediction": "epsilon"}
+    process["variance"] = "learned_range" if learned else "fixed_small"
+    channels = range(shape[0])
+    kind = kind_of(shape)
+    data = {"name": "line", "shape": kind.shape, "kind": kind.name, "classes": LABELS.classes}
+    if kind.name != "images":
+        data |= {"low": [-3.0 - c for c in channels], "high": [5.0 + c for c in channels]}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in zip(("denoiser", "sampler"), told_files(shape, learned), strict=True):
+            Path(folder, f"{name}.onnx").write_bytes(content)
+        facts = {
+            "format": 2,
+            "name": "ddpm-line",
+            "variant": "line",
+            "shape": kind.shape,
+            "process": process,
+            "sampling": SamplingConfig().model_dump(),
+            "condition": {"label": {"drop": 0.1}},
+            "data": data,
+        }
+        write_json(Path(folder, "sampler.json"), facts)
+        return runtime.Sampler(folder, providers=["CPUExecutionProvider"], in_graph=in_graph)
+
+
+def guided(plan, shape, *, learned=False, seed=0):
+    """What the three executors draw from the same noise and labels, and the batches that torch's network saw."""
+    label = LABELS.draw(shape[0], seed=seed)
+    noise = ImageNoise(seed, shape[0], shape[1:])
+    x = torch.from_numpy(noise.draw())
+    network = Told(learned)
+    denoise = ClassifierFree(network, {"label": torch.from_numpy(label)})
+    drawn = [sampling.sample(denoise, plan, x, lambda: torch.from_numpy(noise.draw())).numpy()]
+    for in_graph in (False, True):
+        noise = ImageNoise(seed, shape[0], shape[1:])
+        sampler = told_sampler(shape[1:], learned, in_graph)
+        drawn.append(sampler.run(plan, noise.draw(), noise.draw, {"label": label}))
+    return drawn, network.batches
+
+
+@given(
+    sampler=st.sampled_from(sorted(SAMPLERS)),
+    variance=st.sampled_from(VARIANCES),
+    prediction=st.sampled_from(PREDICTIONS),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    steps=st.integers(1, 30),
+    dynamic_threshold=st.one_of(st.none(), st.floats(0.01, 1)),
+    guidance_scale=st.sampled_from([0.0, 1.0, 1.5, 3.0]),
+    guidance_interval=st.one_of(st.none(), st.tuples(st.floats(0, 0.5), st.floats(0.5, 1))),
+    shape=st.sampled_from([(3, 1, 4, 4), (2, 3, 5), (4, 2), (1, 2, 2, 6)]),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=200)
+def test_all_executors_draw_the_same_images_under_guidance(schedule, shape, seed, **options):
+    plan = sampling_plan(Schedule.named(schedule, 200), **options)
+    (by_torch, *others), batches = guided(plan, shape, learned=options["variance"] == "learned_range", seed=seed)
+    for other in others:
+        np.testing.assert_allclose(by_torch, other, rtol=0, atol=1e-5)
+    weights = plan.column("guidance")
+    assert batches == [shape[0] * (2 if weight else 1) for weight in weights], "a row of weight 0 is evaluated once"
+    assert sum(batches) == shape[0] * plan.evaluations
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_scale_0_is_the_null_class_and_scale_1_the_class(sampler, learned):
+    """In every executor. Of a learned variance scale 0 keeps the class's; without noise it plays no part."""
+    schedule, shape = Schedule.named("cosine", 200), (3, 1, 4, 4)
+    variance = "learned_range" if learned else "fixed_small"
+    options = {"sampler": sampler, "steps": 12, "prediction": "x0", "variance": variance}
+    label, null = np.array([0, 1, 2]), np.array([3, 3, 3])
+    if learned and sampler == "ancestral":
+        options["sampler"] = "ddim"
+    for in_graph in (False, True):
+        executor = told_sampler(shape[1:], learned, in_graph)
+
+        def drawn(scale, given, executor=executor):
+            noise = ImageNoise(5, shape[0], shape[1:])
+            plan = sampling_plan(schedule, **options, guidance_scale=scale)
+            return executor.run(plan, noise.draw(), noise.draw, {"label": given})
+
+        np.testing.assert_allclose(drawn(0.0, label), drawn(1.0, null), atol=1e-5)
+        assert np.abs(drawn(1.0, label) - drawn(1.0, null)).max() > 0.01
+        assert np.abs(drawn(3.0, label) - drawn(1.0, label)).max() > 0.01
+
+
+def test_the_loop_in_the_graph_evaluates_a_row_without_a_weight_once(tmp_path):
+    """onnxruntime's own profile has the shapes that the network's nodes were run on."""
+    shape, count = (1, 4, 4), 3
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(told_files(shape, False)[1], options, providers=["CPUExecutionProvider"])
+    plan = sampling_plan(
+        Schedule.named("linear", 200),
+        sampler="ddim",
+        steps=8,
+        prediction="epsilon",
+        variance="fixed_small",
+        guidance_scale=2.0,
+        guidance_interval=(0.3, 0.7),
+    )
+    weights = plan.column("guidance")
+    assert 0 < np.count_nonzero(weights) < len(plan)
+    x = ImageNoise(0, count, shape).draw()
+    feed = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+    feed |= {"z": np.zeros((len(plan), 0, *shape), np.float32), "label": np.zeros(count, np.int64)}
+    session.run(None, feed)
+    rolls = [
+        next(iter(event["args"]["output_type_shape"][0].values()))
+        for event in json.loads(Path(session.end_profiling()).read_text())
+        if event.get("args", {}).get("op_name") == "Concat"
+        and event["name"].startswith("denoiser.")
+        and event["name"].endswith("_kernel_time")
+    ]
+    assert [each[0] for each in rolls] == [count * (2 if weight else 1) for weight in weights]
 
 
 @given(st.sampled_from(PREDICTIONS), st.sampled_from(sorted(SPACINGS)), st.integers(1, 30))
