@@ -70,6 +70,15 @@ def _check(facts: Mapping[str, Any]) -> None:
     for name in ("data", "training"):
         if not isinstance(facts.get(name, {}), dict):
             raise ValueError(f"`{name}`: expected an object, found {facts[name]!r:.50}")
+    scale, interval = (facts["sampling"].get(f"guidance_{name}") for name in ("scale", "interval"))
+    if not (scale is None or _is_number(scale)):
+        raise ValueError(f"`sampling.guidance_scale`: expected a number, found {scale!r:.50}")
+    if not (interval is None or (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)))):
+        raise ValueError(f"`sampling.guidance_interval`: expected two numbers, found {interval!r:.50}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _columns(facts: Mapping[str, Any], plan: SamplingPlan) -> tuple[Column, ...]:
@@ -88,7 +97,7 @@ def _columns(facts: Mapping[str, Any], plan: SamplingPlan) -> tuple[Column, ...]
         if not isinstance(options, dict):
             raise ValueError(f"`condition.{name}`: expected an object, found {options!r:.50}")
         drop = options.get("drop", 0)
-        if not (type(drop) in (int, float) and 0 <= drop <= 1):
+        if not (_is_number(drop) and 0 <= drop <= 1):
             raise ValueError(f"`condition.{name}.drop`: expected a number in 0..1, found {drop!r:.50}")
     if "label" in told:
         _check_classes(data.get("classes"), data.get("class_counts"))

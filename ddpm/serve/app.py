@@ -199,9 +199,7 @@ def _application(service: Service) -> FastAPI:
             n=asked.n, steps=len(plan), sampler=choice.sampler, guidance_scale=choice.guidance_scale, model=model.name
         )
         try:
-            drawing = service.batcher.submit(
-                model, choice, plan, seed=asked.seed, count=asked.n, asked=asked.given
-            )
+            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n, asked=asked.given)
         except QueueFullError as full:
             raise HTTPException(429, "too many requests wait", headers={"Retry-After": str(full.retry_after)}) from None
         data = await _drawn(drawing, request, service.settings.timeout)

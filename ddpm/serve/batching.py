@@ -83,9 +83,7 @@ def draw(shares: Sequence[Share]) -> list[Part]:
     def noise() -> NDArray[np.float32]:
         return np.concatenate([each.draw() for each in noises])
 
-    told = [
-        sampler.given(share.count, seed=share.job.seed, first=share.first, **share.job.asked) for share in shares
-    ]
+    told = [sampler.given(share.count, seed=share.job.seed, first=share.first, **share.job.asked) for share in shares]
     given = {name: np.concatenate([each[name] for each in told]) for name in told[0]}
     x = sampler.run(job.plan, noise(), noise, given)
     return [_decoded(sampler, own) for own in np.split(x, np.cumsum([share.count for share in shares])[:-1])]
