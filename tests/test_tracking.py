@@ -125,6 +125,74 @@ def test_the_registered_model_answers_as_a_server_would_be_asked(project, ask):
     images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
     exported = Sampler(project / "deploy" / VARIANT)
     np.testing.assert_array_equal(images, np.concatenate([exported.sample(2, seed=2**64 - 1), exported.sample(1)]))
+    # MLflow leaves out what the signature does not have, here a label; the model does not come to see it.
+    answer = ask('[{"n": 1, "label": 7}]')
+    np.testing.assert_array_equal(json.loads(answer.response)["predictions"], exported.sample(1))
+
+
+def make_conditional(deploy: Path, drop: float = 0.1) -> None:
+    """A model that is told one of two classes in place of the unconditional one: it answers with x · factors[label]."""
+    facts = json.loads((deploy / "sampler.json").read_text())
+    facts |= {"format": 2, "condition": {"label": {"drop": drop}}, "data": {"classes": ["cat", "dog"]}}
+    (deploy / "sampler.json").write_text(json.dumps(facts))
+    model = silent_network()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, ["batch"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([0.5, 0.9, 0.7]), "factors"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(1, 4), "axes"))
+    model.graph.node[0].input[1] = "own"
+    model.graph.node.insert(0, onnx.helper.make_node("Gather", ["factors", "label"], ["picked"]))
+    model.graph.node.insert(1, onnx.helper.make_node("Unsqueeze", ["picked", "axes"], ["own"]))
+    onnx.save(model, deploy / "denoiser.onnx")
+
+
+def test_a_registered_conditional_model_takes_classes_and_guidance(project, request):
+    from ddpm.deploy.runtime import Sampler
+
+    make_conditional(project / "deploy" / VARIANT)
+    ask = request.getfixturevalue("ask")
+    answer = ask(
+        '[{"n": 2, "label": "dog", "guidance_scale": 3}, {"n": 2, "label": 1.0, "seed": 1},'
+        ' {"n": 3, "label": [0, "dog"], "guidance_scale": 2, "guidance_interval": [0, 0.5]}, {"n": 2, "seed": 4}]'
+    )
+    exported = Sampler(project / "deploy" / VARIANT)
+    expected = [
+        exported.sample(2, label=1, guidance_scale=3),
+        exported.sample(2, seed=1, label=1),
+        exported.sample(3, label=["cat", "dog"], guidance_scale=2, guidance_interval=[0, 0.5]),
+        exported.sample(2, seed=4),
+    ]
+    images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
+    np.testing.assert_array_equal(images, np.concatenate(expected))
+    assert (expected[0] != exported.sample(2, label=1)).any()
+    for record, words in {
+        '{"label": "cow"}': "label: no class 'cow'; there are: cat, dog",
+        '{"label": 2}': "label: no class 2",
+        '{"label": true}': "label: no class True",
+        '{"label": 0.5}': "label: no class 0.5",
+        '{"label": []}': "label: expected at least one class, found none",
+        '{"guidance_scale": true}': "`guidance_scale` must be a number, found True",
+        '{"guidance_scale": "2"}': "`guidance_scale` must be a number, found '2'",
+        '{"guidance_scale": -1}': r"guidance_scale must be in 0\.\.1000, found -1",
+        '{"guidance_scale": Infinity}': r"guidance_scale must be in 0\.\.1000, found inf",
+        '{"guidance_scale": 2, "guidance_interval": 1}': "`guidance_interval` must be two numbers, found 1",
+        '{"guidance_scale": 2, "guidance_interval": [0, "x"]}': "`guidance_interval` must be a number, found 'x'",
+        '{"guidance_scale": 2, "guidance_interval": [1, 0]}': "low <= high",
+    }.items():
+        with pytest.raises(MlflowException, match=words) as refused:
+            ask(f'[{{"n": 1, {record[1:]}]')
+        assert refused.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize(
+    ("drop", "told"),
+    [(None, []), (0, ["label"]), (0.1, ["label", "guidance_scale", "guidance_interval"])],
+)
+def test_the_signature_names_what_this_model_is_told(project, drop, told):
+    if drop is not None:
+        make_conditional(project / "deploy" / VARIANT, drop)
+    tracking.register(VARIANT)
+    signature = tracking.load_mlflow(project).models.get_model_info("models:/ddpm-dots/1").signature
+    assert signature.inputs.input_names() == ["n", "seed", "sampler", "steps", "eta", *told]
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
-from ddpm.conditioning.columns import Column, columns_of
-from ddpm.diffusion.plans import plan_for
+from ddpm.conditioning.columns import NAMES, Column, columns_of
+from ddpm.diffusion.plans import SamplingPlan, plan_for
 from ddpm.errors import UserError
 from ddpm.files import read_json
 
@@ -44,8 +44,8 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...]]:
         raise UserError(f"{path}: damaged: {error}") from None
     try:
         _check(facts)
-        plan_for(facts["process"], facts["sampling"])
-        return facts, _kind(facts), _columns(facts)
+        plan = plan_for(facts["process"], facts["sampling"])
+        return facts, _kind(facts), _columns(facts, plan)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -70,24 +70,55 @@ def _check(facts: Mapping[str, Any]) -> None:
     for name in ("data", "training"):
         if not isinstance(facts.get(name, {}), dict):
             raise ValueError(f"`{name}`: expected an object, found {facts[name]!r:.50}")
+    scale, interval = (facts["sampling"].get(f"guidance_{name}") for name in ("scale", "interval"))
+    if not (scale is None or _is_number(scale)):
+        raise ValueError(f"`sampling.guidance_scale`: expected a number, found {scale!r:.50}")
+    if not (interval is None or (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)))):
+        raise ValueError(f"`sampling.guidance_interval`: expected two numbers, found {interval!r:.50}")
 
 
-def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _columns(facts: Mapping[str, Any], plan: SamplingPlan) -> tuple[Column, ...]:
+    """
+    Raises:
+        ValueError: of what is wrong with the condition, or with what it needs of the data; or the model's own plan has
+            guidance, which a model without a null value does not know.
+    """
     condition, data = facts.get("condition", {}), facts.get("data", {})
-    if not isinstance(condition, dict) or not isinstance(condition.get("label") or {}, dict):
-        raise ValueError(f"`condition`: expected an object of objects, found {condition!r:.50}")
-    classes, counts = data.get("classes"), data.get("class_counts")
-    if condition.get("label") is not None and not (
-        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    ):
+    if not isinstance(condition, dict):
+        raise ValueError(f"`condition`: expected an object, found {condition!r:.50}")
+    told = {name: options for name, options in condition.items() if options is not None}
+    for name, options in told.items():
+        if name not in NAMES:
+            raise ValueError(f"`condition`: no column {name!r:.50}; there are: {', '.join(NAMES)}")
+        if not isinstance(options, dict):
+            raise ValueError(f"`condition.{name}`: expected an object, found {options!r:.50}")
+        drop = options.get("drop", 0)
+        if not (_is_number(drop) and 0 <= drop <= 1):
+            raise ValueError(f"`condition.{name}.drop`: expected a number in 0..1, found {drop!r:.50}")
+    if "label" in told:
+        _check_classes(data.get("classes"), data.get("class_counts"))
+    columns = columns_of(told, data.get("classes"), data.get("class_counts"))
+    if plan.column("guidance").any() and all(column.null is None for column in columns):
+        raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
+    return columns
+
+
+def _check_classes(classes: Any, counts: Any) -> None:
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
         raise ValueError(f"`data.classes`: expected names, found {classes!r:.50}")
-    if counts is not None and not (
+    if counts is None:
+        return
+    if not (
         isinstance(counts, list)
-        and len(counts) == len(classes or [])
-        and all(type(n) is int and n >= 0 for n in counts)
+        and len(counts) == len(classes)
+        and all(type(number) is int and 0 <= number < 2**63 for number in counts)
+        and any(counts)
     ):
-        raise ValueError(f"`data.class_counts`: expected a number for each class, found {counts!r:.50}")
-    return columns_of(condition, classes, counts)
+        raise ValueError(f"`data.class_counts`: expected how many there are of each class, found {counts!r:.50}")
 
 
 def _kind(facts: Mapping[str, Any]) -> Codec:

@@ -36,7 +36,8 @@ class ImageSampler(PythonModel):
         Args:
             context: unused, part of MLflow's interface.
             model_input: a DataFrame of requests: `n`, how many, 1 to 1024 in all rows together; and, if it has these
-                columns, `seed`, `sampler`, `steps` and `eta`, for which the model has its own values.
+                columns, `seed`, `sampler`, `steps` and `eta`, for which the model has its own values. Of a conditional
+                model also `label`, a name, a number or a list of them, and `guidance_scale` and `guidance_interval`.
             params: unused, part of MLflow's interface.
 
         Returns:
@@ -67,7 +68,14 @@ def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
     """
     given = {key: value for key, value in row.items() if not (is_scalar(value) and pd.isna(value))}
     options: dict[str, Any] = {key: _whole(key, given[key]) for key in ("n", "seed", "steps") if key in given}
-    for key, read in {"sampler": _text, "eta": _real}.items():
+    readers = {
+        "sampler": _text,
+        "eta": _real,
+        "label": _label,
+        "guidance_scale": _real,
+        "guidance_interval": _interval,
+    }
+    for key, read in readers.items():
         if key in given:
             options[key] = read(key, given[key])
     if options.get("n", 0) < 1:
@@ -86,6 +94,17 @@ def _real(key: str, value: Any) -> float:
     if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
         return float(value)
     raise ValueError(f"`{key}` must be a number, found {value!r:.50}")
+
+
+def _label(key: str, value: Any) -> Any:
+    """As the model's column reads it. A column that some rows lack comes as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _interval(key: str, value: Any) -> list[float]:
+    if isinstance(value, list | tuple | np.ndarray) and len(value) == 2:
+        return [_real(key, end) for end in value]
+    raise ValueError(f"`{key}` must be two numbers, found {value!r:.50}")
 
 
 def _whole(key: str, value: Any) -> int:

@@ -13,13 +13,13 @@ from PIL import Image
 from ddpm.codecs.scale import Codec
 from ddpm.evaluation.pictures import as_picture, grid
 from ddpm.serve.models import Choice, ServedModel
-from ddpm.serve.schemas import Drawn, Format
+from ddpm.serve.schemas import Drawn, Format, ImageRequest
 
 MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "npy": "application/octet-stream", "json": "application/json"}
 
 
-def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, seed: int) -> bytes:
-    """Data [N, *shape] in the form asked for; of images alone in PNG."""
+def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, asked: ImageRequest) -> bytes:
+    """Data [N, *shape], drawn as asked, in a form; of images alone in PNG."""
     if form == "png":
         columns = max(1, round(len(data) ** 0.5))
         return _png(as_picture(data[0]) if len(data) == 1 else grid(data, columns))
@@ -33,13 +33,21 @@ def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice,
             model=model.name,
             kind=codec.name,
             shape=list(codec.shape),
-            seed=seed,
+            seed=asked.seed,
+            labels=_labels(model, asked),
             data=_entries(data, codec),
             **choice._asdict(),
         )
         .model_dump_json()
         .encode()
     )
+
+
+def _labels(model: ServedModel, asked: ImageRequest) -> list[str] | None:
+    """The class of each datum by name, of a conditional model."""
+    if (classes := model.classes) is None:
+        return None
+    return [classes[number] for number in model.sampler.given(asked.n, seed=asked.seed, **asked.given)["label"]]
 
 
 def _entries(data: NDArray[Any], codec: Codec) -> list[Any]:

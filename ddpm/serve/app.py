@@ -137,13 +137,16 @@ class Service:
             raise HTTPException(422, f"`format`: this model draws {kind}, expected npy or json, found 'png'")
         if asked.n > most_images:
             raise HTTPException(422, f"`n` must be at most {most_images}, found {asked.n}")
-        choice = model.choice(asked.sampler, asked.steps, asked.eta)
+        choice = model.choice(asked.sampler, asked.steps, asked.eta, asked.guidance_scale, asked.guidance_interval)
         try:
             plan = model.plan(choice)
+            model.sampler.given(1, **asked.given)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        if asked.n * len(plan) > most_evaluations:
-            raise HTTPException(422, f"`n` × `steps` must be at most {most_evaluations}, found {asked.n} × {len(plan)}")
+        if asked.n * plan.evaluations > most_evaluations:
+            guided = plan.evaluations - len(plan)
+            found = f"{asked.n} × {len(plan)}" if not guided else f"{asked.n} × ({len(plan)} + {guided} with guidance)"
+            raise HTTPException(422, f"`n` × `steps` must be at most {most_evaluations}, found {found}")
         return form, choice, plan
 
 
@@ -192,13 +195,15 @@ def _application(service: Service) -> FastAPI:
     async def images(asked: Annotated[ImageRequest, Body(openapi_examples=EXAMPLES)], request: Request) -> Response:
         model = service.model()
         form, choice, plan = service.accept(asked, model)
-        request.state.notes.update(n=asked.n, steps=len(plan), sampler=choice.sampler, model=model.name)
+        request.state.notes.update(
+            n=asked.n, steps=len(plan), sampler=choice.sampler, guidance_scale=choice.guidance_scale, model=model.name
+        )
         try:
-            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n)
+            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n, asked=asked.given)
         except QueueFullError as full:
             raise HTTPException(429, "too many requests wait", headers={"Retry-After": str(full.retry_after)}) from None
         data = await _drawn(drawing, request, service.settings.timeout)
-        content = await asyncio.to_thread(encode, data, form, model, choice, asked.seed)
+        content = await asyncio.to_thread(encode, data, form, model, choice, asked)
         return Response(content, media_type=MEDIA_TYPES[form], headers={"X-Model": quote(model.name, safe=":/@")})
 
     @app.get("/v1/model", summary="What is served", responses={503: {"model": Problem}})
@@ -210,8 +215,10 @@ def _application(service: Service) -> FastAPI:
             kind=kind.name,
             shape=list(kind.shape),
             timesteps=facts["process"]["timesteps"],
-            sampling=facts["sampling"],
+            sampling=model.sampling,
             samplers=list(SAMPLERS),
+            classes=None if model.classes is None else list(model.classes),
+            guidable=model.sampler.guidable,
             limits=Limits(max_images=service.most_images(model), max_evaluations=service.settings.max_evaluations),
         )
 

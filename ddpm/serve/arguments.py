@@ -16,8 +16,10 @@ Draw images over HTTP from an exported model. Needs ddpm[serve]; for a registere
 
   POST /v1/images   {"n": 16, "seed": 0, "sampler": "ddim", "steps": 50, "eta": 0.0, "format": "png"}
                     every key is optional; png, npy or json. Image i of a seed is always the same
+                    conditional models: "label": a name, a number or a list of them, "guidance_scale": 3.0,
+                    "guidance_interval": [0.1, 0.8]
   GET  /            a page with the pictures and sliders
-  GET  /v1/model    the model, and the limits of requests
+  GET  /v1/model    the model, its classes, and the limits of requests
   GET  /docs        the API; as OpenAPI: /openapi.json
   GET  /health      the process is alive
   GET  /ready       503 until the model is loaded, and after the signal to stop
@@ -65,7 +67,7 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     bound("queue_bytes", int, 1, "bytes of the images of all accepted requests; further requests get 429")
     bound("max_images", int, 1, "images per request")
     bound("max_bytes", int, 1, "bytes of a request's images, before PNG or JSON; a single image is always drawn")
-    bound("max_evaluations", int, 1, "images times steps per request")
+    bound("max_evaluations", int, 1, "images times steps per request; a step with guidance counts twice")
     bound("max_body", int, 2, "bytes of a request's body")
     bound(
         "body_seconds",

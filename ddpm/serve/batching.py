@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,8 @@ class Job:
     count: int
     images: asyncio.Future[NDArray[Any]]
     """Data [count, *shape], as the model's kind stores them; cancelled: nobody waits for them."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Of the model's columns, such as `label`. Jobs that differ in it share batches: it belongs to each datum."""
     arrived: float = field(default_factory=time.monotonic)
     drawn: list[NDArray[Any]] = field(default_factory=list)
     started: int = 0
@@ -81,7 +83,9 @@ def draw(shares: Sequence[Share]) -> list[Part]:
     def noise() -> NDArray[np.float32]:
         return np.concatenate([each.draw() for each in noises])
 
-    x = sampler.run(job.plan, noise(), noise)
+    told = [sampler.given(share.count, seed=share.job.seed, first=share.first, **share.job.asked) for share in shares]
+    given = {name: np.concatenate([each[name] for each in told]) for name in told[0]}
+    x = sampler.run(job.plan, noise(), noise, given)
     return [_decoded(sampler, own) for own in np.split(x, np.cumsum([share.count for share in shares])[:-1])]
 
 
@@ -125,9 +129,19 @@ class Batcher:
         self._seconds_per_evaluation = 0.0
 
     def submit(
-        self, model: ServedModel, choice: Choice, plan: SamplingPlan, *, seed: int, count: int
+        self,
+        model: ServedModel,
+        choice: Choice,
+        plan: SamplingPlan,
+        *,
+        seed: int,
+        count: int,
+        asked: Mapping[str, Any] | None = None,
     ) -> asyncio.Future[NDArray[Any]]:
         """Queue a job. Who no longer wants its images cancels the future; the job then leaves the queue.
+
+        Args:
+            asked: of the model's columns, as `Drawer.given` accepts it.
 
         Raises:
             QueueFullError: too many jobs wait, or too large ones.
@@ -137,7 +151,7 @@ class Batcher:
         if len(self._queue) >= self._capacity or too_large:
             raise QueueFullError(self._seconds_to_serve_all())
         images: asyncio.Future[NDArray[Any]] = asyncio.get_running_loop().create_future()
-        job = Job(model, choice, plan, seed, count, images)
+        job = Job(model, choice, plan, seed, count, images, asked or {})
         images.add_done_callback(lambda _: self._forget(job))
         self._queue.append(job)
         self._note_change()
@@ -232,7 +246,7 @@ class Batcher:
 
     def _count(self, shares: list[Share], seconds: float) -> None:
         images = sum(share.count for share in shares)
-        evaluations = images * len(shares[0].job.plan)
+        evaluations = images * shares[0].job.plan.evaluations
         self._seconds_per_evaluation = seconds / evaluations
         self._metrics.batch_images.observe(images)
         self._metrics.batch_requests.observe(len(shares))
@@ -241,6 +255,6 @@ class Batcher:
 
     def _seconds_to_serve_all(self) -> int:
         """How long all that was accepted should take, at the speed of the last batch: 1 to 60."""
-        drawing = sum(share.count * len(share.job.plan) for share in self._running)
-        waiting = sum((job.count - job.started) * len(job.plan) for job in self._unanswered())
+        drawing = sum(share.count * share.job.plan.evaluations for share in self._running)
+        waiting = sum((job.count - job.started) * job.plan.evaluations for job in self._unanswered())
         return min(60, max(1, math.ceil((drawing + waiting) * self._seconds_per_evaluation)))

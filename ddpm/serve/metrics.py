@@ -35,7 +35,7 @@ class Metrics:
             registry=registry,
         )
         self.evaluations = Counter(
-            "ddpm_network_evaluations", "Images × steps that the network has run.", registry=registry
+            "ddpm_network_evaluations", "Images × evaluations that the network has run.", registry=registry
         )
         self.model = Gauge("ddpm_model_info", "1: the model that new requests get.", ["model"], registry=registry)
         self.reloads = Counter(

@@ -6,11 +6,12 @@ import logging
 import math
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddpm.conditioning.columns import LabelColumn
 from ddpm.deploy.runtime import Precision, Sampler
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
@@ -28,12 +29,14 @@ _MOST_PATIENCE = 60.0
 class Choice(NamedTuple):
     """What a request chooses of its sampling plan, the model's own values filled in. Equal choices share a batch.
 
-    `eta` is 0 where the sampler is not ddim.
+    `eta` is 0 where the sampler is not ddim, `guidance_interval` None where the scale is 1.
     """
 
     sampler: str
     steps: int
     eta: float
+    guidance_scale: float
+    guidance_interval: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +52,44 @@ class ServedModel:
         """Of one datum as it is drawn: of an image its pixels."""
         return math.prod(self.sampler.shape) * self.sampler.codec.dtype.itemsize
 
-    def choice(self, sampler: str | None, steps: int | None, eta: float | None) -> Choice:
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of what can be asked for as a label; None: nothing can."""
+        return next((column.classes for column in self.sampler.columns if isinstance(column, LabelColumn)), None)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The model's own choices. Models of before there was guidance do not name it."""
+        return {"guidance_scale": 1.0, "guidance_interval": None, **self.sampler.facts["sampling"]}
+
+    def choice(
+        self,
+        sampler: str | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+    ) -> Choice:
         """The choice with the model's own values where there is None."""
-        own: dict[str, Any] = self.sampler.facts["sampling"]
+        own = self.sampling
         sampler = own["sampler"] if sampler is None else sampler
         if eta is None:
             eta = own.get("eta", 0.0) if sampler == "ddim" else 0.0  # DDIM's alone
-        return Choice(sampler, own["steps"] if steps is None else steps, eta)
+        scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
+        interval = own["guidance_interval"] if guidance_interval is None else guidance_interval
+        return Choice(
+            sampler,
+            own["steps"] if steps is None else steps,
+            eta,
+            1.0 if scale is None else scale,
+            None if interval is None or scale == 1 else tuple(interval),
+        )
 
     def plan(self, choice: Choice) -> SamplingPlan:
         """The choice's sampling plan.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it has guidance and the model cannot be guided.
         """
         options = choice._asdict()
         if choice.sampler != "ddim" and not choice.eta:
@@ -108,10 +136,13 @@ def _load(directory: Path, name: str, threads: int, precision: Precision) -> Sam
 
 
 def _try(sampler: Sampler, name: str) -> None:
-    """One step of one image: memory is set aside, and a model that cannot draw is known before it is asked to."""
+    """One step of one image, with guidance if that can be: memory is set aside, and a model that cannot draw is known
+    before it is asked to.
+    """
     noise = ImageNoise(0, 1, sampler.codec.network_shape)
+    guidance = {"guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)} if sampler.guidable else {}
     try:
-        x = sampler.run(sampler.plan(steps=1), noise.draw(), noise.draw)
+        x = sampler.run(sampler.plan(steps=1, **guidance), noise.draw(), noise.draw)
     except Exception as error:  # onnxruntime's own exception types are not public
         raise UserError(f"{name} loads, but does not draw: {str(error).splitlines()[0]}") from None
     if x.shape != (1, *sampler.codec.network_shape):

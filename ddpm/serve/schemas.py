@@ -6,11 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ddpm.diffusion.plans import SAMPLERS
+from ddpm.conditioning.columns import NAMES
+from ddpm.diffusion.plans import MOST_GUIDANCE, SAMPLERS
 
 Format = Literal["png", "npy", "json"]
 
 _SAMPLER_NAMES: dict[str, Any] = {"enum": [*SAMPLERS, None]}
+
+# What a label may be depends on the model, which says itself what is wrong with one.
+_CLASS: list[dict[str, Any]] = [{"type": "string"}, {"type": "integer"}]
+_LABEL: dict[str, Any] = {"anyOf": [*_CLASS, {"type": "array", "items": {"anyOf": _CLASS}}, {"type": "null"}]}
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class ImageRequest(BaseModel):
@@ -27,14 +34,34 @@ class ImageRequest(BaseModel):
     steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="evaluations of the network an image, at most the process's timesteps; null: the model's own"
     )
-    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+    eta: Share | None = Field(
         None, description="DDIM's share of noise, with the sampler ddim alone; null: the model's own"
+    )
+    label: Any = Field(
+        None,
+        description="the class, by name or number, or a list of them: image i gets the one at i modulo their number; "
+        "null: drawn as often as in the training data. Of conditional models alone",
+        json_schema_extra=_LABEL,
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=MOST_GUIDANCE, allow_inf_nan=False)] | None = Field(
+        None,
+        description="how strongly the images follow their class; 1: no guidance, 0: the class is ignored; a step with "
+        "guidance evaluates the network twice; null: the model's own. Of models that can be guided alone",
+    )
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="[low, high], the part of the process that is guided: 0 is data, 1 is noise; null: the model's own",
     )
     format: Format | None = Field(
         None,
         description="png: one image as it is, more of them as a grid on white; npy: NumPy's array file; json: see the "
         "answer. null: png, and json of points and sequences, which no PNG can hold",
     )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is asked of the model's columns, by their names."""
+        return {name: getattr(self, name) for name in NAMES}
 
 
 EXAMPLES: dict[str, Any] = {
@@ -46,6 +73,10 @@ EXAMPLES: dict[str, Any] = {
     "array": {
         "summary": "NumPy's array file",
         "value": {"n": 2, "sampler": "ddim", "eta": 0.5, "format": "npy"},
+    },
+    "classes": {
+        "summary": "Two classes in turn, with guidance: of a conditional model",
+        "value": {"n": 4, "label": [0, 1], "guidance_scale": 2.0, "guidance_interval": [0.0, 0.8]},
     },
 }
 
@@ -60,6 +91,9 @@ class Drawn(BaseModel):
     sampler: str
     steps: int
     eta: float
+    guidance_scale: float
+    guidance_interval: list[float] | None = Field(description="null: everywhere, or no guidance")
+    labels: list[str] | None = Field(description="the class of each, asked for or drawn; null: not conditional")
     data: list[Any] = Field(
         description="one entry a datum: of images a PNG in base64; of points and sequences nested lists of numbers"
     )
@@ -69,7 +103,7 @@ class Limits(BaseModel):
     """What one request may ask for."""
 
     max_images: int
-    max_evaluations: int = Field(description="of images × steps")
+    max_evaluations: int = Field(description="of images × steps; a step with guidance counts twice")
 
 
 class ModelCard(BaseModel):
@@ -79,8 +113,10 @@ class ModelCard(BaseModel):
     kind: Literal["images", "points", "sequences"]
     shape: list[int]
     timesteps: int = Field(description="of the process: the most steps there are")
-    sampling: dict[str, Any] = Field(description="the model's own sampling plan")
+    sampling: dict[str, Any] = Field(description="the model's own sampling plan, guidance included")
     samplers: list[str]
+    classes: list[str] | None = Field(description="what `label` may be, in the order of the numbers; null: no label")
+    guidable: bool = Field(description="whether `guidance_scale` may be other than 1")
     limits: Limits
 
 

@@ -32,7 +32,7 @@ class Settings:
     max_bytes: int = 2**26
     """Of what one request draws, as NumPy holds it."""
     max_evaluations: int = 65536
-    """Images × evaluations of the network an image, of one request."""
+    """Images × evaluations of the network an image, of one request; two evaluations a step with guidance."""
     max_body: int = 16384
     """Bytes of a request's body."""
     body_seconds: float = 10.0

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.deploy.facts import read_facts
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.figure import extractor_name
@@ -167,12 +168,18 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
         ColSpec(AnyType(), "steps", required=False),
         ColSpec(AnyType(), "eta", required=False),
     ]
+    deploy = outputs.root / DEPLOY / outputs.variant
+    _, _, columns = read_facts(deploy / "sampler.json")
+    told = [column.name for column in columns]
+    if any(column.null is not None for column in columns):
+        told += ["guidance_scale", "guidance_interval"]
+    request += [ColSpec(AnyType(), name, required=False) for name in told]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
     images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))
     return mlflow.pyfunc.log_model(
         name=outputs.variant,
         python_model=str(package / "deploy" / "pyfunc.py"),
-        artifacts={"deploy": str(outputs.root / DEPLOY / outputs.variant)},
+        artifacts={"deploy": str(deploy)},
         code_paths=[str(package)],
         signature=ModelSignature(inputs=Schema(request), outputs=Schema([images])),
         input_example=pd.DataFrame({"n": [4], "seed": [0]}),

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from denoisers import write_deploy
+from denoisers import write_conditional, write_deploy
 from service import Server
 
 
 @pytest.fixture(scope="session")
 def deploy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_deploy(tmp_path_factory.mktemp("serve") / "dots")
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_conditional(tmp_path_factory.mktemp("serve") / "classes")
 
 
 @pytest.fixture
@@ -35,5 +40,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def server(deploy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for every test that leaves it as it was."""
     server = Server(tmp_path_factory.mktemp("server"), deploy)
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def conditional_server(conditional: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, of a model with classes that can be guided."""
+    server = Server(tmp_path_factory.mktemp("conditional-server"), conditional, "--max-evaluations", "1000")
     yield server
     assert server.stop() == 0

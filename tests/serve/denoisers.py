@@ -15,16 +15,29 @@ SIDE = 384  # of the matrices that a busy network multiplies
 
 
 def network(
-    shape: Sequence[int], *, answer: float = 0.0, work: int = 0, batch: int | str = "batch", nan_below: int = 0
+    shape: Sequence[int],
+    *,
+    answer: float = 0.0,
+    answers: Sequence[float] = (),
+    work: int = 0,
+    batch: int | str = "batch",
+    nan_below: int = 0,
 ) -> onnx.ModelProto:
     """A denoiser that answers x with `answer` · x, after `work` products of matrices, each some milliseconds; with NaN
-    at timesteps below `nan_below`.
+    at timesteps below `nan_below`. With `answers` it is told a label, and answers with `answers[label]` · x.
     """
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])
     t = helper.make_tensor_value_info("t", TensorProto.INT64, [batch])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [batch, *shape])
     constants: dict[str, Any] = {"answer": np.float32(answer), "zero": np.float32(0)}
     nodes = [helper.make_node("Mul", ["x", "answer"], ["answered" if work else "out"])]
+    inputs = [x, t]
+    if answers:
+        inputs.append(helper.make_tensor_value_info("label", TensorProto.INT64, [batch]))
+        constants |= {"answers": np.float32(answers), "behind": np.arange(1, 1 + len(shape))}
+        nodes[0].input[1] = "own"
+        told = [helper.make_node("Gather", ["answers", "label"], ["factor"])]
+        nodes = [*told, helper.make_node("Unsqueeze", ["factor", "behind"], ["own"]), *nodes]
     if work:
         constants["matrix"] = np.full((SIDE, SIDE), 1 / SIDE, np.float32)
         # All of it depends on x, else it would be computed once and for all.
@@ -47,12 +60,17 @@ def network(
             helper.make_node("Where", ["is_nan", "nan", "number"], ["out"]),
         ]
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "denoiser", [x, t], [out], initializers)
+    graph = helper.make_graph(nodes, "denoiser", inputs, [out], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def write_deploy(
-    directory: Path, *, shape: Sequence[int] = (4, 4, 1), data: dict[str, Any] | None = None, **options: Any
+    directory: Path,
+    *,
+    shape: Sequence[int] = (4, 4, 1),
+    data: dict[str, Any] | None = None,
+    condition: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Path:
     """What `ddpm export` leaves behind, of a process with 20 timesteps; `options` are `network`'s."""
     directory.mkdir(parents=True)
@@ -64,6 +82,22 @@ def write_deploy(
         "process": {"timesteps": 20, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"},
         "sampling": {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True},
         "data": data or {},
+        "condition": condition or {},
+        "format": 2,
     }
     (directory / "sampler.json").write_text(json.dumps(facts))
     return directory
+
+
+CLASSES = ["boot", "sneaker", "1"]
+
+
+def write_conditional(directory: Path, *, drop: float = 0.1, **options: Any) -> Path:
+    """As `write_deploy`, of a model that is told one of three classes, the last of which has a number for a name."""
+    return write_deploy(
+        directory,
+        data={"classes": CLASSES, "class_counts": [1, 6, 3]},
+        condition={"label": {"drop": drop}},
+        answers=[0.0, 0.5, 0.9, *([0.3] if drop else [])],
+        **options,
+    )

@@ -48,9 +48,11 @@ def submit(
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
+    guidance_scale: float | None = None,
+    **asked: Any,
 ) -> asyncio.Future[Any]:
-    choice = model.choice(sampler, steps, None)
-    return batcher.submit(model, choice, model.plan(choice), seed=seed, count=count)
+    choice = model.choice(sampler, steps, None, guidance_scale)
+    return batcher.submit(model, choice, model.plan(choice), seed=seed, count=count, asked=asked)
 
 
 class Gate:
@@ -69,6 +71,70 @@ class Gate:
     async def wait(self) -> None:
         """Until a batch is being drawn."""
         assert await asyncio.to_thread(self.reached.acquire, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def told(conditional: Path) -> ServedModel:
+    """A model with classes."""
+    return load_model(str(conditional), threads=1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.integers(1, 9),
+            st.integers(0, 99),
+            st.sampled_from([None, 0, "sneaker", "1", [0, "1"], [2, 1, 0, 0]]),
+            st.sampled_from([None, 0.0, 1.0, 3.0]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    batch_size=st.integers(1, 8),
+)
+def test_whatever_classes_share_a_batch_each_request_gets_its_own(told, asked, batch_size):
+    async def test(batcher: Batcher) -> Any:
+        jobs = (submit(batcher, told, n, seed, guidance_scale=s, label=label) for n, seed, label, s in asked)
+        return await asyncio.gather(*jobs)
+
+    drawn = with_batcher(test, batch_size=batch_size, window=0.0, queue=len(asked))
+    for images, (count, seed, label, scale) in zip(drawn, asked, strict=True):
+        alone = told.sampler.sample(count, seed=seed, label=label, guidance_scale=scale)
+        np.testing.assert_array_equal(images, alone)
+
+
+def test_classes_share_a_batch_and_scales_do_not(told):
+    """Nor does an interval keep those apart that have no guidance."""
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        first = submit(batcher, told, 1, seed=100)
+        await gate.wait()
+        others = [submit(batcher, told, 1, seed=seed, label=label) for seed, label in enumerate(["boot", [1, 2], None])]
+        others += [submit(batcher, told, 1, seed=seed, guidance_scale=2.0, label=seed - 4) for seed in (4, 5)]
+        for _ in range(3):
+            gate.opened.release()
+        await asyncio.gather(first, *others)
+
+    with_batcher(test, batch_size=8, window=0.0, draw=gate)
+    assert gate.batches == [[(100, 1)], [(0, 1), (1, 1), (2, 1)], [(4, 1), (5, 1)]]
+    same = [told.choice(guidance_scale=1.0, guidance_interval=interval) for interval in (None, [0.2, 0.6])]
+    assert same[0] == same[1]
+    assert told.choice(guidance_scale=2.0) != told.choice(guidance_scale=2.0, guidance_interval=[0.2, 0.6])
+
+
+def test_steps_with_guidance_count_twice(told):
+    metrics = Metrics()
+
+    async def test() -> None:
+        batcher = Batcher(metrics)
+        running = asyncio.create_task(batcher.run())
+        await submit(batcher, told, 3, steps=5, guidance_scale=2.0, label=0)
+        running.cancel()
+
+    asyncio.run(test())
+    assert b"ddpm_network_evaluations_total 30.0" in metrics.exposition()
 
 
 @settings(deadline=None, max_examples=40)
@@ -113,8 +179,8 @@ def test_those_that_wait_together_are_drawn_together_and_no_batch_is_larger_than
 
 def test_a_model_that_needs_much_memory_is_given_smaller_batches(deploy):
     gate = Gate()
-    sampler = Sampler(deploy, threads=1)
-    sampler.largest_batch = 2
+    sampler = Sampler(deploy, threads=1, memory=2)
+    assert sampler.largest_batch == 2
 
     async def test(batcher: Batcher) -> None:
         for _ in range(2):
@@ -243,8 +309,8 @@ def test_where_one_share_of_a_batch_is_nan_the_others_get_their_images(deploy, m
     choice = model.choice(None, None, None)
     run = model.sampler.run
 
-    def spoiled(plan, x, draw):
-        drawn = run(plan, x, draw).copy()
+    def spoiled(plan, x, draw, given):
+        drawn = run(plan, x, draw, given).copy()
         drawn[0] = np.nan
         return drawn
 

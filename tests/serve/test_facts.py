@@ -30,12 +30,19 @@ def model(deploy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def facts(**changes: Any) -> dict[str, Any]:
-    """Whole ones, of points, which have the most keys; `process__timesteps` is a key within a key."""
+    """Whole ones, of points with classes, which have the most keys; `process__timesteps` is a key within a key."""
     whole: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "name": "ddpm-points",
         "shape": [2],
-        "data": {"kind": "points", "low": [0.0, 0.0], "high": [1.0, 2.0]},
+        "data": {
+            "kind": "points",
+            "low": [0.0, 0.0],
+            "high": [1.0, 2.0],
+            "classes": ["in", "out"],
+            "class_counts": [3, 1],
+        },
+        "condition": {"label": {"drop": 0.1}},
         "process": {"timesteps": 20, "schedule": "linear", "prediction": "epsilon", "variance": "fixed_small"},
         "sampling": {"sampler": "ddim", "steps": 5, "eta": 0.0, "spacing": "trailing", "clip": True},
         "activation_bytes": 64,
@@ -68,7 +75,33 @@ def facts(**changes: Any) -> dict[str, Any]:
         (facts(activation_bytes=0), "`activation_bytes`: expected a positive number, found 0"),
         (facts(data__kind="videos"), "`data.kind`: expected one of images, points, sequences, found 'videos'"),
         (facts(data__low=None), "points need `low` and `high`"),
-        (facts(format=2), "its format is 2, and this version of ddpm knows format 1"),
+        (facts(format=3), "its format is 3, and this version of ddpm knows 1 and 2"),
+        (facts(condition=[]), r"`condition`: expected an object, found \[\]"),
+        (facts(condition__colour={}), "`condition`: no column 'colour'; there are: label"),
+        (facts(condition__label=True), "`condition.label`: expected an object, found True"),
+        (
+            facts(condition={"label": {"drop": True}}),
+            r"`condition.label.drop`: expected a number in 0\.\.1, found True",
+        ),
+        (facts(condition={"label": {"drop": float("nan")}}), r"`condition.label.drop`: .*found nan"),
+        (facts(data__classes=None), "`data.classes`: expected names, found None"),
+        (facts(data__classes=[]), r"`data.classes`: expected names, found \[\]"),
+        (facts(data__classes="ab"), "`data.classes`: expected names, found 'ab'"),
+        (facts(data__classes=[1, 2]), r"`data.classes`: expected names, found \[1, 2\]"),
+        (facts(data__class_counts={}), "`data.class_counts`: expected how many there are of each class, found {}"),
+        (facts(data__class_counts=[1]), r"`data.class_counts`: .*found \[1\]"),
+        (facts(data__class_counts=[1, True]), r"`data.class_counts`: .*found \[1, True\]"),
+        (facts(data__class_counts=[2, -1]), r"`data.class_counts`: .*found \[2, -1\]"),
+        (facts(data__class_counts=[0, 0]), r"`data.class_counts`: .*found \[0, 0\]"),
+        (facts(sampling__guidance_scale="2"), "`sampling.guidance_scale`: expected a number, found '2'"),
+        (facts(sampling__guidance_scale=-1), r"guidance_scale must be in 0\.\.1000, found -1"),
+        (facts(sampling__guidance_interval=[1]), r"`sampling.guidance_interval`: expected two numbers, found \[1\]"),
+        (facts(sampling__guidance_interval=[1, 0]), "guidance_interval must be two shares"),
+        (
+            facts(sampling__guidance_scale=2.0, condition={"label": {"drop": 0}}),
+            "`sampling.guidance_scale` must be 1: the model cannot be guided",
+        ),
+        (facts(sampling__guidance_scale=2.0, condition={}), "`sampling.guidance_scale` must be 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -80,11 +113,16 @@ def test_what_is_wrong_with_it_is_said_in_a_line(model: Path, content: Any, word
     assert "\n" not in str(refused.value)
 
 
-KEYS = [*facts(), *(f"{outer}__{inner}" for outer in ("data", "process", "sampling") for inner in facts()[outer])]
+KEYS = [
+    *facts(),
+    *(f"{outer}__{inner}" for outer in ("data", "condition", "process", "sampling") for inner in facts()[outer]),
+]
+
+GUIDANCE = ("sampling__guidance_scale", "sampling__guidance_interval")
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.sampled_from([*KEYS, "training", "sampling__dynamic_threshold"]), value=VALUES)
+@given(key=st.sampled_from([*KEYS, "training", "sampling__dynamic_threshold", *GUIDANCE]), value=VALUES)
 def test_whatever_stands_under_a_key_it_is_refused_or_a_plan_can_be_made_of_it(model, key, value):
     (model / "sampler.json").write_text(json.dumps(facts(**{key: value})))
     try:
@@ -92,6 +130,7 @@ def test_whatever_stands_under_a_key_it_is_refused_or_a_plan_can_be_made_of_it(m
     except UserError:
         return
     assert len(sampler.plan()) == sampler.facts["sampling"]["steps"]
+    assert all(len(values) == 3 for values in sampler.given(3).values())
     assert sampler.codec.decode(np.zeros((1, *sampler.codec.network_shape), np.float32)).shape == (
         1,
         *sampler.codec.shape,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from denoisers import CLASSES
 from PIL import Image
 from service import Server, wait_until
 
@@ -68,6 +69,32 @@ def test_sliders_and_buttons_say_what_is_drawn(page, deploy):
         assert settle(page).startswith(f"4 of seed {seed} ")
         expected = Sampler(deploy).sample(4, seed=seed, steps=20, sampler="ancestral")
         np.testing.assert_array_equal(pictures(page), expected)
+
+
+def test_classes_and_guidance_are_not_asked_for_where_there_are_none(page):
+    for name in ("label", "guidance"):
+        assert page.run(f'by("{name}").parentElement.getClientRects().length') == 0
+
+
+def test_a_class_and_a_scale_can_be_picked(browser, conditional_server, conditional):
+    browser.open(conditional_server.url)
+    settle(browser)
+    sampler = Sampler(conditional)
+    np.testing.assert_array_equal(pictures(browser), sampler.sample(16, seed=0))
+    for name in ("label", "guidance"):
+        assert browser.run(f'by("{name}").parentElement.getClientRects().length') == 1
+    names = browser.run('[...by("label").options].map(option => option.textContent)')
+    assert names == ["as in the data", "each in turn", *CLASSES]
+    for picked, label, scale in [("2", "1", 3.0), ("[0,1,2]", CLASSES, 0.5)]:
+        put(browser, label=picked, guidance=scale)
+        assert browser.run('by("guidance-shown").value') == f"{scale:g}"
+        browser.run('by("draw").click()')
+        settle(browser)
+        expected = sampler.sample(16, seed=0, label=label, guidance_scale=scale)
+        np.testing.assert_array_equal(pictures(browser), expected)
+        assert (expected != sampler.sample(16, seed=0, label=label)).any()
+    title = 'document.querySelectorAll("#pictures img")[4].title'
+    assert browser.run(title) == "sneaker"
 
 
 def test_a_refusal_is_shown_in_the_services_words(page):

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from denoisers import write_deploy
+from denoisers import CLASSES, write_conditional, write_deploy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -67,7 +67,62 @@ def test_json_holds_each_image_and_how_it_came_about(server, deploy):
     np.testing.assert_array_equal(images[..., None], Sampler(deploy).sample(3, seed=4, eta=0.5))
     model = answer.pop("model")
     assert model == server.client.get("/v1/model").json()["model"]
-    assert answer == {"kind": "images", "shape": [4, 4, 1], "seed": 4, "sampler": "ddim", "steps": 5, "eta": 0.5}
+    plan = {"sampler": "ddim", "steps": 5, "eta": 0.5, "guidance_scale": 1.0, "guidance_interval": None}
+    assert answer == {"kind": "images", "shape": [4, 4, 1], "seed": 4, "labels": None, **plan}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"label": "boot"},
+        {"label": "1"},  # a name before it is a number
+        {"label": 1},
+        {"label": ["sneaker", 0]},
+        {"guidance_scale": 3},
+        {"label": 2, "guidance_scale": 0.0},
+        {"label": [2, 1], "guidance_scale": 4.5, "guidance_interval": [0, 0.6]},
+    ],
+    ids=str,
+)
+def test_a_class_and_guidance_draw_what_the_runtime_draws(conditional_server, conditional, asked):
+    sampler = Sampler(conditional)
+    expected = sampler.sample(70, seed=3, **asked)  # more than a batch
+    array = np.load(io.BytesIO(conditional_server.draw(n=70, seed=3, format="npy", **asked).content))
+    np.testing.assert_array_equal(array, expected)
+    if asked:
+        assert (array != sampler.sample(70, seed=3)).any()
+    answer = conditional_server.draw(n=70, seed=3, format="json", **asked).json()
+    assert answer["labels"] == [
+        CLASSES[number] for number in sampler.given(70, seed=3, label=asked.get("label"))["label"]
+    ]
+    assert answer["guidance_scale"] == asked.get("guidance_scale", 1)
+    assert answer["guidance_interval"] == asked.get("guidance_interval")
+    if "label" not in asked:
+        assert set(answer["labels"]) == set(CLASSES)
+        assert answer["labels"].count("sneaker") > 70 / 3  # six of ten, not one of three
+
+
+def test_the_card_says_what_may_be_asked(server, conditional_server):
+    card = conditional_server.client.get("/v1/model").json()
+    assert (card["classes"], card["guidable"], card["sampling"]["guidance_scale"]) == (CLASSES, True, 1.0)
+    card = server.client.get("/v1/model").json()
+    assert (card["classes"], card["guidable"], card["sampling"]["guidance_interval"]) == (None, False, None)
+
+
+def test_a_models_own_guidance_is_what_it_draws_with_unasked(start, tmp_path):
+    deploy = write_conditional(tmp_path / "own")
+    facts = json.loads((deploy / "sampler.json").read_text())
+    facts["sampling"] |= {"guidance_scale": 3.0, "guidance_interval": [0.0, 0.5]}
+    (deploy / "sampler.json").write_text(json.dumps(facts))
+    server = start(deploy)
+    sampling = server.client.get("/v1/model").json()["sampling"]
+    assert (sampling["guidance_scale"], sampling["guidance_interval"]) == (3.0, [0.0, 0.5])
+    answer = server.draw(n=2, format="json", label=2).json()
+    assert (answer["guidance_scale"], answer["guidance_interval"]) == (3.0, [0.0, 0.5])
+    images = np.stack([opened(base64.b64decode(png)) for png in answer["data"]])[..., None]
+    np.testing.assert_array_equal(images, Sampler(deploy).sample(2, label=2))
+    assert (images != Sampler(deploy).sample(2, label=2, guidance_scale=1)).any()
 
 
 def test_a_request_larger_than_a_batch_is_one_answer(server, deploy):
@@ -75,7 +130,8 @@ def test_a_request_larger_than_a_batch_is_one_answer(server, deploy):
     np.testing.assert_array_equal(array, Sampler(deploy).sample(150))
 
 
-def test_the_examples_of_the_documentation_work(server):
+def test_the_examples_of_the_documentation_work(conditional_server):
+    server = conditional_server
     document = server.client.get("/openapi.json").json()
     asked = document["paths"]["/v1/images"]["post"]
     examples = asked["requestBody"]["content"]["application/json"]["examples"]
@@ -186,6 +242,65 @@ def test_a_bad_request_is_told_in_a_line_what_is_wrong(server, asked, words):
     assert re.search(words, reason), reason
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ('{"label": "shoe"}', "^label: no class 'shoe'; there are: boot, sneaker, 1$"),
+        ('{"label": 3}', "^label: no class 3; there are: boot"),  # the null class is none to be asked for
+        ('{"label": -1}', "no class -1"),
+        ('{"label": true}', "no class True"),
+        ('{"label": 1.0}', "no class 1.0"),
+        ('{"label": NaN}', "no class nan"),
+        ('{"label": []}', "label: expected at least one class, found none"),
+        ('{"label": [0, "shoe"]}', "no class 'shoe'"),
+        ('{"label": [[0]]}', r"no class \[0\]"),
+        ('{"label": {"boot": 1}}', "no class {'boot': 1}"),
+        ('{"label": 1' + "0" * 4000 + "}", "no class a number of"),
+        ('{"label": "\\ud800"}', "no class"),
+        ('{"guidance_scale": NaN}', "`guidance_scale`: .*finite"),
+        ('{"guidance_scale": Infinity}', "`guidance_scale`: .*finite"),
+        ('{"guidance_scale": -0.5}', "`guidance_scale`: .*greater than or equal to 0, found -0.5"),
+        ('{"guidance_scale": 1001}', "`guidance_scale`: .*less than or equal to 1000"),
+        ('{"guidance_scale": true}', "`guidance_scale`: .*number, found True"),
+        ('{"guidance_scale": "2"}', "`guidance_scale`: .*number, found '2'"),
+        ('{"guidance_interval": 0.5}', "`guidance_interval`: .*list, found 0.5"),
+        ('{"guidance_interval": [0.5]}', "`guidance_interval`: .*at least 2 items"),
+        ('{"guidance_interval": [0, 0.5, 1]}', "`guidance_interval`: .*at most 2 items"),
+        ('{"guidance_interval": [0, NaN]}', "`guidance_interval.1`: .*finite"),
+        ('{"guidance_interval": [0, true]}', "`guidance_interval.1`: .*number, found True"),
+        ('{"guidance_interval": [0, 1.5]}', "`guidance_interval.1`: .*less than or equal to 1"),
+        ('{"guidance_scale": 2, "guidance_interval": [0.6, 0.5]}', "low <= high <= 1, found 0.6, 0.5"),
+        (
+            '{"n": 30, "steps": 20, "guidance_scale": 2, "guidance_interval": [0, 0.9]}',
+            r"`n` × `steps` must be at most 1000, found 30 × \(20 \+ 18 with guidance\)",
+        ),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_class_or_guidance_that_cannot_be_is_told_in_a_line(conditional_server, asked, words):
+    answer = conditional_server.client.post("/v1/images", content=asked, headers=JSON)
+    assert answer.status_code == 422
+    assert re.search(words, refusal(answer)), refusal(answer)
+
+
+def test_guided_steps_count_twice_in_the_bound_and_others_do_not(conditional_server):
+    assert conditional_server.draw(n=50, steps=20).status_code == 200
+    assert conditional_server.draw(n=25, steps=20, guidance_scale=2).status_code == 200
+    assert conditional_server.draw(n=26, steps=20, guidance_scale=2).status_code == 422
+
+
+def test_a_model_that_is_not_conditional_or_cannot_be_guided_says_so(server, start, tmp_path):
+    assert refusal(server.draw(label=0)).startswith("label: the model is not conditional")
+    reason = refusal(server.draw(guidance_scale=2))
+    assert reason == "guidance_scale must be 1: the model has no condition and no guide"
+    assert server.draw(guidance_scale=1).status_code == 200
+    undropped = start(write_conditional(tmp_path / "undropped", drop=0))
+    card = undropped.client.get("/v1/model").json()
+    assert (card["classes"], card["guidable"]) == (CLASSES, False)
+    assert undropped.draw(label="boot").status_code == 200
+    assert "trained without dropping its condition" in refusal(undropped.draw(label="boot", guidance_scale=2))
+
+
 def test_a_chunked_body_is_bounded_too_and_another_type_is_refused(server):
     chunks = (b" " * 5000 for _ in range(4))
     assert server.client.post("/v1/images", content=chunks, headers=JSON).status_code == 413
@@ -210,14 +325,15 @@ VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3),
 )
-KEYS = st.sampled_from(["n", "seed", "sampler", "steps", "eta", "format"]) | st.text(max_size=3)
+OPTIONS = ["n", "seed", "sampler", "steps", "eta", "format", "label", "guidance_scale", "guidance_interval"]
+KEYS = st.sampled_from(OPTIONS) | st.text(max_size=3)
 BODIES = st.dictionaries(KEYS, VALUES, max_size=4).map(json.dumps).map(str.encode) | st.binary(max_size=50)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES)
-def test_whatever_is_sent_it_is_drawn_or_refused(server, body):
-    answer = server.client.post("/v1/images", content=body, headers=JSON)
+def test_whatever_is_sent_it_is_drawn_or_refused(conditional_server, body):
+    answer = conditional_server.client.post("/v1/images", content=body, headers=JSON)
     if answer.status_code != 200:
         refusal(answer)
 
