@@ -46,6 +46,10 @@ class EvaluationConfig(Section):
     sampling: SamplingConfig | None = Field(
         None, description="a plan that every model is measured under; null: each under its own"
     )
+    labels: Literal["frequencies", "balanced"] = Field(
+        "frequencies",
+        description="what a conditional model is asked for: classes as often as in the training data, or all alike",
+    )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     devices: Positive = Field(1, description="processes on this machine that draw the samples of `ddpm evaluate`")
     splits: Positive = Field(

@@ -22,6 +22,8 @@ class Tolerances(Section):
     kid: Tolerance | None = Field(0.25, description="higher by, besides the deviations of both")
     precision: Tolerance | None = Field(0.1, description="lower by")
     recall: Tolerance | None = Field(0.1, description="lower by")
+    class_accuracy: Tolerance | None = Field(0.05, description="of conditional models: lower by")
+    fid_within_classes: Tolerance | None = Field(0.1, description="of conditional models: higher by")
     mmd: Tolerance | None = Field(None, description="higher by")
     nll_validation: Tolerance | None = Field(0.05, description="higher by")
     gflops_per_image: Tolerance | None = Field(None, description="higher by")

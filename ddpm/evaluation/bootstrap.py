@@ -27,6 +27,13 @@ def interval(value: float, deviation: float) -> tuple[float, float]:
     return max(value - NORMAL_95 * deviation, 0.0), value + NORMAL_95 * deviation
 
 
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` samples (Wilson 1927), which holds also close to 0 and 1."""
+    z = NORMAL_95**2 / count
+    centre, half = share + z / 2, NORMAL_95 * np.sqrt(share * (1 - share) / count + z / (4 * count))
+    return max(0.0, float((centre - half) / (1 + z))), min(1.0, float((centre + half) / (1 + z)))
+
+
 def frechet_deviation(
     generated: Tensor, reference: Tensor, *, resamples: int, seed: int, on_resample: Done = lambda count: None
 ) -> float:

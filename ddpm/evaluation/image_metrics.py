@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.config.params import Params
-from ddpm.data.store import PreparedData
+from ddpm.data.store import SPLITS, PreparedData, SplitName
 from ddpm.errors import UserError
-from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation
+from ddpm.evaluation.bootstrap import frechet_deviation, interval, score_deviation, share_interval
 from ddpm.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256, Extractor, Features
 from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import (
+    class_accuracy,
     frechet_distance,
+    frechet_distance_within,
     inception_score,
     kernel_distance,
     nearest,
@@ -29,6 +32,7 @@ from ddpm.evaluation.progress import Done, Show, unseen
 from ddpm.evaluation.requirements import check_enough, score_splits
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
+GRID_CLASSES = 10  # rows of a conditional model's grid; of more classes, that many are chosen
 CLOSEST, NEIGHBOURS = 8, 7
 NEAR = 0.05  # share of the held-out images that count as near copies of training images
 
@@ -41,15 +45,23 @@ class ImageMeasure:
     """
 
     def __init__(
-        self, params: Params, data: PreparedData, extractor: Extractor, cache: Path, show: Show = unseen
+        self,
+        params: Params,
+        data: PreparedData,
+        extractor: Extractor,
+        cache: Path,
+        show: Show = unseen,
+        *,
+        asked: NDArray[np.int64] | None = None,
     ) -> None:
         """
         Args:
             cache: a directory for the features of the real images.
             show: the progress of long computations.
+            asked: the class asked of each generated image, [evaluation.samples]; None: of an unconditional model.
 
         Raises:
-            UserError: the extractor is not the protocol's, or there are too few images.
+            UserError: the extractor is not the protocol's or not the data's, or there are too few images.
         """
         options = params.evaluation
         self._train_split, validation = data.split("train"), data.split("validation")
@@ -62,11 +74,15 @@ class ImageMeasure:
         self._validation = cached_features(self._extractor, validation, cache, show)
         whole = len(data.reference(options.reference)) > 1
         self._reference = _both(self._train, self._validation) if whole else self._train
+        self._labels = None
+        if asked is not None:
+            self._labels = _Labels.of(asked, data, data.reference(options.reference), extractor, self._train)
         self._splits = score_splits(options, len(validation))
         self._resamples, self._seed = options.resamples, params.seed
         self._features, self._count = self._train.room_for(options.samples), 0
         self._distances = torch.empty(options.samples)
         self._shown = np.empty((0, *data.codec.shape), np.uint8)
+        self._by_class = _ByClass(data.manifest.classes or (), data.codec.shape)
         self._neighbours = min(NEIGHBOURS, len(self._train))
         self._closest = _Closest(self._shown, torch.empty(0), torch.empty((0, self._neighbours), dtype=torch.int64))
 
@@ -76,6 +92,8 @@ class ImageMeasure:
         distances, positions = nearest(features.features, self._train.features, self._neighbours)
         self._features.put(self._count, features)
         self._distances[self._count : self._count + len(features)] = distances[:, 0]
+        if self._labels:
+            self._by_class.add(generated, self._labels.asked[self._count : self._count + len(features)].numpy())
         self._count += len(features)
         self._shown = np.concatenate([self._shown, generated[: GRID_IMAGES - len(self._shown)]])
         self._closest = self._closest.with_more(generated, distances[:, 0], positions)
@@ -92,10 +110,16 @@ class ImageMeasure:
           `nearest_distance_real`: that of the validation images. `near_copies`: the share of generated images that
           are nearer than the nearest twentieth of the validation images; 0.05 is what new images score.
         - `sfid`: of InceptionV3's spatial features alone.
+        - `class_accuracy`: the share of images that the extractor's classifier takes for the class that was asked, and
+          `class_accuracy_real` that of the validation images; of a conditional model, by an extractor fitted to the
+          data's classes alone.
+        - `fid_within_classes`: of a conditional model, see `frechet_distance_within`.
         """
         generated = self._features[: self._count]
         parts: tuple[Callable[[Features], dict[str, float]], ...]
         parts = (self._score, self._kernel, self._manifold, self._memorisation)
+        if self._labels:
+            parts = (*parts, functools.partial(self._classes, labels=self._labels))
         # The resamples of the FID take longest.
         with self._show(self._resamples + len(parts), "steps", "figures") as done:
             figures: dict[str, float | int] = {**self._frechet(generated, done)}
@@ -105,14 +129,16 @@ class ImageMeasure:
         return {**figures, "samples": len(generated), "same_count": self._same_count(generated)}
 
     def pictures(self) -> dict[str, Image.Image]:
-        """File names and pictures: the first images, and those nearest to a training image with their neighbours."""
+        """File names and pictures: the first images, of a conditional model a row a class; and those nearest to a
+        training image with their neighbours.
+        """
         closest = self._closest
         rows = [
             np.concatenate([image[None], self._train_split.rows(positions.numpy())])
             for image, positions in zip(closest.images, closest.positions, strict=True)
         ]
         return {
-            "samples.png": grid(self._shown, GRID_COLUMNS, width=WIDTH),
+            "samples.png": self._by_class.picture() if self._labels else grid(self._shown, GRID_COLUMNS, width=WIDTH),
             "neighbours.png": grid(np.concatenate(rows), len(rows[0]), width=WIDTH, captions=_captions(len(rows[0]))),
         }
 
@@ -161,6 +187,21 @@ class ImageMeasure:
         precision, recall = precision_recall(generated.features, self._reference.features)
         return {"precision": precision, "recall": recall}
 
+    def _classes(self, generated: Features, labels: _Labels) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        asked = labels.asked[: len(generated)]
+        if labels.classified:
+            share = class_accuracy(generated.logits, asked)
+            low, high = share_interval(share, len(generated))
+            figures = {
+                "class_accuracy": share,
+                "class_accuracy_low": low,
+                "class_accuracy_high": high,
+                "class_accuracy_real": class_accuracy(self._validation.logits, labels.validation),
+            }
+        within = frechet_distance_within(generated.features, asked, self._reference.features, labels.reference)
+        return figures if within is None else {**figures, "fid_within_classes": within}
+
     def _memorisation(self, generated: Features) -> dict[str, float]:
         distances = self._distances[: len(generated)]
         real, _ = nearest(self._validation.features, self._train.features)
@@ -170,6 +211,67 @@ class ImageMeasure:
             "nearest_distance_real": float(real.median()),
             "near_copies": float((distances < near).double().mean()),
         }
+
+
+class _Labels(NamedTuple):
+    """Of the generated images those that were asked for, of the real ones those that they have; int64."""
+
+    asked: torch.Tensor
+    reference: torch.Tensor
+    validation: torch.Tensor
+    classified: bool
+    """Whether the extractor says which class an image is of."""
+
+    @classmethod
+    def of(
+        cls,
+        asked: NDArray[np.int64],
+        data: PreparedData,
+        reference: Sequence[SplitName],
+        extractor: Extractor,
+        features: Features,
+    ) -> _Labels:
+        """
+        Args:
+            reference: the splits that generated images are held against.
+            features: of any images, by the extractor.
+
+        Raises:
+            UserError: the extractor is a classifier of other classes.
+        """
+        classes, classified = len(data.manifest.classes or ()), extractor.identity["kind"] == "classifier"
+        known = features.logits.shape[1]
+        if classified and known != classes:
+            raise UserError(
+                f"extractor/ was fitted to {known} classes, but the prepared data have {classes}: "
+                "run `ddpm fit-extractor`"
+            )
+        real = {name: torch.from_numpy(data.split(name).labels) for name in SPLITS}
+        whole = torch.cat([real[name] for name in reference])
+        return cls(torch.from_numpy(asked), whole, real["validation"], classified)
+
+
+class _ByClass:
+    """The first images that are asked for each class."""
+
+    def __init__(self, classes: Sequence[str], shape: tuple[int, ...]) -> None:
+        rows = min(len(classes), GRID_CLASSES)
+        self._numbers = np.linspace(0, len(classes) - 1, rows).round().astype(int).tolist()
+        self._names = [classes[number] for number in self._numbers]
+        self._images = np.full((rows, GRID_COLUMNS, *shape), 255, np.uint8)  # white where there are fewer
+        self._counts = [0] * rows
+
+    def add(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """Images [n, H, W, C] and the class asked of each, [n]."""
+        for row, number in enumerate(self._numbers):
+            more = images[labels == number][: GRID_COLUMNS - self._counts[row]]
+            self._images[row, self._counts[row] : self._counts[row] + len(more)] = more
+            self._counts[row] += len(more)
+
+    def picture(self) -> Image.Image:
+        """A row a class, with its name."""
+        flat = self._images.reshape(-1, *self._images.shape[2:])
+        return grid(flat, GRID_COLUMNS, width=WIDTH, names=self._names)
 
 
 class _Closest(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column
+from ddpm.conditioning.columns import Column, Given, LabelColumn
+from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
@@ -62,6 +63,15 @@ class Measurement:
     """By file name, without captions."""
 
 
+def asked_for(options: EvaluationConfig, columns: Sequence[Column]) -> dict[str, Any]:
+    """What a model is asked for when it is measured, as `Drawer.given` and `Drawer.batches` take it. Nothing, where
+    the values are drawn as often as they are in the training data.
+    """
+    if options.labels == "frequencies":
+        return {}
+    return {column.name: range(len(column.classes)) for column in columns if isinstance(column, LabelColumn)}
+
+
 def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:
     """Check that a model can be measured with the data, by its plan.
 
@@ -95,6 +105,7 @@ def measure(
     root: Path,
     device: torch.device,
     name: str,
+    given: Given | None = None,
     show: Show = unseen,
 ) -> Measurement:
     """Compute the figures of a model that fits the data.
@@ -103,13 +114,14 @@ def measure(
         drawn: evaluation.samples data of the model's, in batches.
         facts: of the model.
         name: what messages call it.
+        given: what the model was told of each datum, as `Drawer.given` has it; of an unconditional one nothing.
         show: the progress of long computations.
 
     Raises:
-        UserError: the extractor is missing or damaged.
+        UserError: the extractor is missing or damaged, or of other classes.
         NotFiniteError: the model draws NaN or infinite values, or a figure is one.
     """
-    figures, identity = _measure_of(params, data, root, device, show)
+    figures, identity = _measure_of(params, data, root, device, given or {}, show)
     options = params.evaluation
     with show(options.samples, data.codec.unit, f"samples of {name}") as done:
         try:
@@ -140,12 +152,13 @@ def finite(figures: dict[str, float], name: str) -> dict[str, float]:
 
 
 def _measure_of(
-    params: Params, data: PreparedData, root: Path, device: torch.device, show: Show
+    params: Params, data: PreparedData, root: Path, device: torch.device, given: Given, show: Show
 ) -> tuple[ImageMeasure | ValueMeasure, dict[str, Any]]:
     """What measures this kind of data, and the identity of the features it does it in."""
     if data.codec.name == "images":
         extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
-        return ImageMeasure(params, data, extractor, root / FEATURES, show), extractor.identity
+        measure = ImageMeasure(params, data, extractor, root / FEATURES, show, asked=given.get("label"))
+        return measure, extractor.identity
     identity = load_coordinates(root / EXTRACTOR)
     return ValueMeasure(params, data, identity["bandwidth"], show), identity
 
@@ -167,7 +180,7 @@ def protocol_of(
         samples=options.samples,
         **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
         weights=facts.weights,
-        labels="frequencies" if facts.conditional else None,
+        labels=options.labels if facts.conditional else None,
         splits=score_splits(options, len(validation)) if data.codec.name == "images" else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,

@@ -1,6 +1,10 @@
-"""Figures of images from their features, by torch-fidelity: FID, sFID, IS, KID, precision and recall."""
+"""Figures of images from their features, by torch-fidelity: FID, sFID, IS, KID, precision and recall; and those of the
+classes that were asked for.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -25,6 +29,52 @@ def frechet_distance(generated: Tensor, reference: Tensor) -> float:
     # In float64: with few more images than features the covariances are close to singular.
     statistics = [fid_features_to_statistics(features.double()) for features in (generated, reference)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+
+
+def frechet_distance_within(generated: Tensor, asked: Tensor, reference: Tensor, labels: Tensor) -> float | None:
+    """Mean, over the classes, of the FID within a class, all classes alike.
+
+    A class with fewer than two generated or two real images has no covariance and is left out. The FID of few images
+    is biased upwards, so the mean compares only with one of the same labels asked for and the same reference, as under
+    one protocol.
+
+    Args:
+        generated, reference: features, [N, F] and [M, F].
+        asked: the class that was asked of each generated image, [N] int64.
+        labels: that each real one has, [M] int64.
+
+    Returns:
+        None where no class has two images on both sides.
+    """
+    found = []
+    for label in labels.unique():
+        own, real = generated[asked == label], reference[labels == label]
+        if min(len(own), len(real)) >= 2:
+            found.append(_frechet_distance_of_few(own, real))
+    return sum(found) / len(found) if found else None
+
+
+def _frechet_distance_of_few(a: Tensor, b: Tensor) -> float:
+    """`frechet_distance` by way of the images and not of the features, which are more.
+
+    With Σ₁ = AᵀA and Σ₂ = BᵀB, Tr (Σ₁ Σ₂)^{1/2} is the sum of the singular values of A Bᵀ.
+    """
+    means = [features.double().mean(0) for features in (a, b)]
+    roots = [_root(features.double() - mean) for features, mean in zip((a, b), means, strict=True)]
+    traces = sum(root.square().sum() for root in roots)
+    distance = (means[0] - means[1]).square().sum() + traces
+    return float(distance - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum())
+
+
+def _root(centred: Tensor) -> Tensor:
+    """A with AᵀA the covariance of centred features [N, F], of no more than F rows."""
+    scaled = centred / math.sqrt(len(centred) - 1)
+    return torch.linalg.qr(scaled, mode="r").R if len(scaled) > scaled.shape[1] else scaled
+
+
+def class_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of images whose class scores [N, K] are highest for their label [N] int64."""
+    return float((logits.argmax(1) == labels).double().mean())
 
 
 def inception_score(logits: Tensor, splits: int) -> tuple[float, float]:

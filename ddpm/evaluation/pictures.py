@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,25 @@ from ddpm.version import __version__
 WIDTH = 600  # pixels that a picture in a file has at least
 SHOWN_SIDE = 32  # images smaller than this are enlarged by a whole factor
 CAPTION_HEIGHT = 14
+LONGEST_NAME = 20  # characters of a row's name that are shown
 _GREYS, _COLOURS = 32, 128  # of an animation
 
 
 def grid(
-    images: NDArray[np.uint8], columns: int, *, gap: int = 2, width: int = 0, captions: Sequence[str] = ()
+    images: NDArray[np.uint8],
+    columns: int,
+    *,
+    gap: int = 2,
+    width: int = 0,
+    captions: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Image.Image:
     """Images [N, H, W, C] row by row on white, small ones enlarged by a whole factor without smoothing.
 
     Args:
         width: pixels that the grid gets at least.
         captions: a text above each column.
+        names: a text at the left of each row.
     """
     zoom = max(1, SHOWN_SIDE // images.shape[1], -(-(width - gap * (columns + 1)) // (columns * images.shape[2])))
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -40,7 +49,10 @@ def grid(
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
     picture = as_picture(canvas)
-    return _under_captions(picture, captions, gap, width + gap) if captions else picture
+    if captions:
+        picture = _under_captions(picture, captions, gap, width + gap)
+    top = gap + (CAPTION_HEIGHT if captions else 0)
+    return _beside_names(picture, names, top, height + gap) if names else picture
 
 
 def as_picture(image: NDArray[np.uint8]) -> Image.Image:
@@ -71,6 +83,18 @@ def _under_captions(image: Image.Image, captions: Sequence[str], left: int, step
     canvas.paste(image, (0, CAPTION_HEIGHT))
     for column, text in enumerate(captions):
         ImageDraw.Draw(canvas).text((left + column * step, 1), text, fill="black")
+    return canvas
+
+
+def _beside_names(image: Image.Image, names: Sequence[str], top: int, step: int) -> Image.Image:
+    """The picture with a text at the left of each of its rows, which begin at `top` and lie `step` apart."""
+    shown = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+    measured = ImageDraw.Draw(image)
+    room = math.ceil(max(measured.textlength(name) for name in shown)) + 6
+    canvas = Image.new(image.mode, (image.width + room, image.height), "white")
+    canvas.paste(image, (room, 0))
+    for row, name in enumerate(shown):
+        ImageDraw.Draw(canvas).text((2, top + row * step + (step - CAPTION_HEIGHT) // 2), name, fill="black")
     return canvas
 
 

@@ -15,11 +15,16 @@ from ddpm.errors import Interrupted
 from ddpm.model import Model
 
 
-def sharded_batches(model: Model, ranks: Ranks, count: int, *, seed: int, batch_size: int) -> Iterator[NDArray[Any]]:
+def sharded_batches(
+    model: Model, ranks: Ranks, count: int, *, seed: int, batch_size: int, **asked: Any
+) -> Iterator[NDArray[Any]]:
     """`Model.batches`, of which every process draws its share: in the first process all of them, in the others none.
 
     An image of a seed is the same whoever draws it, so these are the batches that one process would draw. All
     processes are to ask for the same, and to take all there is: they draw a batch each, and then meet.
+
+    Args:
+        asked: of the model's columns, as `Drawer.given` takes it.
 
     Raises:
         Interrupted: the process that started this one is gone.
@@ -31,7 +36,9 @@ def sharded_batches(model: Model, ranks: Ranks, count: int, *, seed: int, batch_
         sizes = [max(0, min(batch_size, count - begin - rank * batch_size)) for rank in range(ranks.count)]
         own = np.zeros((max(sizes), *model.shape), model.codec.dtype)
         if size := sizes[ranks.rank]:
-            own[:size] = model.draw(size, plan, seed=seed, first=begin + ranks.rank * batch_size)
+            first = begin + ranks.rank * batch_size
+            given = model.given(size, seed=seed, first=first, **asked)
+            own[:size] = model.draw(size, plan, seed=seed, first=first, given=given)
         for size, batch in zip(sizes, ranks.gather(torch.from_numpy(own)), strict=False):
             if size:
                 yield batch[:size].numpy()
