@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
-from ddpm.conditioning.columns import Column, Given, columns_of
+from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of
 from ddpm.conditioning.guidance import ClassifierFree, guidable
 from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in
 from ddpm.config.base import Section, validate
@@ -197,7 +197,7 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is told; a `ConditionalNetwork` where there are some.
+        columns: that it is told, as a `ConditionalNetwork`; or of a classifier, that it answers.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -213,9 +213,11 @@ def build_network(
                 image_size=sides[0] if sides else 1,
                 channels=channels,
                 dims=len(sides),
-                # The second half says where each pixel's variance lies in its range.
-                out_channels=2 * channels if config.process.variance == "learned_range" else channels,
+                out_channels=_outputs(config, channels, columns),
             )
+            if config.classifies:
+                network.answers = tuple(columns)
+                return network
             return ConditionalNetwork(network, columns) if columns else network
     except ValueError as error:
         raise UserError(f"{where}: {error if columns else f'network: {error}'}") from None
@@ -227,6 +229,14 @@ def build_network(
         if "overflow" not in str(error):
             raise
         raise UserError(f"{where}: network: one of its tensors is larger than any memory; make it narrower") from None
+
+
+def _outputs(config: ModelConfig, channels: int, columns: Sequence[Column]) -> int | None:
+    """Channels of the network's output; None: the network's own default."""
+    if config.classifies:
+        return next((len(column.classes) for column in columns if isinstance(column, LabelColumn)), None)
+    # The second half says where each pixel's variance lies in its range.
+    return 2 * channels if config.process.variance == "learned_range" else channels
 
 
 def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:
