@@ -43,7 +43,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _guidance_has_something_to_move_away_from(self) -> Self:
         label = self.condition.label
-        if self.sampling.guidance_scale != 1 and (label is None or not label.drop):
+        if self.sampling.guide is None and self.sampling.guidance_scale != 1 and (label is None or not label.drop):
             why = "condition has no label" if label is None else "condition.label.drop is 0"
             raise ValueError(f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but {why}")
         return self

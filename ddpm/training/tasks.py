@@ -129,8 +129,3 @@ class Classify:
         logits = network(self.process.q_sample(batch.x0, t, noise), t)
         (column,) = self.columns
         return F.cross_entropy(logits.to(batch.x0.dtype), batch.given[column.name], reduction="none")
-
-
-def accuracy(logits: Tensor, label: Tensor) -> Tensor:
-    """Of each datum 1 where the largest of logits [N, K] is at its label, else 0. [N] float32."""
-    return (logits.argmax(1) == label).to(torch.float32)
