@@ -38,6 +38,11 @@ class Drawer(ABC):
         """Whether a plan may have guidance."""
 
     @property
+    def by_classifier(self) -> bool:
+        """Whether guidance is by a classifier, whose scale is counted from 0."""
+        return False
+
+    @property
     def largest_batch(self) -> int | None:
         """As many data as are drawn together at most, whatever is asked for; None: no limit."""
         return None
@@ -60,7 +65,7 @@ class Drawer(ABC):
                 guidance of a model that cannot be guided.
         """
         process, sampling = self.choices
-        plan = plan_for(process, sampling, **overrides)
+        plan = plan_for(process, sampling, by_classifier=self.by_classifier, **overrides)
         if not self.guidable and plan.column("guidance").any():
             why = (
                 "was trained without dropping its condition (condition.label.drop is 0)"

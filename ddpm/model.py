@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
-from ddpm.conditioning.columns import Column, Given, columns_of
-from ddpm.conditioning.guidance import ClassifierFree, guidable
-from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in
+from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of
+from ddpm.conditioning.guidance import Autoguidance, ClassifierFree, ClassifierGradient, guidable
+from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in
 from ddpm.config.base import Section, validate
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
@@ -29,9 +30,9 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.diffusion.schedules import Schedule
 from ddpm.drawer import Drawer
-from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError
+from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, write_json
-from ddpm.layout import made_by
+from ddpm.layout import find_model, made_by
 from ddpm.nets import build
 
 MOST_TENSORS = 20_000  # of a network; those of the papers have hundreds
@@ -126,6 +127,8 @@ class Model(Drawer):
     card: ModelCard
     plan_source: str = "model.json"
     """Where `card.config.sampling`, the model's own sampling plan, comes from."""
+    guide: Model | None = None
+    """The classifier or the weaker model that guides it; None: it guides itself, if it can."""
 
     @property
     def device(self) -> torch.device:
@@ -145,10 +148,45 @@ class Model(Drawer):
         """Between what is stored and what the network sees; it says what the model makes."""
         return self.card.data.codec
 
-    def sampled_by(self, sampling_config: SamplingConfig, source: str = "the caller") -> Model:
-        """The same weights with another sampling plan as their own; `source` is where that comes from."""
+    def sampled_by(
+        self, sampling_config: SamplingConfig, source: str = "the caller", *, root: Path | str = Path()
+    ) -> Model:
+        """The same weights with another sampling plan as their own, and the guide that it names.
+
+        Args:
+            source: where the plan comes from.
+            root: the project's folder, where a guide's relative path starts.
+
+        Raises:
+            UserError: the guide is missing or damaged, or of other data, another process or other classes.
+        """
         config = self.card.config.model_copy(update={"sampling": sampling_config})
-        return Model(self.network, self.card.model_copy(update={"config": config, "own_plan": True}), source)
+        card = self.card.model_copy(update={"config": config, "own_plan": True})
+        name, guide = sampling_config.guide, None
+        if name is not None:
+            guide = load(find_model(name, exported=False, root=Path(root)), self.device)
+            _check_guide(self, guide, name)
+        return replace(self, card=card, plan_source=source, guide=guide)
+
+    def guided_by(self, guide: Path | str, *, root: Path | str = Path()) -> Model:
+        """The same model and plan with a guide: a directory of a classifier or of a weaker model.
+
+        Raises:
+            UserError: as `sampled_by`.
+        """
+        sampling_config = self.card.config.sampling.model_copy(update={"guide": str(guide)})
+        return self.sampled_by(sampling_config, self.plan_source, root=root)
+
+    def plan(self, **overrides: Any) -> SamplingPlan:
+        config = self.card.config
+        if config.classifies:
+            raise ValueError(
+                f"{self.card.variant} is a classifier, which draws nothing; it guides other models: "
+                f"ddpm sample MODEL --guide models/{self.card.variant}"
+            )
+        if config.sampling.guide is not None and self.guide is None:
+            raise ValueError(f"the guide {config.sampling.guide} was not opened: use guided_by")
+        return super().plan(**overrides)
 
     def process(self) -> GaussianProcess:
         """The process the model was trained on, on the model's device."""
@@ -156,7 +194,9 @@ class Model(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return columns_in(self.network)
+        """Those that its network is told, and those that a classifier guides it by."""
+        own = columns_in(self.network)
+        return own or (answered_by(self.guide.network) if self.guide else ())
 
     @property
     def choices(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -165,7 +205,11 @@ class Model(Drawer):
 
     @property
     def guidable(self) -> bool:
-        return guidable(self.network)
+        return self.guide is not None or guidable(self.network)
+
+    @property
+    def by_classifier(self) -> bool:
+        return self.guide is not None and self.guide.card.config.classifies
 
     def denoiser(self, given: Given | None = None) -> Denoiser:
         """The network told its condition, as a function of x and t; guided where a plan's row has a weight.
@@ -174,7 +218,13 @@ class Model(Drawer):
             given: a value of each column, [N, ...].
         """
         told = {name: torch.from_numpy(values).to(self.device) for name, values in (given or {}).items()}
-        return ClassifierFree(self.network, told) if self.guidable else bind(self.network, told)
+        if self.guide is None:
+            return ClassifierFree(self.network, told) if self.guidable else bind(self.network, told)
+        denoise = bind(self.network, {column.name: told[column.name] for column in columns_in(self.network)})
+        if not self.by_classifier:
+            return Autoguidance(denoise, bind(self.guide.network, told))
+        (answer,) = answered_by(self.guide.network)
+        return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())
 
     def draw(
         self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
@@ -190,6 +240,37 @@ class Model(Drawer):
         return lambda: torch.from_numpy(stream.draw()).to(self.device)
 
 
+def _check_guide(model: Model, guide: Model, name: str) -> None:
+    """
+    Args:
+        name: what names the guide, for errors.
+
+    Raises:
+        UserError: it cannot guide the model.
+    """
+    whose = f"{name} cannot guide {model.card.variant}"
+    data, other, classifies = model.card.data, guide.card.data, guide.card.config.classifies
+    if (data.kind, data.shape, data.low, data.high) != (other.kind, other.shape, other.low, other.high):
+        shapes = [f"{each.kind} of {'×'.join(map(str, each.shape))}" for each in (other, data)]
+        raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
+    process, others = model.card.config.process, guide.card.config.process
+    if not np.array_equal(model.schedule.alphas_cumprod, guide.schedule.alphas_cumprod):
+        told = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]
+        raise UserError(f"{whose}: it was trained with {told[0]}, and the model with {told[1]}")
+    if not classifies and process.prediction != others.prediction:
+        raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
+    classes = columns_in(model.network), answered_by(guide.network) if classifies else columns_in(guide.network)
+    own, its = (tuple(getattr(column, "classes", ()) for column in columns) for columns in classes)
+    if classifies and not own and data.classes is not None:
+        own = (data.classes,)
+    if own != its and (own or not classifies):
+        raise UserError(f"{whose}: it has {_classes_of(its)}, and the model {_classes_of(own)}")
+
+
+def _classes_of(columns: Sequence[Sequence[str]]) -> str:
+    return f"the classes {listed(columns[0])}" if columns else "no classes"
+
+
 def build_network(
     config: ModelConfig, codec: Codec, where: str = "params.yaml", columns: Sequence[Column] = ()
 ) -> nn.Module:
@@ -197,7 +278,7 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is told; a `ConditionalNetwork` where there are some.
+        columns: that it is told, as a `ConditionalNetwork`; or of a classifier, that it answers.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -213,9 +294,11 @@ def build_network(
                 image_size=sides[0] if sides else 1,
                 channels=channels,
                 dims=len(sides),
-                # The second half says where each pixel's variance lies in its range.
-                out_channels=2 * channels if config.process.variance == "learned_range" else channels,
+                out_channels=_outputs(config, channels, columns),
             )
+            if config.classifies:
+                network.answers = tuple(columns)
+                return network
             return ConditionalNetwork(network, columns) if columns else network
     except ValueError as error:
         raise UserError(f"{where}: {error if columns else f'network: {error}'}") from None
@@ -227,6 +310,14 @@ def build_network(
         if "overflow" not in str(error):
             raise
         raise UserError(f"{where}: network: one of its tensors is larger than any memory; make it narrower") from None
+
+
+def _outputs(config: ModelConfig, channels: int, columns: Sequence[Column]) -> int | None:
+    """Channels of the network's output; None: the network's own default."""
+    if config.classifies:
+        return next((len(column.classes) for column in columns if isinstance(column, LabelColumn)), None)
+    # The second half says where each pixel's variance lies in its range.
+    return 2 * channels if config.process.variance == "learned_range" else channels
 
 
 def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:

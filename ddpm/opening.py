@@ -82,5 +82,5 @@ def trained(directory: Path, device: torch.device | str = "cpu") -> Model:
     if (place.parent.name, place.name) == (MODELS.name, variant) and params.is_file():
         models = load_params(params).models
         if variant in models:
-            return model.sampled_by(models[variant].sampling, str(params))
+            return model.sampled_by(models[variant].sampling, str(params), root=params.parent)
     return model

@@ -60,7 +60,14 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=float,
         metavar="S",
-        help="of a conditional model: 1 as trained, above 1 more typical of the class (default: the model's own)",
+        help="of a conditional model or with a guide: 1 as trained, above 1 more typical of the class; of a classifier "
+        "as guide: what multiplies its gradient, 0 for none (default: the model's own)",
+    )
+    sample.add_argument(
+        "--guide",
+        metavar="MODEL",
+        help="V or models/V: a classifier of the same classes, or a weaker model to move away from (default: the "
+        "model's own, or the model without its condition)",
     )
     sample.add_argument(
         "--guidance-interval",

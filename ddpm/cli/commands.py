@@ -144,6 +144,7 @@ def run_sample(arguments: Arguments) -> None:
         label=arguments.label,
         guidance_scale=arguments.guidance_scale,
         guidance_interval=arguments.guidance_interval,
+        guide=arguments.guide,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
 

@@ -1,7 +1,9 @@
-"""Guidance: how a network's output moves away from that of a weaker one.
+"""Guidance: how a network's output moves away from that of a weaker one, or along a classifier's gradient.
 
-The weight w of a step is a number of its row in the sampling plan. `guidance_scale` s = 1 + w is one convention
-everywhere: 1 is the conditional model, 0 the unconditional one.
+The weight w of a step is a number of its row in the sampling plan. `guidance_scale` s is the number that a user gives:
+
+- away from a weaker model, or from the model without its condition, w = s − 1: 1 is the model itself, 0 the weaker one;
+- along a classifier's gradient w = s, the papers' scale: 0 is the model itself, and 1 what Bayes' rule says.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm.conditioning.network import bind, blank, columns_in
+from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 
 
@@ -22,7 +26,7 @@ class Guided(Protocol):
     def __call__(self, x: Tensor, t: Tensor) -> Tensor: ...
 
     def guided(self, x: Tensor, t: Tensor, weight: float) -> Tensor:
-        """The output at guidance weight w, [N, C or 2C, ...]. Costs two evaluations of the network."""
+        """The output at guidance weight w, [N, C or 2C, ...]. Costs two evaluations, of the network or of the guide."""
         ...
 
 
@@ -60,6 +64,41 @@ class Autoguidance:
 
     def guided(self, x: Tensor, t: Tensor, weight: float) -> Tensor:
         return away_from(self._strong(x, t), self._weak(x, t), weight, x.shape[1])
+
+
+class ClassifierGradient:
+    """ε − w √(1−ᾱ_t) ∇_x log p(y | x_t) with a classifier of noisy data (Dhariwal & Nichol 2021, algorithm 2).
+
+    For a model that predicts x_0 or v it is the same change of the score: x̂_0 moves by w (1−ᾱ_t)/√ᾱ_t ∇ in any case. A
+    learned variance stays as it is. Rows that move the ancestral sampler's mean instead ask for `gradient`.
+    """
+
+    def __init__(self, denoise: Denoiser, classifier: nn.Module, label: Tensor, process: GaussianProcess) -> None:
+        """
+        Args:
+            denoise: the model, told its condition if it has one.
+            classifier: (x [N, C, ...], t [N]) → logits [N, K].
+            label: [N] int64, the class y of each datum.
+            process: of both.
+        """
+        self._denoise, self._classifier, self._label = denoise, classifier, label
+        self._from_score = process.noise**2 / (process.signal * process.x0_from_out)  # [T]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self._denoise(x, t)
+
+    def guided(self, x: Tensor, t: Tensor, weight: float) -> Tensor:
+        out, channels = self._denoise(x, t), x.shape[1]
+        step = weight * self._from_score[t].view(-1, *[1] * (x.ndim - 1)) * self.gradient(x, t)
+        return torch.cat([out[:, :channels] + step, out[:, channels:]], dim=1)
+
+    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """∇_x log p(y | x_t), shaped like x; also where gradients are switched off, as in sampling."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            log_p = F.log_softmax(self._classifier(x, t).float(), dim=1)
+            chosen = log_p.gather(1, self._label.view(-1, 1)).sum()
+            return torch.autograd.grad(chosen, x)[0]
 
 
 def away_from(strong: Tensor, weak: Tensor, weight: float, channels: int) -> Tensor:

@@ -60,6 +60,11 @@ def columns_in(network: nn.Module) -> tuple[Column, ...]:
     return getattr(network, "columns", ())
 
 
+def answered_by(network: nn.Module) -> tuple[Column, ...]:
+    """The columns whose value a network tells of a noisy datum: of a classifier its classes, of others none."""
+    return getattr(network, "answers", ())
+
+
 def bind(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
     """The network told its condition: what process, likelihood and executors know as a denoiser."""
     if not given:

@@ -19,6 +19,6 @@ class LabelConfig(Section):
 
 
 class ConditionConfig(Section):
-    """What a model is told. Without a key it is unconditional."""
+    """What a model is told; of a classifier, what it answers. Without a key a model is unconditional."""
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")

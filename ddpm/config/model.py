@@ -27,6 +27,11 @@ class ModelConfig(Section):
     training: TrainingConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
 
+    @property
+    def classifies(self) -> bool:
+        """Whether it is a classifier, which guides other models and draws nothing itself."""
+        return self.network.kind == "classifier"
+
     @model_validator(mode="after")
     def _steps_exist(self) -> Self:
         if self.sampling.steps > self.process.timesteps:
@@ -38,7 +43,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _guidance_has_something_to_move_away_from(self) -> Self:
         label = self.condition.label
-        if self.sampling.guidance_scale != 1 and (label is None or not label.drop):
+        if self.sampling.guide is None and self.sampling.guidance_scale != 1 and (label is None or not label.drop):
             why = "condition has no label" if label is None else "condition.label.drop is 0"
             raise ValueError(f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but {why}")
         return self
@@ -64,6 +69,22 @@ class ModelConfig(Section):
                 "network.kind vae needs process.timesteps 1 and process.prediction x0; "
                 f"found {process.timesteps} and {process.prediction}"
             )
+        return self
+
+
+    @model_validator(mode="after")
+    def _a_classifier_tells_classes_apart(self) -> Self:
+        loss, label = self.objective and self.objective.loss, self.condition.label
+        if loss is not None and self.classifies != (loss == "cross_entropy"):
+            raise ValueError(
+                "network.kind classifier and objective.loss cross_entropy go together; "
+                f"found {self.network.kind} and {loss}"
+            )
+        if self.classifies and (label is None or label.drop):
+            found = "no label" if label is None else f"drop {label.drop:g}"
+            raise ValueError(f"network.kind classifier needs condition: {{label: {{drop: 0}}}}, found {found}")
+        if self.classifies and self.training and self.training.sample_every:
+            raise ValueError("training.sample_every must be 0: network.kind classifier draws nothing")
         return self
 
 

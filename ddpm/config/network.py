@@ -15,6 +15,11 @@ from pydantic import (
 from ddpm.config.base import Bool, Float, Incidental, Int, Positive, Section, _no_switch
 
 
+def _float(value: Any) -> Any:
+    """A whole number as a float."""
+    return float(value) if type(value) is int else value
+
+
 class NetworkConfig(Section):
     """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's and ADM's."""
 
@@ -96,7 +101,48 @@ class VAEConfig(Section):
     )
 
 
-NETWORKS = {"unet": NetworkConfig, "linear-attention": LinearAttentionConfig, "mlp": MLPConfig, "vae": VAEConfig}
+class ClassifierConfig(Section):
+    """The classifier of noisy images that guides other models: ADM's U-Net down to its bottom, and attention pooling
+    (Dhariwal & Nichol 2021, table 12)."""
+
+    kind: Literal["classifier"]
+    width: Positive = Field(128, description="a level has width x multiplier channels")
+    multipliers: tuple[Annotated[Float, BeforeValidator(_float), Field(gt=0)], ...] = Field(
+        (1.0, 2.0, 3.0, 4.0), min_length=1, description="channels / width, a level each"
+    )
+    blocks: Positive = Field(2, description="residual blocks a level")
+    attention_resolutions: tuple[Positive, ...] = Field((32, 16, 8), description="sides, in pixels, that get attention")
+    head_channels: Positive = Field(64, description="channels of an attention head, of the pooling too")
+    groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
+    norm_epsilon: Float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
+    dropout: Float = Field(0.0, ge=0, lt=1)
+    scale_shift: Bool = Field(True, description="AdaGN: time scales and shifts each block's norm; else it is added")
+    resample: Literal["conv", "plain", "residual"] = Field(
+        "residual", description="between levels; plain: average pooling; residual: blocks that do so (BigGAN)"
+    )
+    frequency_shift: Annotated[Literal[0, 1], BeforeValidator(_no_switch)] = Field(
+        0, description="of the timestep embedding; 1: Ho's, 0: improved DDPM's, ADM's"
+    )
+    timestep_scale: Float = Field(1.0, gt=0, description="of t before it is embedded")
+    checkpointing: Incidental[Bool] = Field(
+        False, description="less memory in training, a third more time; the same weights"
+    )
+
+    @model_validator(mode="after")
+    def _channels_are_whole(self) -> ClassifierConfig:
+        for multiplier in self.multipliers:
+            if self.width * multiplier % 1:
+                raise ValueError(f"width {self.width} x multiplier {multiplier:g} is not a whole number of channels")
+        return self
+
+
+NETWORKS = {
+    "unet": NetworkConfig,
+    "linear-attention": LinearAttentionConfig,
+    "mlp": MLPConfig,
+    "vae": VAEConfig,
+    "classifier": ClassifierConfig,
+}
 
 
 def _network_tag(value: Any) -> str | None:
@@ -109,7 +155,8 @@ AnyNetworkConfig = Annotated[
     Annotated[NetworkConfig, Tag("<unet>")]
     | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
     | Annotated[MLPConfig, Tag("<mlp>")]
-    | Annotated[VAEConfig, Tag("<vae>")],
+    | Annotated[VAEConfig, Tag("<vae>")]
+    | Annotated[ClassifierConfig, Tag("<classifier>")],
     Discriminator(
         _network_tag,
         custom_error_type="network_kind",

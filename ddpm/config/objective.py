@@ -15,10 +15,10 @@ from ddpm.config.base import Float, Section
 class ObjectiveConfig(Section):
     """What training minimises, and which timesteps it looks at."""
 
-    loss: Literal["simple", "vlb", "hybrid", "elbo"] = Field(
+    loss: Literal["simple", "vlb", "hybrid", "elbo", "cross_entropy"] = Field(
         "simple",
         description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance;"
-        " elbo: the bound of network.kind vae",
+        " elbo: the bound of network.kind vae; cross_entropy: of network.kind classifier",
     )
     reconstruction_weight: Float = Field(
         1.0, gt=0, description="of the squared error beside the KL in elbo: 1/(2 variance) of a pixel given z"
@@ -31,7 +31,7 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _weighting_has_an_error_to_weigh(self) -> ObjectiveConfig:
-        if self.loss in ("vlb", "elbo") and self.weighting != "none":
+        if self.loss in ("vlb", "elbo", "cross_entropy") and self.weighting != "none":
             raise ValueError(
                 f"`weighting: {self.weighting}` is over the timesteps of a squared error, which `loss: {self.loss}` "
                 "has none of"

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import Bool, Float, Positive, Section
+from ddpm.config.base import Bool, FilePath, Float, Positive, Section
 from ddpm.config.process import Variance
 
 SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
@@ -54,12 +54,19 @@ class SamplingConfig(Section):
         1.0,
         ge=0,
         le=1000,
-        description="of a conditional model. 1: as trained; 0: without its condition; above 1: more typical of it",
+        description="of a conditional model, or one with a guide. 1: as trained; 0: without its condition, or as the "
+        "guide; above 1: more typical. Of a classifier as guide: what multiplies its gradient, 0: none",
     )
     guidance_interval: tuple[Float, Float] | None = Field(
         None,
         description="shares of the process, 0 data, 1 noise, between which guidance_scale holds, such as [0.2, 0.8]; "
         "null: everywhere",
+    )
+
+    guide: FilePath | None = Field(
+        None,
+        description="a model directory such as models/classifier: a classifier of the same classes, or a weaker model "
+        "to move away from (autoguidance); null: the model itself without its condition",
     )
 
     @model_validator(mode="after")

@@ -39,6 +39,9 @@ class TrainingConfig(Section):
     learning_rate: Float = Field(2e-4, gt=0, description="of Adam, at its peak")
     warmup_steps: Int = Field(5000, ge=0, description="linear rise of the learning rate")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the rise")
+    weight_decay: Float = Field(
+        0.0, ge=0, description="of AdamW: a step multiplies all weights by 1 - learning_rate x weight_decay; 0: Adam"
+    )
     grad_clip: Float | None = Field(1.0, gt=0, description="largest gradient norm; null: gradients are not clipped")
     ema_decay: Float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, which are the model")
     ema_warmup: Bool = Field(

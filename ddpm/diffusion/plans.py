@@ -12,6 +12,8 @@ by one row of numbers a step. The executors run the same rows: torch (`diffusion
   `log_noise_from_out` is 0, and the exponential is not computed.
 - where `guidance`, a weight w, is not 0, `out` is guided: out + w (out − out of a weaker model), as
   `conditioning.guidance` says.
+- where `mean_shift` is not 0, guidance leaves `out` alone and moves x instead, by
+  mean_shift · exp(2 log_noise_from_out · v) · ∇_x log p(y | x_t): w Σ times a classifier's gradient.
 - hold clamps to ±clip. An infinite x0 becomes NaN, since clamping would hide it. Where
   `quantile` is not 0 it thresholds dynamically (Saharia et al. 2022, §2.3): s, that
   quantile of the image's |x0| held in 1..clip, clamps to ±s, then divides.
@@ -50,6 +52,7 @@ class Row(NamedTuple):
     to_prev2: float
     to_noise: float
     log_noise_from_out: float
+    mean_shift: float
     guidance: float
 
 
@@ -112,12 +115,17 @@ def ancestral(visited: Schedule, variance: str, eta: float) -> Columns:
         sigma, slope = np.exp((large + small) / 4), (large - small) / 4
     else:
         raise ValueError(f"no variance {variance!r}; there are: {', '.join(VARIANCES)}")
+    variances = sigma**2
+    if variance != "learned_range":
+        # As p_θ's variance at the last step, which has no noise but a Σ (`GaussianProcess.p_mean_variance`).
+        variances[0] = np.exp(visited.posterior_log_variance_clipped[0])
     sigma[0] = 0.0  # z = 0 at the last step
     return {
         "to_x0": visited.posterior_mean_coef_x0,
         "to_x": visited.posterior_mean_coef_xt,
         "to_noise": sigma,
         "log_noise_from_out": slope,
+        "mean_shift": variances,
     }
 
 
@@ -276,6 +284,7 @@ def sampling_plan(
     dynamic_threshold: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: Sequence[float] | None = None,
+    by_classifier: bool = False,
 ) -> SamplingPlan:
     """The table of a named sampler on `steps` of the schedule's T timesteps.
 
@@ -288,9 +297,12 @@ def sampling_plan(
         clip: hold x̂_0 in [−1, 1].
         dynamic_threshold: in place of `clip`, dynamic thresholding at this quantile of |x̂_0|, in (0, 1]; Imagen's is
             0.995.
-        guidance_scale: s ≥ 0; 1: none, 0: the unconditional model.
-        guidance_interval: shares of the process, 0: data, 1: noise, between which the scale holds; elsewhere it is 1
-            (Kynkäänniemi et al. 2024). None: everywhere.
+        guidance_scale: s ≥ 0. With a weaker model, or the model without its condition, the weight w is s − 1: 1 is
+            none, 0 is the weaker model. With a classifier w is s itself, what multiplies its gradient: 0 is none.
+        guidance_interval: shares of the process, 0: data, 1: noise, between which the scale holds; elsewhere there is
+            no guidance (Kynkäänniemi et al. 2024). None: everywhere.
+        by_classifier: whether guidance is by a classifier. The ancestral sampler then moves its mean by s Σ times the
+            gradient (Dhariwal & Nichol 2021, algorithm 1), the others ε̂ (algorithm 2).
 
     Raises:
         ValueError: a name is unknown, or a number out of its range.
@@ -303,20 +315,24 @@ def sampling_plan(
     columns = SAMPLERS[sampler](visited, variance, eta)
     columns["clip"] = np.full(steps, 1.0 if clip and dynamic_threshold is None else NO_CLIP)
     columns["quantile"] = np.full(steps, dynamic_threshold or 0.0)
-    columns["guidance"] = _guidance(visited, len(schedule), guidance_scale, guidance_interval)
+    unguided = 0.0 if by_classifier else 1.0
+    columns["guidance"] = _guidance(visited, len(schedule), guidance_scale, guidance_interval, unguided)
+    columns["mean_shift"] = columns.get("mean_shift", np.zeros(steps)) * (columns["guidance"] if by_classifier else 0.0)
     ascending = _plan(visited, prediction, columns)
     return SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
 
 
-def _guidance(visited: Schedule, timesteps: int, scale: float, interval: Sequence[float] | None) -> Float64:
-    """The weight of each step, [S]."""
+def _guidance(
+    visited: Schedule, timesteps: int, scale: float, interval: Sequence[float] | None, unguided: float
+) -> Float64:
+    """The weight of each step, [S]; `unguided` is the scale without guidance."""
     if not 0 <= scale <= MOST_GUIDANCE:
         raise ValueError(f"guidance_scale must be in 0..{MOST_GUIDANCE:g}, found {scale}")
     low, high = (0.0, 1.0) if interval is None else interval
     if not 0 <= low <= high <= 1:
         raise ValueError(f"guidance_interval must be two shares, 0 <= low <= high <= 1, found {low}, {high}")
     place = (visited.timesteps + 1) / timesteps
-    return np.where((place >= low) & (place <= high), scale - 1.0, 0.0)
+    return np.where((place >= low) & (place <= high), scale - unguided, 0.0)
 
 
 def inversion_plan(schedule: Schedule, *, steps: int, prediction: str, spacing: str = "trailing") -> SamplingPlan:
@@ -353,7 +369,9 @@ def _plan(visited: Schedule, prediction: str, columns: Columns) -> SamplingPlan:
     return SamplingPlan(visited.timesteps, table)
 
 
-def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **overrides: Any) -> SamplingPlan:
+def plan_for(
+    process: Mapping[str, Any], sampling: Mapping[str, Any], *, by_classifier: bool = False, **overrides: Any
+) -> SamplingPlan:
     """The plan of a model's configuration, with the overrides that are not None in place of its own choices.
 
     An override that the sampler does not use is refused. (In the configuration such options have defaults.)
@@ -362,18 +380,21 @@ def plan_for(process: Mapping[str, Any], sampling: Mapping[str, Any], **override
         process: `schedule`, `timesteps`, `prediction`, `variance` and, of an explicit schedule, `betas`, as in
             params.yaml.
         sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own.
+        by_classifier: as for `sampling_plan`; what `sampling` calls the guide says whose, not how.
 
     Raises:
         ValueError: a name is unknown, a number out of its range, an override is of no use, or a learned variance is
             asked of a network without one.
     """
     asked = {key: value for key, value in overrides.items() if value is not None}
-    given = {**sampling, **asked}
+    given = {key: value for key, value in {**sampling, **asked}.items() if key != "guide"}
     _refuse_unused(asked, given)
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
-    return sampling_plan(Schedule.of(process), prediction=process["prediction"], **chosen)
+    return sampling_plan(
+        Schedule.of(process), prediction=process["prediction"], by_classifier=by_classifier, **chosen
+    )
 
 
 def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -396,7 +417,7 @@ def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str, Any]:
     """What of a model's `sampling` section decides its plan: the variance that is meant, and None for what the sampler,
-    or dynamic thresholding, makes no use of. Without guidance its keys are left out.
+    or dynamic thresholding, makes no use of. Without guidance its keys are left out, and without a guide that.
 
     Args:
         sampling: the whole section, as in params.yaml.
@@ -406,6 +427,8 @@ def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str,
     unused = {name for name, sampler in _OF_ONE_SAMPLER.items() if sampler != sampling["sampler"]}
     if sampling["dynamic_threshold"] is not None:
         unused.add("clip")
-    if meant.get("guidance_scale", 1) == 1:  # as before there was guidance
+    if meant.get("guide") is None:
+        meant.pop("guide", None)
+    if "guide" not in meant and meant.get("guidance_scale", 1) == 1:  # as before there was guidance
         meant = {name: value for name, value in meant.items() if not name.startswith("guidance_")}
     return {name: None if name in unused else value for name, value in meant.items()}

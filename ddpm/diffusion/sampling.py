@@ -39,7 +39,9 @@ def trajectory(
     previous = earlier = torch.zeros_like(x)
     channels = x.shape[1]
     for t, row in plan.rows():
-        out = _evaluated(denoise, x, torch.full((len(x),), t, dtype=torch.int64, device=x.device), row.guidance)
+        times = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+        out = _evaluated(denoise, x, times, 0.0 if row.mean_shift else row.guidance)
+        shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
         x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
         x = row.to_x0 * x0 + row.to_x * x
         if row.to_prev:
@@ -50,6 +52,8 @@ def trajectory(
             x += row.to_noise * torch.exp(row.log_noise_from_out * out[:, channels:]) * draw()
         elif row.to_noise:
             x += row.to_noise * draw()
+        if shift is not None:
+            x += shift
         previous, earlier = x0, previous
         yield x, x0
 
@@ -57,6 +61,12 @@ def trajectory(
 def _evaluated(denoise: Denoiser, x: Tensor, t: Tensor, weight: float) -> Tensor:
     """The output, guided where the row has a weight; only a `conditioning.guidance.Guided` is given such rows."""
     return denoise.guided(x, t, weight) if weight else denoise(x, t)  # type: ignore[attr-defined]
+
+
+def _mean_shift(denoise: Denoiser, x: Tensor, t: Tensor, row: Row, v: Tensor) -> Tensor:
+    """w Σ ∇_x log p(y | x_t); only a `conditioning.guidance.ClassifierGradient` is given such rows."""
+    shift = row.mean_shift * denoise.gradient(x, t)  # type: ignore[attr-defined]
+    return shift * torch.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift
 
 
 def _hold(x0: Tensor, row: Row) -> Tensor:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.conditioning.network import columns_in
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
@@ -25,12 +26,22 @@ def gigaflops_per_image(model: Model) -> float:
     """10⁹ floating-point operations of an image under the model's plan: convolutions and matrix products, a
     multiplication and an addition each, as torch counts them.
     """
+    plan, shape = model.plan(), model.codec.network_shape
+    once = _operations(model.network, shape)
+    guiding = once if model.guide is None else _operations(model.guide.network, shape, gradient=model.by_classifier)
+    return (len(plan) * once + (plan.evaluations - len(plan)) * guiding) / 1e9
+
+
+def _operations(network: nn.Module, shape: tuple[int, ...], *, gradient: bool = False) -> int:
+    """Of an evaluation for one datum, as the network sees it [C, ...]; with the gradient of its output if asked."""
     # On no device, where only shapes are computed: on the CPU torch does not count attention.
-    network = copy.deepcopy(model.network).to("meta")
-    x = torch.zeros(1, *model.codec.network_shape, device="meta")
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(x, torch.zeros(1, dtype=torch.int64, device="meta"))
-    return counter.get_total_flops() * model.plan().evaluations / 1e9
+    network = copy.deepcopy(network).to("meta")
+    x, t = torch.zeros(1, *shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    with torch.set_grad_enabled(gradient), FlopCounterMode(display=False) as counter:
+        out = network(x.requires_grad_(gradient), t)
+        if gradient:
+            torch.autograd.grad(out.sum(), x)
+    return counter.get_total_flops()
 
 
 def split_bounds(
@@ -73,7 +84,7 @@ def split_bounds(
             model.network,
             process,
             *map(batches, splits),
-            given=[labels(split) for split in splits] if model.columns else (),
+            given=[labels(split) for split in splits] if columns_in(model.network) else (),
             seed=seed,
             timesteps=options.nll_timesteps,
             on_evaluations=done,

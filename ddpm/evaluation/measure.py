@@ -51,6 +51,8 @@ class ModelFacts(NamedTuple):
     weights: str
     """Which of a training's weights it has."""
     conditional: bool = False
+    guide: str | None = None
+    """The model that guides it, if another does."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def protocol_of(
         reference="all" if len(reference) > 1 else "train",
         reference_count=sum(len(data.split(name)) for name in reference),
         samples=options.samples,
-        **decisive_choices(facts.sampling.model_dump(), variance=facts.variance),
+        **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
         labels=options.labels if facts.conditional else None,
         splits=score_splits(options, len(validation)) if data.codec.name == "images" else options.splits,

@@ -41,6 +41,7 @@ class EvaluationProtocol:
     labels: str | None = None  # that a conditional model is asked for: "frequencies", those of the training data
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
+    guide: str | None = None  # the model that guides, by its name and its training's fingerprint
 
     @property
     def id(self) -> str:

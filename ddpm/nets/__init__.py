@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm.nets.classifier import Classifier
 from ddpm.nets.condition import Network
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
@@ -19,6 +20,7 @@ NETWORKS: dict[str, type[Network]] = {
     "linear-attention": LinearAttentionUNet,
     "mlp": MLP,
     "vae": VAE,
+    "classifier": Classifier,
 }
 
 DATA = ("points", "sequences", "images")
@@ -42,7 +44,9 @@ def build(
     kind = options.pop("kind")
     if dims not in NETWORKS[kind].axes:
         fitting = " and ".join(DATA[axes] for axes in NETWORKS[kind].axes)
-        others = " or ".join(f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes)
+        others = " or ".join(
+            f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes and other != "classifier"
+        )
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
     network: Network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options)
     if dims == 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +40,8 @@ class Level(nn.Module):
         self.resample = resample
 
 
-class UNet(Network):
-    """A denoiser: residual blocks at halving resolutions, attention at some, a skip from every block down to one up.
-
-    With the defaults, at 32×32×3: the paper's CIFAR-10 network of 35.7 M parameters.
-    """
+class Encoder(Network):
+    """The U-Net's way down and its bottom: what `UNet` and `nets.classifier.Classifier` share."""
 
     axes = (1, 2)
     takes = frozenset({"vector"})
@@ -54,10 +51,10 @@ class UNet(Network):
         image_size: int,
         channels: int,
         *,
-        out_channels: int | None = None,
         dims: int = 2,
         width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
+        stem_width: int | None = None,
+        multipliers: Sequence[float] = (1, 2, 2, 2),
         blocks: int = 2,
         attention_resolutions: Sequence[int] = (16,),
         middle_attention: bool = True,
@@ -72,17 +69,16 @@ class UNet(Network):
         rescale_residuals: bool = False,
         frequency_shift: int = 1,
         timestep_scale: float = 1.0,
-        init: str = "torch",
         checkpointing: bool = False,
     ) -> None:
         """
         Args:
             image_size: the side in pixels, or a sequence's length; must halve evenly once a level but the last.
             channels: of the images.
-            out_channels: of the output; the images' by default, twice as many where the variance is learned.
             dims: 2 for images [N, C, H, W], 1 for sequences [N, C, L].
-            width: channels of the first level, even; a level has width × multiplier.
-            blocks: residual blocks a level on the way down, and one more on the way up.
+            width: the timestep is embedded in this many numbers, even; a level has width × multiplier channels.
+            stem_width: channels of the first convolution; `width` by default.
+            blocks: residual blocks a level on the way down.
             attention_resolutions: the sides, in pixels, whose blocks are followed by self-attention.
             middle_attention: self-attention between the two blocks at the bottom too.
             heads: attention heads; must divide the channels where there is attention.
@@ -96,22 +92,21 @@ class UNet(Network):
             rescale_residuals: by 1/√2 every sum of a block's input and output.
             frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
             timestep_scale: what t is multiplied by before it is embedded.
-            init: `torch`: its defaults; `fan_avg`: as Ho et al.'s code (`blocks.initialise_by_fans`).
             checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
 
         Raises:
             ValueError: the numbers do not fit together; the message names the key.
         """
         super().__init__()
+        stem_width = stem_width or width
         sides = level_sides(image_size, len(multipliers))
-        widths = [width * multiplier for multiplier in multipliers]
-        _check_channels(width, widths, groups)
+        widths = [round(width * multiplier) for multiplier in multipliers]
+        _check_channels(width, [stem_width, *widths], groups)
         _check_attention(sides, widths, attention_resolutions, middle_attention, heads, head_channels)
         self.width, self.checkpointing = width, checkpointing
         self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
         self.vector_width = time_width = 4 * width
-        conv = CONVOLUTIONS[dims]
-        parts = _Parts(
+        self._parts = parts = _Parts(
             dims=dims,
             time_width=time_width,
             groups=groups,
@@ -124,22 +119,18 @@ class UNet(Network):
             resample=resample,
             downsample_padding=downsample_padding,
         )
-        levels = [(c, side in attention_resolutions) for side, c in zip(sides, widths, strict=True)]
+        self._levels = [(c, side in attention_resolutions) for side, c in zip(sides, widths, strict=True)]
 
         self.time_mlp = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
-        self.stem = conv(channels, width, 3, padding=1)
-        self.down, skips = _way_down(parts, width, levels, blocks)
+        self.stem = CONVOLUTIONS[dims](channels, stem_width, 3, padding=1)
+        self.down, self._skips = _way_down(parts, stem_width, self._levels, blocks)
         self.middle_in = parts.residual(widths[-1], widths[-1])
         self.middle_attention = parts.attention(widths[-1], middle_attention)
         self.middle_out = parts.residual(widths[-1], widths[-1])
-        self.up = _way_up(parts, skips, levels, blocks)
-        self.out_norm = GroupNorm(groups, widths[0], norm_epsilon)
-        self.out_conv = zero_initialised(conv(widths[0], out_channels or channels, 3, padding=1))
-        if init == "fan_avg":
-            initialise_by_fans(self)
 
-    def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
-        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W]."""
+    def encode(self, x: Tensor, t: Tensor, c: Condition) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """x [N, C, H, W], t [N] → the bottom [N, width × last multiplier, …], the embedding [N, 4 width] that blocks
+        take, and the skips from the first to the last."""
         if self.timestep_scale != 1:
             t = t * self.timestep_scale
         time = self.time_mlp(timestep_embedding(t, self.width, frequency_shift=self.frequency_shift))
@@ -154,13 +145,7 @@ class UNet(Network):
                 h = level.resample(h, time)
                 skips.append(h)
         h = self._run(self.middle_in, self.middle_attention, h, time)
-        h = self.middle_out(h, time)
-        for level in cast("Iterable[Level]", self.up):
-            for residual, attention in zip(level.residuals, level.attentions, strict=True):
-                h = self._run(residual, attention, torch.cat([h, skips.pop()], dim=1), time)
-            if level.resample is not None:
-                h = level.resample(h, time)
-        return self.out_conv(F.silu(self.out_norm(h)))
+        return self.middle_out(h, time), time, skips
 
     def _run(self, residual: nn.Module, attention: nn.Module, h: Tensor, time: Tensor) -> Tensor:
         """A residual block and its attention."""
@@ -171,6 +156,56 @@ class UNet(Network):
         if self.checkpointing and torch.is_grad_enabled():
             return cast("Tensor", checkpoint(run, h, time, use_reentrant=False))
         return run(h, time)
+
+
+class UNet(Encoder):
+    """A denoiser: residual blocks at halving resolutions, attention at some, a skip from every block down to one up.
+
+    With the defaults, at 32×32×3: the paper's CIFAR-10 network of 35.7 M parameters.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        dims: int = 2,
+        blocks: int = 2,
+        groups: int = 32,
+        norm_epsilon: float = 1e-5,
+        init: str = "torch",
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            out_channels: of the output; the images' by default, twice as many where the variance is learned.
+            blocks: residual blocks a level on the way down, and one more on the way up.
+            init: `torch`: its defaults; `fan_avg`: as Ho et al.'s code (`blocks.initialise_by_fans`).
+            options: the others of `Encoder`.
+
+        Raises:
+            ValueError: the numbers do not fit together; the message names the key.
+        """
+        super().__init__(
+            image_size, channels, dims=dims, blocks=blocks, groups=groups, norm_epsilon=norm_epsilon, **options
+        )
+        self.up = _way_up(self._parts, list(self._skips), self._levels, blocks)
+        first = self._levels[0][0]
+        self.out_norm = GroupNorm(groups, first, norm_epsilon)
+        self.out_conv = zero_initialised(CONVOLUTIONS[dims](first, out_channels or channels, 3, padding=1))
+        if init == "fan_avg":
+            initialise_by_fans(self)
+
+    def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
+        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W]."""
+        h, time, skips = self.encode(x, t, c)
+        for level in cast("Iterable[Level]", self.up):
+            for residual, attention in zip(level.residuals, level.attentions, strict=True):
+                h = self._run(residual, attention, torch.cat([h, skips.pop()], dim=1), time)
+            if level.resample is not None:
+                h = level.resample(h, time)
+        return self.out_conv(F.silu(self.out_norm(h)))
 
 
 @dataclass(frozen=True)

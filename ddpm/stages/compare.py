@@ -201,7 +201,7 @@ def _open(
     was measured under that.
     """
     if model in params.models:
-        loaded = load(root / MODELS / model, device).sampled_by(params.models[model].sampling)
+        loaded = load(root / MODELS / model, device).sampled_by(params.models[model].sampling, root=root)
         return _opened(model, model, root / REPORTS / model, loaded)
     if is_uri(model):
         from ddpm import tracking

@@ -13,6 +13,7 @@ from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
+from ddpm.evaluation.classifier import LEVELS, accuracy_by_noise, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
@@ -30,7 +31,8 @@ _PATIENCE = timedelta(days=1)
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
+    """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound. Of
+    a classifier: metrics.json, and accuracy.csv and accuracy.png with its accuracy at levels of noise.
 
     With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
 
@@ -38,6 +40,9 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
         UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
             the protocol's plan, or there are fewer devices.
     """
+    if params.variant(variant).classifies:
+        _evaluate_classifier(params, variant, root)
+        return
     devices = params.evaluation.devices
     if devices > 1 and not launched():
         check_devices(devices, "evaluation.devices")
@@ -54,10 +59,40 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
     sampling, key = params.evaluation.sampling, "evaluation.sampling"
     if sampling is None:
         sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
-    model = load(root / MODELS / variant, device).sampled_by(sampling)
+    model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
     data = PreparedData.open(root / PREPARED)
     check_fit(model, data, f"models/{variant}", key)
     return model, data
+
+
+def _guide_of(model: Model) -> str | None:
+    """Which guide it has: its name, and the mark of its training."""
+    if model.guide is None:
+        return None
+    return f"{model.guide.card.variant} {mark_of(model.guide.card.training.fingerprint)}"
+
+
+def _evaluate_classifier(params: Params, variant: str, root: Path) -> None:
+    """`evaluate_variant`, of a classifier: metrics.json, accuracy.csv and accuracy.png of it at levels of noise."""
+    model, data = load(root / MODELS / variant, pick_device()), PreparedData.open(root / PREPARED)
+    with show(LEVELS * len(data.split("validation")), data.codec.unit, f"accuracy of {variant}") as done:
+        levels = accuracy_by_noise(
+            model, data, seed=params.seed, batch_size=params.evaluation.batch_size, on_data=done
+        )
+    metrics = {
+        "model": mark_of(model.card.training.fingerprint),
+        "validation_sha256": data.split("validation").sha256,
+        "validation_count": len(data.split("validation")),
+        "seed": params.seed,
+        "accuracy": sum(level.accuracy for level in levels) / len(levels),
+        "accuracy_least_noise": levels[0].accuracy,
+        "cross_entropy": sum(level.cross_entropy for level in levels) / len(levels),
+    }
+    with atomic_directory(root / REPORTS / variant) as out:
+        write_json(out / "metrics.json", metrics)
+        write_bytes(out / "accuracy.csv", table(levels).encode())
+        save_png(picture(levels), out / "accuracy.png", {"Model": variant})
+    print(f"{variant}: " + ", ".join(f"{level.accuracy:.0%} at t = {level.t}" for level in levels))
 
 
 def _loss_curve(path: Path) -> str:
@@ -89,7 +124,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     measured = measure(
         drawn,
         params,
-        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, bool(model.columns)),
+        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, bool(model.columns), _guide_of(model)),
         data=data,
         root=root,
         device=device,

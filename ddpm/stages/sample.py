@@ -28,6 +28,7 @@ def sample_to(
     seed: int = 0,
     batch_size: int = 64,
     precision: Precision = "fp32",
+    guide: str | None = None,
     **overrides: Any,
 ) -> NDArray[Any]:
     """Draw data and write them where `out` says: FILE.npz (key `images`, `points` or `sequences`), FILE.png (a
@@ -44,6 +45,10 @@ def sample_to(
         raise UserError(f"--seed must be in 0..2**64-1, found {seed}")
     write = _writer(out)
     opened = open_model(model, precision)
+    if guide is not None:
+        if not hasattr(opened, "guided_by"):
+            raise UserError(f"--guide is for a trained model, such as models/V; {model} is an exported one")
+        opened = opened.guided_by(guide)
     if write is _write_directory and opened.codec.name != "images":
         raise UserError(
             f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"

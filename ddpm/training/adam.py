@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015, algorithm 1), as `torch.optim.Adam(fused=True)` computes it."""
+"""Adam (Kingma & Ba 2015, algorithm 1), as `torch.optim.Adam(fused=True)` computes it; AdamW where weights decay."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch.optim.adam import adam
 class Adam:
     """torch.optim.Adam without the import of torch's compiler, which takes seconds at the start of every training.
 
+    Weight decay is AdamW's, decoupled from the gradient (Loshchilov & Hutter 2019): before Adam's update every
+    parameter, biases and norms included, is multiplied by 1 − rate · weight_decay. With 0 it is Adam.
+
     What a `torch.amp.GradScaler` asks of an optimiser is here too.
     """
 
@@ -20,8 +23,14 @@ class Adam:
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
-    def __init__(self, parameters: Iterable[Tensor], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.betas, self.eps = betas, eps
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.param_groups = [{"params": list(parameters)}]
         # The moments exist from the start, so that saving and restoring need not know whether a step was taken.
         self.state = {
@@ -56,11 +65,12 @@ class Adam:
             fused=True,
             grad_scale=self.grad_scale,
             found_inf=self.found_inf,
+            decoupled_weight_decay=self.weight_decay > 0,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
             lr=rate,
-            weight_decay=0.0,
+            weight_decay=self.weight_decay,
             eps=self.eps,
             maximize=False,
         )

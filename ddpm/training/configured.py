@@ -16,7 +16,7 @@ from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.compute.parallel import ALONE, Ranks
 from ddpm.conditioning.columns import Column
-from ddpm.conditioning.network import columns_in
+from ddpm.conditioning.network import answered_by, columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.config.training import TrainingConfig
 from ddpm.data.loader import TrainingData, TrainingImages
@@ -26,7 +26,7 @@ from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
-from ddpm.training.tasks import Denoise, Reconstruct, Task
+from ddpm.training.tasks import Classify, Denoise, Reconstruct, Task
 
 
 class Start(NamedTuple):
@@ -97,13 +97,14 @@ def train_configured(
 
     Args:
         network: as `initial` made it.
-        labels: of the images, [len(images)]; for a network that is told them.
+        labels: of the images, [len(images)]; for a network that is told them, or answers them.
         more: options of the training that differ from the configuration's.
 
     Raises:
         DivergedError, OutOfMemoryError, Interrupted: as `train`.
     """
-    device, columns = next(network.parameters()).device, columns_in(network)
+    device = next(network.parameters()).device
+    task = task_of(config, codec, columns_in(network) or answered_by(network), device)
     # `precision` is resolved; the others are not of the loop.
     elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every", "horizontal_flip"}
     chosen = config.training.model_dump(exclude=elsewhere) | {
@@ -114,10 +115,9 @@ def train_configured(
     data = TrainingData(
         images,
         codec.encode,
-        {} if labels is None else {column.name: labels for column in columns},
+        {} if labels is None else {column.name: labels for column in task.columns},
         config.training.horizontal_flip,
     )
-    task = task_of(config, codec, columns, device)
     return train(network, task, data, options, hooks, checkpoints=checkpoints, ranks=ranks)
 
 
@@ -126,6 +126,8 @@ def task_of(config: VariantConfig, codec: Codec, columns: Sequence[Column], devi
     objective = config.objective
     if objective.loss == "elbo":
         return Reconstruct(objective.reconstruction_weight)
+    if objective.loss == "cross_entropy":
+        return Classify(build_process(config, device, codec.levels), columns)
     drop = config.condition.label.drop if config.condition.label else 0.0
     chosen = Objective(objective.loss, objective.weighting, objective.gamma)
     return Denoise(build_process(config, device, codec.levels), chosen, columns, drop)

@@ -197,7 +197,7 @@ def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> 
     device, at_once = next(network.parameters()).device, options.micro_batch_size
     return TrainingState(
         network,
-        Adam(network.parameters()),
+        Adam(network.parameters(), weight_decay=options.weight_decay),
         EMA(network, options.ema_decay, warmup=options.ema_warmup),
         TIMESTEP_SAMPLERS[options.timestep_sampler](task.timesteps),
         # bf16 has float32's range and needs no loss scaling.

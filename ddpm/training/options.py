@@ -38,6 +38,8 @@ class TrainingOptions:
     """Linear rise of the learning rate."""
     decay: str = "constant"
     """Of the learning rate after the rise: "constant" or "cosine", to 0 at the last step."""
+    weight_decay: float = 0.0
+    """AdamW's, of all parameters; 0: none."""
     grad_clip: float | None = 1.0
     """Largest gradient norm; None: no limit."""
     ema_decay: float = 0.9999

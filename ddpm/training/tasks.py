@@ -48,6 +48,11 @@ class Task(Protocol):
         """Whether a batch needs `uniform`."""
         ...
 
+    @property
+    def columns(self) -> Sequence[Column]:
+        """What a batch must have in `given`."""
+        ...
+
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         """The loss of each datum, [N] in x0's precision; training minimises its mean.
 
@@ -98,6 +103,7 @@ class Reconstruct:
     weight: float = 1.0
     timesteps: int = 1
     draws: bool = False
+    columns: Sequence[Column] = ()
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         return negative_elbo(cast("Autoencoder", network), batch.x0, noise, self.weight)
@@ -105,9 +111,14 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class Classify:
-    """Cross-entropy of a classifier on noisy data x_t (Dhariwal & Nichol 2021, §4)."""
+    """Cross-entropy of a classifier on noisy data x_t (Dhariwal & Nichol 2021, §4).
+
+    Attributes:
+        columns: the label alone, which the network answers.
+    """
 
     process: GaussianProcess
+    columns: Sequence[Column]
     draws: bool = False
 
     @property
@@ -116,9 +127,5 @@ class Classify:
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         logits = network(self.process.q_sample(batch.x0, t, noise), t)
-        return F.cross_entropy(logits.to(batch.x0.dtype), batch.given["label"], reduction="none")
-
-
-def accuracy(logits: Tensor, label: Tensor) -> Tensor:
-    """Of each datum 1 where the largest of logits [N, K] is at its label, else 0. [N] float32."""
-    return (logits.argmax(1) == label).to(torch.float32)
+        (column,) = self.columns
+        return F.cross_entropy(logits.to(batch.x0.dtype), batch.given[column.name], reduction="none")
