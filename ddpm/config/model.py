@@ -71,7 +71,6 @@ class ModelConfig(Section):
             )
         return self
 
-
     @model_validator(mode="after")
     def _a_classifier_tells_classes_apart(self) -> Self:
         loss, label = self.objective and self.objective.loss, self.condition.label

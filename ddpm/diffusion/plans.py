@@ -392,9 +392,7 @@ def plan_for(
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
-    return sampling_plan(
-        Schedule.of(process), prediction=process["prediction"], by_classifier=by_classifier, **chosen
-    )
+    return sampling_plan(Schedule.of(process), prediction=process["prediction"], by_classifier=by_classifier, **chosen)
 
 
 def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -76,9 +76,7 @@ def _evaluate_classifier(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a classifier: metrics.json, accuracy.csv and accuracy.png of it at levels of noise."""
     model, data = load(root / MODELS / variant, pick_device()), PreparedData.open(root / PREPARED)
     with show(LEVELS * len(data.split("validation")), data.codec.unit, f"accuracy of {variant}") as done:
-        levels = accuracy_by_noise(
-            model, data, seed=params.seed, batch_size=params.evaluation.batch_size, on_data=done
-        )
+        levels = accuracy_by_noise(model, data, seed=params.seed, batch_size=params.evaluation.batch_size, on_data=done)
     metrics = {
         "model": mark_of(model.card.training.fingerprint),
         "validation_sha256": data.split("validation").sha256,
@@ -124,7 +122,9 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     measured = measure(
         drawn,
         params,
-        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, bool(model.columns), _guide_of(model)),
+        ModelFacts(
+            config.sampling, config.process.variance, model.card.training.weights, bool(model.columns), _guide_of(model)
+        ),
         data=data,
         root=root,
         device=device,

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm import cli
 from ddpm.cli.explain import explain
 from ddpm.cli.main import _parser
 from ddpm.config.model import VariantConfig

@@ -96,9 +96,12 @@ def test_sections_may_be_left_out_but_where_dvc_tracks_them(tmp_path: Path, monk
     path.write_text("models: {ddpm: {network: {width: 64}, training: {steps: 5}}, other: {}}")
     assert load_params(path).models["other"] == Params.model_validate({"models": {"ddpm": {}}}).models["ddpm"]
     monkeypatch.setenv("DVC_STAGE", "fetch")
-    with pytest.raises(UserError, match=r"add `condition: {}`, `process: {}`, `objective: {}`, `sampling: {}` under models\.ddpm$"):
+    missing = "`condition: {}`, `process: {}`, `objective: {}`, `sampling: {}`"
+    with pytest.raises(UserError, match=rf"add {missing} under models\.ddpm$"):
         load_params(path)
-    path.write_text("models: {ddpm: {network: {}, process: {}, objective: {}, training: {}, sampling: {}}, other: {}}")
+    path.write_text(
+        "models: {ddpm: {network: {}, condition: {}, process: {}, objective: {}, training: {}, sampling: {}}, other: {}}"
+    )
     assert set(load_params(path).models) == {"ddpm", "other"}
 
 
@@ -255,7 +258,7 @@ def test_the_help_is_printed_in_a_narrow_encoding(monkeypatch):
         cli.main(["--help"])
     sys.stdout.flush()
     assert left.value.code == 0
-    assert b"checked against data.dvc          ? data/" in written.getvalue()
+    assert b"checked against data.dvc     ? data/" in written.getvalue()
 
 
 def test_the_shell_completes_commands(tmp_path: Path, capsys):
