@@ -108,7 +108,7 @@ class Drawer(ABC):
         """Draw `count` data, images [count, H, W, C] uint8; the same ones whatever the batch size.
 
         Args:
-            seed: of the noise; image i of a seed is always the same.
+            seed: of the noise, and of what a column is not asked for; image i of a seed is always the same.
             batch_size: at most; fewer where so many would not fit the memory.
             on_batch: called with the number of images done after every batch.
             overrides: as for `plan`, and a value of a column, such as `label=7` or `label=["cat", "dog"]`: of several,

@@ -47,8 +47,13 @@ class ConditionalNetwork(nn.Module):
         self.conditioner = Labels(column, network.vector_width)
 
     def forward(self, x: Tensor, t: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """x [N, C, ...], t [N]; `given` holds a value of each column, [N, ...]. None: the null condition, or the first
-        class where there is none, for what counts operations or memory."""
+        """
+        Args:
+            x: [N, C, ...].
+            t: [N].
+            given: a value of each column, [N, ...]. None: the null condition, or the first class of a network without
+                one; operations and memory are counted with it.
+        """
         if given is None:
             given = blank(self.columns, x)
         (column,) = self.columns
