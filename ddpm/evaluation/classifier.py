@@ -43,8 +43,8 @@ def accuracy_by_noise(
     batch_size: int,
     on_data: Callable[[int], object] = lambda done: None,
 ) -> list[Level]:
-    """At `LEVELS` timesteps from the first to the last, of the whole validation split, each datum with one draw of noise
-    that all levels share.
+    """At `LEVELS` timesteps from the first to the last, of the whole validation split. A datum has the same noise
+    at every level.
 
     Args:
         on_data: called with the number of data done since the last call.
