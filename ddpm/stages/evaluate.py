@@ -17,7 +17,7 @@ from ddpm.evaluation.classifier import LEVELS, accuracy_by_noise, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
-from ddpm.evaluation.measure import ModelFacts, check_fit, finite, measure
+from ddpm.evaluation.measure import ModelFacts, asked_for, check_fit, finite, measure
 from ddpm.evaluation.pictures import captioned, origin, save_png
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.protocol import mark_of
@@ -113,7 +113,8 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     options, device = params.evaluation, pick_device()
     model, data = _opened(params, variant, device, root)
     loss = _loss_curve(root / MODELS / variant / "loss.csv")
-    drawn = sharded_batches(model, ranks, options.samples, seed=params.seed, batch_size=options.batch_size)
+    asked = asked_for(options, model.columns)
+    drawn = sharded_batches(model, ranks, options.samples, seed=params.seed, batch_size=options.batch_size, **asked)
     if not ranks.first:
         for _ in drawn:
             raise AssertionError("the first process has all batches")
@@ -123,16 +124,13 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
         drawn,
         params,
         ModelFacts(
-            config.sampling,
-            config.process.variance,
-            model.card.training.weights,
-            conditional=bool(model.columns),
-            guide=_guide_of(model),
+            config.sampling, config.process.variance, model.card.training.weights, bool(model.columns), _guide_of(model)
         ),
         data=data,
         root=root,
         device=device,
         name=f"models/{variant}",
+        given=model.given(options.samples, seed=params.seed, **asked),
         show=show,
     )
     bounds = split_bounds(model, data, options, seed=params.seed, show=show)
