@@ -87,8 +87,10 @@ def table(levels: Sequence[Level]) -> str:
 
 def picture(levels: Sequence[Level]) -> Image.Image:
     """Accuracy and cross-entropy over t."""
-    shown = (("accuracy", [(float(level.t), level.accuracy) for level in levels]),)
-    shown += (("cross-entropy", [(float(level.t), level.cross_entropy) for level in levels]),)
+    shown = {
+        "accuracy": [(float(level.t), level.accuracy) for level in levels],
+        "cross-entropy": [(float(level.t), level.cross_entropy) for level in levels],
+    }
     return charts(
-        [Chart(f"{name} of the noisy validation data", "t", name, {"classifier": points}) for name, points in shown]
+        [Chart(f"{name} of the noisy validation data", "t", name, {"classifier": line}) for name, line in shown.items()]
     )
