@@ -297,7 +297,7 @@ def build_network(
                 out_channels=_outputs(config, channels, columns),
             )
             if config.classifies:
-                network.answers = tuple(columns)
+                network.answers = tuple(columns)  # type: ignore[assignment]  # the stub knows tensors and modules
                 return network
             return ConditionalNetwork(network, columns) if columns else network
     except ValueError as error:

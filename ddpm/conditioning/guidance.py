@@ -96,7 +96,7 @@ class ClassifierGradient:
         """∇_x log p(y | x_t), shaped like x; also where gradients are switched off, as in sampling."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            log_p = F.log_softmax(self._classifier(x, t).float(), dim=1)
+            log_p = F.log_softmax(self._classifier(x, t).to(x.dtype), dim=1)
             chosen = log_p.gather(1, self._label.view(-1, 1)).sum()
             return torch.autograd.grad(chosen, x)[0]
 

@@ -48,6 +48,11 @@ class Params(Section):
         for name in self.variants:
             if name not in self.models:
                 raise ValueError(f"`variants` names {brief(name)}, but `models` has only: {listed(self.models)}")
+            if self.models[name].classifies:
+                raise ValueError(
+                    f"`variants` names {brief(name)}, a classifier, which cannot be sampled or exported: train it with "
+                    f"`ddpm train {name}`"
+                )
         return self
 
     @model_validator(mode="after")

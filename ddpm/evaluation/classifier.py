@@ -43,8 +43,8 @@ def accuracy_by_noise(
     batch_size: int,
     on_data: Callable[[int], object] = lambda done: None,
 ) -> list[Level]:
-    """At `LEVELS` timesteps from the first to the last, of the whole validation split, each datum with one draw of noise
-    that all levels share.
+    """At `LEVELS` timesteps from the first to the last, of the whole validation split. A datum has the same noise
+    at every level.
 
     Args:
         on_data: called with the number of data done since the last call.
@@ -87,8 +87,10 @@ def table(levels: Sequence[Level]) -> str:
 
 def picture(levels: Sequence[Level]) -> Image.Image:
     """Accuracy and cross-entropy over t."""
-    shown = (("accuracy", [(float(level.t), level.accuracy) for level in levels]),)
-    shown += (("cross-entropy", [(float(level.t), level.cross_entropy) for level in levels]),)
+    shown = {
+        "accuracy": [(float(level.t), level.accuracy) for level in levels],
+        "cross-entropy": [(float(level.t), level.cross_entropy) for level in levels],
+    }
     return charts(
-        [Chart(f"{name} of the noisy validation data", "t", name, {"classifier": points}) for name, points in shown]
+        [Chart(f"{name} of the noisy validation data", "t", name, {"classifier": line}) for name, line in shown.items()]
     )

@@ -40,7 +40,7 @@ def _operations(network: nn.Module, shape: tuple[int, ...], *, gradient: bool = 
     with torch.set_grad_enabled(gradient), FlopCounterMode(display=False) as counter:
         out = network(x.requires_grad_(gradient), t)
         if gradient:
-            torch.autograd.grad(out.sum(), x)
+            out.sum().backward()
     return counter.get_total_flops()
 
 

@@ -42,7 +42,7 @@ def update(
 ) -> tuple[FLOAT, FLOAT, FLOAT]:
     """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
     (
-        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _mean_shift, _,
+        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _shift, _,
     ) = op.Split(row, num_outputs=len(COLUMNS))  # fmt: skip
     free = x0_from_x * x + x0_from_out * out
     if quantile > 0.0:

@@ -31,8 +31,9 @@ _PATIENCE = timedelta(days=1)
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound. Of
-    a classifier: metrics.json, and accuracy.csv and accuracy.png with its accuracy at levels of noise.
+    """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
+
+    Of a classifier it is metrics.json, and accuracy.csv and accuracy.png with its accuracy at levels of noise.
 
     With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
 

@@ -28,8 +28,8 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
         raise UserError(f"{variant} is a classifier, which draws nothing: there is nothing to export")
     if config.sampling.guide is not None:
         raise UserError(
-            f"models.{variant}.sampling.guide is {config.sampling.guide}, but guides are not exported: export the model "
-            "under a sampling section without it, and use `ddpm sample` with the guide"
+            f"models.{variant}.sampling.guide is {config.sampling.guide}, but guides are not exported: leave it "
+            "out there, and give it to `ddpm sample` as --guide"
         )
     model = load(root / MODELS / variant).sampled_by(config.sampling)
     options = params.export

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

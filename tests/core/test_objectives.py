@@ -268,6 +268,6 @@ def test_the_configuration_knows_every_objective():
         "timestep_sampler": "uniform",
     }
     schema = type(params.models["ddpm"].objective).model_json_schema()["properties"]
-    assert set(schema["loss"]["enum"]) == {*LOSSES, "elbo"}  # the last is a task of its own
+    assert set(schema["loss"]["enum"]) == {*LOSSES, "elbo", "cross_entropy"}  # the last two are tasks of their own
     assert set(schema["weighting"]["enum"]) == set(WEIGHTINGS)
     assert set(schema["timestep_sampler"]["enum"]) == set(TIMESTEP_SAMPLERS)
