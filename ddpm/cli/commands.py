@@ -158,6 +158,7 @@ def run_compare(arguments: Arguments) -> None:
         steps=arguments.steps,
         sampler=arguments.sampler,
         samples=arguments.samples,
+        guidance_scales=arguments.guidance_scale,
         rank=arguments.rank,
     )
     print(f"{', '.join(model.name for model in compared.models)}: {arguments.out / COMPARISON_PAGE}")
