@@ -110,6 +110,21 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tune_guidance(tune: argparse.ArgumentParser) -> None:
+    tune.add_argument(
+        "--scales", type=_numbers, metavar="S[,…]", help="guidance scales to try (default: 1,1.25,1.5,2,3,5)"
+    )
+    tune.add_argument(
+        "--intervals",
+        type=_shares,
+        nargs="+",
+        metavar="LOW,HIGH",
+        help="shares of the process, 0 data and 1 noise, between which the scale holds, to try with each scale "
+        "(default: 0,1 0.2,0.8)",
+    )
+    tune.add_argument("--samples", type=_count, help="samples to draw with each setting (default: evaluation.samples)")
+
+
 def add_promotion(promote: argparse.ArgumentParser, rollback: argparse.ArgumentParser) -> None:
     chosen = promote.add_mutually_exclusive_group(required=True)
     chosen.add_argument(

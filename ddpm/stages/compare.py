@@ -74,8 +74,8 @@ def compare(
 
     Raises:
         UserError: no such model, models of other data than the prepared ones, a plan that cannot be made, an `out`
-            that is something else, models to rank that were measured under different protocols, or guidance scales where
-            no model can be guided.
+            that is something else, models to rank that were measured under different protocols, or guidance scales
+            where no model can be guided.
     """
     count = params.evaluation.samples if samples is None else samples
     _check(params, models, out, count, root)
@@ -331,7 +331,7 @@ def _check_guidance(opened: Sequence[Opened], count: int, least: int) -> None:
     if not any(each.samples.guidable for each in opened):
         names = ", ".join(each.compared.name for each in opened)
         raise UserError(
-            f"--guidance-scale: none of the models can be guided ({names}): that takes condition.label with drop above 0"
+            f"--guidance-scale: {names} cannot be guided: that takes condition.label, with drop above 0 in training"
         )
 
 
