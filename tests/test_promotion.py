@@ -90,6 +90,20 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
             False,
             "0.03 against 0.02 is worse by more than 25 %",
         ),
+        # Nor for samples that are not of the class that was asked.
+        (
+            candidate(5, class_accuracy=0.8),
+            candidate(9, class_accuracy=0.95),
+            False,
+            "but class accuracy (small CNN) 0.8 against 0.95 is worse by more than 5 %",
+        ),
+        (
+            candidate(5, fid_within_classes=50),
+            candidate(9, fid_within_classes=40),
+            False,
+            "but FID within classes (small CNN) 50 against 40",
+        ),
+        (candidate(5, class_accuracy=0.93), candidate(9, class_accuracy=0.95), True, "lower FID"),
         # Close to zero, a share of it is less than its noise.
         (around(5, kid=4e-4, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), True, "lower FID"),
         (

@@ -105,10 +105,31 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
         "--samples", type=_count, help="samples to draw at each number of steps (default: evaluation.samples)"
     )
     compare.add_argument(
+        "--guidance-scale",
+        type=_numbers,
+        metavar="S[,…]",
+        help="also measure the conditional models at these guidance scales, such as 1,1.5,2,3,5",
+    )
+    compare.add_argument(
         "--rank",
         action="store_true",
         help="put the best model first; an error if the models were measured under different protocols",
     )
+
+
+def add_tune_guidance(tune: argparse.ArgumentParser) -> None:
+    tune.add_argument(
+        "--scales", type=_numbers, metavar="S[,…]", help="guidance scales to try (default: 1,1.25,1.5,2,3,5)"
+    )
+    tune.add_argument(
+        "--intervals",
+        type=_shares,
+        nargs="+",
+        metavar="LOW,HIGH",
+        help="shares of the process, 0 data and 1 noise, between which the scale holds, to try with each scale "
+        "(default: 0,1 0.2,0.8)",
+    )
+    tune.add_argument("--samples", type=_count, help="samples to draw with each setting (default: evaluation.samples)")
 
 
 def add_promotion(promote: argparse.ArgumentParser, rollback: argparse.ArgumentParser) -> None:
@@ -177,6 +198,13 @@ def _shares(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected two numbers such as 0.2,0.8, found {text!r}") from None
     return low, high
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,1.5,2, found {text!r:.50}") from None
 
 
 def _integers(text: str) -> list[int]:

@@ -159,9 +159,19 @@ def run_compare(arguments: Arguments) -> None:
         steps=arguments.steps,
         sampler=arguments.sampler,
         samples=arguments.samples,
+        guidance_scales=arguments.guidance_scale,
         rank=arguments.rank,
     )
     print(f"{', '.join(model.name for model in compared.models)}: {arguments.out / COMPARISON_PAGE}")
+
+
+def run_tune_guidance(arguments: Arguments) -> None:
+    from ddpm.stages.tune_guidance import tune_guidance
+
+    given = {name: getattr(arguments, name) for name in ("scales", "intervals", "samples")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    tuned = tune_guidance(_params(), arguments.variant, **chosen)
+    print("\n".join(tuned.lines(arguments.variant)))
 
 
 def run_serve(arguments: Arguments) -> None:

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import Bool, FilePath, Float, Positive, Section
+from ddpm.config.base import Bool, FilePath, Float, Positive, Section, validate
 from ddpm.config.process import Variance
 
 SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
@@ -83,3 +83,18 @@ class SamplingConfig(Section):
             if counted != self.steps:
                 raise ValueError(f"spacing {self.spacing} has {counted} steps, but steps is {self.steps}")
         return self
+
+
+def guided(
+    plan: SamplingConfig, scale: float, where: str, interval: tuple[float, float] | Literal["own"] | None = "own"
+) -> SamplingConfig:
+    """The plan with another guidance scale and, unless it keeps its own, another interval.
+
+    Args:
+        where: the numbers are from, for errors.
+
+    Raises:
+        UserError: they are no scale or no interval.
+    """
+    changed = {"guidance_scale": float(scale)} | ({} if interval == "own" else {"guidance_interval": interval})
+    return validate(SamplingConfig, {**plan.model_dump(), **changed}, where)

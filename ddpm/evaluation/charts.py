@@ -54,21 +54,31 @@ def style_of(position: int) -> Style:
     return Style(_COLOURS[position % len(_COLOURS)], *_MARKS[position % len(_MARKS)])
 
 
-def curves(lines: Sequence[Points], *, x: str, y: str, ticks: Sequence[int] | None = None, marks: bool = True) -> str:
-    """A line for each model, both axes logarithmic; points that are not above 0 have no place there and are left out.
+def curves(
+    lines: Sequence[Points],
+    *,
+    x: str,
+    y: str,
+    ticks: Sequence[int] | None = None,
+    marks: bool = True,
+    logarithmic: bool = True,
+) -> str:
+    """A line for each model. On logarithmic axes points that are not above 0 have no place and are left out.
 
     Args:
         ticks: the numbers that the x axis names; None: powers of ten.
         marks: draw the marks at the points, and not the line alone.
+        logarithmic: both axes.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
     figure, axes = _axes(x, y)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     for position, points in enumerate(lines):
         style = style_of(position)
-        shown = [(a, b) for a, b in points if a > 0 and b > 0]
+        shown = [(a, b) for a, b in points if (a > 0 and b > 0) or not logarithmic]
         axes.plot(
             [a for a, _ in shown],
             [b for _, b in shown],
@@ -79,7 +89,8 @@ def curves(lines: Sequence[Points], *, x: str, y: str, ticks: Sequence[int] | No
         )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    if logarithmic:
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     if ticks is not None:
         axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ddpm.evaluation.charts import curves, scatter, style_of
-from ddpm.figures.comparison import Compared, Comparison, best, by_protocol, differences
+from ddpm.figures.comparison import Compared, Comparison, Curve, best, by_protocol, differences
 from ddpm.figures.figure import FIGURES, Figure, number
 
 TEMPLATE = "comparison.html"
@@ -44,7 +44,7 @@ def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
         differences={name: list(values.values()) for name, values in differences(models).items()},
         groups=[_group(protocol, group) for protocol, group in by_protocol(models).items()],
         pictures=[_row(row, models) for row in pictures],
-        charts=[chart for chart in (_over_steps(comparison), _likelihood(models), _coverage(models)) if chart],
+        charts=[chart for chart in _charts(comparison) if chart],
         conditions=comparison.conditions,
     )
 
@@ -90,6 +90,28 @@ def _inline(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _charts(comparison: Comparison) -> list[dict[str, str] | None]:
+    guidance = [_over_guidance(comparison, key, lines) for key, lines in comparison.over_guidance.items()]
+    return [_over_steps(comparison), *guidance, _likelihood(comparison.models), _coverage(comparison.models)]
+
+
+def _over_guidance(comparison: Comparison, key: str, lines: Sequence[Curve]) -> dict[str, str]:
+    figure = FIGURES[key]
+    name = figure.named(comparison.conditions)
+    said = [
+        f"{model.name} {', '.join(f'{number(value)} at {scale:g}' for scale, value in line)}"
+        for model, line in zip(comparison.models, lines, strict=True)
+        if line
+    ]
+    drawing = curves(lines, x="guidance scale (1: as trained)", y=name, logarithmic=False)
+    found = comparison.conditions
+    note = (
+        f"{found['samples']} samples of seed {found['seed']}, each model by its own plan, of which the scale alone "
+        f"changes. {figure.better.capitalize()} is better."
+    )
+    return _chart(f"{name} over the guidance scale", drawing, said, note)
 
 
 def _over_steps(comparison: Comparison) -> dict[str, str] | None:

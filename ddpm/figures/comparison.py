@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,8 @@ class Comparison:
         key: of the figure that was measured over the steps.
         over_steps: (steps, value) of each model.
         conditions: what they were measured under, besides the number of steps.
+        over_guidance: by the figure's key, (guidance scale, value) of each model, each by its own plan otherwise;
+            nothing of a model that cannot be guided.
     """
 
     models: Sequence[Compared]
@@ -164,10 +166,12 @@ class Comparison:
     over_steps: Sequence[Curve]
     conditions: Mapping[str, Any]
     ranked: bool = False
+    over_guidance: Mapping[str, Sequence[Curve]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """All its numbers, as JSON has them."""
         protocols = {model.protocol_id: dict(model.recorded.protocol) for model in self.models if model.protocol_id}
+        guidance = {key: self._by_name(curves) for key, curves in self.over_guidance.items()}
         return {
             "ranked": self.ranked,
             "models": [
@@ -186,6 +190,10 @@ class Comparison:
             "over_steps": {
                 "figure": self.key,
                 "conditions": dict(self.conditions),
-                "curves": {model.name: curve for model, curve in zip(self.models, self.over_steps, strict=True)},
+                "curves": self._by_name(self.over_steps),
             },
+            **({"over_guidance": guidance} if guidance else {}),
         }
+
+    def _by_name(self, curves: Sequence[Curve]) -> dict[str, Curve]:
+        return {model.name: curve for model, curve in zip(self.models, curves, strict=True)}

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from ddpm.compute.device import pick_device
 from ddpm.config.base import validate
 from ddpm.config.params import Params
-from ddpm.config.sampling import SamplingConfig
+from ddpm.config.sampling import SamplingConfig, guided
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.errors import UserError
-from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
-from ddpm.evaluation.extractor import coordinates, load_coordinates, load_extractor
-from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.likelihood import likelihood_table, split_bounds
-from ddpm.evaluation.measure import ModelFacts, protocol_of
-from ddpm.evaluation.metrics import frechet_distance
+from ddpm.evaluation.measure import ModelFacts, asked_for, protocol_of
 from ddpm.evaluation.page import Pictures, page
-from ddpm.evaluation.pictures import beside, enlarged, grid, save_png
-from ddpm.evaluation.plots import SHOWN, side_by_side
+from ddpm.evaluation.pictures import beside, enlarged, save_png
+from ddpm.evaluation.scores import Scores, scores_of
 from ddpm.figures.comparison import Compared, Comparison, Curve, Recorded, ranked
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import (
     COMPARISON_PAGE,
     COMPARISON_PICTURE,
     COMPARISON_RECORD,
-    EXTRACTOR,
-    FEATURES,
     MODELS,
     PREPARED,
     REPORTS,
@@ -55,8 +46,6 @@ if TYPE_CHECKING:
 
 STEPS = (5, 10, 20, 50, 100)
 
-SHOWN_IMAGES, GRID_COLUMNS = 16, 4
-
 
 def compare(
     params: Params,
@@ -66,6 +55,7 @@ def compare(
     steps: Sequence[int] | None = None,
     sampler: str = "ddim",
     samples: int | None = None,
+    guidance_scales: Sequence[float] | None = None,
     rank: bool = False,
     root: Path = Path(),
 ) -> Comparison:
@@ -78,16 +68,22 @@ def compare(
         steps: evaluations of the network an image at which all are measured; None: those of `STEPS` that all have.
         sampler: that they are measured by. Each model's pictures are drawn by its own plan too.
         samples: how many are measured at each number of steps; None: `evaluation.samples`.
+        guidance_scales: at which the models that can be guided are measured too, each by its own plan otherwise; None:
+            they are not.
         rank: show the models by the figure that models are ranked by, the best first.
 
     Raises:
         UserError: no such model, models of other data than the prepared ones, a plan that cannot be made, an `out`
-            that is something else, or models to rank that were measured under different protocols.
+            that is something else, models to rank that were measured under different protocols, or guidance scales
+            where no model can be guided.
     """
     count = params.evaluation.samples if samples is None else samples
     _check(params, models, out, count, root)
+    scales = sorted(
+        {guided(SamplingConfig(), scale, "--guidance-scale").guidance_scale for scale in guidance_scales or ()}
+    )
     data, device = PreparedData.open(root / PREPARED), pick_device()
-    measure: _Measure = (_Images if data.codec.name == "images" else _Values)(params, data, root, device)
+    measure: Scores = scores_of(params, data, root, device, show)
     opened = [_open(params, model, data, measure.identity, device, root) for model in models]
     if rank:
         opened = _under_one_protocol(opened, root)
@@ -97,6 +93,8 @@ def compare(
         order = ranked([each.compared for each in opened])
         opened.sort(key=lambda each: order.index(each.compared))
     plans = _plans(sampler, steps, opened)
+    if scales:
+        _check_guidance(opened, count, measure.least)
 
     own = []
     for each in opened:
@@ -113,6 +111,7 @@ def compare(
         over_steps=curves,
         conditions=_conditions(params, plans[0], count, data, measure),
         ranked=rank,
+        over_guidance=_over_guidance(opened, scales, measure, count, params) if scales else {},
     )
     with atomic_directory(out) as temporary:
         write_bytes(temporary / COMPARISON_PAGE, page(comparison, pictures).encode())
@@ -157,13 +156,14 @@ _COMMON = (
 
 
 def _conditions(
-    params: Params, plan: SamplingConfig, samples: int, data: PreparedData, measure: _Measure
+    params: Params, plan: SamplingConfig, samples: int, data: PreparedData, measure: Scores
 ) -> dict[str, Any]:
     """The fields of the protocol that hold for all models and numbers of steps."""
     evaluation = params.evaluation.model_copy(update={"samples": samples})
     as_measured = params.model_copy(update={"evaluation": evaluation})
     fields = protocol_of(as_measured, ModelFacts(plan, "", ""), data, measure.identity).as_dict()
-    return {name: fields[name] for name in _COMMON}
+    # A field at its default may be left out.
+    return {name: fields[name] for name in _COMMON if name in fields}
 
 
 # --- Opening ---------------------------------------------------------------------------------------------------------
@@ -186,6 +186,11 @@ class Opened:
         if isinstance(self.samples, Model):
             return self.samples.card.config.process.timesteps
         return int(self.samples.facts["process"]["timesteps"])
+
+    @property
+    def plan(self) -> SamplingConfig:
+        """Its own."""
+        return validate(SamplingConfig, self.samples.choices[1], self.compared.model)
 
     def sampled_by(self, plan: SamplingConfig) -> Model | Sampler:
         """The same weights with another plan."""
@@ -295,7 +300,7 @@ def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Comp
 
 
 def _over_steps(
-    opened: Sequence[Opened], plans: Sequence[SamplingConfig], measure: _Measure, count: int, params: Params
+    opened: Sequence[Opened], plans: Sequence[SamplingConfig], measure: Scores, count: int, params: Params
 ) -> tuple[list[Curve], list[list[NDArray[Any]]]]:
     """Each model's figure by every plan, and of each plan the first data that each model has drawn."""
     curves: list[Curve] = [[] for _ in opened]
@@ -305,11 +310,46 @@ def _over_steps(
         for plan, pictured in zip(plans, shown, strict=True):
             for each, curve in zip(opened, curves, strict=True):
                 first: list[NDArray[Any]] = []
-                drawn = each.sampled_by(plan).batches(count, seed=params.seed, batch_size=params.evaluation.batch_size)
+                drawn = _drawn(each.sampled_by(plan), count, params)
                 value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps), count)
                 curve.append((plan.steps, value))
                 pictured.append(np.concatenate(first))
     return curves, shown
+
+
+def _drawn(samples: Model | Sampler, count: int, params: Params) -> Iterator[NDArray[Any]]:
+    """What an evaluation would draw of the model, but so many."""
+    options = params.evaluation
+    asked = asked_for(options, samples.columns)
+    return samples.batches(count, seed=params.seed, batch_size=options.batch_size, **asked)
+
+
+def _check_guidance(opened: Sequence[Opened], count: int, least: int) -> None:
+    """Refuse scales where no model can be guided, or with too few samples for the figures."""
+    if count < least:
+        raise UserError(f"--samples must be at least {least} with --guidance-scale, found {count}")
+    if not any(each.samples.guidable for each in opened):
+        names = ", ".join(each.compared.name for each in opened)
+        raise UserError(
+            f"--guidance-scale: {names} cannot be guided: that takes condition.label, with drop above 0 in training"
+        )
+
+
+def _over_guidance(
+    opened: Sequence[Opened], scales: Sequence[float], measure: Scores, count: int, params: Params
+) -> dict[str, list[Curve]]:
+    """By the figure's key, the curve of each model; empty of one that cannot be guided."""
+    curves: dict[str, list[Curve]] = {}
+    for position, each in enumerate(opened):
+        if not each.samples.guidable:
+            continue
+        with bar(count * len(scales), "samples", f"guidance of {each.compared.name}") as progress:
+            for scale in scales:
+                samples = each.sampled_by(guided(each.plan, scale, "--guidance-scale"))
+                drawn = _watched(_drawn(samples, count, params), [], 0, progress, 1)
+                for key, value in measure.figures(drawn, count).items():
+                    curves.setdefault(key, [[] for _ in opened])[position].append((scale, value))
+    return curves
 
 
 def _watched(
@@ -320,66 +360,3 @@ def _watched(
         first.append(batch[: max(0, count - sum(map(len, first)))])
         progress.update(len(batch) * work)
         yield batch
-
-
-class _Measure(Protocol):
-    """How far what is drawn is from the training data, and what it looks like, for one kind of data."""
-
-    key: str  # of the figure, as metrics.json has it
-    shown: int  # data a picture
-    identity: dict[str, Any]
-
-    def distance(self, drawn: Iterable[NDArray[Any]], count: int) -> float:
-        """Of `count` data that come in batches."""
-        ...
-
-    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
-        """Of what each model has drawn: a picture a model, or one of all, with their names."""
-        ...
-
-
-class _Images:
-    """FID; a grid a model."""
-
-    key, shown = "fid", SHOWN_IMAGES
-
-    def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
-        self._extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
-        self._params, self._data, self._features = params, data, root / FEATURES
-        self.identity = self._extractor.identity
-
-    @cached_property
-    def _reference(self) -> Tensor:
-        """The features of the real images, [N, F]; not before they are needed, since they may take long."""
-        names = self._data.reference(self._params.evaluation.reference)
-        splits = [cached_features(self._extractor, self._data.split(name), self._features, show) for name in names]
-        return torch.cat([split.features for split in splits])
-
-    def distance(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> float:
-        return frechet_distance(extract(self._extractor, drawn, count).features, self._reference)
-
-    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
-        return [grid(images, GRID_COLUMNS) for images in drawn]
-
-
-class _Values:
-    """Wasserstein distance; all models' data beside real ones, on the same axes."""
-
-    key, shown = "wasserstein", SHOWN
-
-    def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device) -> None:
-        self.identity = load_coordinates(root / EXTRACTOR)
-        self._codec, self._seed = data.codec, params.seed
-        self._train, self._validation = data.split("train"), data.split("validation")
-        self._real = self._validation.rows(chosen(len(self._validation), SHOWN, params.seed))
-
-    def distance(self, drawn: Iterable[NDArray[np.float32]], count: int) -> float:
-        values = np.concatenate(list(drawn))
-        # As many as an evaluation takes, whose figures are the same then.
-        count = min(count, MAX_COUNT, len(self._train), len(self._validation))
-        reference = self._train.rows(chosen(len(self._train), count, self._seed))
-        return wasserstein(coordinates(self._codec, values[:count]), coordinates(self._codec, reference))
-
-    def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:
-        titles = [name.replace("$", r"\$") for name in names]  # which would begin a formula
-        return [side_by_side([("real", self._real), *zip(titles, drawn, strict=True)])]

@@ -99,9 +99,8 @@ def test_sections_may_be_left_out_but_where_dvc_tracks_them(tmp_path: Path, monk
     missing = "`condition: {}`, `process: {}`, `objective: {}`, `sampling: {}`"
     with pytest.raises(UserError, match=rf"add {missing} under models\.ddpm$"):
         load_params(path)
-    path.write_text(
-        "models: {ddpm: {network: {}, condition: {}, process: {}, objective: {}, training: {}, sampling: {}}, other: {}}"
-    )
+    sections = ", ".join(f"{name}: {{}}" for name in VariantConfig.model_fields)
+    path.write_text(f"models: {{ddpm: {{{sections}}}, other: {{}}}}")
     assert set(load_params(path).models) == {"ddpm", "other"}
 
 

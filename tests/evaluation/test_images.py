@@ -12,7 +12,7 @@ import pytest
 
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
-from ddpm.data.store import PreparedData
+from ddpm.data.store import SPLITS, PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.image_metrics import CLOSEST, NEIGHBOURS, ImageMeasure
@@ -21,13 +21,13 @@ from ddpm.evaluation.requirements import check_enough, score_splits
 from ddpm.figures.figure import FIGURES
 
 
-def measure_of(project: Path, **options) -> tuple[PreparedData, ImageMeasure]:
+def measure_of(project: Path, asked=None, **options) -> tuple[PreparedData, ImageMeasure]:
     params = Params.model_validate(
         {"evaluation": {"splits": 2, "resamples": 10, **options}, "models": {"ddpm": {}}, "seed": 3}
     )
     data = PreparedData.open(project / "prepared")
     extractor = load_extractor(project / "extractor", weights=None, device="cpu")
-    return data, ImageMeasure(params, data, extractor, project / ".ddpm/features")
+    return data, ImageMeasure(params, data, extractor, project / ".ddpm/features", asked=asked)
 
 
 def test_copies_of_training_images_are_seen(project: Path):
@@ -65,6 +65,60 @@ def test_new_images_are_no_copies_and_are_the_floor(project: Path):
         assert figures[figure] == pytest.approx(figures[real], rel=1e-3), figure
     assert figures["fid_low"] < figures["fid"] < figures["fid_high"]
     assert figures["inception_score_low"] < figures["inception_score"] < figures["inception_score_high"]
+
+
+def test_real_images_under_their_own_labels_are_the_floor_of_the_class_figures(project: Path):
+    validation = PreparedData.open(project / "prepared").split("validation")
+    _, measure = measure_of(project, validation.labels)
+    for batch in validation.batches(77):
+        measure.add(batch)
+    figures = measure.figures()
+    assert figures["class_accuracy"] == figures["class_accuracy_real"] > 0.5
+    assert figures["class_accuracy_low"] < figures["class_accuracy"] < figures["class_accuracy_high"]
+    _, swapped = measure_of(project, (validation.labels + 1) % 10)
+    for batch in validation.batches(77):
+        swapped.add(batch)
+    others = swapped.figures()
+    assert others["class_accuracy"] < 0.2
+    assert others["fid_within_classes"] > 2 * figures["fid_within_classes"]
+    assert others["fid"] == figures["fid"]
+
+
+def test_an_unconditional_model_has_no_figures_of_classes(project: Path):
+    data, measure = measure_of(project)
+    for batch in data.split("validation").batches(100):
+        measure.add(batch)
+    assert not [key for key in measure.figures() if "class" in key]
+
+
+def test_a_classifier_of_other_classes_is_refused(project: Path):
+    data = PreparedData.open(project / "prepared")
+    manifest = data.manifest.model_copy(update={"classes": tuple("abc")})
+    splits = {name: data.split(name) for name in SPLITS}
+    extractor = load_extractor(project / "extractor", weights=None, device="cpu")
+    params = Params.model_validate({"models": {"ddpm": {}}})
+    other, asked = PreparedData(manifest, splits), np.zeros(2000, np.int64)
+    with pytest.raises(UserError, match="fitted to 10 classes, but the prepared data have 3: run `ddpm fit-extractor`"):
+        ImageMeasure(params, other, extractor, project / ".ddpm/features", asked=asked)
+
+
+def test_a_conditional_models_grid_has_a_row_a_class(project: Path):
+    """The first images that were asked for the class, and white where there are fewer."""
+    asked = np.array([*[7] * 9, 2], np.int64)
+    data, measure = measure_of(project, asked, samples=10)
+    images = data.split("train").rows(np.arange(10))
+    measure.add(images[:4])
+    measure.add(images[4:])
+    picture = np.array(measure.pictures()["samples.png"])
+    step, room = 82, picture.shape[1] - (2 + 8 * 82)
+    assert room > 5, "the names"
+    cells = picture[2:, room + 2 :]
+    for column in range(8):
+        at = cells[7 * step : 7 * step + 80, column * step : column * step + 80]
+        np.testing.assert_array_equal(at[::10, ::10], images[column, :, :, 0])
+    np.testing.assert_array_equal(cells[2 * step : 2 * step + 80 : 10, 0:80:10], images[9, :, :, 0])
+    assert (cells[2 * step : 2 * step + 80, step : step + 80] == 255).all()
+    assert (picture[7 * step : 8 * step, :room] < 128).any(), "the class's name"
 
 
 def test_all_images_can_be_the_reference(project: Path):

@@ -13,7 +13,16 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ddpm.evaluation import metrics
-from ddpm.evaluation.metrics import frechet_distance, inception_score, kernel_distance, nearest, precision_recall
+from ddpm.evaluation.bootstrap import share_interval
+from ddpm.evaluation.metrics import (
+    class_accuracy,
+    frechet_distance,
+    frechet_distance_within,
+    inception_score,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
 
 
 def features(count: int, *, seed: int, dimensions: int = 16, shift: float = 0.0) -> Tensor:
@@ -95,6 +104,33 @@ def test_precision_and_recall_are_torch_fidelitys_and_their_definition(pair):
 
     generated, real = (each.double().numpy() for each in pair)
     assert ours == pytest.approx((covered(generated, real), covered(real, generated)), rel=1e-4)
+
+
+@pytest.mark.parametrize("each", [5, 40])
+def test_fid_within_classes_is_the_mean_of_each_classs_own(each):
+    """With fewer images a class than the 16 features and with more; a class of one image has none."""
+    generated, reference = features(3 * each + 1, seed=0, shift=0.3), features(4 * each, seed=1)
+    asked = torch.tensor([*[0, 1, 2] * each, 3])
+    labels = torch.arange(4 * each) % 4
+    own = [frechet_distance(generated[asked == k], reference[labels == k]) for k in range(3)]
+    found = frechet_distance_within(generated, asked, reference, labels)
+    assert found == pytest.approx(sum(own) / 3, rel=1e-3)
+    assert frechet_distance_within(generated, torch.full_like(asked, 7), reference, labels) is None
+
+
+def test_fid_within_classes_sees_classes_that_changed_places():
+    """Which the FID of all together does not."""
+    reference = torch.cat([features(200, seed=0), 9 + features(200, seed=1)])
+    labels = torch.arange(400) // 200
+    assert frechet_distance_within(reference, labels, reference, labels) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance_within(reference, 1 - labels, reference, labels) > 100
+
+
+def test_class_accuracy_is_a_share_and_its_interval_holds_at_the_ends():
+    logits = torch.eye(4)[[0, 1, 2, 3, 3]]
+    assert class_accuracy(logits, torch.tensor([0, 1, 2, 3, 0])) == 0.8
+    assert share_interval(1.0, 100) == (pytest.approx(0.963, abs=1e-3), pytest.approx(1.0))
+    assert share_interval(0.5, 100) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
 
 
 def test_a_model_of_one_mode_is_precise_and_recalls_little():

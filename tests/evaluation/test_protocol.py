@@ -65,6 +65,21 @@ def test_a_protocol_recorded_before_a_field_existed_is_that_of_its_default():
         refuse_to_mix({"then": described(now), "now": described(PROTOCOL)})
 
 
+@pytest.mark.parametrize("labels", ["frequencies", "balanced"])
+def test_what_is_asked_is_in_the_protocol_of_a_conditional_model_alone(project: Path, labels: str):
+    data = PreparedData.open(project / "prepared")
+    extractor = {"kind": "classifier", "sha256": "a" * 64}
+    found = {
+        conditional: protocol_of(
+            params(labels=labels), ModelFacts(SamplingConfig(), "fixed_small", "ema", conditional), data, extractor
+        )
+        for conditional in (False, True)
+    }
+    assert found[True].as_dict()["labels"] == labels
+    assert "labels" not in found[False].as_dict()
+    assert found[False] == replace(found[True], labels=None)
+
+
 def test_equal_protocols_mix():
     assert PROTOCOL.id == replace(PROTOCOL).id
     refuse_to_mix({"one": described(PROTOCOL), "two": described(PROTOCOL), "three": described(replace(PROTOCOL))})

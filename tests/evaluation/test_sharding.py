@@ -17,22 +17,39 @@ from tiny import TINY_PARAMS, run_cli, run_with_params_of_before, workers, write
 
 from ddpm.codecs.scale import PixelCodec
 from ddpm.compute.parallel import Ranks
+from ddpm.conditioning.columns import LabelColumn
+from ddpm.drawer import Drawer
 from ddpm.errors import Interrupted
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.files import read_json
 
 
-class Numbers:
+class Numbers(Drawer):
     """A model whose image i is i everywhere."""
 
     shape = (2, 2, 1)
-    kind = PixelCodec(shape)
+    codec = PixelCodec(shape)
+    columns = ()
+    choices = ({}, {})
+    guidable = False
 
-    def plan(self):
+    def plan(self, **overrides):
         return None
 
-    def draw(self, count, plan, *, seed, first):
-        return np.broadcast_to(np.arange(first, first + count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 1))
+    def draw(self, count, plan, *, seed, first=0, given=None):
+        return self.images(np.arange(first, first + count))
+
+    def images(self, numbers):
+        return np.broadcast_to(numbers.astype(np.uint8)[:, None, None, None], (len(numbers), 2, 2, 1))
+
+
+class Told(Numbers):
+    """A conditional model whose images show the class that they were asked for."""
+
+    columns = (LabelColumn(tuple("abcdefg"), counts=(5, 1, 1, 1, 1, 1, 20)),)
+
+    def draw(self, count, plan, *, seed, first=0, given=None):
+        return self.images(given["label"])
 
 
 class Collected(Ranks):
@@ -46,9 +63,30 @@ class Collected(Ranks):
 @given(count=st.integers(1, 200), batch_size=st.integers(1, 70), processes=st.integers(1, 5))
 @mock.patch.dict(os.environ, LOCAL_WORLD_SIZE="1")
 def test_each_image_is_drawn_by_one_process_and_they_come_in_order(count, batch_size, processes):
+    batches = drawn_by(processes, Numbers(), count, seed=0, batch_size=batch_size)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(count))
+
+
+@given(count=st.integers(1, 100), batch_size=st.integers(1, 40), processes=st.integers(1, 5), seed=st.integers(0, 9))
+@mock.patch.dict(os.environ, LOCAL_WORLD_SIZE="1")
+def test_they_are_asked_for_the_labels_that_one_process_is(count, batch_size, processes, seed):
+    expected = Told().given(count, seed=seed)["label"]
+    batches = drawn_by(processes, Told(), count, seed=seed, batch_size=batch_size)
+    assert np.concatenate(batches)[:, 0, 0, 0].tolist() == expected.tolist()
+
+
+@mock.patch.dict(os.environ, LOCAL_WORLD_SIZE="1")
+def test_balanced_labels_take_turns_across_processes():
+    batches = drawn_by(3, Told(), 40, seed=0, batch_size=4, label=range(7))
+    assert np.concatenate(batches)[:, 0, 0, 0].tolist() == [index % 7 for index in range(40)]
+
+
+def drawn_by(processes: int, model: Drawer, count: int, **options: Any) -> list[np.ndarray]:
+    """The batches that the first of several processes gets."""
     ranks = [Collected(rank, processes) for rank in range(processes)]
     for each in ranks:
-        assert not list(sharded_batches(Numbers(), each, count, seed=0, batch_size=batch_size))
+        assert not list(sharded_batches(model, each, count, **options))
     meetings = list(zip(*(each.given for each in ranks), strict=True))
 
     class First(Ranks):
@@ -57,10 +95,9 @@ def test_each_image_is_drawn_by_one_process_and_they_come_in_order(count, batch_
             assert len({each.shape for each in tensors}) == 1, "a collective takes tensors of one shape"
             return tensors
 
-    batches = list(sharded_batches(Numbers(), First(0, processes), count, seed=0, batch_size=batch_size))
+    batches = list(sharded_batches(model, First(0, processes), count, **options))
     assert not meetings
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(count))
+    return batches
 
 
 def with_devices(project: Path, devices: int, **evaluation: Any) -> None:

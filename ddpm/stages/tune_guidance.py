@@ -1,0 +1,192 @@
+"""`ddpm tune-guidance V`: the guidance scale and interval that a trained model draws best with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ddpm.compute.device import pick_device
+from ddpm.config.params import Params
+from ddpm.config.sampling import SamplingConfig, guided
+from ddpm.data.store import PreparedData
+from ddpm.errors import UserError
+from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, measure
+from ddpm.evaluation.scores import ImageScores, ValueScores, scores_of
+from ddpm.figures.figure import FIGURES, Reading
+from ddpm.layout import MODELS, PREPARED
+from ddpm.model import Model, load
+from ddpm.stages.progress import Bar, bar, show
+
+Interval = tuple[float, float] | None  # None: the scale holds everywhere
+
+SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
+INTERVALS: tuple[Interval, ...] = (None, (0.2, 0.8))
+
+# Beside the figure that decides.
+_SHOWN = ("class_accuracy", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        best: the plan that scored best in the search.
+        own: the model's plan in params.yaml.
+        tried: how many plans were searched.
+        search_seed, fresh_seed: of the data that the search drew, and of those that the figures are of.
+        measured: of `best` and, if it is another plan, of `own`, on the fresh seed.
+    """
+
+    best: SamplingConfig
+    own: SamplingConfig
+    tried: int
+    search_seed: int
+    fresh_seed: int
+    measured: tuple[Measurement, ...]
+
+    def lines(self, variant: str) -> list[str]:
+        """As it is printed; the last two lines are for params.yaml."""
+        key = next(key for key in ("fid", "wasserstein") if key in self.measured[0].metrics)
+        name, samples = FIGURES[key].name, self.measured[0].protocol.samples
+        said = [
+            f"{variant}: {self.tried} settings searched by {name} with seed {self.search_seed}; the figures below are "
+            f"of {samples} other samples, of seed {self.fresh_seed}",
+            *(f"{_setting(plan)}: {_figures(found)}" for plan, found in zip(self._plans, self.measured, strict=True)),
+            self._verdict(key),
+            f"under models.{variant}.sampling in params.yaml:",
+        ]
+        low_high = self.best.guidance_interval
+        interval = "null" if low_high is None else f"[{low_high[0]:g}, {low_high[1]:g}]"
+        return [*said, f"  guidance_scale: {self.best.guidance_scale:g}", f"  guidance_interval: {interval}"]
+
+    @property
+    def _plans(self) -> list[SamplingConfig]:
+        return [self.best, self.own][: len(self.measured)]
+
+    def _verdict(self, key: str) -> str:
+        if len(self.measured) == 1:
+            return "this is the current setting"
+        best, own = (Reading.of(found.metrics, key) for found in self.measured)
+        assert best is not None
+        assert own is not None
+        if best.overlaps(own):
+            return f"the intervals of the {FIGURES[key].name} overlap: the difference may be chance"
+        better = "better" if best.value < own.value else "worse"
+        return f"the {FIGURES[key].name} of the setting found is {better} than that of the current one"
+
+
+def tune_guidance(
+    params: Params,
+    variant: str,
+    *,
+    scales: Sequence[float] = SCALES,
+    intervals: Sequence[Interval] = INTERVALS,
+    samples: int | None = None,
+    root: Path = Path(),
+) -> Tuned:
+    """Search the guidance of the model's plan in params.yaml by the figure that models are ranked by, then measure the
+    best setting and the current one on other samples.
+
+    All settings draw the same noise and are asked for the same classes. The samples of the search, those of the
+    figures, and those of `ddpm evaluate` are of three seeds: no figure is of samples that it was chosen by.
+
+    Args:
+        scales, intervals: every pair is a setting.
+        samples: of each setting; None: `evaluation.samples`.
+
+    Raises:
+        UserError: no such model, one that cannot be guided, or numbers that are no scale or no interval.
+    """
+    own = params.variant(variant).sampling
+    plans = _plans(own, scales, intervals)
+    options = params.evaluation.model_copy(update={"samples": samples or params.evaluation.samples, "sampling": None})
+    params = params.model_copy(update={"evaluation": options})
+    device, data = pick_device(), PreparedData.open(root / PREPARED)
+    model = load(root / MODELS / variant, device)
+    check_fit(model.sampled_by(own.model_copy(update={"guidance_scale": 1.0})), data, f"models/{variant}", "its plan")
+    if not model.guidable:
+        why = (
+            "was trained without dropping its label (condition.label.drop is 0)"
+            if model.columns
+            else "is unconditional: it has no condition.label"
+        )
+        raise UserError(f"models/{variant} cannot be guided: it {why}")
+    scores = scores_of(params, data, root, device, show)
+    if options.samples < scores.least:
+        raise UserError(f"--samples must be at least {scores.least}, found {options.samples}")
+    search_seed, fresh_seed = _other_seeds(params.seed)
+    best = _search(model, plans, scores, params, search_seed)
+    chosen = [best] if best == own else [best, own]
+    measured = tuple(_measured(model.sampled_by(plan), params, fresh_seed, data, root, variant) for plan in chosen)
+    return Tuned(best, own, len(plans), search_seed, fresh_seed, measured)
+
+
+def _other_seeds(seed: int) -> tuple[int, int]:
+    """Of the search and of the figures; `seed` itself is that of evaluations. Below 2³², as params.yaml's."""
+    return (seed + 1) % 2**32, (seed + 2) % 2**32
+
+
+def _plans(own: SamplingConfig, scales: Sequence[float], intervals: Sequence[Interval]) -> list[SamplingConfig]:
+    """Each setting once: at scale 1 the interval says nothing, and [0, 1] is everywhere."""
+    plans: list[SamplingConfig] = []
+    for scale in scales:
+        for interval in intervals:
+            everywhere = interval in (None, (0.0, 1.0)) or scale == 1
+            plan = guided(own, scale, "--scales or --intervals", None if everywhere else interval)
+            if plan not in plans:
+                plans.append(plan)
+    return plans
+
+
+def _search(
+    model: Model, plans: Sequence[SamplingConfig], scores: ImageScores | ValueScores, params: Params, seed: int
+) -> SamplingConfig:
+    """The plan whose figure is lowest; the first of equal ones."""
+    count, asked = params.evaluation.samples, asked_for(params.evaluation, model.columns)
+    found = []
+    with bar(count * len(plans), "samples", "search of the guidance") as progress:
+        for plan in plans:
+            drawn = model.sampled_by(plan).batches(count, seed=seed, batch_size=params.evaluation.batch_size, **asked)
+            found.append(scores.distance(_counted(drawn, progress), count))
+    return plans[found.index(min(found))]
+
+
+def _counted(drawn: Iterator[NDArray[Any]], progress: Bar) -> Iterator[NDArray[Any]]:
+    for batch in drawn:
+        progress.update(len(batch))
+        yield batch
+
+
+def _measured(model: Model, params: Params, seed: int, data: PreparedData, root: Path, variant: str) -> Measurement:
+    """As an evaluation, with another seed."""
+    params, config = params.model_copy(update={"seed": seed}), model.card.config
+    options, asked = params.evaluation, asked_for(params.evaluation, model.columns)
+    return measure(
+        model.batches(options.samples, seed=seed, batch_size=options.batch_size, **asked),
+        params,
+        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, conditional=True),
+        data=data,
+        root=root,
+        device=model.device,
+        name=f"models/{variant}",
+        given=model.given(options.samples, seed=seed, **asked),
+        show=show,
+    )
+
+
+def _setting(plan: SamplingConfig) -> str:
+    interval = plan.guidance_interval
+    where = "" if interval is None else f" in [{interval[0]:g}, {interval[1]:g}]"
+    return f"guidance scale {plan.guidance_scale:g}{where}"
+
+
+def _figures(measured: Measurement) -> str:
+    keys = [key for key in ("fid", "wasserstein", *_SHOWN) if key in measured.metrics]
+    protocol = measured.protocol.as_dict()
+    found = ", ".join(f"{FIGURES[key].named(protocol, short=True)} {Reading.of(measured.metrics, key)}" for key in keys)
+    return f"{found} (protocol {measured.protocol.id})"

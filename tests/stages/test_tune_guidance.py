@@ -1,0 +1,103 @@
+"""`ddpm tune-guidance` and `ddpm compare --guidance-scale`: what is searched, and on which samples it is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY_PARAMS, run_cli, write_params
+
+from ddpm.config.params import load_params
+from ddpm.data.store import PreparedData
+from ddpm.errors import UserError
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
+from ddpm.stages.compare import compare
+from ddpm.stages.tune_guidance import tune_guidance
+
+CONDITIONS = {"told": {"label": {}}, "never": {"label": {"drop": 0}}, "plain": {}}
+
+
+@pytest.fixture
+def models(project: Path) -> Path:
+    """Models with random weights: one that can be guided, one trained without dropping, an unconditional one."""
+    tiny = TINY_PARAMS["models"]["tiny"]
+    described = {name: {**tiny, "condition": condition} for name, condition in CONDITIONS.items()}
+    evaluation = {**TINY_PARAMS["evaluation"], "samples": 24, "nll_samples": 0}
+    write_params(project, {**TINY_PARAMS, "evaluation": evaluation, "variants": ["told"], "models": described})
+    manifest = PreparedData.open(project / "prepared").manifest
+    facts = DataFacts(name="digits", shape=manifest.shape, classes=manifest.classes)
+    for name, config in load_params().models.items():
+        torch.manual_seed(0)
+        network = build_network(config, facts.codec, columns=columns_for(config, facts, name))
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        training = TrainingFacts(fingerprint=name)
+        save(
+            Model(network, ModelCard(variant=name, config=config, data=facts, training=training, parameters=0)),
+            project / "models" / name,
+        )
+    return project
+
+
+def test_figures_are_of_other_seeds_than_the_search_and_the_evaluation(models):
+    tuned = tune_guidance(load_params(), "told", scales=[0.5, 1, 4], intervals=[None, (0.2, 0.8)])
+    assert tuned.tried == 5, "at scale 1 the interval says nothing"
+    seeds = {load_params().seed, tuned.search_seed, *(found.protocol.seed for found in tuned.measured)}
+    assert len(seeds) == 3
+    first = tuned.measured[0]
+    assert {"fid_low", "fid_high", "class_accuracy"} <= first.metrics.keys()
+    assert (first.protocol.guidance_scale, first.protocol.samples) == (tuned.best.guidance_scale, 24)
+    if tuned.best != tuned.own:
+        assert tuned.measured[1].protocol.guidance_scale == 1
+    lines = tuned.lines("told")
+    assert lines[-2] == f"  guidance_scale: {tuned.best.guidance_scale:g}"
+    assert lines[-1] in ("  guidance_interval: null", "  guidance_interval: [0.2, 0.8]")
+
+
+def test_the_winner_is_the_one_with_the_lowest_figure_of_the_search(models):
+    """Each alone on the seed of the search."""
+    params = load_params()
+    tuned = tune_guidance(params, "told", scales=[0, 8], intervals=[None])
+    searched = params.model_copy(update={"seed": tuned.search_seed})
+    own = searched.models["told"].sampling
+    found = compare(searched, ["told"], Path("out"), steps=[2], guidance_scales=[0, 8]).over_guidance["fid"][0]
+    assert own.guidance_scale == 1
+    assert tuned.best.guidance_scale == min(found, key=lambda point: point[1])[0]
+
+
+def test_the_current_setting_is_measured_once(models):
+    tuned = tune_guidance(load_params(), "told", scales=[1], intervals=[None])
+    assert len(tuned.measured) == 1
+    assert "this is the current setting" in tuned.lines("told")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plain"], "models/plain cannot be guided: it is unconditional"),
+        (["never"], "models/never cannot be guided: it was trained without dropping its label"),
+        (["told", "--scales", "nan"], "`guidance_scale`: input should be a finite number, found nan"),
+        (["told", "--intervals", "0.8,0.2"], "0 <= low <= high <= 1, found [0.8, 0.2]"),
+        (["told", "--samples", "3"], "--samples must be at least 4, found 3"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_in_one_line(models, arguments, words):
+    done = run_cli(models, "tune-guidance", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_page_has_curves_of_the_models_that_can_be_guided(models):
+    comparison = compare(load_params(), ["told", "plain"], Path("out"), steps=[2], guidance_scales=[3, 1])
+    assert list(comparison.over_guidance) == ["fid", "inception_score", "precision", "recall"]
+    for told, plain in comparison.over_guidance.values():
+        assert [scale for scale, _ in told] == [1, 3]
+        assert plain == []
+    text = Path("out/report.html").read_text(encoding="utf-8")
+    assert text.count("over the guidance scale") == 8  # a caption and an alternative text each
+    with pytest.raises(UserError, match="--guidance-scale: plain cannot be guided"):
+        compare(load_params(), ["plain"], Path("other"), guidance_scales=[2])
+    with pytest.raises(UserError, match="--guidance-scale: `guidance_scale`"):
+        compare(load_params(), ["told"], Path("other"), guidance_scales=[-1])
