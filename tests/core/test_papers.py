@@ -66,6 +66,7 @@ PUBLISHED = {
         "training.decay": ("constant", "get_warmed_up_lr", HO_TPU),
         "training.grad_clip": (1.0, "grad_clip=1.", HO),
         "training.ema_decay": (0.9999, "ema_decay=0.9999", HO_TPU),
+        "training.weight_decay": (0.0, "Adam", "Ho et al. 2020, appendix B"),
         "training.ema_warmup": (False, "make_ema: ema_decay from the second step", HO_TPU),
         "training.horizontal_flip": (True, "randflip=1", HO),
         "sampling.sampler": ("ancestral", "p_sample_loop", HO),
@@ -74,6 +75,7 @@ PUBLISHED = {
         "sampling.variance": (None, "the process's, fixedlarge", HO),
         "sampling.dynamic_threshold": (None, "none", HO),
         "sampling.guidance_scale": (1.0, "none", HO),
+        "sampling.guide": (None, "none among its own settings", "another model"),
         "sampling.guidance_interval": (None, "none", HO),
     },
     "improved-ddpm-cifar10": {
@@ -111,6 +113,7 @@ PUBLISHED = {
         "training.decay": ("constant", "lr_anneal_steps=0", "ND: scripts/image_train.py"),
         "training.grad_clip": (None, "none", ND_TRAIN),
         "training.ema_decay": (0.9999, 'ema_rate="0.9999"', "ND: scripts/image_train.py"),
+        "training.weight_decay": (0.0, "weight_decay=0.0", ND_TRAIN),
         "training.ema_warmup": (False, "update_ema(rate=rate)", ND_TRAIN),
         "training.horizontal_flip": (False, "none", "ND: improved_diffusion/image_datasets.py"),
         "sampling.sampler": ("ancestral", "p_sample_loop", "ND: scripts/image_sample.py"),
@@ -119,6 +122,7 @@ PUBLISHED = {
         "sampling.variance": (None, "the process's, learned", ND_SCRIPT),
         "sampling.dynamic_threshold": (None, "none", "ND: scripts/image_sample.py"),
         "sampling.guidance_scale": (1.0, "none", "ND: scripts/image_sample.py"),
+        "sampling.guide": (None, "none among its own settings", "another model"),
         "sampling.guidance_interval": (None, "none", "ND: scripts/image_sample.py"),
     },
     # For ImageNet at 64×64, `64x64_diffusion.pt`.
@@ -157,6 +161,7 @@ PUBLISHED = {
         "training.decay": ("constant", "lr_anneal_steps=0", DN_TRAIN),
         "training.grad_clip": (None, "none", DN_TRAIN),
         "training.ema_decay": (0.9999, "0.9999", DN_TABLE),
+        "training.weight_decay": (0.0, "weight_decay=0.0", DN_TRAIN),
         "training.ema_warmup": (False, "update_ema(rate=rate)", DN_TRAIN),
         "training.horizontal_flip": (True, "random_flip=True", "DN: guided_diffusion/image_datasets.py"),
         "sampling.sampler": ("ancestral", "use_ddim=False", DN),
@@ -166,6 +171,7 @@ PUBLISHED = {
         "sampling.variance": (None, "the process's, learned", DN_SCRIPT),
         "sampling.dynamic_threshold": (None, "none", DN),
         "sampling.guidance_scale": (1.0, "by a classifier, which is another model", DN),
+        "sampling.guide": (None, "none among its own settings", "another model"),
         "sampling.guidance_interval": (None, "none", DN),
     },
 }
