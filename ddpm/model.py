@@ -299,7 +299,10 @@ def build_network(
             if config.classifies:
                 network.answers = tuple(columns)  # type: ignore[assignment]  # the stub knows tensors and modules
                 return network
-            return ConditionalNetwork(network, columns) if columns else network
+            if not columns:
+                return network
+            label = config.condition.label
+            return ConditionalNetwork(network, columns, perceptron=label is not None and label.perceptron)
     except ValueError as error:
         raise UserError(f"{where}: {error if columns else f'network: {error}'}") from None
     except _LargerError:

@@ -159,6 +159,16 @@ def add_import(bring: argparse.ArgumentParser) -> None:
     bring.add_argument("--out", type=a_path, required=True, help="the model directory, such as models/V")
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
     bring.add_argument("--image-size", type=_positive, help="pixels per side, if SOURCE does not contain it")
+    bring.add_argument(
+        "--classes",
+        metavar="NAME,…|@FILE",
+        help="the classes in the order of their numbers, or a file with a name a line (default: their numbers)",
+    )
+    bring.add_argument(
+        "--null-class",
+        action="store_true",
+        help="the last row of the class embedding was trained as `no class`: the model can be guided",
+    )
     built = bring.add_argument_group(
         "for sequences from denoising_diffusion_pytorch", "as they were passed to GaussianDiffusion1D"
     )

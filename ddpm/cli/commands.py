@@ -184,10 +184,11 @@ def run_import(arguments: Arguments) -> None:
     from dataclasses import fields
 
     from ddpm.interop.published import Flags
-    from ddpm.stages.interop import import_model
+    from ddpm.stages.interop import class_names, import_model
 
     flags = Flags(**{field.name: getattr(arguments, field.name) for field in fields(Flags)})
-    print(import_model(arguments.source, arguments.out, flags, data_name=arguments.data_name))
+    classes = None if arguments.classes is None else class_names(arguments.classes)
+    print(import_model(arguments.source, arguments.out, flags, data_name=arguments.data_name, classes=classes))
 
 
 def run_export_diffusers(arguments: Arguments) -> None:

@@ -18,22 +18,31 @@ class Labels(nn.Module):
     The null class of classifier-free guidance is one more row (Ho & Salimans 2022).
     """
 
-    def __init__(self, column: LabelColumn, width: int) -> None:
+    def __init__(self, column: LabelColumn, width: int, *, perceptron: bool = False) -> None:
+        """
+        Args:
+            width: of the vector.
+            perceptron: rows of width / 4, which two layers widen as they do the timestep's sines and cosines.
+        """
         super().__init__()
-        self.embedding = nn.Embedding(len(column.classes) + column.droppable, width)
+        row = width // 4 if perceptron else width
+        self.embedding = nn.Embedding(len(column.classes) + column.droppable, row)
+        layers = [nn.Linear(row, width), nn.GELU(), nn.Linear(width, width)] if perceptron else []
+        self.perceptron = nn.Sequential(*layers)
 
     def forward(self, label: Tensor) -> Condition:
         """label [N] int64 → the port `vector`, [N, width]."""
-        return Condition(vector=self.embedding(label))
+        return Condition(vector=self.perceptron(self.embedding(label)))
 
 
 class ConditionalNetwork(nn.Module):
     """A network and what turns its columns into a condition, as one module: they train and are saved together."""
 
-    def __init__(self, network: Network, columns: Sequence[Column]) -> None:
+    def __init__(self, network: Network, columns: Sequence[Column], *, perceptron: bool = False) -> None:
         """
         Args:
             columns: one `LabelColumn`.
+            perceptron: see `Labels`.
 
         Raises:
             ValueError: the network has no port for it.
@@ -44,7 +53,7 @@ class ConditionalNetwork(nn.Module):
             raise ValueError(f"condition.{column.name}: the network takes no condition")
         self.columns = (column,)
         self.network = network
-        self.conditioner = Labels(column, network.vector_width)
+        self.conditioner = Labels(column, network.vector_width, perceptron=perceptron)
 
     def forward(self, x: Tensor, t: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
         """

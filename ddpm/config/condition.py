@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ddpm.config.base import Float, Section
+from ddpm.config.base import Bool, Float, Section
 
 
 class LabelConfig(Section):
@@ -15,6 +15,9 @@ class LabelConfig(Section):
         ge=0,
         lt=1,
         description="share of the training data whose label is replaced by the null class, for guidance; 0: none",
+    )
+    perceptron: Bool = Field(
+        False, description="two layers between the class's embedding and the network, as denoising_diffusion_pytorch"
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import (
 
 from ddpm.config.base import Section
 from ddpm.config.condition import ConditionConfig
-from ddpm.config.network import AnyNetworkConfig, NetworkConfig
+from ddpm.config.network import AnyNetworkConfig, LinearAttentionConfig, NetworkConfig
 from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
@@ -46,6 +46,13 @@ class ModelConfig(Section):
         if self.sampling.guide is None and self.sampling.guidance_scale != 1 and (label is None or not label.drop):
             why = "condition has no label" if label is None else "condition.label.drop is 0"
             raise ValueError(f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_concatenated_is_there(self) -> Self:
+        concatenates = isinstance(self.network, LinearAttentionConfig) and self.network.vector == "concatenate"
+        if concatenates and self.condition.label is None:
+            raise ValueError("network.vector is concatenate, but condition has no label")
         return self
 
     @model_validator(mode="after")

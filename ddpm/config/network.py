@@ -79,6 +79,9 @@ class LinearAttentionConfig(Section):
     downsample: Literal["conv", "unshuffle"] = Field(
         "conv", description="conv: kernel 4, stride 2; unshuffle, of images: 2x2 squares into the channels"
     )
+    vector: Literal["add", "concatenate"] = Field(
+        "add", description="how the class joins the embedded time; concatenate: each block has weights for both"
+    )
     dropout: Float = Field(0.0, ge=0, lt=1)
 
 

@@ -1,4 +1,5 @@
-"""Checkpoints of denoising_diffusion_pytorch (its Unet and Unet1D) as linear-attention U-Nets of ours."""
+"""Checkpoints of denoising_diffusion_pytorch (its Unet, Unet1D and classifier_free_guidance's Unet) as linear-attention
+U-Nets of ours."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ddpm.codecs.scale import Codec, PixelCodec, ValueCodec
@@ -19,6 +21,7 @@ from ddpm.errors import UserError
 from ddpm.interop.published import (
     Flags,
     Published,
+    classes_of,
     network_of,
     process_of,
     refuse_other_keys,
@@ -51,8 +54,16 @@ _RENAMED = [
     (r"\.norm\.gain$", ".norm.g"),
 ]
 _PREFIXES = ("init_conv.", "time_mlp.", "downs.", "mid_", "ups.", "final_")
+# Our names of what embeds the classes, and theirs. The null class, which has a tensor of its own, is our last row.
+_CLASSES = {
+    "embedding.weight": "classes_emb.weight",
+    **{f"perceptron.{part}": f"classes_mlp.{part}" for part in ("0.weight", "0.bias", "2.weight", "2.bias")},
+}
+_NULL = "null_classes_emb"
 # Those that any such network has and whose shapes tell it.
 _TELLING = {"init_conv.weight", "time_mlp.1.weight", "final_conv.weight"}
+# Of an attention inside a norm inside a residual sum: in Unet1D, and in classifier_free_guidance's Unet.
+_WRAPPED = "mid_attn.fn.fn.to_qkv.weight"
 # Those of a GaussianDiffusion that tell the process.
 _BUFFERS = {"betas", "loss_weight"}
 
@@ -76,6 +87,8 @@ def convert(saved: Mapping[str, Any], flags: Flags, where: str = "checkpoint") -
     diffusion = tensors_alone(_diffusion(saved), where)
     theirs = {key.removeprefix("model."): value for key, value in diffusion.items() if key.startswith("model.")}
     theirs = theirs or diffusion
+    labels = _labels(theirs, where)
+    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(("classes_", _NULL))}
     strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
     refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
     if not diffusion.keys() >= _BUFFERS:
@@ -83,7 +96,7 @@ def convert(saved: Mapping[str, Any], flags: Flags, where: str = "checkpoint") -
             f"{where}: only a network; its process is in the GaussianDiffusion around it: save that instead"
         )
     try:
-        network = _network(theirs, where)
+        network = _network(theirs, labels is not None, where)
     except KeyError as error:
         raise UserError(f"{where}: another network: missing {error.args[0]}") from None
     codec = _kind(theirs["init_conv.weight"], flags, where)
@@ -92,7 +105,24 @@ def convert(saved: Mapping[str, Any], flags: Flags, where: str = "checkpoint") -
     process = _process(diffusion, out_channels > codec.network_shape[0], where)
     sampling = SamplingConfig(sampler="ancestral", steps=process.timesteps)
     weights = _renamed(theirs, ours.state_dict(), where)
-    return Published(network, process, sampling, codec, shaped_like(weights, ours, where))
+    classes = classes_of(labels, ours, where, name=_CLASSES["embedding.weight"], null=labels is not None)
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), labels=classes)
+
+
+def _labels(theirs: Mapping[str, Tensor], where: str) -> dict[str, Tensor] | None:
+    """What embeds the classes under our names, of the network that has them."""
+    found = {name for name in theirs if name.startswith(("classes_", _NULL))}
+    if not found:
+        return None
+    refuse_other_keys(found, [*_CLASSES.values(), _NULL], where)
+    labels = {name: theirs[their_name] for name, their_name in _CLASSES.items()}
+    table, null = labels["embedding.weight"], theirs[_NULL]
+    if table.ndim != 2 or null.shape != table.shape[1:]:
+        raise UserError(
+            f"{where}: {_NULL} is {list(null.shape)} and {_CLASSES['embedding.weight']} {list(table.shape)}; expected "
+            "[E] and [K, E]"
+        )
+    return labels | {"embedding.weight": torch.cat([table, null[None]])}
 
 
 def _diffusion(saved: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -121,7 +151,7 @@ def _kind(stem: Tensor, flags: Flags, where: str) -> Codec:
     return PixelCodec((flags.image_size, flags.image_size, channels))
 
 
-def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:
+def _network(theirs: Mapping[str, Tensor], concatenates: bool, where: str) -> LinearAttentionConfig:
     """The configuration, as the shapes tell it."""
     stem = theirs["init_conv.weight"]
     width, channels, dims = stem.shape[0], stem.shape[1], stem.ndim - 2
@@ -130,9 +160,10 @@ def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:
     unshuffles = "downs.0.3.1.weight" in theirs
     resamples = [f"downs.{level}.3{'.1' * (unshuffles and level < levels - 1)}.weight" for level in range(levels)]
     multipliers = [theirs[name].shape[0] / width for name in resamples]
-    # A Unet1D has no memory, which would tell the heads; those of its linear attentions are fixed.
-    inner = theirs["mid_attn.to_qkv.weight" if dims == 2 else "mid_attn.fn.fn.to_qkv.weight"].shape[0] // 3
-    _, heads, memory, head_width = theirs["mid_attn.mem_kv"].shape if dims == 2 else (2, 4, 0, 32)
+    # Where the attention is wrapped, it has no memory, which would tell the heads; its linear attentions have four.
+    wrapped = _WRAPPED in theirs
+    inner = theirs[_WRAPPED if wrapped else "mid_attn.to_qkv.weight"].shape[0] // 3
+    _, heads, memory, head_width = (2, 4, 0, 32) if wrapped else theirs["mid_attn.mem_kv"].shape
     unsupported = {
         f"convolutions of {dims} axes": dims not in (1, 2),
         "random or learned Fourier features of the time": "time_mlp.0.weights" in theirs,
@@ -156,6 +187,7 @@ def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:
             "memory": memory,
             "full_attention": [level for level in range(levels) if f"downs.{level}.2.to_out.weight" in theirs],
             "downsample": "unshuffle" if unshuffles else "conv",
+            "vector": "concatenate" if concatenates else "add",
         },
         where,
     )
@@ -163,7 +195,7 @@ def _network(theirs: Mapping[str, Tensor], where: str) -> LinearAttentionConfig:
 
 def _renamed(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Their tensors under our names."""
-    names = {name: _their_name(name, ours) for name in ours}
+    names = {name: _their_name(name, ours, _WRAPPED in theirs) for name in ours}
     refuse_other_keys(theirs, names.values(), where)
     weights = {name: theirs[their_name] for name, their_name in names.items()}
     for name in weights:
@@ -173,9 +205,9 @@ def _renamed(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], where: st
     return weights
 
 
-def _their_name(name: str, ours: Mapping[str, Tensor]) -> str:
+def _their_name(name: str, ours: Mapping[str, Tensor], wrapped: bool) -> str:
     attention = re.match(r"(.*attention)\.(.*)", name)
-    if attention and ours["stem.weight"].ndim == 3:  # the attention is wrapped in a norm, and that in a residual sum
+    if attention and wrapped:
         inner = "fn" if attention[2].startswith("norm.") else "fn.fn"
         name = f"{attention[1]}.{inner}.{attention[2]}"
     if attention and attention[2].startswith("out."):

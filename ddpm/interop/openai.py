@@ -19,7 +19,16 @@ from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.errors import UserError
-from ddpm.interop.published import Flags, Published, network_of, parts_of, refuse_other_keys, shaped_like, swap_halves
+from ddpm.interop.published import (
+    Flags,
+    Published,
+    classes_of,
+    network_of,
+    parts_of,
+    refuse_other_keys,
+    shaped_like,
+    swap_halves,
+)
 
 GROUPS = 32
 _RESIDUAL = {
@@ -47,6 +56,7 @@ _TELLING = {
     "input_blocks.1.0.out_layers.3.weight",
     "out.2.bias",
 }
+_CLASSES = "label_emb.weight"
 _PREFIXES = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 
 
@@ -61,8 +71,8 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         UserError: it is of another network, or a flag that its shapes do not replace was not given.
     """
     _fits(flags, where)
-    labels = theirs.get("label_emb.weight")
-    theirs = {name: tensor for name, tensor in theirs.items() if name != "label_emb.weight"}
+    labels = {"embedding.weight": theirs[_CLASSES]} if _CLASSES in theirs else None
+    theirs = {name: tensor for name, tensor in theirs.items() if name != _CLASSES}
     strangers = {name for name in theirs if not name.startswith(_PREFIXES)}
     refuse_other_keys(strangers | (theirs.keys() & _TELLING), _TELLING, where)
     attends = any(name.endswith("qkv.weight") for name in theirs)
@@ -111,7 +121,8 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
             if ".qkv." in name:
                 weights[name] = _regrouped(weights[name], network.heads, network.head_channels)
     sampling = SamplingConfig(sampler="ancestral", steps=timesteps, spacing="linspace")
-    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), labels=labels)
+    classes = classes_of(labels, ours, where, name=_CLASSES, null=flags.null_class)
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), labels=classes)
 
 
 def _fits(flags: Flags, where: str) -> None:

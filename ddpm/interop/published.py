@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm.codecs.scale import Codec
+from ddpm.conditioning.columns import LabelColumn
+from ddpm.conditioning.network import Labels
 from ddpm.config.base import validate
 from ddpm.config.network import AnyNetworkConfig
 from ddpm.config.process import MOST_TIMESTEPS, ProcessConfig, ScheduleName
@@ -26,16 +28,18 @@ from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
 from ddpm.nets import build
+from ddpm.nets.condition import Network
 
 
 @dataclass(frozen=True)
 class Flags:
     """What a checkpoint may not tell, by the names it had where the network was trained; None where it was not given.
 
-    The first is of any images, the next two are GaussianDiffusion1D's, the others OpenAI's.
+    The first two are of any images, the next two are GaussianDiffusion1D's, the others OpenAI's.
     """
 
     image_size: int | None = None
+    null_class: bool = False
     seq_length: int | None = None
     auto_normalize: bool = True
     num_heads: int | None = None
@@ -64,11 +68,37 @@ class Flags:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """What embeds the classes of a network that is told one with every image.
+
+    Attributes:
+        weights: those of `conditioning.network.Labels`.
+        null: whether the last row of the embedding stands for no class.
+    """
+
+    weights: dict[str, Tensor]
+    null: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Of the embedding, that of the null class included."""
+        return len(self.weights["embedding.weight"])
+
+    @property
+    def count(self) -> int:
+        return self.rows - self.null
+
+    @property
+    def perceptron(self) -> bool:
+        return len(self.weights) > 1
+
+
+@dataclass(frozen=True)
 class Published:
     """A published network in our terms.
 
-    `notes` are what a user should know of the import: what was ignored or replaced, a clause each. `labels` is the
-    embedding of the classes, [K, E], of a network that is told one with every image.
+    `notes` are what a user should know of the import: what was ignored or replaced, a clause each. `labels` is None of
+    an unconditional network.
     """
 
     network: AnyNetworkConfig
@@ -77,7 +107,7 @@ class Published:
     codec: Codec
     weights: dict[str, Tensor]
     notes: tuple[str, ...] = ()
-    labels: Tensor | None = None
+    labels: Classes | None = None
 
 
 def read_saved(path: Path) -> dict[str, Any]:
@@ -214,7 +244,7 @@ def process_of(
     return explicit
 
 
-def network_of(network: AnyNetworkConfig, codec: Codec, out_channels: int, where: str) -> nn.Module:
+def network_of(network: AnyNetworkConfig, codec: Codec, out_channels: int, where: str) -> Network:
     """Our network of that configuration, for that kind of data, without memory for its weights.
 
     Raises:
@@ -227,6 +257,35 @@ def network_of(network: AnyNetworkConfig, codec: Codec, out_channels: int, where
             return build(options, image_size=side, channels=channels, out_channels=out_channels, dims=1 + len(others))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def classes_of(
+    weights: Mapping[str, Tensor] | None, network: Network, where: str, *, name: str, null: bool
+) -> Classes | None:
+    """The embedding of the classes; None where there are no weights of one.
+
+    Args:
+        weights: those of our `Labels`.
+        network: ours, which the embedding is for.
+        name: theirs of the embedding, for errors.
+        null: whether its last row is said to stand for no class.
+
+    Raises:
+        UserError: a shape differs from what the network takes, or there is no class.
+    """
+    if weights is None:
+        if null:
+            raise UserError(f"{where}: --null-class: the network has no classes; leave it out")
+        return None
+    table, perceptron = weights["embedding.weight"], len(weights) > 1
+    width = network.vector_width // (4 if perceptron else 1)
+    if table.ndim != 2 or table.shape[1] != width or len(table) <= null:
+        rows = "a row a class and, last, one of the null class" if null else "a row a class"
+        raise UserError(f"{where}: {name} is {list(table.shape)}; expected [K, {width}], {rows}")
+    column = LabelColumn(tuple(map(str, range(len(table) - null))), droppable=null)
+    with torch.device("meta"):
+        conditioner = Labels(column, network.vector_width, perceptron=perceptron)
+    return Classes(shaped_like(weights, conditioner, where), null)
 
 
 def refuse_other_keys(found: Iterable[str], expected: Iterable[str], where: str) -> None:

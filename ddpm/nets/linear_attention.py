@@ -161,6 +161,7 @@ class LinearAttentionUNet(Network):
         full_attention: Sequence[int] = (),
         downsample: str = "conv",
         dropout: float = 0.0,
+        vector: str = "add",
     ) -> None:
         """
         Args:
@@ -173,6 +174,8 @@ class LinearAttentionUNet(Network):
             memory: learned keys and values in every attention.
             full_attention: the levels, from 0, whose attention is not linear.
             downsample: `conv` (kernel 4, stride 2) or, of images, `unshuffle` (2×2 squares into the channels).
+            vector: how the port `vector` joins the embedding of the timestep: `add`, or `concatenate`, so that every
+                block has weights for both; it must then be given.
 
         Raises:
             ValueError: the numbers do not fit together; the message names the key.
@@ -186,9 +189,11 @@ class LinearAttentionUNet(Network):
         levels = list(enumerate(itertools.pairwise(widths)))
         last, time_width = len(levels) - 1, 4 * width
         self.vector_width = time_width
+        self.concatenates = vector == "concatenate"
+        told_width = 2 * time_width if self.concatenates else time_width
 
         def residual(c_in: int, c_out: int) -> ResNetBlock:
-            return ResNetBlock(c_in, c_out, time_width, dims=dims, dropout=dropout)
+            return ResNetBlock(c_in, c_out, told_width, dims=dims, dropout=dropout)
 
         def attention(c: int, *, full: bool) -> nn.Module:
             kind = FullAttention if full else LinearAttention
@@ -227,8 +232,19 @@ class LinearAttentionUNet(Network):
         self.out_conv = conv(width, out_channels or channels, 1)
 
     def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
-        """x [N, C, ...] noisy data, t [N] integer timesteps → [N, out_channels, ...]."""
-        time = F.silu(embedded(self.time_mlp(timestep_embedding(t, self.width)), c))
+        """x [N, C, ...] noisy data, t [N] integer timesteps → [N, out_channels, ...].
+
+        Raises:
+            ValueError: what is to be concatenated is not given.
+        """
+        time = self.time_mlp(timestep_embedding(t, self.width))
+        if not self.concatenates:
+            time = embedded(time, c)
+        elif c.vector is None:
+            raise ValueError("vector: concatenate needs a condition, found none")
+        else:
+            time = torch.cat([time, c.vector], dim=1)
+        time = F.silu(time)
         h = stem = self.stem(x)
         skips = []
         for stage in cast("Iterable[Stage]", self.down):

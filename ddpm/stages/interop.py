@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from ddpm.codecs.scale import ValueCodec
 from ddpm.config.condition import ConditionConfig, LabelConfig
@@ -15,7 +17,7 @@ from ddpm.config.params import VARIANT_NAME
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
 from ddpm.interop import diffusers, lucidrains, openai
-from ddpm.interop.published import Flags, Published, in_short, read_saved, shown, tensors_alone
+from ddpm.interop.published import Classes, Flags, Published, in_short, must_be_a_file, read_saved, shown, tensors_alone
 from ddpm.layout import find_model
 from ddpm.model import (
     DataFacts,
@@ -30,10 +32,13 @@ from ddpm.model import (
 )
 from ddpm.stages.train import write_curve
 
-EMBEDDING = "conditioner.embedding.weight"  # of the labels, in a conditional model
+NETWORK, CONDITIONER = "network.", "conditioner."  # of the tensors' names in a conditional model
+MOST_BYTES = 1 << 20  # of a file of classes
 
 
-def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None = None) -> str:
+def import_model(
+    source: Path, out: Path, flags: Flags, *, data_name: str | None = None, classes: Sequence[str] | None = None
+) -> str:
     """Write the model directory `out` from a checkpoint file or a diffusers directory.
 
     The card's facts of data and training stay empty but for the name, since no such checkpoint tells them; the
@@ -42,6 +47,7 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
     Args:
         flags: what the source does not tell.
         data_name: what the model was trained on; by default the name of `out`.
+        classes: their names, in the order of the embedding's rows; by default their numbers.
 
     Returns:
         A line on what was made.
@@ -58,17 +64,73 @@ def import_model(source: Path, out: Path, flags: Flags, *, data_name: str | None
         _must_be_a_name(data_name, DATA_NAME, "--data-name")
     published, weights = _read(source, flags)
     refuse_not_finite_weights(published.weights, str(source))
-    model = assemble(published, variant=variant, data_name=data_name or variant, fingerprint=_fingerprint(weights))
+    refuse_not_finite_weights(published.labels.weights if published.labels else {}, str(source))
+    _must_name(classes, published, source)
+    model = assemble(
+        published,
+        variant=variant,
+        data_name=data_name or variant,
+        fingerprint=_fingerprint(weights),
+        classes=classes,
+    )
     with atomic_directory(out) as temporary:
         save(model, temporary)
         write_curve([], temporary / "loss.csv")
     process, shape = published.process, "×".join(map(str, model.shape))
-    notes = "".join(f"; {note}" for note in published.notes)
+    notes = "".join(f"; {note}" for note in [*_note_on(published.labels), *published.notes])
     return (
         f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.codec.name} of {shape}, "
         f"{process.schedule} schedule of {process.timesteps} steps{notes}. To evaluate and export it, "
         f"add {model.card.variant} to `models` in params.yaml, with the `sampling` you want"
     )
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """The names of `--classes`: words with commas between, or @FILE, a text file with a name a line.
+
+    Raises:
+        UserError: there is no such file, or a name is empty, there twice or not printable.
+    """
+    if text.startswith("@"):
+        path = Path(text[1:])
+        must_be_a_file(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: longer than {MOST_BYTES:,} bytes; expected the name of a class a line")
+        try:
+            names = path.read_text("utf-8").splitlines()
+        except ValueError:
+            raise UserError(f"{path}: not UTF-8 text; expected the name of a class a line") from None
+    else:
+        names = text.split(",")
+    found = tuple(name.strip() for name in names)
+    for number, name in enumerate(found):
+        if not name or not name.isprintable() or name in found[:number]:
+            what = "there twice" if name in found[:number] else "no name"
+            raise UserError(f"--classes: {shown(name)!r}, that of class {number}, is {what}")
+    return found
+
+
+def _must_name(classes: Sequence[str] | None, published: Published, source: Path) -> None:
+    """
+    Raises:
+        UserError: there are not as many names as classes.
+    """
+    if classes is None:
+        return
+    if published.labels is None:
+        raise UserError(f"{source}: --classes: the network has no classes; leave it out")
+    if len(classes) != published.labels.count:
+        null = " beside the null class" if published.labels.null else ""
+        raise UserError(
+            f"{source}: --classes has {len(classes)} names, but the network has {published.labels.count} classes{null}"
+        )
+
+
+def _note_on(labels: Classes | None) -> list[str]:
+    if labels is None:
+        return []
+    guidance = "a null class" if labels.null else "no null class, so that it cannot be guided (see --null-class)"
+    return [f"{labels.count} classes and {guidance}"]
 
 
 def _must_be_a_name(name: str, pattern: str, what: str) -> None:
@@ -108,17 +170,36 @@ def _known(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
     return openai.convert(tensors_alone(saved, where), flags, where), (source,)
 
 
-def assemble(published: Published, *, variant: str, data_name: str, fingerprint: str) -> Model:
-    """The model of a published network, with its card. Classes are called by their numbers."""
-    config = ModelConfig(network=published.network, process=published.process, sampling=published.sampling)
+def assemble(
+    published: Published,
+    *,
+    variant: str,
+    data_name: str,
+    fingerprint: str,
+    classes: Sequence[str] | None = None,
+) -> Model:
+    """The model of a published network, with its card.
+
+    Args:
+        classes: as many names as it has classes; by default their numbers.
+    """
     codec, labels, weights = published.codec, published.labels, published.weights
-    classes = None if labels is None else tuple(map(str, range(len(labels))))
+    names: tuple[str, ...] | None = None
+    condition = ConditionConfig()
     if labels is not None:
-        # Nobody says whether a published network was trained with a null class.
-        config = config.model_copy(update={"condition": ConditionConfig(label=LabelConfig(drop=0))})
-        weights = {f"network.{name}": tensor for name, tensor in weights.items()} | {EMBEDDING: labels.float()}
+        names = tuple(classes or map(str, range(labels.count)))
+        # How often a label was dropped in training no weights tell; that it was, is what the default says.
+        drop = {} if labels.null else {"drop": 0.0}
+        condition = ConditionConfig(label=LabelConfig(perceptron=labels.perceptron, **drop))
+        weights = _prefixed(NETWORK, weights) | _prefixed(CONDITIONER, labels.weights)
+    config = ModelConfig(
+        network=published.network,
+        condition=condition,
+        process=published.process,
+        sampling=published.sampling,
+    )
     low, high = (codec.low, codec.high) if isinstance(codec, ValueCodec) else (None, None)
-    facts = DataFacts(name=data_name, shape=codec.shape, classes=classes, kind=codec.name, low=low, high=high)
+    facts = DataFacts(name=data_name, shape=codec.shape, classes=names, kind=codec.name, low=low, high=high)
     network = build_network(config, codec, columns=columns_for(config, facts, variant))
     network.load_state_dict(weights)
     card = ModelCard(
@@ -132,6 +213,14 @@ def assemble(published: Published, *, variant: str, data_name: str, fingerprint:
     return Model(network.eval().requires_grad_(False), card)
 
 
+def _prefixed(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
 def export_diffusers(model_directory: Path, out: Path) -> None:
     """Write the directory `out` for diffusers' `DDPMPipeline.from_pretrained` from a model directory.
 
@@ -140,9 +229,10 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     """
     _must_be_new(out)
     model = load(find_model(model_directory, exported=False))
-    config = model.card.config
-    weights = {name.removeprefix("network."): tensor for name, tensor in model.network.state_dict().items()}
-    labels = weights.pop(EMBEDDING, None)
+    config, weights, labels = model.card.config, model.network.state_dict(), None
+    if model.columns:
+        labels = Classes(_below(CONDITIONER, weights), null=model.columns[0].null is not None)
+        weights = _below(NETWORK, weights)
     published = Published(config.network, config.process, config.sampling, model.codec, weights, labels=labels)
     with atomic_directory(out) as temporary:
         diffusers.write(published, temporary)

@@ -8,6 +8,8 @@ import torch
 from loops import train_with
 
 from ddpm.codecs.scale import ValueCodec
+from ddpm.conditioning.columns import LabelColumn
+from ddpm.conditioning.network import ConditionalNetwork
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import load_params
 from ddpm.data.loader import InMemoryImages
@@ -15,7 +17,9 @@ from ddpm.errors import UserError
 from ddpm.model import build_network, build_process
 from ddpm.nets.blocks import ResidualBlock
 from ddpm.nets.embeddings import timestep_embedding
+from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.unet import UNet
+from ddpm.nets.vae import VAE
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4, "dropout": 0.0}
@@ -88,9 +92,8 @@ def test_the_published_networks_have_their_sizes():
             head_channels=64,
             scale_shift=True,
             resample="residual",
-            num_classes=1000,
         )
-    assert round(parameters(adm) / 1e6) == 296
+    assert parameters(adm) == 295_904_454 - 1000 * 4 * 192  # without the embedding of the classes
 
 
 def published_size(
@@ -205,19 +208,43 @@ def test_checkpointing_keeps_less():
 
 
 def test_class_labels_steer_and_none_is_none():
-    network = awake(UNet(8, 1, **TINY, num_classes=3))
+    network = awake(ConditionalNetwork(UNet(8, 1, **TINY), [LabelColumn(("a", "b", "c"))]))
     x, t = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.tensor([9, 9, 9])
+    label = {"label": torch.tensor([0, 1, 2])}
     with torch.no_grad():
-        zero, one, two = network(x, t, torch.tensor([0, 1, 2]))
+        zero, one, two = network(x, t, label)
         assert not torch.allclose(zero, one)
         assert not torch.allclose(one, two)
-        torch.nn.init.zeros_(network.classes.weight)
-        torch.testing.assert_close(network(x, t, torch.tensor([0, 1, 2])), network(x, t))
+        torch.nn.init.zeros_(network.conditioner.embedding.weight)
+        torch.testing.assert_close(network(x, t, label), network.network(x, t))
 
 
-def test_labels_for_a_network_without_classes_are_refused():
-    with pytest.raises(ValueError, match="built without num_classes"):
-        UNet(8, 1, **TINY)(torch.randn(1, 1, 8, 8), torch.tensor([1]), torch.tensor([0]))
+@pytest.mark.parametrize("vector", ["add", "concatenate"])
+@pytest.mark.parametrize("perceptron", [False, True])
+def test_both_ways_of_a_class_into_the_linear_attention_network_learn(vector, perceptron):
+    network = LinearAttentionUNet(8, 1, width=8, multipliers=(1, 2), vector=vector)
+    network = awake(ConditionalNetwork(network, [LabelColumn(("a", "b"), droppable=True)], perceptron=perceptron))
+    x, t = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.tensor([9, 9, 9])
+    a, b, null = network(x, t, {"label": torch.tensor([0, 1, 2])})
+    assert not torch.allclose(a, b)
+    assert not torch.allclose(b, null)
+    torch.stack([a, b, null]).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_what_is_to_be_concatenated_must_be_there():
+    network = LinearAttentionUNet(8, 1, width=8, multipliers=(1, 2), vector="concatenate")
+    with pytest.raises(ValueError, match=r"vector: concatenate needs a condition"):
+        network(torch.randn(1, 1, 8, 8), torch.tensor([1]))
+    options = {"network": {"kind": "linear-attention", "vector": "concatenate"}}
+    with pytest.raises(ValueError, match=r"network.vector is concatenate, but condition has no label"):
+        VariantConfig.model_validate(options)
+    assert VariantConfig.model_validate({**options, "condition": {"label": {}}})
+
+
+def test_labels_for_a_network_without_a_port_are_refused():
+    with pytest.raises(ValueError, match=r"condition.label: the network takes no condition"):
+        ConditionalNetwork(VAE(8, 1), [LabelColumn(("a", "b"))])
 
 
 def test_the_two_spacings_of_the_timestep_embedding():

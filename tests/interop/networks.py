@@ -2,10 +2,16 @@
 
 import torch
 
-from ddpm.interop.published import Published, network_of
+from ddpm.conditioning.network import bind
+from ddpm.interop.published import Published
+from ddpm.stages.interop import assemble
 
 
 def ours(found: Published) -> torch.nn.Module:
-    network = network_of(found.network, found.codec, len(found.weights["out_conv.bias"]), "test")
-    network.load_state_dict(found.weights, assign=True)
-    return network.eval()
+    return assemble(found, variant="test", data_name="test", fingerprint="0").network
+
+
+def answer(network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None):
+    """What a network of ours says, told the labels where there are some."""
+    with torch.no_grad():
+        return bind(network, {} if label is None else {"label": label})(x, t)

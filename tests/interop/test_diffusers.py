@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import re
+import textwrap
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +25,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.training_utils import EMAModel
-from networks import ours
+from networks import answer, ours
 from safetensors.torch import save_file
 
 from ddpm.codecs.scale import PixelCodec
+from ddpm.conditioning.columns import LabelColumn
+from ddpm.conditioning.guidance import ClassifierFree
+from ddpm.conditioning.network import ConditionalNetwork
 from ddpm.config.model import VariantConfig
 from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
@@ -38,7 +45,7 @@ from ddpm.errors import UserError
 from ddpm.interop.diffusers import convert, find, read, write
 from ddpm.interop.diffusers.scheduler import SchedulerConfig
 from ddpm.interop.diffusers.unet import UNet2DConfig
-from ddpm.interop.published import Flags, Published
+from ddpm.interop.published import Classes, Flags, Published
 from ddpm.nets.unet import UNet
 
 SMALL = {
@@ -131,7 +138,7 @@ def test_a_saved_model_is_read_as_the_same_network(name, tmp_path):
     x, t = question(found.codec.shape[0])
     y = torch.tensor([4, 0]) if "num_class_embeds" in PEERS[name] else None
     with torch.no_grad():
-        assert_equal(network(x, t, y), theirs(x, t, class_labels=y).sample)
+        assert_equal(answer(network, x, t, y), theirs(x, t, class_labels=y).sample)
 
 
 def test_the_full_cifar10_network_is_the_papers():
@@ -204,37 +211,42 @@ NETWORKS = {
     "adm": {"scale_shift": True, "resample": "residual", "head_channels": 8, "attention_resolutions": (4,)},
     "equal heads": {"heads": 2, "attention_resolutions": (4,), "norm_epsilon": 1e-6},
     "asymmetric": {"downsample_padding": "asymmetric", "attention_resolutions": (), "middle_attention": False},
-    "classes": {"num_classes": 3, "attention_resolutions": ()},
+    "classes": {"attention_resolutions": ()},
 }
 
 
-def network_of_ours(options, process=None, **sampling):
+def network_of_ours(options, process=None, *, classes=None, null=False, **sampling):
     options = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "dropout": 0.0, **options}
     process = process or ProcessConfig()
     out_channels = 2 if process.variance == "learned_range" else 1
     torch.manual_seed(0)
-    network = randomised(UNet(8, 1, out_channels=out_channels, **options))
+    network = UNet(8, 1, out_channels=out_channels, **options)
+    if classes:
+        network = ConditionalNetwork(network, [LabelColumn(tuple("abcdefgh"[:classes]), droppable=null)])
+    network = randomised(network)
     plan = SamplingConfig(**{"sampler": "ancestral", "steps": process.timesteps, "spacing": "leading", **sampling})
-    found = Published(NetworkConfig(**options), process, plan, PixelCodec((8, 8, 1)), dict(network.state_dict()))
-    return network, found
+    config, codec = NetworkConfig(**options), PixelCodec((8, 8, 1))
+    if not classes:
+        return network, Published(config, process, plan, codec, dict(network.state_dict()))
+    labels = Classes(dict(network.conditioner.state_dict()), null)
+    return network, Published(config, process, plan, codec, dict(network.network.state_dict()), labels=labels)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_we_write_diffusers_loads_and_we_read_again(name, tmp_path):
-    network, written = network_of_ours(NETWORKS[name])
+    network, written = network_of_ours(NETWORKS[name], classes=3 if name == "classes" else None)
     write(written, tmp_path)
     theirs, info = UNet2DModel.from_pretrained(tmp_path / "unet", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     x, t = question(8, channels=1)
-    y = torch.tensor([2, 0]) if "num_classes" in NETWORKS[name] else None
+    y = torch.tensor([2, 0]) if name == "classes" else None
     with torch.no_grad():
-        assert_equal(theirs.eval()(x, t, class_labels=y).sample, network(x, t, y))
+        assert_equal(theirs.eval()(x, t, class_labels=y).sample, answer(network, x, t, y))
     again = read(tmp_path, Flags())
     assert again.process == written.process
     assert again.sampling == written.sampling
     assert all(torch.equal(again.weights[name], tensor) for name, tensor in written.weights.items())
-    with torch.no_grad():
-        assert torch.equal(ours(again)(x, t, y), network(x, t, y))
+    assert_equal(answer(ours(again), x, t, y), answer(network, x, t, y))
 
 
 SHORT = {"timesteps": 30, "schedule": "cosine", "variance": "fixed_small"}
@@ -271,6 +283,72 @@ def test_the_pipeline_draws_what_we_draw(process, sampling, tmp_path):
     np.testing.assert_array_equal(again.table, plan.table)
     drawn = sample(network, plan, draw(), draw)
     np.testing.assert_allclose(theirs, ((drawn + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy(), atol=1e-4)
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_the_lines_of_the_readme_sample_with_guidance_as_we_do(variance, tmp_path, monkeypatch):
+    """From the same noise."""
+    process = ProcessConfig(timesteps=20, schedule="cosine", variance=variance)
+    network, written = network_of_ours({"attention_resolutions": (4,)}, process, classes=3, null=True)
+    monkeypatch.chdir(tmp_path)
+    Path("OUT").mkdir()
+    write(written, Path("OUT"))
+    block = re.search(r"(    import torch\n    from diffusers import .*?)\n\n\S", README.read_text("utf-8"), re.DOTALL)
+    lines = textwrap.dedent(block[1])
+    torch.manual_seed(4)
+    namespace = {}
+    exec(lines, namespace)
+    label = torch.tensor(namespace["label"])
+    generator = torch.Generator().manual_seed(4)
+
+    def draw():
+        return torch.randn(len(label), 1, 8, 8, generator=generator)
+
+    plan = plan_for(written.process.model_dump(), written.sampling.model_dump(), guidance_scale=namespace["scale"])
+    assert plan.column("guidance").all()
+    drawn = sample(ClassifierFree(network, {"label": label}), plan, draw(), draw)
+    np.testing.assert_allclose(namespace["x"].numpy(), drawn.numpy(), atol=1e-4)
+    assert len([line for line in lines.splitlines() if line.strip()]) <= 16
+
+
+def test_a_null_class_is_there_again_where_that_is_said(tmp_path):
+    network, written = network_of_ours(NETWORKS["classes"], classes=3, null=True)
+    write(written, tmp_path)
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["num_class_embeds"] == 4
+    again = read(tmp_path, Flags(null_class=True))
+    assert (again.labels.count, again.labels.null) == (3, True)
+    x, t = question(8, channels=1)
+    with torch.no_grad():
+        mine, theirs = (
+            ClassifierFree(each, {"label": torch.tensor([2, 0])}).guided(x, t, 1.5) for each in (network, ours(again))
+        )
+    assert_equal(theirs, mine)
+
+
+def test_a_perceptron_of_the_classes_is_not_written(tmp_path):
+    _, written = network_of_ours(NETWORKS["classes"], classes=3)
+    labels = Classes({**written.labels.weights, "perceptron.0.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"condition.label.perceptron is True, which diffusers"):
+        write(replace(written, labels=labels), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "words"),
+    [
+        ({"num_class_embeds": 4}, {}, "class_embedding.weight has 5 rows, but num_class_embeds is 4"),
+        ({"num_class_embeds": None}, {}, "missing nothing; unexpected class_embedding.weight"),
+        ({"num_class_embeds": 0}, {}, "`num_class_embeds`: input should be greater than 0, found 0"),
+        ({"class_embed_type": "timestep"}, {}, "`class_embed_type`: input should be None, found 'timestep'"),
+    ],
+)
+def test_classes_that_do_not_fit_are_named(config, flags, words):
+    with pytest.raises(UserError, match=words):
+        convert({**config_of(PEERS["classes"]), **config}, SCHEDULER, peer(PEERS["classes"]).state_dict())
+    with pytest.raises(UserError, match="--null-class: the network has no classes"):
+        convert(config_of(SMALL), SCHEDULER, peer(SMALL).state_dict(), null_class=True)
 
 
 @pytest.mark.parametrize(
@@ -566,7 +644,7 @@ def test_damaged_directories(tmp_path):
     weights.write_bytes(whole)
     scheduler = tmp_path / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps([1]))
-    with pytest.raises(UserError, match="expected keys and values, found list"):
+    with pytest.raises(UserError, match=r"scheduler_config.json: damaged: .*expected an object, found \[1\]"):
         read(tmp_path, Flags())
     scheduler.write_text("{")
     with pytest.raises(UserError, match=r"scheduler_config.json: damaged"):

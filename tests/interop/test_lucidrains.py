@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, Unet, Unet1D
-from networks import ours
+from denoising_diffusion_pytorch import classifier_free_guidance as guidance
+from networks import answer, ours
 
+from ddpm.conditioning.guidance import ClassifierFree
 from ddpm.errors import UserError
 from ddpm.interop.lucidrains import convert
 from ddpm.interop.published import Flags, unwrapped
@@ -61,6 +63,67 @@ def test_the_network_is_theirs(name):
     assert (found.process.variance == "learned_range") == ("learned" in name)
 
 
+def conditional(**options):
+    return guidance.Unet(**{"dim": 8, "num_classes": 5, "dim_mults": (1, 2), "channels": 1, **options})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dim_mults": (1, 2, 4), "channels": 3}, {"learned_variance": True}, {"num_classes": 1}], ids=str
+)
+def test_the_conditional_network_is_theirs_with_and_without_a_class(options):
+    torch.manual_seed(0)
+    peer = randomised(conditional(**options))
+    found = convert(diffusion_around(peer), Flags(image_size=16))
+    network = ours(found)
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in peer.parameters())
+    (column,) = network.columns
+    null = peer.classes_emb.num_embeddings
+    assert (column.classes, column.null) == (tuple(map(str, range(null))), null)
+    x = torch.randn(3, *found.codec.network_shape, generator=torch.Generator().manual_seed(1))
+    t, y = torch.tensor([0, 17, 999]), torch.tensor([null - 1, 0, 0])
+    with torch.no_grad():
+        told = peer(x, t, y, cond_drop_prob=0.0)
+        untold = peer(x, t, y, cond_drop_prob=1.0)
+        # Its own steps then take the part along the output away and rescale; this is the guidance of the paper.
+        guided, _ = peer.forward_with_cond_scale(x, t, y, cond_scale=3.0, remove_parallel_component=False)
+        mine = ClassifierFree(network, {"label": y}).guided(x, t, 2.0)
+    channels = x.shape[1]
+    for found, expected in (
+        (answer(network, x, t, y), told),
+        (answer(network, x, t, torch.full((3,), null)), untold),
+        (mine[:, :channels], guided[:, :channels]),
+    ):
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_a_conditional_diffusion_tells_its_process():
+    state = guidance.GaussianDiffusion(conditional(), image_size=8, timesteps=50, objective="pred_v").state_dict()
+    process = convert(state, Flags(image_size=8)).process
+    assert (process.timesteps, process.schedule, process.prediction) == (50, "cosine", "v")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model.null_classes_emb": None}, "missing null_classes_emb; unexpected nothing"),
+        ({"model.classes_mlp.0.weight": None}, "missing classes_mlp.0.weight; unexpected nothing"),
+        (
+            {"model.classes_emb.weight": torch.zeros(0, 8)},
+            r"classes_emb.weight is \[1, 8\]; expected \[K, 8\], a row a",
+        ),
+        ({"model.classes_emb.weight": torch.zeros(5, 9)}, r"null_classes_emb is \[8\] and classes_emb.weight \[5, 9\]"),
+        ({"model.classes_mlp.2.bias": torch.zeros(9)}, r"perceptron.2.bias is \[9\], not \[32\]"),
+    ],
+)
+def test_classes_that_do_not_fit_are_named(change, words):
+    state = diffusion_around(conditional())
+    with pytest.raises(UserError, match=words):
+        convert(changed(state, **change), Flags(image_size=16))
+    with pytest.raises(UserError, match="--null-class does not apply to it"):
+        convert(state, Flags(image_size=16, null_class=True))
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize(("theirs", "prediction"), [("pred_noise", "epsilon"), ("pred_x0", "x0"), ("pred_v", "v")])
 def test_a_diffusion_tells_its_process(schedule, theirs, prediction):
@@ -77,7 +140,7 @@ def test_a_diffusion_tells_its_process(schedule, theirs, prediction):
 
 def test_sequences_have_the_range_that_theirs_normalises():
     state = GaussianDiffusion1D(Unet1D(8, dim_mults=(1, 2), channels=2), seq_length=16).state_dict()
-    kinds = [convert(state, Flags(seq_length=16, auto_normalize=value)).kind for value in (True, False)]
+    kinds = [convert(state, Flags(seq_length=16, auto_normalize=value)).codec for value in (True, False)]
     assert [(kind.shape, kind.low, kind.high) for kind in kinds] == [
         ((2, 16), (0.0, 0.0), (1.0, 1.0)),
         ((2, 16), (-1.0, -1.0), (1.0, 1.0)),

@@ -9,8 +9,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import ours
+from networks import answer, ours
 
+from ddpm.conditioning.guidance import ClassifierFree, guidable
 from ddpm.errors import UserError
 from ddpm.interop.openai import convert
 from ddpm.interop.published import Flags, read_saved, tensors_alone
@@ -206,6 +207,7 @@ CASES = {
         {"heads": 4, "time_scale": 0.25},
         {"num_heads": 4, "diffusion_steps": 4000, "rescale_timesteps": True},
     ),
+    "improved, classes": ({"classes": 7, "scale_shift": False}, {"heads": 4}, {"num_heads": 4}),
     "three levels": ({"multipliers": (1, 2, 2), "attended": (0, 2), "blocks": 2}, {"heads": 1}, {"num_heads": 1}),
     "one level": ({"multipliers": (1,), "attended": ()}, {"heads": 1}, {"num_heads": 1}),
     "pooling": ({"resample": "plain", "blocks": 2}, {"heads": 2}, {"num_heads": 2}),
@@ -233,7 +235,7 @@ def test_the_imported_network_computes_what_the_published_one_does(case):
     t = torch.tensor([3, 977])
     y = torch.tensor([4, 0]) if shape.get("classes") else None
     with torch.no_grad():
-        theirs, out = reference(state, x, t, y, **how), network(x, t, y)
+        theirs, out = reference(state, x, t, y, **how), answer(network, x, t, y)
     assert out.shape == theirs.shape
     assert (out - theirs).norm() <= 1e-5 * theirs.norm()
     assert found.process.variance == ("learned_range" if shape.get("learned", True) else "fixed_large")
@@ -283,6 +285,40 @@ def test_another_network_is_named(change, words):
     change(state)
     with pytest.raises(UserError, match=words):
         convert(state, Flags(**FLAGS, num_heads=4))
+
+
+@pytest.mark.parametrize(
+    ("labels", "flags", "words"),
+    [
+        (torch.zeros(5, 64), {}, r"label_emb.weight is \[5, 64\]; expected \[K, 128\], a row a class"),
+        (torch.zeros(0, 128), {}, r"label_emb.weight is \[0, 128\]; expected"),
+        (torch.zeros(128), {}, r"label_emb.weight is \[128\]; expected"),
+        (torch.zeros(1, 128), {"null_class": True}, r"is \[1, 128\]; .*a row a class and, last, one of the null class"),
+        (torch.zeros(5, 128, dtype=torch.int64), {}, "embedding.weight is torch.int64; expected floating-point"),
+        (None, {"null_class": True}, "--null-class: the network has no classes; leave it out"),
+    ],
+)
+def test_an_embedding_of_classes_that_does_not_fit_is_named(labels, flags, words):
+    state = published() | ({} if labels is None else {"label_emb.weight": labels})
+    with pytest.raises(UserError, match=words):
+        convert(state, Flags(**FLAGS, num_heads=4, **flags))
+
+
+def test_the_last_row_is_the_null_class_where_that_is_said():
+    state = published(classes=5)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([3, 977])
+    network = ours(convert(state, Flags(**FLAGS, num_heads=4, null_class=True)))
+    assert guidable(network)
+    (column,) = network.columns
+    assert (column.classes, column.null) == (("0", "1", "2", "3"), 4)
+    with torch.no_grad():
+        told = reference(state, x, t, torch.tensor([1, 1]), heads=4)
+        untold = reference(state, x, t, torch.tensor([4, 4]), heads=4)
+        guided = ClassifierFree(network, {"label": torch.tensor([1, 1])}).guided(x, t, 2.0)
+    expected = torch.cat([told[:, :3] + 2 * (told - untold)[:, :3], told[:, 3:]], dim=1)
+    assert (guided - expected).norm() <= 1e-5 * expected.norm()
+    assert not guidable(ours(convert(state, Flags(**FLAGS, num_heads=4))))
 
 
 def test_flags_that_do_not_fit_are_refused():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, Trainer, Trainer1D, Unet, Unet1D
+from denoising_diffusion_pytorch import classifier_free_guidance as guidance
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from tiny import TINY_PARAMS, write_params
@@ -43,16 +44,19 @@ GUIDED = {
 SAID = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "cosine", "--diffusion-steps", "1000"]
 
 
-def saved_as_openai(path: Path, **options) -> UNet:
-    """A network of ours, whose state dict is saved under their names."""
+def saved_as_openai(path: Path, classes: int = 0, **options) -> UNet:
+    """A network of ours, whose state dict is saved under their names; with an embedding of classes if asked to."""
     torch.manual_seed(0)
     network = UNet(8, 1, out_channels=2, **GUIDED, **options)
     torch.nn.init.normal_(network.out_conv.weight, std=0.1)
+    torch.nn.init.normal_(network.down[0].residuals[0].conv2.weight, std=0.1)  # else no time or class is seen
     modules = dict(module_names(NetworkConfig(**GUIDED, **options), 8))
     state = {}
     for name, tensor in network.state_dict().items():
         module, _, parameter = name.rpartition(".")
         state[f"{modules[module]}.{parameter}"] = tensor
+    if classes:
+        state["label_emb.weight"] = torch.randn(classes, 4 * GUIDED["width"])
     torch.save(state, path)
     return network
 
@@ -164,16 +168,92 @@ def test_a_checkpoint_of_openai_by_the_command_line(trained: Path):
     assert model.sample(2, steps=2).shape == (2, 8, 8, 1)
 
 
-def test_a_model_that_needs_a_class_is_refused(tmp_path: Path, capsys):
-    """It has never seen an image without one, and our samplers tell it none."""
-    saved_as_openai(tmp_path / "conditional.pt", num_classes=5)
-    DDPMPipeline(UNet2DModel(**PEER, num_class_embeds=5), DDPMScheduler()).save_pretrained(tmp_path / "conditional")
-    for source, said in ((tmp_path / "conditional.pt", SAID), (tmp_path / "conditional", [])):
-        assert main(["import", str(source), "--out", str(tmp_path / "m"), *said]) == 2
-        error = capsys.readouterr().err
-        assert f"{source}: it is conditioned on 5 classes; ddpm samples without classes" in error
-        assert error.count("\n") == 1
-        assert not (tmp_path / "m").exists()
+def conditional_of(kind: str) -> tuple[str, list[str]]:
+    """A published network of five rows of classes, and the options of its import."""
+    torch.manual_seed(0)
+    if kind == "openai":
+        saved_as_openai(Path("conditional.pt"), classes=5)
+        return "conditional.pt", SAID
+    if kind == "diffusers":
+        peer = UNet2DModel(**PEER, num_class_embeds=5)
+        torch.nn.init.normal_(peer.conv_out.weight, std=0.1)
+        DDPMPipeline(peer, DDPMScheduler()).save_pretrained("conditional")
+        return "conditional", []
+    peer = guidance.Unet(8, num_classes=4, dim_mults=(1, 2), channels=1)
+    torch.save(guidance.GaussianDiffusion(peer, image_size=8, timesteps=40).state_dict(), "conditional.pt")
+    return "conditional.pt", ["--image-size", "8"]
+
+
+@pytest.mark.parametrize("kind", ["openai", "diffusers", "lucidrains"])
+def test_a_conditional_model_is_asked_for_its_classes_by_name(kind, tmp_path: Path, monkeypatch, capsys):
+    """And guided where it has a null class: lucidrains' always has, others where --null-class says so."""
+    monkeypatch.chdir(tmp_path)
+    source, said = conditional_of(kind)
+    null = [] if kind == "lucidrains" else ["--null-class"]
+    assert main(["import", source, "--out", "guidable", *said, *null, "--classes", "cat,dog,emu,fox"]) == 0
+    assert "4 classes and a null class" in capsys.readouterr().out
+    model = ddpm.load("guidable")
+    assert model.card.data.classes == ("cat", "dog", "emu", "fox")
+    cat, dog, strong = (model.sample(2, steps=3, **o) for o in CHOICES)
+    assert not np.array_equal(cat, dog)
+    assert not np.array_equal(dog, strong)
+    assert main(["sample", "guidable", "--label", "owl", "--n", "1", "--out", "a.npz", "--steps", "3"]) == 2
+    assert "no class 'owl'; there are: cat, dog, emu, fox" in capsys.readouterr().err
+    if null:
+        assert main(["import", source, "--out", "told", *said]) == 0
+        assert "5 classes and no null class, so that it cannot be guided (see --null-class)" in capsys.readouterr().out
+        assert ddpm.load("told").card.data.classes == ("0", "1", "2", "3", "4")
+        wish = ["--label", "4", "--guidance-scale", "2"]
+        assert main(["sample", "told", *wish, "--n", "1", "--out", "a.npz", "--steps", "3"]) == 2
+        assert "guidance_scale must be 1: the model was trained without dropping" in capsys.readouterr().err
+        assert main(["sample", "told", "--label", "4", "--n", "1", "--out", "a.npz", "--steps", "3"]) == 0
+
+
+CHOICES = [{"label": "cat"}, {"label": "dog"}, {"label": "dog", "guidance_scale": 4.0}]
+
+
+@pytest.mark.parametrize("null", [[], ["--null-class"]])
+def test_a_conditional_model_there_and_back_again(null, tmp_path: Path, monkeypatch):
+    """With its classes and, where it has one, its null class."""
+    monkeypatch.chdir(tmp_path)
+    source, _ = conditional_of("diffusers")
+    named = ["--classes", "@names.txt", *null]
+    Path("names.txt").write_text("cat\ndog\nemu\nfox, grey\n" + ("" if null else "gnu\n"))
+    assert main(["import", source, "--out", "there", *named]) == 0
+    assert main(["export-diffusers", "there", "out"]) == 0
+    assert json.loads(Path("out/unet/config.json").read_text())["num_class_embeds"] == 5
+    assert main(["import", "out", "--out", "again", *named]) == 0
+    assert sha256_of(Path("there/model.safetensors")) == sha256_of(Path("again/model.safetensors"))
+    assert ddpm.load("again").card.data.classes[3] == "fox, grey"
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        (["--classes", "cat,dog"], "conditional.pt: --classes has 2 names, but the network has 5 classes"),
+        (["--classes", "a,b,c,d,e", "--null-class"], "5 names, but the network has 4 classes beside the null class"),
+        (["--classes", "a,b,c,a,e"], "--classes: 'a', that of class 3, is there twice"),
+        (["--classes", "a,b,,d,e"], "--classes: '', that of class 2, is no name"),
+        (["--classes", "@short.txt"], "conditional.pt: --classes has 3 names, but the network has 5 classes"),
+        (["--classes", "@nowhere.txt"], "nowhere.txt: no such file"),
+        (["--classes", "@bytes.txt"], "bytes.txt: not UTF-8 text; expected the name of a class a line"),
+    ],
+)
+def test_names_that_do_not_fit_the_classes_get_one_line_and_exit_code_2(
+    named, words, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    source, said = conditional_of("openai")
+    Path("short.txt").write_text("cat\ndog\nemu\n")
+    Path("bytes.txt").write_bytes(b"\xff\xfe\n")
+    assert main(["import", source, "--out", "m", *said, *named]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not Path("m").exists()
+    saved_as_openai(Path("plain.pt"))
+    assert main(["import", "plain.pt", "--out", "m", *SAID, "--classes", "a"]) == 2
+    assert "plain.pt: --classes: the network has no classes; leave it out" in capsys.readouterr().err
 
 
 def trained_by_lucidrains(kind: str) -> tuple[Path, torch.nn.Module]:

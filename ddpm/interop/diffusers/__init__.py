@@ -22,6 +22,7 @@ from ddpm.interop.diffusers.unet import UNet2DConfig, network_config, their_conf
 from ddpm.interop.published import (
     Flags,
     Published,
+    classes_of,
     in_short,
     must_be_a_file,
     network_of,
@@ -34,6 +35,7 @@ from ddpm.interop.published import (
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS, SCHEDULER = f"{STEM}.safetensors", "scheduler_config.json"
+CLASSES = "class_embedding.weight"
 _PART = re.compile(r"-\d+-of-\d+\.")
 MODEL_FOLDERS = ("unet_ema", "unet")  # in a pipeline's directory, and in a checkpoint of their training example
 MOST_BYTES = 1 << 26  # of a configuration or an index
@@ -111,14 +113,14 @@ def read(directory: Path, flags: Flags) -> Published:
     found = find(directory)
     of_scheduler = set() if found.scheduler else {"noise_schedule", "diffusion_steps", "predict_xstart"}
     what = f"{directory}: a diffusers directory{' with its scheduler' if found.scheduler else ''}"
-    flags.refuse_but({"image_size", *of_scheduler}, what)
+    flags.refuse_but({"image_size", "null_class", *of_scheduler}, what)
     config = _read_config(found.folder / "config.json")
     scheduler = _read_config(found.scheduler) if found.scheduler else _scheduler_of(flags, directory)
     weights: dict[str, Tensor] = {}
     for path in found.weights:
         if path.suffix != ".json":
             weights |= tensors_alone(read_saved(path), str(path))
-    published = convert(config, scheduler, weights, flags.image_size, str(directory))
+    published = convert(config, scheduler, weights, flags.image_size, str(directory), null_class=flags.null_class)
     chosen = "averaged weights of unet_ema"
     return replace(published, notes=(chosen, *published.notes)) if found.folder.name == "unet_ema" else published
 
@@ -144,8 +146,13 @@ def convert(
     theirs: Mapping[str, Tensor],
     image_size: int | None = None,
     where: str = "checkpoint",
+    *,
+    null_class: bool = False,
 ) -> Published:
     """The network of a UNet2DModel's configuration and weights, and the process of a scheduler's configuration.
+
+    Args:
+        null_class: whether the last of its classes stands for none.
 
     Raises:
         UserError: as `read`.
@@ -173,14 +180,16 @@ def convert(
     ours = network_of(network, codec, out_channels, where)
     names = their_names(network, ours.state_dict())
     theirs = {new_name(name): tensor for name, tensor in theirs.items()}
-    labels = theirs.pop("class_embedding.weight", None)
-    if (labels is None) != (unet.num_class_embeds is None):
-        raise UserError(f"{where}: num_class_embeds is {unet.num_class_embeds}, but the weights say otherwise")
-    refuse_other_keys(theirs, (part for parts in names.values() for part in parts), where)
+    of_classes = [CLASSES] if unet.num_class_embeds is not None else []
+    refuse_other_keys(theirs, [*of_classes, *(part for parts in names.values() for part in parts)], where)
+    labels = {"embedding.weight": theirs[CLASSES]} if of_classes else None
+    classes = classes_of(labels, ours, where, name=CLASSES, null=null_class)
+    if classes is not None and classes.rows != unet.num_class_embeds:
+        raise UserError(f"{where}: {CLASSES} has {classes.rows} rows, but num_class_embeds is {unet.num_class_embeds}")
     weights = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
     if unet.flip_sin_to_cos:
         weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
-    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), notes, labels)
+    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), notes, classes)
 
 
 def write(published: Published, directory: Path) -> None:
@@ -196,20 +205,19 @@ def write(published: Published, directory: Path) -> None:
     network, codec = published.network, published.codec
     if not isinstance(network, NetworkConfig) or not isinstance(codec, PixelCodec):
         raise UserError(f"diffusers' UNet2DModel is a unet of images; this model is a {network.kind} of {codec.name}")
-    config = their_config(
-        network,
-        codec,
-        len(published.weights["out_conv.bias"]),
-        None if published.labels is None else len(published.labels),
-    )
+    classes = published.labels
+    if classes is not None and classes.perceptron:
+        raise UserError("condition.label.perceptron is True, which diffusers' UNet2DModel does not have")
+    out_channels = len(published.weights["out_conv.bias"])
+    config = their_config(network, codec, out_channels, None if classes is None else classes.rows)
     scheduling = their_scheduler(published.process, published.sampling)
     weights = {}
     for name, parts in their_names(network, published.weights).items():
         for part, tensor in zip(parts, published.weights[name].chunk(len(parts)), strict=True):
             linear = ".attentions." in part
             weights[part] = (tensor.flatten(1) if linear and tensor.ndim > 2 else tensor).contiguous()
-    if published.labels is not None:
-        weights["class_embedding.weight"] = published.labels.contiguous()
+    if classes is not None:
+        weights[CLASSES] = classes.weights["embedding.weight"].contiguous()
     for folder in (unet, scheduler):
         folder.mkdir()
     write_json(unet / "config.json", config)
@@ -232,11 +240,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         must_be_a_file(path)
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"longer than {MOST_BYTES:,} bytes")
-        config = read_json(path)
+        return read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a directory as diffusers' save_pretrained writes it") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged: {in_short(error)}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(config).__name__}")
-    return config
