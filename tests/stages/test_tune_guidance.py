@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ CONDITIONS = {"told": {"label": {}}, "never": {"label": {"drop": 0}}, "plain": {
 def models(project: Path) -> Path:
     """Models with random weights: one that can be guided, one trained without dropping, an unconditional one."""
     tiny = TINY_PARAMS["models"]["tiny"]
-    described = {name: {**tiny, "condition": condition} for name, condition in CONDITIONS.items()}
+    # Copies: what is shared becomes a YAML alias, of which a warning tells.
+    described = {name: deepcopy({**tiny, "condition": condition}) for name, condition in CONDITIONS.items()}
     evaluation = {**TINY_PARAMS["evaluation"], "samples": 24, "nll_samples": 0}
     write_params(project, {**TINY_PARAMS, "evaluation": evaluation, "variants": ["told"], "models": described})
     manifest = PreparedData.open(project / "prepared").manifest
