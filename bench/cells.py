@@ -26,7 +26,7 @@ from ddpm.model import Model
 
 # What decides samples and bounds beside the weights and the plan, as far as it is ours.
 _CODE = (
-    "data/kinds.py",
+    "codecs/scale.py",
     "diffusion/likelihood.py",
     "diffusion/noise.py",
     "diffusion/process.py",

@@ -53,6 +53,11 @@ class Params(Section):
                     f"`variants` names {brief(name)}, a classifier, which cannot be sampled or exported: train it with "
                     f"`ddpm train {name}`"
                 )
+            if self.models[name].sampling.guide is not None:
+                raise ValueError(
+                    f"`variants` names {brief(name)}, whose sampling.guide is not exported: leave the guide out, and "
+                    "give it to `ddpm sample` as --guide"
+                )
         return self
 
     @model_validator(mode="after")

@@ -53,6 +53,8 @@ def accuracy_by_noise(
         UserError: the data have no labels, or other classes or another shape than the classifier's.
     """
     split, facts, process = data.split("validation"), model.card.data, model.process()
+    if not model.card.config.classifies:
+        raise UserError(f"models/{model.card.variant} is no classifier; run `ddpm train {model.card.variant}`")
     if split.labels is None or facts.classes != data.manifest.classes or facts.shape != data.codec.shape:
         raise UserError(f"models/{model.card.variant} is a classifier of other data than the prepared ones")
     steps = np.unique(np.linspace(0, process.timesteps - 1, LEVELS).round().astype(np.int64)).tolist()

@@ -51,6 +51,8 @@ class ModelFacts(NamedTuple):
     weights: str
     """Which of a training's weights it has."""
     conditional: bool = False
+    frequencies: bool = True
+    """Whether it knows how often each class is in its training data; an imported model does not."""
     guide: str | None = None
     """The model that guides it, if another does."""
 
@@ -72,6 +74,18 @@ def asked_for(options: EvaluationConfig, columns: Sequence[Column]) -> dict[str,
     if options.labels == "frequencies":
         return {}
     return {column.name: range(len(column.classes)) for column in columns if isinstance(column, LabelColumn)}
+
+
+def _labels(options: EvaluationConfig, facts: ModelFacts) -> str | None:
+    """How the labels are chosen; a model that does not know the frequencies draws all classes equally often."""
+    if not facts.conditional:
+        return None
+    return options.labels if facts.frequencies else "balanced"
+
+
+def knows_frequencies(columns: Sequence[Column]) -> bool:
+    """Whether each column knows how often its values are in the training data."""
+    return all(column.counts is not None for column in columns if isinstance(column, LabelColumn))
 
 
 def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:
@@ -182,7 +196,8 @@ def protocol_of(
         samples=options.samples,
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
-        labels=options.labels if facts.conditional else None,
+        labels=_labels(options, facts),
+        labels_sha256=data.manifest.labels_sha256 if facts.conditional else None,
         splits=score_splits(options, len(validation)) if data.codec.name == "images" else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,

@@ -38,7 +38,8 @@ def measure_parity(
     if learned:
         choices = {"sampler": "ancestral", "variance": "learned_range"}
     if model.guidable:
-        choices["guidance_scale"] = GUIDANCE
+        # Rows with guidance and rows without, which take other ways through the graph.
+        choices |= {"guidance_scale": GUIDANCE, "guidance_interval": (0.0, 0.5)}
     plan, given = model.plan(steps=steps, **choices), model.given(samples)
 
     def noise() -> ImageNoise:

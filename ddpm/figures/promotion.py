@@ -158,4 +158,6 @@ def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, 
         own_plan: whether models are measured each by its own sampling plan; that does not change.
     """
     differing = {name for name in {*champion, *challenger} if champion.get(name) != challenger.get(name)}
+    if (champion.get("labels") is None) != (challenger.get("labels") is None):
+        return False  # one is conditional and the other is not, which does not change
     return bool(differing) and "weights" not in differing and not (own_plan and differing & _PLAN_FIELDS)

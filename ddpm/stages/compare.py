@@ -281,6 +281,10 @@ def _check_data(opened: Sequence[Opened], data: PreparedData) -> None:
                 f"{each.compared.model} makes {_size(kind.name, kind.shape)}, but the prepared data are "
                 f"{_size(data.codec.name, data.codec.shape)}"
             )
+        try:
+            each.samples.plan()
+        except ValueError as error:
+            raise UserError(f"{each.compared.model} cannot be sampled by its plan: {error}") from None
 
 
 def _size(name: str, shape: tuple[int, ...]) -> str:

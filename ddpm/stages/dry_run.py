@@ -45,7 +45,8 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     """
     config, data, device = params.variant(variant), PreparedData.open(root / PREPARED), pick_device()
     check_end(config, f"models.{variant}.process")
-    unreal, shape = without_memory(config, data.codec), data.codec.network_shape
+    columns = columns_for(config, data_facts(data), f"models.{variant}")
+    unreal, shape = without_memory(config, data.codec, columns), data.codec.network_shape
     flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
     tried = None
     if free is None or needed <= free:
@@ -181,7 +182,7 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     options = params.evaluation
     sampling = options.sampling or config.sampling
     try:
-        steps = len(plan_for(config.process.model_dump(), sampling.model_dump()))
+        steps = plan_for(config.process.model_dump(), sampling.model_dump(exclude={"guide"})).evaluations
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None
     likelihood = likelihood_evaluations(data, options, config.process.timesteps)

@@ -17,7 +17,7 @@ from ddpm.evaluation.classifier import LEVELS, accuracy_by_noise, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
-from ddpm.evaluation.measure import ModelFacts, asked_for, check_fit, finite, measure
+from ddpm.evaluation.measure import ModelFacts, asked_for, check_fit, finite, knows_frequencies, measure
 from ddpm.evaluation.pictures import captioned, origin, save_png
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.protocol import mark_of
@@ -124,7 +124,12 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
         drawn,
         params,
         ModelFacts(
-            config.sampling, config.process.variance, model.card.training.weights, bool(model.columns), _guide_of(model)
+            config.sampling,
+            config.process.variance,
+            model.card.training.weights,
+            bool(model.columns),
+            knows_frequencies(model.columns),
+            _guide_of(model),
         ),
         data=data,
         root=root,

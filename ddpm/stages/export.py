@@ -32,6 +32,10 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
             "out there, and give it to `ddpm sample` as --guide"
         )
     model = load(root / MODELS / variant).sampled_by(config.sampling)
+    try:
+        model.plan()
+    except ValueError as error:
+        raise UserError(f"models/{variant} cannot be sampled by models.{variant}.sampling: {error}") from None
     options = params.export
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
     with atomic_directory(root / DEPLOY / variant) as out:

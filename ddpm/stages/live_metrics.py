@@ -12,6 +12,7 @@ from ddpm.codecs.scale import Codec
 from ddpm.conditioning.guidance import ClassifierFree, guidable
 from ddpm.conditioning.network import bind, columns_in
 from ddpm.config.model import VariantConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import plan_for
@@ -73,7 +74,7 @@ class Watch:
 
         config = self._config
         noise = ImageNoise(self._seed, COLUMNS**2, self._codec.network_shape)
-        plan = plan_for(config.process.model_dump(), config.sampling.model_dump())
+        plan = plan_for(config.process.model_dump(), _without_guide(config.sampling).model_dump())
 
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)
@@ -87,3 +88,8 @@ class Watch:
             denoiser = ClassifierFree(network, given) if guidable(network) else bind(network, given)
             drawn = sampling.sample(denoiser, plan, draw(), draw)
         return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)
+
+
+def _without_guide(sampling: SamplingConfig) -> SamplingConfig:
+    """The plan as it is without its guide, which is not loaded for training."""
+    return sampling if sampling.guide is None else sampling.model_copy(update={"guide": None, "guidance_scale": 1.0})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from ddpm.codecs.scale import Codec
+from ddpm.conditioning.columns import Column
 from ddpm.config.model import VariantConfig
 from ddpm.errors import UserError, ran_out
 from ddpm.model import build_network
@@ -16,14 +17,14 @@ from ddpm.training.cost import free_bytes, state_bytes
 from ddpm.training.memory import OutOfMemoryError
 
 
-def without_memory(config: VariantConfig, codec: Codec) -> nn.Module:
+def without_memory(config: VariantConfig, codec: Codec, columns: Sequence[Column] = ()) -> nn.Module:
     """The network on the meta device: its shapes, and no memory for its weights.
 
     Raises:
         UserError: the configuration does not fit the data.
     """
     with torch.device("meta"):
-        return build_network(config, codec)
+        return build_network(config, codec, columns=columns)
 
 
 def check_room(config: VariantConfig, codec: Codec, device: torch.device, variant: str) -> None:

@@ -91,7 +91,11 @@ def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) ->
     found = origin(
         model=model, training=mark_of(training), seed=seed, sampling={**sampling, **asked}, variance=process["variance"]
     )
-    return found if label is None else {**found, "Label": ", ".join(label)}
+    return (
+        found
+        if label is None
+        else {**found, "Label": ", ".join(map(str, label if isinstance(label, (list, tuple)) else [label]))}
+    )
 
 
 def open_model(model: str, precision: Precision = "fp32", root: Path = Path()) -> Model | Sampler:

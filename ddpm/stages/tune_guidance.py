@@ -103,8 +103,14 @@ def tune_guidance(
         UserError: no such model, one that cannot be guided, or numbers that are no scale or no interval.
     """
     own = params.variant(variant).sampling
+    if own.guide is not None:
+        raise UserError(
+            f"models.{variant}.sampling.guide is {own.guide}: the search is for classifier-free guidance; leave the guide out"
+        )
     plans = _plans(own, scales, intervals)
-    options = params.evaluation.model_copy(update={"samples": samples or params.evaluation.samples, "sampling": None})
+    options = params.evaluation.model_copy(
+        update={"samples": params.evaluation.samples if samples is None else samples, "sampling": None}
+    )
     params = params.model_copy(update={"evaluation": options})
     device, data = pick_device(), PreparedData.open(root / PREPARED)
     model = load(root / MODELS / variant, device)

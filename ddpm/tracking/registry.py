@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.deploy.facts import read_facts
+from ddpm.conditioning.columns import NAMES as COLUMN_NAMES
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.figure import extractor_name
@@ -168,11 +168,8 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
         ColSpec(AnyType(), "steps", required=False),
         ColSpec(AnyType(), "eta", required=False),
     ]
-    deploy = outputs.root / DEPLOY / outputs.variant
-    _, _, columns = read_facts(deploy / "sampler.json")
-    told = [column.name for column in columns]
-    if any(column.null is not None for column in columns):
-        told += ["guidance_scale", "guidance_interval"]
+    # Also of a model that cannot be told: MLflow leaves out other columns in silence, and the model itself refuses.
+    told = [*COLUMN_NAMES, "guidance_scale", "guidance_interval"]
     request += [ColSpec(AnyType(), name, required=False) for name in told]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
     images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))
