@@ -105,12 +105,12 @@ def tune_guidance(
     own = params.variant(variant).sampling
     if own.guide is not None:
         raise UserError(
-            f"models.{variant}.sampling.guide is {own.guide}: the search is for classifier-free guidance; leave the guide out"
+            f"models.{variant}.sampling.guide is {own.guide}: the search is for guidance without another model; leave "
+            "the guide out"
         )
     plans = _plans(own, scales, intervals)
-    options = params.evaluation.model_copy(
-        update={"samples": params.evaluation.samples if samples is None else samples, "sampling": None}
-    )
+    count = params.evaluation.samples if samples is None else samples
+    options = params.evaluation.model_copy(update={"samples": count, "sampling": None})
     params = params.model_copy(update={"evaluation": options})
     device, data = pick_device(), PreparedData.open(root / PREPARED)
     model = load(root / MODELS / variant, device)

@@ -176,7 +176,7 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
     return mlflow.pyfunc.log_model(
         name=outputs.variant,
         python_model=str(package / "deploy" / "pyfunc.py"),
-        artifacts={"deploy": str(deploy)},
+        artifacts={"deploy": str(outputs.root / DEPLOY / outputs.variant)},
         code_paths=[str(package)],
         signature=ModelSignature(inputs=Schema(request), outputs=Schema([images])),
         input_example=pd.DataFrame({"n": [4], "seed": [0]}),
