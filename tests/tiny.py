@@ -29,6 +29,7 @@ TINY_PARAMS = {
                 "groups": 4,
                 "dropout": 0.1,
             },
+            "condition": {},
             "process": {"timesteps": 50, "variance": "fixed_small"},
             "objective": {"loss": "simple"},
             "training": {

@@ -325,7 +325,8 @@ DELIBERATE["linear-attention-1d"] = {
     key: why for key, why in DELIBERATE["linear-attention"].items() if key != "network.full_attention"
 }
 # The others have no published code to be held against: the VAE's and the spiral's papers give neither.
-WITHOUT_REFERENCE = {"vae", "swiss-roll"}
+# The classifiers have ADM's parts at small sizes; its own sizes are in tests/core/test_guidance.py.
+WITHOUT_REFERENCE = {"vae", "swiss-roll", "classifier", "classifier-fashion"}
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -16,7 +16,7 @@ from ddpm.stages.interop import assemble
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
 IMAGES = PixelCodec((8, 8, 1))
 SEQUENCES = ValueCodec("sequences", (1, 8), low=(-1.0,), high=(1.0,))
-ADM = {"scale_shift": True, "resample": "residual", "head_channels": 4, "checkpointing": True, "num_classes": 3}
+ADM = {"scale_shift": True, "resample": "residual", "head_channels": 4, "checkpointing": True}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ INCIDENTAL = {
 
 def mark_of(**options: object) -> str:
     config = VariantConfig(training=TrainingConfig(**options))
-    return fingerprint.fingerprint(fingerprint.decisions(config, 0, "0", "fp32", torch.device("cpu")))
+    return fingerprint.fingerprint(
+        fingerprint.decisions(config, 0, {"training split": "0"}, "fp32", torch.device("cpu"))
+    )
 
 
 def test_a_knob_is_incidental_or_changes_the_fingerprint():
@@ -93,6 +95,7 @@ def test_a_comment_or_a_docstring_decides_nothing(tmp_path, monkeypatch):
 
 def test_the_code_that_decides_is_what_dvc_watches():
     stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
-    # DVC sees the values that params.yaml writes, and config.py for those that it does not.
-    watched = {f"ddpm/{file}" for file in fingerprint.decisive_code()} | {"ddpm/config.py", "prepared"}
+    # DVC sees the values that params.yaml writes, and the code of their sections for those that it does not.
+    sections = {f"ddpm/config/{name}.py" for name in ("network", "condition", "process", "objective", "training")}
+    watched = {f"ddpm/{file}" for file in fingerprint.decisive_code()} | sections | {"prepared"}
     assert set(stages["train"]["deps"]) == watched
