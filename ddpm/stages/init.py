@@ -67,7 +67,8 @@ def initialise(directory: Path, images: Path, *, size: int | None = None, channe
     name = validate(Params, params, str(path)).data.dataset_name
     directory.mkdir(parents=True, exist_ok=True)
     write_bytes(path, _as_text(params).encode())
-    return f"{images}: {found}\n{path}: {name}, {size}×{size} pixels. Next:\n\n{_next(directory)}"
+    hint = "\nThe folders are classes: `condition: {label: {}}` makes the model conditional." if found.classes else ""
+    return f"{images}: {found}\n{path}: {name}, {size}×{size} pixels. Next:\n\n{_next(directory)}{hint}"
 
 
 def look_at(images: Path) -> Found:

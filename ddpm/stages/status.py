@@ -80,7 +80,7 @@ def _state(stage: str, file: Path, changed: set[str] | None, root: Path) -> str:
     if not (root / file).is_file():
         return "not run"
     if changed is None:
-        return "run"
+        return "done"
     return "changed" if stage in changed else "up to date"
 
 

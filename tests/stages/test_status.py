@@ -49,7 +49,7 @@ def test_stages_figures_versions_champion_and_unfinished_trainings(bare, tmp_pat
     step = Path(f".ddpm/training/{VARIANT}/abcdef/step-000000012")
     step.mkdir(parents=True)
     found = status(load_params())
-    assert found["stages"] == {**dict.fromkeys(STAGES, "run"), "fetch": "not run", "fit-extractor": "not run"}
+    assert found["stages"] == {**dict.fromkeys(STAGES, "done"), "fetch": "not run", "fit-extractor": "not run"}
     assert found["champion"] == "models:/ddpm-dots/1"
     (version,) = found["versions"]
     assert (version["aliases"], version["figure"], version["value"]) == (
