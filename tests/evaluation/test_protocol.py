@@ -77,7 +77,8 @@ def test_what_is_asked_is_in_the_protocol_of_a_conditional_model_alone(project: 
     }
     assert found[True].as_dict()["labels"] == labels
     assert "labels" not in found[False].as_dict()
-    assert found[False] == replace(found[True], labels=None)
+    assert found[True].as_dict()["labels_sha256"] == data.manifest.labels_sha256
+    assert found[False] == replace(found[True], labels=None, labels_sha256=None)
 
 
 def test_equal_protocols_mix():

@@ -195,8 +195,12 @@ def test_a_guide_of_params_yaml_is_the_models_own_and_is_not_exported(project: P
     tiny = {**TINY_PARAMS["models"]["tiny"], "condition": {}}
     tiny["sampling"] = {"steps": 5, "guide": "models/classifier", "guidance_scale": 2.0}
     untrained("tiny", Path("models"), facts)
-    params = {**TINY_PARAMS, "models": {"tiny": tiny, "classifier": CLASSIFIER}}
+    other = {"plain": TINY_PARAMS["models"]["tiny"]}
+    params = {**TINY_PARAMS, "models": {"tiny": tiny, "classifier": CLASSIFIER, **other}, "variants": ["plain"]}
     write_params(project, params)
+    write_params(project / "models", {**params, "variants": ["tiny"]})
+    with pytest.raises(UserError, match=r"`variants` names 'tiny', whose sampling\.guide is not exported"):
+        load_params(project / "models/params.yaml")
     model = ddpm.load("models/tiny")
     assert model.guide is not None
     assert (model.plan().column("guidance") == 2).all()

@@ -14,6 +14,8 @@ import yaml
 from ddpm.cli import main
 from ddpm.deploy.runtime import Sampler
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs/onnx.md"
 
 

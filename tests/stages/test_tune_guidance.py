@@ -16,6 +16,8 @@ from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network
 from ddpm.stages.compare import compare
 from ddpm.stages.tune_guidance import tune_guidance
 
+pytestmark = pytest.mark.slow
+
 CONDITIONS = {"told": {"label": {}}, "never": {"label": {"drop": 0}}, "plain": {}}
 
 
