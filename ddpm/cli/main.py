@@ -172,8 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run",
         action="store_true",
         help="print parameters, operations, memory, and the time of training and evaluation, from a trial of "
-        "seconds; "
-        "write nothing",
+        "seconds; write nothing",
     )
     evaluate = for_variant("evaluate", "measure a model and draw its pictures")
     for shared in (train, evaluate):

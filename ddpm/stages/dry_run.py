@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from ddpm.compute.device import pick_device, resolve_precision
+from ddpm.conditioning.columns import Column
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
@@ -51,7 +53,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     tried = None
     if free is None or needed <= free:
         try:
-            tried = _tried(params, config, data, variant, flops)
+            tried = _tried(params, config, data, variant, flops, columns)
         except Exception as error:
             if not ran_out(error):
                 raise
@@ -74,19 +76,25 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     ]
 
 
-def _tried(params: Params, config: VariantConfig, data: PreparedData, variant: str, flops: int) -> list[str]:
+def _tried(
+    params: Params,
+    config: VariantConfig,
+    data: PreparedData,
+    variant: str,
+    flops: int,
+    columns: Sequence[Column],
+) -> list[str]:
     """The lines that a trial has to say.
 
     Args:
         flops: of a datum's forward and backward pass.
+        columns: that the network is told.
 
     Raises:
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
     options, shape, kind = config.training, data.codec.network_shape, data.codec.name
-    network, device, precision = initial(
-        params.seed, config, data.codec, columns_for(config, data_facts(data), f"models.{variant}")
-    )
+    network, device, precision = initial(params.seed, config, data.codec, columns)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, data.codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size

@@ -83,9 +83,7 @@ def look_at(images: Path) -> Found:
     if len(names) < LEAST_IMAGES:
         raise UserError(f"--images {images}: expected at least {LEAST_IMAGES} images, found {len(names)}")
     depths = {name.count("/") for name in names}
-    subfolders: folder.Subfolders = (
-        "classes" if depths in ({0}, {1}) else "ignored" if 0 in depths else "nested-classes"
-    )
+    subfolders = _what_subfolders_say(depths)
     headers = list(_headers(images, names[:: -(-len(names) // LOOKED_AT)]))
     return Found(
         count=len(names),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm.closure import deciding_code
+from ddpm.closure import _NEUTRAL, _UNUSED, deciding_code
 from ddpm.stages.fingerprint import decisive_code
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +19,12 @@ def code_deps(stage: str) -> list[str]:
 @pytest.mark.parametrize("stage", GRAPH)
 def test_a_stages_deps_are_the_code_that_decides_what_it_writes(stage):
     assert code_deps(stage) == [f"ddpm/{file}" for file in deciding_code(stage)]
+
+
+def test_code_that_is_left_out_by_name_is_there():
+    """A file that moved would be left out no longer, in silence."""
+    left_out = {*_NEUTRAL, *(file for files in _UNUSED.values() for file in files)}
+    assert not [name for name in left_out if not (ROOT / "ddpm" / name).exists()]
 
 
 def test_the_fingerprint_of_a_training_is_of_the_same_code():
