@@ -42,11 +42,11 @@ def run_fetch(arguments: Arguments) -> None:
 
 
 def run_prepare(arguments: Arguments) -> None:
-    from ddpm.stages.checks import check_settings
+    from ddpm.stages.checks import check_all_plans
     from ddpm.stages.prepare import prepare
 
     params = _params()
-    check_settings(params)
+    check_all_plans(params)
     if arguments.skip_bad:
         params = params.model_copy(update={"data": params.data.model_copy(update={"skip_bad": True})})
     manifest = prepare(params)
@@ -55,9 +55,12 @@ def run_prepare(arguments: Arguments) -> None:
 
 
 def run_fit_extractor(arguments: Arguments) -> None:
+    from ddpm.stages.checks import check_all_networks
     from ddpm.stages.extractor import fit_extractor
 
-    fit_extractor(_params())
+    params = _params()
+    check_all_networks(params)
+    fit_extractor(params)
 
 
 def run_train(arguments: Arguments) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
-from torch_fidelity.metric_kid import kernel_mmd
 
 Float64 = NDArray[np.float64]
 
@@ -28,6 +27,8 @@ def mmd(a: Float64, b: Float64, bandwidth: float) -> float:
 
     About 0, and perhaps below, for two sets of one distribution.
     """
+    from torch_fidelity.metric_kid import kernel_mmd  # imports torch's compiler, which takes 5 seconds
+
     return float(kernel_mmd(a, b, kid_kernel="rbf", kid_kernel_rbf_sigma=bandwidth))
 
 

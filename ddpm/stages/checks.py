@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddpm.codecs.scale import codec_for
-from ddpm.config.data import DataConfig
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import plan_for
@@ -14,15 +12,31 @@ from ddpm.evaluation.requirements import check_enough, check_extractor
 from ddpm.layout import PREPARED
 
 
-def check_settings(params: Params) -> None:
-    """Check what params.yaml alone tells of the models that the pipeline builds, before `ddpm prepare` reads images.
+def check_all_plans(params: Params) -> None:
+    """Check the plans of all models that the pipeline builds, before `ddpm prepare` reads images.
 
     Raises:
-        UserError: a plan is not one of its model's, or a network does not fit images of data.image_size.
+        UserError: a plan is not one of its model's.
     """
     for variant in params.variants:
         _check_plans(params, variant)
-        _check_network(params, variant)
+
+
+def check_all_networks(params: Params, *, root: Path = Path()) -> None:
+    """Check the networks of all models that the pipeline builds, before anything is fitted to the prepared data.
+
+    Raises:
+        UserError: a network does not fit the data.
+    """
+    # These import torch, which takes 2 seconds; plans need none.
+    from ddpm.model import columns_for
+    from ddpm.stages.memory import without_memory
+    from ddpm.stages.train import data_facts
+
+    data = PreparedData.open(root / PREPARED)
+    for variant in params.variants:
+        config = params.variant(variant)
+        without_memory(config, data.codec, columns_for(config, data_facts(data), f"models.{variant}"))
 
 
 def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -58,19 +72,3 @@ def _check_plans(params: Params, variant: str) -> None:
             plan_for(config.process.model_dump(), sampling.model_dump())
         except ValueError as error:
             raise UserError(f"{key} does not fit models.{variant}.process: {error}") from None
-
-
-def _check_network(params: Params, variant: str) -> None:
-    """Of images whose size and channels params.yaml tells."""
-    size, channels = _shape(params.data)
-    if size is None:
-        return
-    from ddpm.stages.memory import without_memory  # imports torch: 2 seconds, which the other checks do not take
-
-    without_memory(params.variant(variant), codec_for("images", (size, size, channels or 1)))
-
-
-def _shape(data: DataConfig) -> tuple[int | None, int | None]:
-    if data.source == "digits" and data.image_size is None:
-        return 8, data.channels
-    return data.image_size, data.channels

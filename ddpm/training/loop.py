@@ -71,7 +71,8 @@ def train(
         OutOfMemoryError: as many data at once do not fit, and fewer are not to be tried.
         Interrupted: `should_stop` said so; the state is saved.
     """
-    device = next(network.parameters()).device
+    parameters = list(network.parameters())
+    device = parameters[0].device
     network.train()
     steps, batch_size = options.steps, options.batch_size
     state = _initial_state(network, task, options)
@@ -124,15 +125,15 @@ def train(
             state.at_once = (state.at_once + 1) // 2
             hooks.on_less_memory(state.at_once)
             continue
-        ranks.add_up([*(p.grad for p in network.parameters() if p.grad is not None), losses])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        ranks.add_up([*gradients, losses])
         loss = (losses if weights is None else losses * weights).mean()
         state.timesteps.update(t, losses)
         hooks.on_losses(t, losses)
         state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]  # it has what a scaler asks for
-        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         if options.grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(network.parameters(), options.grad_clip, norm, foreach=True)
+            nn.utils.clip_grads_with_norm_(parameters, options.grad_clip, norm, foreach=True)
         state.scaler.step(state.optimizer, rate)  # type: ignore[arg-type]
         state.scaler.update()
         state.ema.update(step)

@@ -38,8 +38,12 @@ VARIANCE = "evaluation.sampling does not fit models.tiny.process: variance is le
         ("train tiny", {"evaluation__sampling": {"sampler": "ancestral", "variance": "learned_range"}}, VARIANCE),
         ("train tiny", {"evaluation__samples": 1}, "`evaluation.samples`: input should be greater than or equal to 4"),
         ("train tiny", {"extractor__kind": "inception"}, "needs colour images; the data is grey: use `classifier`"),
-        ("prepare", {"models__tiny__network": {"attention_resolutions": [16]}}, "names [16], but the levels are 8"),
-        ("prepare", {"models__tiny__network": {"width": 9, "groups": 3}}, "width must be even, found 9"),
+        (
+            "fit-extractor",
+            {"models__tiny__network": {"attention_resolutions": [16]}},
+            "names [16], but the levels are 8",
+        ),
+        ("fit-extractor", {"models__tiny__network": {"width": 9, "groups": 3}}, "width must be even, found 9"),
     ],
 )
 def test_what_no_evaluation_could_use_is_refused(project: Path, capsys, command: str, changes: dict, words: str):
