@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,6 +27,40 @@ class Condition(NamedTuple):
 
 
 NOTHING = Condition()
+
+
+def merged(conditions: Sequence[Condition]) -> Condition:
+    """Several conditions as one: vectors are added, tokens and maps concatenated in their order."""
+    return reduce(_both, conditions, NOTHING)
+
+
+def _both(one: Condition, other: Condition) -> Condition:
+    return Condition(
+        vector=other.vector if one.vector is None else embedded(one.vector, other),
+        **_tokens_of(one, other),
+        maps=_beside(one.maps, other.maps),
+    )
+
+
+def _tokens_of(one: Condition, other: Condition) -> dict[str, Tensor | None]:
+    """The tokens of both, and the mask, which is needed only if one of them has one."""
+    mask = None
+    if one.mask is not None or other.mask is not None:
+        mask = _beside(*(_mask_of(each) for each in (one, other)))
+    return {"tokens": _beside(one.tokens, other.tokens), "mask": mask}
+
+
+def _mask_of(c: Condition) -> Tensor | None:
+    if c.mask is not None or c.tokens is None:
+        return c.mask
+    return c.tokens.new_ones(c.tokens.shape[:2], dtype=torch.bool)
+
+
+def _beside(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Both along axis 1, or the one that is there."""
+    if one is None or other is None:
+        return other if one is None else one
+    return torch.cat([one, other], dim=1)
 
 
 class Network(nn.Module):
