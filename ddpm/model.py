@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of
 from ddpm.conditioning.guidance import Autoguidance, ClassifierFree, ClassifierGradient, guidable
-from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in
+from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for
 from ddpm.config.base import Section, validate
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
@@ -292,6 +292,7 @@ def build_network(
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
     """
     channels, *sides = codec.network_shape
+    condition = config.condition.model_dump()
     if len(set(sides)) > 1:
         size = "×".join(map(str, sides))
         raise UserError(f"{where}: the images are {size}; the U-Net needs square ones: set data.image_size")
@@ -303,13 +304,14 @@ def build_network(
                 channels=channels,
                 dims=len(sides),
                 out_channels=_outputs(config, channels, columns),
+                ports=ports_for(columns, condition),
             )
             if config.classifies:
                 network.answers = tuple(columns)  # type: ignore[assignment]  # the stub knows tensors and modules
                 return network
             if not columns:
                 return network
-            return ConditionalNetwork(network, columns, config.condition.model_dump())
+            return ConditionalNetwork(network, columns, condition)
     except ValueError as error:
         raise UserError(f"{where}: {error if columns else f'network: {error}'}") from None
     except _LargerError:

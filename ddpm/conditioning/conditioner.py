@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ddpm.nets.condition import Condition
+from ddpm.nets.condition import Condition, Ports
 
 
 class Conditioner(nn.Module):
@@ -23,6 +23,11 @@ class Conditioner(nn.Module):
 
     saved_as: ClassVar[str]
     fills: ClassVar[frozenset[str]]
+
+    @classmethod
+    def needs(cls, columns: Sequence[Any], options: Mapping[str, Any]) -> Ports:
+        """How wide the network's ports have to be for it; the arguments are those of the constructor."""
+        return Ports()
 
     def forward(self, given: Mapping[str, Tensor]) -> Condition:
         """

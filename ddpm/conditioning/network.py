@@ -14,7 +14,7 @@ from ddpm.conditioning.conditioner import Conditioner
 from ddpm.conditioning.labels import Labels
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.errors import listed
-from ddpm.nets.condition import Network, merged
+from ddpm.nets.condition import Network, Ports, merged
 
 # What tells a network the columns of a key of `condition`; `conditioning.columns.COLUMNS` has the columns.
 CONDITIONERS: dict[str, type[Conditioner]] = {"label": Labels}
@@ -60,6 +60,22 @@ class ConditionalNetwork(nn.Module):
         """
         values = blank(self.columns, x) if given is None else given
         return self.network(x, t, merged([conditioner(values) for conditioner in self.conditioners]))
+
+
+def ports_for(columns: Sequence[Column], condition: Mapping[str, Any]) -> Ports:
+    """How wide the ports of a network have to be for its columns.
+
+    Args:
+        condition: as of `ConditionalNetwork`.
+
+    Raises:
+        ValueError: two conditioners have tokens of different widths.
+    """
+    needed = [CONDITIONERS[key].needs(own, condition.get(key) or {}) for key, own in by_key(columns).items()]
+    widths = {ports.tokens for ports in needed} - {0}
+    if len(widths) > 1:
+        raise ValueError(f"condition: tokens of one width are needed, found {sorted(widths)}")
+    return Ports(tokens=max(widths, default=0), maps=sum(ports.maps for ports in needed))
 
 
 def by_key(columns: Iterable[Column]) -> dict[str, list[Column]]:
