@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of
 from ddpm.conditioning.guidance import Autoguidance, ClassifierFree, ClassifierGradient, guidable
-from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in
+from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for
 from ddpm.config.base import Section, validate
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
@@ -96,7 +96,7 @@ class ModelCard(Section):
         Raises:
             ValueError: the condition does not fit the data.
         """
-        return columns_of(self.config.condition.model_dump(), self.data.classes, self.data.class_counts)
+        return columns_of(self.config.condition.model_dump(), self.data.model_dump())
 
     @model_validator(mode="before")
     @classmethod
@@ -195,8 +195,9 @@ class Model(Drawer):
     @property
     def columns(self) -> tuple[Column, ...]:
         """Those that its network is told, and those that a classifier guides it by."""
-        own = columns_in(self.network)
-        return own or (answered_by(self.guide.network) if self.guide else ())
+        own = {column.name: column for column in columns_in(self.network)}
+        answered = answered_by(self.guide.network) if self.guide else ()
+        return tuple(({column.name: column for column in answered} | own).values())
 
     @property
     def choices(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -260,15 +261,22 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
     if not classifies and process.prediction != others.prediction:
         raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
     classes = columns_in(model.network), answered_by(guide.network) if classifies else columns_in(guide.network)
-    own, its = (tuple(getattr(column, "classes", ()) for column in columns) for columns in classes)
+    own, its = (tuple(c.classes for c in columns if isinstance(c, LabelColumn)) for columns in classes)
     if classifies and not own and data.classes is not None:
         own = (data.classes,)
     if own != its and (own or not classifies):
         raise UserError(f"{whose}: it has {_classes_of(its)}, and the model {_classes_of(own)}")
+    ours, theirs = ([column.name for column in columns] for columns in classes)
+    if ours != theirs and not classifies:
+        raise UserError(f"{whose}: it is told {_listed(theirs)}, and the model {_listed(ours)}")
 
 
 def _classes_of(columns: Sequence[Sequence[str]]) -> str:
     return f"the classes {listed(columns[0])}" if columns else "no classes"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return listed(names) if names else "nothing"
 
 
 def build_network(
@@ -284,6 +292,7 @@ def build_network(
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
     """
     channels, *sides = codec.network_shape
+    condition = config.condition.model_dump()
     if len(set(sides)) > 1:
         size = "×".join(map(str, sides))
         raise UserError(f"{where}: the images are {size}; the U-Net needs square ones: set data.image_size")
@@ -295,14 +304,14 @@ def build_network(
                 channels=channels,
                 dims=len(sides),
                 out_channels=_outputs(config, channels, columns),
+                ports=ports_for(columns, condition),
             )
             if config.classifies:
                 network.answers = tuple(columns)  # type: ignore[assignment]  # the stub knows tensors and modules
                 return network
             if not columns:
                 return network
-            label = config.condition.label
-            return ConditionalNetwork(network, columns, perceptron=label is not None and label.perceptron)
+            return ConditionalNetwork(network, columns, condition)
     except ValueError as error:
         raise UserError(f"{where}: {error if columns else f'network: {error}'}") from None
     except _LargerError:
@@ -333,7 +342,7 @@ def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Colu
         UserError: the condition does not fit the data.
     """
     try:
-        columns = columns_of(config.condition.model_dump(), facts.classes, facts.class_counts)
+        columns = columns_of(config.condition.model_dump(), facts.model_dump())
     except ValueError as error:
         raise UserError(f"{where}.{error}") from None
     if columns and facts.class_counts and facts.classes and 0 in facts.class_counts:

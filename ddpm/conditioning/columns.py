@@ -6,9 +6,9 @@ fields, the inputs of the ONNX files and MLflow's signature all come from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ class Column(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def key(self) -> str:
+        """The key of `condition` that asks for it. One key may ask for several columns."""
+        ...
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -66,8 +71,21 @@ class LabelColumn:
     counts: tuple[int, ...] | None = None
     droppable: bool = False
     name: ClassVar[str] = "label"
+    key: ClassVar[str] = "label"
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.int64)
     shape: ClassVar[tuple[int, ...]] = ()
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Self, ...]:
+        """As the entries of `COLUMNS`."""
+        classes, counts = data.get("classes"), data.get("class_counts")
+        if not classes:
+            raise ValueError("condition.label needs data with classes, and these have none")
+        if counts is not None and (len(counts) != len(classes) or min(counts) < 0 or not any(counts)):
+            raise ValueError(
+                f"condition.label: expected a count for each of {len(classes)} classes, found {brief(counts)}"
+            )
+        return (cls(tuple(classes), None if counts is None else tuple(counts), options.get("drop", 0) > 0),)
 
     @property
     def null(self) -> int | None:
@@ -102,8 +120,27 @@ class LabelColumn:
         raise ValueError(f"label: no class {brief(value)}; there are: {listed(self.classes)}")
 
 
+# What each key of `condition` asks for: (its section, the facts of the data) → columns, a ValueError if the data have
+# none. Both are as JSON has them. `conditioning.network.CONDITIONERS` has the other half: what a network is told.
+COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column, ...]]] = {"label": LabelColumn.of}
+
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
 NAMES = ("label",)
+
+
+def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns of a model, in the order of `COLUMNS`.
+
+    Args:
+        condition: the section `condition` of params.yaml, as JSON has it.
+        data: what a model knows of its training data (`model.DataFacts`), as JSON has it: `classes` in the order of
+            their numbers, `class_counts`.
+
+    Raises:
+        ValueError: the data do not have what is asked for.
+    """
+    told = {key: condition[key] for key in COLUMNS if condition.get(key) is not None}
+    return tuple(column for key, options in told.items() for column in COLUMNS[key](options, data))
 
 
 def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:
@@ -111,24 +148,9 @@ def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:
     return {column.name: np.full((count, *column.shape), column.null or 0, column.dtype) for column in columns}
 
 
-def columns_of(
-    condition: Mapping[str, Any], classes: Sequence[str] | None, counts: Sequence[int] | None = None
-) -> tuple[Column, ...]:
-    """The columns of a model.
-
-    Args:
-        condition: the section `condition` of params.yaml, as JSON has it.
-        classes: of its data, in the order of their numbers.
-        counts: of the training data, of each class.
-
-    Raises:
-        ValueError: the data have no classes, or the counts are not theirs.
-    """
-    label = condition.get("label")
-    if label is None:
-        return ()
-    if not classes:
-        raise ValueError("condition.label needs data with classes, and these have none")
-    if counts is not None and (len(counts) != len(classes) or min(counts) < 0 or not any(counts)):
-        raise ValueError(f"condition.label: expected a count for each of {len(classes)} classes, found {brief(counts)}")
-    return (LabelColumn(tuple(classes), None if counts is None else tuple(counts), label.get("drop", 0) > 0),)
+def untold(columns: Sequence[Column], given: Given) -> dict[str, NDArray[Any]]:
+    """The given values, with the null value in place of each column that has one: what guidance moves away from."""
+    return {
+        column.name: given[column.name] if column.null is None else np.full_like(given[column.name], column.null)
+        for column in columns
+    }

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.conditioning.network import bind, blank, columns_in
+from ddpm.conditioning.network import bind, columns_in, untold
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 
@@ -33,6 +33,8 @@ class Guided(Protocol):
 class ClassifierFree:
     """ε(x, c) + w (ε(x, c) − ε(x, ∅)) (Ho & Salimans 2022, eq. 6).
 
+    A column without a null value, such as the low image of an upsampler, stands in ∅ as it is given.
+
     Of a network that learns its variance the first half of the channels is guided; the variance is the conditional
     one's.
 
@@ -47,10 +49,10 @@ class ClassifierFree:
         return self._told(x, t)
 
     def guided(self, x: Tensor, t: Tensor, weight: float) -> Tensor:
-        null = blank(columns_in(self._network), x)
-        both = {name: torch.cat([value, null[name].to(value)]) for name, value in self._given.items()}
-        told, untold = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return away_from(told, untold, weight, x.shape[1])
+        null = untold(columns_in(self._network), self._given)
+        both = {name: torch.cat([value, null[name]]) for name, value in self._given.items()}
+        told, weak = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return away_from(told, weak, weight, x.shape[1])
 
 
 class Autoguidance:

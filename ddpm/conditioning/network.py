@@ -1,72 +1,89 @@
-"""A network with its condition: columns in, one of the ports of `nets.condition` out."""
+"""A network with its condition: columns in, the ports of `nets.condition` out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm.conditioning.columns import Column, LabelColumn
+from ddpm.conditioning.columns import Column
+from ddpm.conditioning.conditioner import Conditioner
+from ddpm.conditioning.labels import Labels
 from ddpm.diffusion.sampling import Denoiser
-from ddpm.nets.condition import Condition, Network
+from ddpm.errors import listed
+from ddpm.nets.condition import Network, Ports, merged
 
-
-class Labels(nn.Module):
-    """A class as a vector that joins the timestep's embedding (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021).
-
-    The null class of classifier-free guidance is one more row (Ho & Salimans 2022).
-    """
-
-    def __init__(self, column: LabelColumn, width: int, *, perceptron: bool = False) -> None:
-        """
-        Args:
-            width: of the vector.
-            perceptron: rows of width / 4, which two layers widen as they do the timestep's sines and cosines.
-        """
-        super().__init__()
-        row = width // 4 if perceptron else width
-        self.embedding = nn.Embedding(len(column.classes) + column.droppable, row)
-        layers = [nn.Linear(row, width), nn.GELU(), nn.Linear(width, width)] if perceptron else []
-        self.perceptron = nn.Sequential(*layers)
-
-    def forward(self, label: Tensor) -> Condition:
-        """label [N] int64 → the port `vector`, [N, width]."""
-        return Condition(vector=self.perceptron(self.embedding(label)))
+# What tells a network the columns of a key of `condition`; `conditioning.columns.COLUMNS` has the columns.
+CONDITIONERS: dict[str, type[Conditioner]] = {"label": Labels}
 
 
 class ConditionalNetwork(nn.Module):
     """A network and what turns its columns into a condition, as one module: they train and are saved together."""
 
-    def __init__(self, network: Network, columns: Sequence[Column], *, perceptron: bool = False) -> None:
+    def __init__(self, network: Network, columns: Sequence[Column], condition: Mapping[str, Any] | None = None) -> None:
         """
         Args:
-            columns: one `LabelColumn`.
-            perceptron: see `Labels`.
+            columns: of any number of conditioners, as `columns_of` has them.
+            condition: the section `condition`, as JSON has it; None: the defaults of each conditioner.
 
         Raises:
-            ValueError: the network has no port for it.
+            ValueError: the network has no port for one of them.
         """
         super().__init__()
-        (column,) = columns
-        if not isinstance(column, LabelColumn) or "vector" not in network.takes:
-            raise ValueError(f"condition.{column.name}: the network takes no condition")
-        self.columns = (column,)
+        self.columns = tuple(columns)
         self.network = network
-        self.conditioner = Labels(column, network.vector_width, perceptron=perceptron)
+        self._saved_as = []
+        for key, own in by_key(columns).items():
+            kind = CONDITIONERS[key]
+            if missing := sorted(kind.fills - network.takes):
+                raise ValueError(
+                    f"condition.{key}: the network takes no {listed(missing) if network.takes else 'condition'}"
+                )
+            self.add_module(kind.saved_as, kind(own, network.vector_width, (condition or {}).get(key) or {}))
+            self._saved_as.append(kind.saved_as)
+
+    @property
+    def conditioners(self) -> list[nn.Module]:
+        """One for each key of `condition`, in the order of the columns."""
+        return [self.get_submodule(name) for name in self._saved_as]
 
     def forward(self, x: Tensor, t: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
         """
         Args:
             x: [N, C, ...].
             t: [N].
-            given: a value of each column, [N, ...]. None: the null condition, or the first class of a network without
-                one; operations and memory are counted with it.
+            given: a value of each column, [N, ...]. None: the null condition, or zeros of a column without one;
+                operations and memory are counted with it.
         """
-        if given is None:
-            given = blank(self.columns, x)
-        (column,) = self.columns
-        return self.network(x, t, self.conditioner(given[column.name]))
+        values = blank(self.columns, x) if given is None else given
+        return self.network(x, t, merged([conditioner(values) for conditioner in self.conditioners]))
+
+
+def ports_for(columns: Sequence[Column], condition: Mapping[str, Any]) -> Ports:
+    """How wide the ports of a network have to be for its columns.
+
+    Args:
+        condition: as of `ConditionalNetwork`.
+
+    Raises:
+        ValueError: two conditioners have tokens of different widths.
+    """
+    needed = [CONDITIONERS[key].needs(own, condition.get(key) or {}) for key, own in by_key(columns).items()]
+    widths = {ports.tokens for ports in needed} - {0}
+    if len(widths) > 1:
+        raise ValueError(f"condition: tokens of one width are needed, found {sorted(widths)}")
+    return Ports(tokens=max(widths, default=0), maps=sum(ports.maps for ports in needed))
+
+
+def by_key(columns: Iterable[Column]) -> dict[str, list[Column]]:
+    """The columns by the key of `condition` that asks for them."""
+    keys: dict[str, list[Column]] = {}
+    for column in columns:
+        keys.setdefault(column.key, []).append(column)
+    return keys
 
 
 def columns_in(network: nn.Module) -> tuple[Column, ...]:
@@ -88,14 +105,39 @@ def bind(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
 
 def blank(columns: Sequence[Column], x: Tensor) -> dict[str, Tensor]:
     """The null value of each column, as many as x has data; 0 of a column without one."""
-    return {column.name: torch.full((len(x), *column.shape), column.null or 0, device=x.device) for column in columns}
-
-
-def dropped(columns: Sequence[Column], given: Mapping[str, Tensor], drop: float, uniform: Tensor) -> dict[str, Tensor]:
-    """The given values, with the null value where `uniform` [N] in [0, 1) is below `drop`: all columns together."""
-    null = blank(columns, uniform)
-    away = uniform < drop
     return {
-        name: torch.where(away.view(-1, *[1] * (value.ndim - 1)), null[name].to(value), value)
-        for name, value in given.items()
+        column.name: torch.full(
+            (len(x), *column.shape), column.null or 0, dtype=torch_dtype(column.dtype), device=x.device
+        )
+        for column in columns
     }
+
+
+def untold(columns: Sequence[Column], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given values, with the null value in place of each column that has one: what guidance moves away from."""
+    return {
+        column.name: given[column.name] if column.null is None else torch.full_like(given[column.name], column.null)
+        for column in columns
+    }
+
+
+def dropped(
+    columns: Sequence[Column], given: Mapping[str, Tensor], drop: Mapping[str, float], uniform: Tensor
+) -> dict[str, Tensor]:
+    """The given values, with a column's null value where its number is below its share.
+
+    Args:
+        drop: the share of each column that is dropped at all, by its name.
+        uniform: in [0, 1). [N, 1]: the columns are dropped together, by the same number; [N, len(drop)]: each by its
+            own.
+    """
+    null, values = untold(columns, given), dict(given)
+    for name, numbers in zip(drop, uniform.expand(-1, len(drop)).unbind(1), strict=True):
+        away = (numbers < drop[name]).view(-1, *[1] * (values[name].ndim - 1))
+        values[name] = torch.where(away, null[name], values[name])
+    return values
+
+
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """torch's of the same numbers."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -25,3 +25,9 @@ class ConditionConfig(Section):
     """What a model is told; of a classifier, what it answers. Without a key a model is unconditional."""
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")
+
+    @property
+    def drops(self) -> dict[str, float]:
+        """The share of the training data in which each is dropped, of those that are."""
+        shares = {key: getattr(section, "drop", 0.0) for key, section in self}
+        return {key: share for key, share in shares.items() if share}

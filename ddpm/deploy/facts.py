@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
-from ddpm.conditioning.columns import NAMES, Column, columns_of
+from ddpm.conditioning.columns import COLUMNS, Column, columns_of
 from ddpm.diffusion.plans import SamplingPlan, plan_for
 from ddpm.errors import UserError
 from ddpm.files import read_json
@@ -92,8 +92,8 @@ def _columns(facts: Mapping[str, Any], plan: SamplingPlan) -> tuple[Column, ...]
         raise ValueError(f"`condition`: expected an object, found {condition!r:.50}")
     told = {name: options for name, options in condition.items() if options is not None}
     for name, options in told.items():
-        if name not in NAMES:
-            raise ValueError(f"`condition`: no column {name!r:.50}; there are: {', '.join(NAMES)}")
+        if name not in COLUMNS:
+            raise ValueError(f"`condition`: no column {name!r:.50}; there are: {', '.join(COLUMNS)}")
         if not isinstance(options, dict):
             raise ValueError(f"`condition.{name}`: expected an object, found {options!r:.50}")
         drop = options.get("drop", 0)
@@ -101,7 +101,7 @@ def _columns(facts: Mapping[str, Any], plan: SamplingPlan) -> tuple[Column, ...]
             raise ValueError(f"`condition.{name}.drop`: expected a number in 0..1, found {drop!r:.50}")
     if "label" in told:
         _check_classes(data.get("classes"), data.get("class_counts"))
-    columns = columns_of(told, data.get("classes"), data.get("class_counts"))
+    columns = columns_of(told, data)
     if plan.column("guidance").any() and all(column.null is None for column in columns):
         raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
     return columns

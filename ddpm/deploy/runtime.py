@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, blank
+from ddpm.conditioning.columns import Column, Given, blank, untold
 from ddpm.deploy.facts import read_facts
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan
@@ -174,7 +174,7 @@ class Sampler(Drawer):
             given = blank(self._columns, len(x))
         if self.in_graph and _fits_the_graph(plan, x.nbytes):
             return self._run_in_graph(plan, x, draw, given)
-        return run(_Bound(self._denoiser, given, blank(self._columns, len(x))), plan, x, draw)
+        return run(_Bound(self._denoiser, given, untold(self._columns, given)), plan, x, draw)
 
     def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
         """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""

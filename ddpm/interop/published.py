@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import LabelColumn
-from ddpm.conditioning.network import Labels
+from ddpm.conditioning.labels import Labels
 from ddpm.config.base import validate
 from ddpm.config.network import AnyNetworkConfig
 from ddpm.config.process import MOST_TIMESTEPS, ProcessConfig, ScheduleName
@@ -72,7 +72,7 @@ class Classes:
     """What embeds the classes of a network that is told one with every image.
 
     Attributes:
-        weights: those of `conditioning.network.Labels`.
+        weights: those of `conditioning.labels.Labels`.
         null: whether the last row of the embedding stands for no class.
     """
 
@@ -284,7 +284,7 @@ def classes_of(
         raise UserError(f"{where}: {name} is {list(table.shape)}; expected [K, {width}], {rows}")
     column = LabelColumn(tuple(map(str, range(len(table) - null))), droppable=null)
     with torch.device("meta"):
-        conditioner = Labels(column, network.vector_width, perceptron=perceptron)
+        conditioner = Labels([column], network.vector_width, {"perceptron": perceptron})
     return Classes(shaped_like(weights, conditioner, where), null)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.nets.classifier import Classifier
-from ddpm.nets.condition import Network
+from ddpm.nets.condition import Network, Ports
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
 from ddpm.nets.unet import UNet
@@ -24,10 +24,17 @@ NETWORKS: dict[str, type[Network]] = {
 }
 
 DATA = ("points", "sequences", "images")
+NO_PORTS = Ports()
 
 
 def build(
-    options: Mapping[str, Any], *, image_size: int, channels: int, out_channels: int | None = None, dims: int = 2
+    options: Mapping[str, Any],
+    *,
+    image_size: int,
+    channels: int,
+    out_channels: int | None = None,
+    dims: int = 2,
+    ports: Ports = NO_PORTS,
 ) -> Network:
     """The network that `options` describes: its `kind`, and that kind's keyword arguments.
 
@@ -36,6 +43,7 @@ def build(
     Args:
         image_size: the side of an image, the length of a sequence; 1 for points.
         dims: axes of the data beside the channels: 2 for images, 1 for sequences, 0 for points.
+        ports: that its condition needs; those that the network cannot have are left out.
 
     Raises:
         ValueError: the options do not fit together or do not fit the images; the message names the key.
@@ -48,7 +56,8 @@ def build(
             f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes and other != "classifier"
         )
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
-    network: Network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options)
+    widths = {name: width for name, width in ports._asdict().items() if width and name in NETWORKS[kind].takes}
+    network: Network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options, **widths)
     if dims == 2:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
     return network

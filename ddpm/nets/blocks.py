@@ -6,7 +6,7 @@ Shapes are [N, C, L] where `dims` is 1, [N, C, H, W] where it is 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ def initialise_by_fans(network: nn.Module) -> None:
         if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             continue
         # Queries, keys and values are three layers there.
-        for weight in module.weight.chunk(3 if name.endswith(".qkv") else 1):
+        for weight in module.weight.chunk({"qkv": 3, "token_kv": 2}.get(name.rpartition(".")[2], 1)):
             if weight.is_meta or weight.any():
                 nn.init.xavier_uniform_(weight)
         if module.bias is not None:
@@ -69,16 +69,20 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.float() if mixed else x)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention: q, k, v [N, heads, positions, width] → shaped like v.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention: q [N, heads, queries, width], k and v [N, heads, positions, width] → shaped like q.
+
+    `mask` [N, 1, 1, positions] bool says which positions can be attended to; None: all.
 
     For bf16 on the CPU it is spelt out: there torch's fused kernel takes three times as long as two products, which use
     the processor's bf16 instructions. They keep positions² numbers, so not for many positions.
     """
     if _is_cpu_bf16(q) and k.shape[-2] <= SPELT_OUT:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
         return scores.softmax(dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 def _is_cpu_bf16(x: Tensor) -> bool:
@@ -142,25 +146,70 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all positions, residual; `heads` share the channels."""
+    """Self-attention over all positions, residual; `heads` share the channels.
+
+    Tokens of a condition have keys and values of their own, which stand before those of the positions (Nichol et al.
+    2022, GLIDE, §2.3).
+    """
 
     def __init__(
-        self, channels: int, *, groups: int, heads: int, dims: int = 2, epsilon: float = 1e-5, rescale: bool = False
+        self,
+        channels: int,
+        *,
+        groups: int,
+        heads: int,
+        dims: int = 2,
+        epsilon: float = 1e-5,
+        rescale: bool = False,
+        tokens: int = 0,
     ) -> None:
+        """
+        Args:
+            tokens: width of the tokens that are attended to as well; 0: there are none.
+        """
         super().__init__()
         conv = CONVOLUTIONS[dims]
         self.heads, self.rescale = heads, rescale
         self.norm = GroupNorm(groups, channels, epsilon)
         self.qkv = conv(channels, 3 * channels, 1)
         self.out = zero_initialised(conv(channels, channels, 1))
+        self.token_kv = nn.Linear(tokens, 2 * channels) if tokens else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: [N, C, ...].
+            tokens: [N, L, D].
+            mask: [N, L] bool, which of the tokens are there; None: all.
+        """
         n, c, *sides = x.shape
         positions = math.prod(sides)
         # [N, 3C, ...] → three of [N, heads, positions, C/heads].
         q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, c // self.heads, positions).transpose(3, 4).unbind(1)
-        attended = attend(q, k, v)
+        if tokens is not None:
+            k, v = (torch.cat(both, dim=2) for both in zip(self._keys_values(tokens), (k, v), strict=True))
+            if mask is not None:
+                mask = F.pad(mask, (0, positions), value=True)[:, None, None]
+        attended = attend(q, k, v, mask)
         return residual_sum(x, self.out(attended.transpose(2, 3).reshape(n, c, *sides)), rescale=self.rescale)
+
+    def _keys_values(self, tokens: Tensor) -> Iterable[Tensor]:
+        """Of the tokens, [N, heads, L, C/heads] each.
+
+        Raises:
+            ValueError: the block was built without them.
+        """
+        if self.token_kv is None:
+            raise ValueError("tokens: the network was built without this port")
+        n, count = tokens.shape[:2]
+        return self.token_kv(tokens).view(n, count, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class NoAttention(nn.Identity):
+    """What stands where a level has no attention."""
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return x
 
 
 class Downsample(nn.Module):

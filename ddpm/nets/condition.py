@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -12,18 +15,73 @@ class Condition(NamedTuple):
 
     Attributes:
         vector: [N, E], added to the embedding of the timestep.
-        tokens: [N, L, D], for cross-attention.
-        mask: [N, L] bool, which of the tokens are there.
-        maps: [N, K, *sides], concatenated to x.
+        tokens: [N, L, D], which every attention attends to.
+        mask: [N, L] bool, which of the tokens are there; None: all of them.
+        maps: [N, K, *sides], more channels of x.
+        residuals: added to each of the U-Net's skips, from the first to the last, and to its bottom.
     """
 
     vector: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
     maps: Tensor | None = None
+    residuals: tuple[Tensor, ...] = ()
+
+
+class Ports(NamedTuple):
+    """How wide the ports of a network have to be for its condition; 0: it does not need that one.
+
+    Attributes:
+        tokens: D of the tokens.
+        maps: K, how many there are.
+    """
+
+    tokens: int = 0
+    maps: int = 0
 
 
 NOTHING = Condition()
+
+
+def merged(conditions: Sequence[Condition]) -> Condition:
+    """Several conditions as one: vectors and residuals are added, tokens and maps concatenated in their order."""
+    return reduce(_both, conditions, NOTHING)
+
+
+def _both(one: Condition, other: Condition) -> Condition:
+    return Condition(
+        vector=other.vector if one.vector is None else embedded(one.vector, other),
+        **_tokens_of(one, other),
+        maps=_beside(one.maps, other.maps),
+        residuals=_sums(one.residuals, other.residuals),
+    )
+
+
+def _tokens_of(one: Condition, other: Condition) -> dict[str, Tensor | None]:
+    """The tokens of both, and the mask, which is needed only if one of them has one."""
+    mask = None
+    if one.mask is not None or other.mask is not None:
+        mask = _beside(*(_mask_of(each) for each in (one, other)))
+    return {"tokens": _beside(one.tokens, other.tokens), "mask": mask}
+
+
+def _mask_of(c: Condition) -> Tensor | None:
+    if c.mask is not None or c.tokens is None:
+        return c.mask
+    return c.tokens.new_ones(c.tokens.shape[:2], dtype=torch.bool)
+
+
+def _sums(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not one or not other:
+        return one or other
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def _beside(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Both along axis 1, or the one that is there."""
+    if one is None or other is None:
+        return other if one is None else one
+    return torch.cat([one, other], dim=1)
 
 
 class Network(nn.Module):
@@ -31,7 +89,7 @@ class Network(nn.Module):
 
     Attributes:
         axes: numbers of axes of a datum, beside its channels, that the network can be built for.
-        takes: the ports of a `Condition` that it has.
+        takes: the ports of a `Condition` that it can be built with.
         vector_width: E of the port `vector`.
     """
 

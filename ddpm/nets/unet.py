@@ -17,6 +17,7 @@ from ddpm.nets.blocks import (
     AttentionBlock,
     Downsample,
     GroupNorm,
+    NoAttention,
     ResidualBlock,
     Upsample,
     double,
@@ -44,7 +45,7 @@ class Encoder(Network):
     """The U-Net's way down and its bottom: what `UNet` and `nets.classifier.Classifier` share."""
 
     axes = (1, 2)
-    takes = frozenset({"vector"})
+    takes = frozenset({"vector", "tokens", "maps"})
 
     def __init__(
         self,
@@ -70,6 +71,8 @@ class Encoder(Network):
         frequency_shift: int = 1,
         timestep_scale: float = 1.0,
         checkpointing: bool = False,
+        tokens: int = 0,
+        maps: int = 0,
     ) -> None:
         """
         Args:
@@ -93,6 +96,8 @@ class Encoder(Network):
             frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
             timestep_scale: what t is multiplied by before it is embedded.
             checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
+            tokens: width of the port `tokens`; 0: the network has no such port.
+            maps: of the port `maps`, how many; 0: the network has no such port.
 
         Raises:
             ValueError: the numbers do not fit together; the message names the key.
@@ -103,6 +108,8 @@ class Encoder(Network):
         widths = [round(width * multiplier) for multiplier in multipliers]
         _check_channels(width, [stem_width, *widths], groups)
         _check_attention(sides, widths, attention_resolutions, middle_attention, heads, head_channels)
+        if tokens and not attention_resolutions and not middle_attention:
+            raise ValueError("attention_resolutions is empty and middle_attention false, so nothing attends to tokens")
         self.width, self.checkpointing = width, checkpointing
         self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
         self.vector_width = time_width = 4 * width
@@ -118,6 +125,7 @@ class Encoder(Network):
             head_channels=head_channels,
             resample=resample,
             downsample_padding=downsample_padding,
+            tokens=tokens,
         )
         self._levels = [(c, side in attention_resolutions) for side, c in zip(sides, widths, strict=True)]
 
@@ -127,31 +135,42 @@ class Encoder(Network):
         self.middle_in = parts.residual(widths[-1], widths[-1])
         self.middle_attention = parts.attention(widths[-1], middle_attention)
         self.middle_out = parts.residual(widths[-1], widths[-1])
+        # A convolution of x and the maps together is the sum of one of each. So the weights for x have the same name
+        # and shape with maps and without.
+        self.stem_maps = CONVOLUTIONS[dims](maps, stem_width, 3, padding=1, bias=False) if maps else None
 
     def encode(self, x: Tensor, t: Tensor, c: Condition) -> tuple[Tensor, Tensor, list[Tensor]]:
         """x [N, C, H, W], t [N] → the bottom [N, width × last multiplier, …], the embedding [N, 4 width] that blocks
-        take, and the skips from the first to the last."""
+        take, and the skips from the first to the last.
+
+        Raises:
+            ValueError: the condition has maps or tokens, and the network was built without.
+        """
         if self.timestep_scale != 1:
             t = t * self.timestep_scale
         time = self.time_mlp(timestep_embedding(t, self.width, frequency_shift=self.frequency_shift))
         time = F.silu(embedded(time, c))
         h = self.stem(x)
+        if c.maps is not None:
+            if self.stem_maps is None:
+                raise ValueError("maps: the network was built without this port")
+            h = h + self.stem_maps(c.maps)
         skips = [h]
         for level in cast("Iterable[Level]", self.down):
             for residual, attention in zip(level.residuals, level.attentions, strict=True):
-                h = self._run(residual, attention, h, time)
+                h = self._run(residual, attention, h, time, c)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h, time)
                 skips.append(h)
-        h = self._run(self.middle_in, self.middle_attention, h, time)
+        h = self._run(self.middle_in, self.middle_attention, h, time, c)
         return self.middle_out(h, time), time, skips
 
-    def _run(self, residual: nn.Module, attention: nn.Module, h: Tensor, time: Tensor) -> Tensor:
+    def _run(self, residual: nn.Module, attention: nn.Module, h: Tensor, time: Tensor, c: Condition) -> Tensor:
         """A residual block and its attention."""
 
         def run(h: Tensor, time: Tensor) -> Tensor:
-            return attention(residual(h, time))
+            return attention(residual(h, time), c.tokens, c.mask)
 
         if self.checkpointing and torch.is_grad_enabled():
             return cast("Tensor", checkpoint(run, h, time, use_reentrant=False))
@@ -163,6 +182,8 @@ class UNet(Encoder):
 
     With the defaults, at 32×32×3: the paper's CIFAR-10 network of 35.7 M parameters.
     """
+
+    takes = Encoder.takes | {"residuals"}
 
     def __init__(
         self,
@@ -198,11 +219,20 @@ class UNet(Encoder):
             initialise_by_fans(self)
 
     def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
-        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W]."""
+        """x [N, C, H, W] noisy images, t [N] integer timesteps → [N, out_channels, H, W].
+
+        Raises:
+            ValueError: the condition has what the network was built without, or another number of residuals than there
+                are skips and the bottom.
+        """
         h, time, skips = self.encode(x, t, c)
+        if c.residuals:
+            if len(c.residuals) != len(skips) + 1:
+                raise ValueError(f"residuals: expected {len(skips)} and one of the bottom, found {len(c.residuals)}")
+            *skips, h = (a + b for a, b in zip([*skips, h], c.residuals, strict=True))
         for level in cast("Iterable[Level]", self.up):
             for residual, attention in zip(level.residuals, level.attentions, strict=True):
-                h = self._run(residual, attention, torch.cat([h, skips.pop()], dim=1), time)
+                h = self._run(residual, attention, torch.cat([h, skips.pop()], dim=1), time, c)
             if level.resample is not None:
                 h = level.resample(h, time)
         return self.out_conv(F.silu(self.out_norm(h)))
@@ -223,6 +253,7 @@ class _Parts:
     head_channels: int | None
     resample: str
     downsample_padding: str
+    tokens: int
 
     def residual(self, c_in: int, c_out: int, resample: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
         return ResidualBlock(
@@ -240,10 +271,15 @@ class _Parts:
 
     def attention(self, c: int, wanted: bool) -> nn.Module:
         if not wanted:
-            return nn.Identity()
-        heads = c // self.head_channels if self.head_channels else self.heads
+            return NoAttention()
         return AttentionBlock(
-            c, groups=self.groups, heads=heads, dims=self.dims, epsilon=self.epsilon, rescale=self.rescale
+            c,
+            groups=self.groups,
+            heads=c // self.head_channels if self.head_channels else self.heads,
+            dims=self.dims,
+            epsilon=self.epsilon,
+            rescale=self.rescale,
+            tokens=self.tokens,
         )
 
     def downsample(self, c: int) -> nn.Module:

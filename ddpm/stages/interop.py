@@ -230,6 +230,8 @@ def export_diffusers(model_directory: Path, out: Path) -> None:
     _must_be_new(out)
     model = load(find_model(model_directory, exported=False))
     config, weights, labels = model.card.config, model.network.state_dict(), None
+    if other := sorted({column.key for column in model.columns} - {"label"}):
+        raise UserError(f"{model_directory}: condition.{other[0]} is not a part of diffusers' UNet2DModel")
     if model.columns:
         labels = Classes(_below(CONDITIONER, weights), null=model.columns[0].null is not None)
         weights = _below(NETWORK, weights)

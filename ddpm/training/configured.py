@@ -128,9 +128,8 @@ def task_of(config: VariantConfig, codec: Codec, columns: Sequence[Column], devi
         return Reconstruct(objective.reconstruction_weight)
     if objective.loss == "cross_entropy":
         return Classify(build_process(config, device, codec.levels), columns)
-    drop = config.condition.label.drop if config.condition.label else 0.0
     chosen = Objective(objective.loss, objective.weighting, objective.gamma)
-    return Denoise(build_process(config, device, codec.levels), chosen, columns, drop)
+    return Denoise(build_process(config, device, codec.levels), chosen, columns, config.condition.drops)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -103,7 +103,7 @@ def train(
             x0 = torch.where(mirrored, x0.flip(-1), x0)
         t, weights = state.timesteps.draw(batch_size, device)
         noise = _noise_like(x0, batch_size)[part]
-        batch = Batch(x0, given, torch.rand(batch_size, device=device)[part] if task.draws else None)
+        batch = Batch(x0, given, torch.rand(batch_size, task.draws, device=device)[part])
         if not ranks.first:
             torch.manual_seed(ranks.own_seed(random_seed))  # of dropout
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, cast
 
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     Attributes:
         x0: [N, C, ...] in about [−1, 1].
         given: a value of each column, [N, ...].
-        uniform: [N] in [0, 1), of each datum, for a task that draws once more; None where it does not.
+        uniform: [N, task.draws] in [0, 1); None where the task draws nothing.
     """
 
     x0: Tensor
@@ -43,8 +43,8 @@ class Task(Protocol):
         ...
 
     @property
-    def draws(self) -> bool:
-        """Whether a batch needs `uniform`."""
+    def draws(self) -> int:
+        """How many random numbers it needs of each datum, in `uniform`."""
         ...
 
     @property
@@ -67,26 +67,29 @@ class Denoise:
     """A diffusion model's objective, of a network that may be told a condition.
 
     Attributes:
-        drop: share of the data whose condition is replaced by the null one, so that classifier-free guidance can be had
-            (Ho & Salimans 2022, algorithm 1). All columns are dropped together.
+        drop: of each column that is dropped, by its name: the share of the data in which its null value takes its
+            place, so that classifier-free guidance can be had (Ho & Salimans 2022, algorithm 1).
+        together: columns are dropped by the same random number, so that one with a smaller share is dropped only where
+            the others are; else each by its own.
     """
 
     process: GaussianProcess
     objective: Objective = L_SIMPLE
     columns: Sequence[Column] = ()
-    drop: float = 0.0
+    drop: Mapping[str, float] = field(default_factory=dict)
+    together: bool = True
 
     @property
     def timesteps(self) -> int:
         return self.process.timesteps
 
     @property
-    def draws(self) -> bool:
-        return self.drop > 0
+    def draws(self) -> int:
+        return min(len(self.drop), 1) if self.together else len(self.drop)
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         given = batch.given
-        if batch.uniform is not None:
+        if self.drop and batch.uniform is not None:
             given = dropped(self.columns, given, self.drop, batch.uniform)
         return self.objective.training_losses(self.process, bind(network, given), batch.x0, t, noise)
 
@@ -101,7 +104,7 @@ class Reconstruct:
 
     weight: float = 1.0
     timesteps: int = 1
-    draws: bool = False
+    draws: int = 0
     columns: Sequence[Column] = ()
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ class Classify:
 
     process: GaussianProcess
     columns: Sequence[Column]
-    draws: bool = False
+    draws: int = 0
 
     @property
     def timesteps(self) -> int:

@@ -108,9 +108,10 @@ def test_the_null_class_exists_only_where_labels_were_dropped():
 
 
 def test_the_section_condition_makes_the_columns():
-    assert columns_of({}, NAMES) == columns_of({"label": None}, NAMES) == ()
-    assert columns_of({"label": {"drop": 0.1}}, list(NAMES), [10, 20, 30, 40]) == (COLUMN,)
-    assert columns_of({"label": {"drop": 0}}, NAMES) == (LabelColumn(NAMES),)
+    data = {"classes": list(NAMES), "class_counts": [10, 20, 30, 40]}
+    assert columns_of({}, data) == columns_of({"label": None}, data) == ()
+    assert columns_of({"label": {"drop": 0.1}}, data) == (COLUMN,)
+    assert columns_of({"label": {"drop": 0}}, {"classes": NAMES}) == (LabelColumn(NAMES),)
     for none in (None, ()):
         with pytest.raises(ValueError, match=r"condition\.label needs data with classes"):
-            columns_of({"label": {"drop": 0.1}}, none)
+            columns_of({"label": {"drop": 0.1}}, {"classes": none})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.conditioning.guidance import ClassifierFree, guidable
-from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in, dropped
+from ddpm.conditioning.network import ConditionalNetwork, bind, blank, columns_in, dropped, untold
 from ddpm.nets import build
+from ddpm.nets.condition import NOTHING, Condition, merged
 
 OPTIONS = {
     "kind": "unet",
@@ -23,6 +26,16 @@ OPTIONS = {
     "dropout": 0.0,
 }
 NAMES = ("a", "b", "c")
+
+
+@dataclass(frozen=True)
+class Other:
+    """A column of two numbers."""
+
+    name = key = "other"
+    dtype = np.dtype(np.float32)
+    shape = (2,)
+    null = -7
 
 
 def conditional(*, droppable: bool = True, **options) -> ConditionalNetwork:
@@ -99,7 +112,8 @@ shares = st.floats(0, 1, exclude_max=True, width=32)
 @given(st.lists(st.tuples(st.integers(0, 2), shares), min_size=1), shares)
 def test_a_label_is_dropped_where_its_number_is_below_the_share(data, drop):
     labels, uniform = (torch.tensor(part) for part in zip(*data, strict=True))
-    found = dropped([LabelColumn(NAMES, droppable=True)], {"label": labels}, drop, uniform)["label"]
+    column = LabelColumn(NAMES, droppable=True)
+    found = dropped([column], {"label": labels}, {"label": drop}, uniform.view(-1, 1))["label"]
     expected = [3 if number < drop else label for label, number in data]
     assert found.tolist() == expected
     assert found.dtype == torch.int64
@@ -108,11 +122,49 @@ def test_a_label_is_dropped_where_its_number_is_below_the_share(data, drop):
 def test_the_share_that_is_dropped():
     """The 5-sigma interval of 20,000 draws."""
     count, drop = 20_000, 0.1
-    uniform = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(count, 1, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(count, dtype=torch.int64)
-    found = dropped([LabelColumn(NAMES, droppable=True)], {"label": labels}, drop, uniform)["label"]
+    found = dropped([LabelColumn(NAMES, droppable=True)], {"label": labels}, {"label": drop}, uniform)["label"]
     share = (found == 3).double().mean().item()
     assert abs(share - drop) < 5 * np.sqrt(drop * (1 - drop) / count)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True, width=32), shares), min_size=1), shares, shares)
+def test_two_columns_are_dropped_by_one_number_or_each_by_its_own(numbers, first, second):
+    columns = [LabelColumn(NAMES, droppable=True), Other()]
+    told = {"label": torch.zeros(len(numbers), dtype=torch.int64), "other": torch.ones(len(numbers), 2)}
+    uniform, drop = torch.tensor(numbers), {"label": first, "other": second}
+    apart = dropped(columns, told, drop, uniform)
+    assert apart["label"].tolist() == [3 if one < first else 0 for one, _ in numbers]
+    assert apart["other"].tolist() == [[-7.0 if other < second else 1.0] * 2 for _, other in numbers]
+    together = dropped(columns, told, drop, uniform[:, :1])
+    assert together["other"].tolist() == [[-7.0 if one < second else 1.0] * 2 for one, _ in numbers]
+
+
+def test_a_column_without_a_null_value_stays_as_it_is_given():
+    columns = [LabelColumn(NAMES), Other()]
+    told = {"label": torch.tensor([2, 1]), "other": torch.ones(2, 2)}
+    without = untold(columns, told)
+    assert without["label"].tolist() == [2, 1]
+    assert without["other"].tolist() == [[-7.0, -7.0]] * 2
+    assert {name: value.dtype for name, value in blank(columns, torch.zeros(3)).items()} == {
+        "label": torch.int64,
+        "other": torch.float32,
+    }
+
+
+def test_several_conditions_are_one():
+    tokens, mask, maps = torch.randn(2, 3, 4), torch.tensor([[True, False, True]] * 2), torch.randn(2, 1, 8, 8)
+    one = Condition(vector=torch.ones(2, 5), tokens=tokens, mask=mask)
+    other = Condition(vector=torch.full((2, 5), 2.0), tokens=tokens[:, :1], maps=maps)
+    both = merged([one, other, Condition(maps=maps)])
+    assert torch.equal(both.vector, torch.full((2, 5), 3.0))
+    assert torch.equal(both.tokens, torch.cat([tokens, tokens[:, :1]], dim=1))
+    assert both.mask.tolist() == [[True, False, True, True]] * 2
+    assert torch.equal(both.maps, torch.cat([maps, maps], dim=1))
+    assert merged([]) == NOTHING
+    assert merged([other]).mask is None
+    assert merged([other])[0] is other[0]
 
 
 @pytest.mark.parametrize("learned", [False, True])

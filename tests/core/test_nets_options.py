@@ -223,7 +223,8 @@ def test_class_labels_steer_and_none_is_none():
 @pytest.mark.parametrize("perceptron", [False, True])
 def test_both_ways_of_a_class_into_the_linear_attention_network_learn(vector, perceptron):
     network = LinearAttentionUNet(8, 1, width=8, multipliers=(1, 2), vector=vector)
-    network = awake(ConditionalNetwork(network, [LabelColumn(("a", "b"), droppable=True)], perceptron=perceptron))
+    columns, condition = [LabelColumn(("a", "b"), droppable=True)], {"label": {"perceptron": perceptron}}
+    network = awake(ConditionalNetwork(network, columns, condition))
     x, t = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.tensor([9, 9, 9])
     a, b, null = network(x, t, {"label": torch.tensor([0, 1, 2])})
     assert not torch.allclose(a, b)

@@ -50,7 +50,7 @@ class Recording(ConditionalNetwork):
 def run(drop: float = 0.5, dropout: float = 0.0, **options) -> tuple[Recording, list]:
     """A training of 12 steps of 10 images: the network, and its curve."""
     network, process = Recording(dropout), GaussianProcess(Schedule.named("linear", 50))
-    task = Denoise(process, columns=network.columns, drop=drop)
+    task = Denoise(process, columns=network.columns, drop={"label": drop} if drop else {})
     defaults = {"seed": 1, "steps": STEPS, "batch_size": SIZE, "warmup_steps": 0, "log_every": 1}
     curve = train_with(network, process, IMAGES, task=task, columns={"label": LABELS}, **{**defaults, **options})
     return network, curve
@@ -78,7 +78,7 @@ def test_dropping_leaves_the_other_random_numbers_of_a_training_as_they_are():
         network, process = Recording(0.0), GaussianProcess(Schedule.named("linear", 50))
         torch.nn.init.zeros_(network.conditioner.embedding.weight)
         network.conditioner.requires_grad_(False)
-        task = Denoise(process, columns=network.columns, drop=drop)
+        task = Denoise(process, columns=network.columns, drop={"label": drop} if drop else {})
         options = {"seed": 1, "steps": 4, "batch_size": SIZE, "warmup_steps": 0, "log_every": 1}
         return train_with(network, process, IMAGES, task=task, columns={"label": LABELS}, **options)
 
