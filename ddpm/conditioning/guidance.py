@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.conditioning.network import bind, blank, columns_in
+from ddpm.conditioning.columns import blank
+from ddpm.conditioning.network import bind, columns_in, tensors
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 
@@ -40,16 +41,15 @@ class ClassifierFree:
     """
 
     def __init__(self, network: nn.Module, given: Mapping[str, Tensor]) -> None:
-        self._network, self._given = network, given
+        self._network = network
         self._told = bind(network, given)
+        self._both = {name: torch.cat([value, _null(network, name, value)]) for name, value in given.items()}
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self._told(x, t)
 
     def guided(self, x: Tensor, t: Tensor, weight: float) -> Tensor:
-        null = blank(columns_in(self._network), x)
-        both = {name: torch.cat([value, null[name].to(value)]) for name, value in self._given.items()}
-        told, untold = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        told, untold = self._network(torch.cat([x, x]), torch.cat([t, t]), self._both).chunk(2)
         return away_from(told, untold, weight, x.shape[1])
 
 
@@ -101,10 +101,20 @@ class ClassifierGradient:
             return torch.autograd.grad(chosen, x)[0]
 
 
+def _null(network: nn.Module, name: str, value: Tensor) -> Tensor:
+    """The null value of a column, once for each of the values."""
+    return tensors(blank(columns_in(network), len(value)), value.device)[name]
+
+
 def away_from(strong: Tensor, weak: Tensor, weight: float, channels: int) -> Tensor:
     """The first `channels` of the strong output moved away from those of the weak one; the others are the strong's."""
     prediction = strong[:, :channels] + weight * (strong[:, :channels] - weak[:, :channels])
     return torch.cat([prediction, strong[:, channels:]], dim=1)
+
+
+def by_itself(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
+    """The network told its condition, guided away from itself without the condition if that can be."""
+    return ClassifierFree(network, given) if guidable(network) else bind(network, given)
 
 
 def guidable(network: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm.conditioning.columns import Column, LabelColumn
+from ddpm.conditioning.columns import Column, Given, LabelColumn, blank
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.nets.condition import Condition, Network
 
@@ -64,7 +64,7 @@ class ConditionalNetwork(nn.Module):
                 one; operations and memory are counted with it.
         """
         if given is None:
-            given = blank(self.columns, x)
+            given = tensors(blank(self.columns, len(x)), x.device)
         (column,) = self.columns
         return self.network(x, t, self.conditioner(given[column.name]))
 
@@ -86,16 +86,15 @@ def bind(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
     return lambda x, t: network(x, t, given)
 
 
-def blank(columns: Sequence[Column], x: Tensor) -> dict[str, Tensor]:
-    """The null value of each column, as many as x has data; 0 of a column without one."""
-    return {column.name: torch.full((len(x), *column.shape), column.null or 0, device=x.device) for column in columns}
+def tensors(given: Given, device: torch.device) -> dict[str, Tensor]:
+    """The values of columns as tensors on a device."""
+    return {name: torch.from_numpy(values).to(device) for name, values in given.items()}
 
 
 def dropped(columns: Sequence[Column], given: Mapping[str, Tensor], drop: float, uniform: Tensor) -> dict[str, Tensor]:
     """The given values, with the null value where `uniform` [N] in [0, 1) is below `drop`: all columns together."""
-    null = blank(columns, uniform)
+    null = tensors(blank(columns, len(uniform)), uniform.device)
     away = uniform < drop
     return {
-        name: torch.where(away.view(-1, *[1] * (value.ndim - 1)), null[name].to(value), value)
-        for name, value in given.items()
+        name: torch.where(away.view(-1, *[1] * (value.ndim - 1)), null[name], value) for name, value in given.items()
     }
