@@ -1,7 +1,9 @@
-"""`make ablation`: what the papers claim of samplers, variances, schedules and objectives, measured on the digits.
+"""`make ablation`: what the papers claim of samplers, variances, schedules, objectives and guidance, measured.
 
-The preset `ddpm` of params.yaml is trained six times, {L_simple, L_hybrid, L_vlb} × {linear, cosine}, by the pipeline's
-own stages in a project folder of its own. A run that was stopped goes on with the same command, cell by cell.
+The preset `ddpm` of params.yaml is trained six times, {L_simple, L_hybrid, L_vlb} × {linear, cosine}, on the digits,
+by the pipeline's own stages in a project folder of its own. For guidance the presets `conditional`, `ddpm` and
+`classifier` are trained there, and a weaker `conditional`. Fashion-MNIST is measured if there is a project with a
+trained `conditional-fashion`. A run that was stopped goes on with the same command, cell by cell.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench import guided
 from bench.cells import BATCH, Cells, TrainedModel
-from bench.claims import Comparison, Estimate, better_fixed_variance, estimate, model_claims, sampler_claims
+from bench.claims import Estimate, better_fixed_variance, estimate, model_claims, sampler_claims
+from bench.guided import GuidanceStudy, Subjects
 from bench.page import markdown
 from ddpm import tracking
 from ddpm.compute.device import pick_device
 from ddpm.config.data import DataConfig
+from ddpm.config.model import VariantConfig
 from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.params import Params, load_params
 from ddpm.config.sampling import SamplingConfig
@@ -32,9 +37,8 @@ from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.features import extract
 from ddpm.evaluation.metrics import frechet_distance
-from ddpm.files import read_json, sha256_of, write_bytes, write_json
+from ddpm.files import read_json, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED
-from ddpm.model import load
 from ddpm.stages.extractor import fit_extractor
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
@@ -43,6 +47,10 @@ from ddpm.stages.train import train_variant
 PRESET = "ddpm"
 LOSSES, SCHEDULES = ("simple", "hybrid", "vlb"), ("linear", "cosine")
 PRESET_AS = ("simple", "linear")  # the one of the six that is sampled by every sampler
+# The digits' models for guidance, presets but for the last, which is the first, narrower and trained for fewer steps.
+GUIDED = Subjects(conditional="conditional", unconditional="ddpm", classifier="classifier", weaker="weaker")
+WEAKER: dict[str, dict[str, Any]] = {"network": {"width": 8, "groups": 4}, "training": {"steps": 500}}
+FASHION = "conditional-fashion"
 
 # What a column of the first tables changes of the default plan.
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -74,6 +82,8 @@ class Scale:
     likelihood_groups: int = 5  # of them, for its jackknife
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the preset's sections
     extractor: Mapping[str, Any] = field(default_factory=dict)  # overrides
+    guidance: guided.Extent = guided.FULL
+    guided_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the presets for guidance
 
     @property
     def folder(self) -> Path:
@@ -100,6 +110,12 @@ QUICK = Scale(
     likelihood_groups=3,
     overrides={"process": {"timesteps": 10}, "training": {"steps": 4, "batch_size": 8, "log_every": 2}},
     extractor={"steps": 20},
+    guidance=guided.QUICK,
+    guided_overrides={
+        "process": {"timesteps": 10},
+        "training": {"steps": 4, "batch_size": 8, "log_every": 2},
+        "sampling": {"steps": 2},
+    },
 )
 
 
@@ -107,9 +123,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.ablation", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the whole way in seconds; the figures mean nothing")
-    scale = QUICK if parser.parse_args(argv).quick else FULL
+    parser.add_argument(
+        "--guidance", action="store_true", help="measure guidance alone; the other results stay as they were written"
+    )
+    parser.add_argument(
+        "--fashion",
+        type=Path,
+        default=Path(".ddpm/ablation-fashion"),
+        metavar="PROJECT",
+        help="a project with prepared Fashion-MNIST, its extractor and a trained model conditional-fashion; without it "
+        "Fashion-MNIST is left out (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    scale = QUICK if arguments.quick else FULL
     try:
-        results = study(load_params(), scale)
+        params = load_params()
+        results = _read(scale.results) if arguments.guidance else study(params, scale)
+        results["guidance"] = guidance(params, scale, arguments.fashion)
         write_json(scale.results, results)
         write_bytes(scale.page, markdown(results).encode())
         print(f"\n{scale.page.read_text(encoding='utf-8')}\n{scale.results} and {scale.page} written", flush=True)
@@ -126,14 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def study(params: Params, scale: Scale) -> dict[str, Any]:
     """Train, sample and measure what is not there yet; everything that the page says, as JSON."""
-    params, root = six_models(params, scale), scale.folder
-    root.mkdir(parents=True, exist_ok=True)
-    fetch(params, root=root)
-    prepare(params, root=root)
-    fit_extractor(params, root=root)
-    for name in params.models:
-        # At once where it was done before: a finished training's state stays until something that decides it changes.
-        train_variant(params, name, root=root)
+    params = six_models(params, scale)
+    _prepare(params, scale.folder)
     measured = _Study(params, scale)
     grid = measured.samplers()
     fid, bits = measured.models()
@@ -141,31 +165,78 @@ def study(params: Params, scale: Scale) -> dict[str, Any]:
     return {
         "protocol": measured.protocol(),
         "samplers": [
-            {"spacing": spacing, "sampler": name, "steps": steps, **_measured(e)}
+            {"spacing": spacing, "sampler": name, "steps": steps, **e.as_dict()}
             for (spacing, name, steps), e in grid.items()
         ],
         "fid": [
-            {"loss": loss, "schedule": schedule, "steps": steps, **_measured(e)}
+            {"loss": loss, "schedule": schedule, "steps": steps, **e.as_dict()}
             for (loss, schedule, steps), e in fid.items()
         ],
         "bits_per_dim": [
-            {"loss": loss, "schedule": schedule, "variance": variance, "steps": steps, **_measured(e)}
+            {"loss": loss, "schedule": schedule, "variance": variance, "steps": steps, **e.as_dict()}
             for (loss, schedule, variance, steps), e in bits.items()
         ],
-        "claims": [
-            {"claim": claim.text, "verdict": claim.verdict, "comparisons": [_compared(c) for c in claim.comparisons]}
-            for claim in claims
-        ],
+        "claims": [claim.as_dict() for claim in claims],
     }
+
+
+def _read(results: Path) -> dict[str, Any]:
+    try:
+        return read_json(results)
+    except (OSError, ValueError):
+        raise UserError(f"--guidance: {results} is missing or damaged; leave --guidance out to measure all") from None
+
+
+def guidance(params: Params, scale: Scale, fashion: Path) -> list[dict[str, Any]]:
+    """Train the digits' models for guidance and measure them, and Fashion-MNIST's where they are; as JSON, an entry a
+    data set. An entry of one that is left out says why.
+    """
+    root = scale.folder
+    digits = guided_models(params, scale)
+    _prepare(digits, root)
+    found = [GuidanceStudy(digits, root, root / "cells", GUIDED, scale.guidance).results()]
+    if not (fashion / MODELS / FASHION / "model.json").is_file():
+        why = f"no trained model {FASHION} in the project {fashion}"
+        return [*found, {"data": "fashion-mnist", "left_out": why}]
+    study = GuidanceStudy(params, fashion, root / "cells", Subjects(FASHION), scale.guidance)
+    return [*found, study.results()]
+
+
+def guided_models(params: Params, scale: Scale) -> Params:
+    """The pipeline's parameters with the digits as data, and with the models for guidance."""
+    presets = {name: params.variant(name) for name in ("conditional", "ddpm", "classifier")}
+    presets["weaker"] = _changed(presets["conditional"], WEAKER)
+    models = {name: _changed(config, scale.guided_overrides) for name, config in presets.items()}
+    return _on_digits(params, scale, models)
+
+
+def _changed(config: VariantConfig, overrides: Mapping[str, Mapping[str, Any]]) -> VariantConfig:
+    """A model with other values of some keys of its sections."""
+    sections = {name: getattr(config, name).model_copy(update=update) for name, update in overrides.items()}
+    return config.model_copy(update=sections)
+
+
+def _on_digits(params: Params, scale: Scale, models: Mapping[str, VariantConfig]) -> Params:
+    extractor = params.extractor.model_copy(update={"kind": "classifier", **scale.extractor})
+    return params.model_copy(
+        update={"data": DataConfig(), "extractor": extractor, "models": models, "variants": tuple(models)}
+    )
+
+
+def _prepare(params: Params, root: Path) -> None:
+    """Run the stages up to the trained models; what was done before is done at once."""
+    root.mkdir(parents=True, exist_ok=True)
+    fetch(params, root=root)
+    prepare(params, root=root)
+    fit_extractor(params, root=root)
+    for name in params.models:
+        # A finished training's state stays until something that decides it changes.
+        train_variant(params, name, root=root)
 
 
 def six_models(params: Params, scale: Scale) -> Params:
     """The pipeline's parameters with the digits as data, and with the preset in all its objectives and schedules."""
-    preset = params.variant(PRESET)
-    changed = {
-        section: getattr(preset, section).model_copy(update=update) for section, update in scale.overrides.items()
-    }
-    preset = preset.model_copy(update={**changed, "sampling": SamplingConfig()})
+    preset = _changed(params.variant(PRESET), scale.overrides).model_copy(update={"sampling": SamplingConfig()})
     models = {
         name_of(loss, schedule): preset.model_copy(
             update={
@@ -181,10 +252,7 @@ def six_models(params: Params, scale: Scale) -> Params:
         for loss in LOSSES
         for schedule in SCHEDULES
     }
-    extractor = params.extractor.model_copy(update={"kind": "classifier", **scale.extractor})
-    return params.model_copy(
-        update={"data": DataConfig(), "extractor": extractor, "models": models, "variants": tuple(models)}
-    )
+    return _on_digits(params, scale, models)
 
 
 def name_of(loss: str, schedule: str) -> str:
@@ -256,8 +324,7 @@ class _Study:
     def _trained(self, loss: str, schedule: str) -> TrainedModel:
         """A model of the study."""
         name, root = name_of(loss, schedule), self._scale.folder
-        model = load(root / MODELS / name, self._device).sampled_by(SamplingConfig())
-        return TrainedModel(model, sha256_of(root / MODELS / name / "model.safetensors"))
+        return TrainedModel.read(root / MODELS / name, self._device, SamplingConfig())
 
     def _fid(self, what: str, trained: TrainedModel, plan: Mapping[str, Any]) -> Estimate:
         images = self._cells.samples(trained, self._scale.samples, self._params.seed, plan)
@@ -277,19 +344,6 @@ class _Study:
         figure = estimate(lambda kept: float(bounds[kept].mean()), len(bounds), len(bounds))
         print(f"{what}: {figure.value:.4f} ± {figure.error:.4f} bits/dim", flush=True)
         return figure
-
-
-def _measured(figure: Estimate) -> dict[str, float]:
-    return {"value": round(figure.value, 4), "error": round(figure.error, 4)}
-
-
-def _compared(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "statement": comparison.statement,
-        "outcome": comparison.outcome,
-        "margin": round(comparison.margin, 4),
-        "error": round(comparison.error, 4),
-    }
 
 
 def _points(results: Mapping[str, Any]) -> list[tuple[int, dict[str, float]]]:

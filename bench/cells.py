@@ -9,24 +9,27 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import ddpm
-from ddpm.diffusion import sampling
+from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.likelihood import likelihood_bound
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import spaced_timesteps
 from ddpm.files import atomic_file, sha256_of
-from ddpm.model import Model
+from ddpm.model import Model, load
 
 # What decides samples and bounds beside the weights and the plan, as far as it is ours.
 _CODE = (
     "codecs/scale.py",
+    "conditioning/columns.py",
+    "conditioning/guidance.py",
+    "conditioning/network.py",
     "diffusion/likelihood.py",
     "diffusion/noise.py",
     "diffusion/process.py",
@@ -39,10 +42,19 @@ BATCH = 250  # images; does not change the samples
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with the SHA-256 of its weights."""
+    """A model with the SHA-256 of its weights, and of those of its guide if another model guides it."""
 
     model: Model
     sha256: str
+    guide_sha256: str | None = None
+
+    @classmethod
+    def read(cls, directory: Path, device: torch.device, sampling: SamplingConfig, guide: Path | None = None) -> Self:
+        """The model of a directory with another plan as its own, guided by the model of another directory."""
+        named = None if guide is None else str(guide.absolute())
+        model = load(directory, device).sampled_by(sampling.model_copy(update={"guide": named}))
+        weights = [None if each is None else sha256_of(each / "model.safetensors") for each in (directory, guide)]
+        return cls(model, str(weights[0]), weights[1])
 
 
 class Cells:
@@ -99,7 +111,8 @@ class Cells:
         self, trained: TrainedModel, decisive: dict[str, Any], compute: Callable[[], NDArray[Any]]
     ) -> NDArray[Any]:
         process = trained.model.card.config.process.model_dump(mode="json")
-        text = json.dumps({**decisive, "weights": trained.sha256, "process": process, "code": self._code})
+        weights = {"weights": trained.sha256, "guide": trained.guide_sha256}
+        text = json.dumps({**decisive, **weights, "process": process, "code": self._code})
         path = self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
         if not path.is_file():
             array = compute()
@@ -109,8 +122,7 @@ class Cells:
 
 
 def _sampled(model: Model, plan: SamplingPlan, seed: int, images: range) -> NDArray[np.uint8]:
-    noise = model.noise(len(images), seed, first=images.start)
-    return model.codec.decode(sampling.sample(model.network, plan, noise(), noise).cpu().numpy())
+    return model.draw(len(images), plan, seed=seed, first=images.start)
 
 
 def _bound(model: Model, images: NDArray[np.uint8], variance: str, steps: int, seed: int) -> NDArray[np.float64]:

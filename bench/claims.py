@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ class Estimate:
         """The standard error."""
         return jackknife_error(self.left_out)
 
+    def as_dict(self) -> dict[str, float]:
+        """As JSON has it."""
+        return {"value": round(self.value, 4), "error": round(self.error, 4)}
+
 
 def jackknife_error(left_out: NDArray[np.float64]) -> float:
     """The standard error of a figure from its values without each of G groups, [G] (Efron & Stein 1981)."""
@@ -55,6 +59,15 @@ class Comparison:
     margin: float  # positive where the statement is true
     error: float  # of the margin
     outcome: Outcome
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "statement": self.statement,
+            "outcome": self.outcome,
+            "margin": round(self.margin, 4),
+            "error": round(self.error, 4),
+        }
 
 
 def below(statement: str, a: Estimate, b: Estimate, factor: float = 1.0) -> Comparison:
@@ -82,6 +95,11 @@ class Claim:
         if len(counts) == 1:
             return counts[0][0]
         return ", ".join(f"{word} in {count}" for word, count in counts) + f" (of {len(outcomes)} comparisons)"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        comparisons = [comparison.as_dict() for comparison in self.comparisons]
+        return {"claim": self.text, "verdict": self.verdict, "comparisons": comparisons}
 
 
 # --- what is claimed (Song et al. 2021, table 1; Nichol & Dhariwal 2021, tables 1 and 2, figures 8 and 10)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bench.guidance_claims import NAMES, Setting
+
 Row = Mapping[str, Any]
 
 SAMPLER_TITLES = {
@@ -42,6 +44,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
         "Comparison by comparison, with the margin by which the inequality is true:",
         *(_comparisons(row) for row in results["claims"]),
+        *(part for study in results["guidance"] for part in _guidance(study)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -59,13 +62,69 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
         f"the training split, in the features of the pipeline's own extractor ({extractor['kind']}, "
         f"{extractor['validation_accuracy']:.1%} of the validation images right, SHA-256 {extractor['sha256'][:12]}…). "
         "It does not compare with a FID under InceptionV3.",
-        f"Models are compared under `{protocol['spacing']['models']}` spacing, improved DDPM's. x̂₀ is "
-        "clipped throughout.",
+        f"Models are compared under `{protocol['spacing']['models']}` spacing, which is improved DDPM's up to one step "
+        "(its own is `even`). x̂₀ is clipped throughout.",
         f"Bits/dim: {likelihood['images']} validation images.",
         f"±: standard error by the jackknife that leaves out one of {protocol['groups']} groups of images "
         f"({likelihood['groups']} for bits/dim). The margin of a comparison is that of the same images, or of images "
         "from the same noise; it counts where 0 is outside its 95 % interval. How much another training of the same "
         "model would differ is not in it.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+GUIDE_TITLES = {
+    "itself": "the model without its label",
+    "classifier": "a classifier; the model has no labels",
+    "weaker model": "a weaker model",
+}
+
+
+def _guidance(study: Row) -> list[str]:
+    """The part about guidance, of one data set."""
+    title = f"## Guidance, on `{study['data']}`"
+    if "left_out" in study:
+        return [title, f"Left out: {study['left_out']}. `python -m bench.ablation --help` says what it takes."]
+    names = [name for name in NAMES if any(name in row["figures"] for row in study["settings"])]
+    return [
+        title,
+        _guidance_protocol(study["protocol"]),
+        table(
+            ["guided by", "setting", *(NAMES[name] for name in names)],
+            (
+                [
+                    GUIDE_TITLES[row["guide"]],
+                    str(Setting(row["guide"], row["scale"], row["interval"])),
+                    *(_number(row["figures"][name], 3) if name in row["figures"] else "" for name in names),
+                ]
+                for row in study["settings"]
+            ),
+        ),
+        table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in study["claims"])),
+        *(_comparisons(row) for row in study["claims"]),
+    ]
+
+
+def _guidance_protocol(protocol: Row) -> str:
+    models, reference, real = protocol["models"], protocol["reference"], protocol["real"]
+    extractor, sampler, (first, second) = protocol["extractor"], protocol["sampler"], protocol["seeds"]
+    trained = ", ".join(f"`{model['name']}` ({model['training_steps']} steps)" for model in models.values())
+    lines = [
+        f"{'×'.join(map(str, protocol['shape']))}; models, each trained once: {trained}.",
+        f"{protocol['samples']} images a setting by {sampler['name']} in {sampler['steps']} steps, from the same noise "
+        f"and with the same labels. The table is of seed {first}. A best scale is the one with the lowest FID in the "
+        f"table; it is compared on images of seed {second}, by which nothing was chosen.",
+        "Scale 1 is the model as it was trained, and 0 the model without its label or the weaker model; by a "
+        f"classifier 0 is the model as it was trained. The interval is {protocol['interval'][0]:g} to "
+        f"{protocol['interval'][1]:g} of the process, 0 is data and 1 is noise.",
+        f"Features of the pipeline's own extractor ({extractor['kind']}, {extractor['validation_accuracy']:.1%} of the "
+        f"validation images right, SHA-256 {extractor['sha256'][:12]}…), against {reference['images']} training "
+        f"images; precision and recall against {reference['manifold']} of them. IS is of one split.",
+        "Spatial FID stands for sFID, which needs InceptionV3: the Fréchet distance of the first seven channels of the "
+        "last convolution's map.",
+        f"The {real['images']} real validation images score FID {real['fid']:.3f}, spatial FID "
+        f"{real['spatial_fid']:.3f}, IS {real['inception_score']:.2f}.",
+        f"±: standard error by the jackknife over {protocol['groups']} groups of images, as above.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

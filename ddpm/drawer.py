@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, Column, Given
-from ddpm.diffusion.plans import SamplingPlan, plan_for
+from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
 
 
 class Drawer(ABC):
@@ -41,6 +41,11 @@ class Drawer(ABC):
     def by_classifier(self) -> bool:
         """Whether guidance is by a classifier, whose scale is counted from 0."""
         return False
+
+    @property
+    def unguided_scale(self) -> float:
+        """The guidance scale that is no guidance."""
+        return unguided_scale(self.by_classifier)
 
     @property
     def largest_batch(self) -> int | None:

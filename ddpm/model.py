@@ -18,8 +18,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of
-from ddpm.conditioning.guidance import Autoguidance, ClassifierFree, ClassifierGradient, guidable
-from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for
+from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
+from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.config.base import Section, validate
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
@@ -218,9 +218,9 @@ class Model(Drawer):
         Args:
             given: a value of each column, [N, ...].
         """
-        told = {name: torch.from_numpy(values).to(self.device) for name, values in (given or {}).items()}
+        told = tensors(given or {}, self.device)
         if self.guide is None:
-            return ClassifierFree(self.network, told) if self.guidable else bind(self.network, told)
+            return by_itself(self.network, told)
         denoise = bind(self.network, {column.name: told[column.name] for column in columns_in(self.network)})
         if not self.by_classifier:
             return Autoguidance(denoise, bind(self.guide.network, told))

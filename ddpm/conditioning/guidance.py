@@ -42,16 +42,16 @@ class ClassifierFree:
     """
 
     def __init__(self, network: nn.Module, given: Mapping[str, Tensor]) -> None:
-        self._network, self._given = network, given
+        self._network = network
         self._told = bind(network, given)
+        null = untold(columns_in(network), given)
+        self._both = {name: torch.cat([value, null[name]]) for name, value in given.items()}
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self._told(x, t)
 
     def guided(self, x: Tensor, t: Tensor, weight: float) -> Tensor:
-        null = untold(columns_in(self._network), self._given)
-        both = {name: torch.cat([value, null[name]]) for name, value in self._given.items()}
-        told, weak = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        told, weak = self._network(torch.cat([x, x]), torch.cat([t, t]), self._both).chunk(2)
         return away_from(told, weak, weight, x.shape[1])
 
 
@@ -107,6 +107,11 @@ def away_from(strong: Tensor, weak: Tensor, weight: float, channels: int) -> Ten
     """The first `channels` of the strong output moved away from those of the weak one; the others are the strong's."""
     prediction = strong[:, :channels] + weight * (strong[:, :channels] - weak[:, :channels])
     return torch.cat([prediction, strong[:, channels:]], dim=1)
+
+
+def by_itself(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
+    """The network told its condition, guided away from itself without the condition if that can be."""
+    return ClassifierFree(network, given) if guidable(network) else bind(network, given)
 
 
 def guidable(network: nn.Module) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm.conditioning.columns import Column
+from ddpm.conditioning.columns import Column, Given, blank
 from ddpm.conditioning.conditioner import Conditioner
 from ddpm.conditioning.labels import Labels
 from ddpm.diffusion.sampling import Denoiser
@@ -58,7 +57,7 @@ class ConditionalNetwork(nn.Module):
             given: a value of each column, [N, ...]. None: the null condition, or zeros of a column without one;
                 operations and memory are counted with it.
         """
-        values = blank(self.columns, x) if given is None else given
+        values = tensors(blank(self.columns, len(x)), x.device) if given is None else given
         return self.network(x, t, merged([conditioner(values) for conditioner in self.conditioners]))
 
 
@@ -103,14 +102,9 @@ def bind(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
     return lambda x, t: network(x, t, given)
 
 
-def blank(columns: Sequence[Column], x: Tensor) -> dict[str, Tensor]:
-    """The null value of each column, as many as x has data; 0 of a column without one."""
-    return {
-        column.name: torch.full(
-            (len(x), *column.shape), column.null or 0, dtype=torch_dtype(column.dtype), device=x.device
-        )
-        for column in columns
-    }
+def tensors(given: Given, device: torch.device) -> dict[str, Tensor]:
+    """The values of columns as tensors on a device."""
+    return {name: torch.from_numpy(values).to(device) for name, values in given.items()}
 
 
 def untold(columns: Sequence[Column], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,8 +130,3 @@ def dropped(
         away = (numbers < drop[name]).view(-1, *[1] * (values[name].ndim - 1))
         values[name] = torch.where(away, null[name], values[name])
     return values
-
-
-def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    """torch's of the same numbers."""
-    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -315,11 +315,16 @@ def sampling_plan(
     columns = SAMPLERS[sampler](visited, variance, eta)
     columns["clip"] = np.full(steps, 1.0 if clip and dynamic_threshold is None else NO_CLIP)
     columns["quantile"] = np.full(steps, dynamic_threshold or 0.0)
-    unguided = 0.0 if by_classifier else 1.0
+    unguided = unguided_scale(by_classifier)
     columns["guidance"] = _guidance(visited, len(schedule), guidance_scale, guidance_interval, unguided)
     columns["mean_shift"] = columns.get("mean_shift", np.zeros(steps)) * (columns["guidance"] if by_classifier else 0.0)
     ascending = _plan(visited, prediction, columns)
     return SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
+
+
+def unguided_scale(by_classifier: bool) -> float:
+    """The guidance scale that is no guidance: 0 along a classifier's gradient, 1 away from a weaker model."""
+    return 0.0 if by_classifier else 1.0
 
 
 def _guidance(
@@ -388,18 +393,19 @@ def plan_for(
     """
     asked = {key: value for key, value in overrides.items() if value is not None}
     given = {key: value for key, value in {**sampling, **asked}.items() if key != "guide"}
-    _refuse_unused(asked, given)
+    _refuse_unused(asked, given, unguided_scale(by_classifier))
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
     return sampling_plan(Schedule.of(process), prediction=process["prediction"], by_classifier=by_classifier, **chosen)
 
 
-def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any], unguided: float) -> None:
     """
     Args:
         asked: the overrides.
         given: all choices, overrides and the model's own.
+        unguided: the guidance scale that is no guidance.
 
     Raises:
         ValueError: an override decides nothing about the plan.
@@ -411,6 +417,11 @@ def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is used by the sampler {only} alone, and {whose} is {sampler}; leave {name} out")
     if "clip" in asked and given.get("dynamic_threshold") is not None:
         raise ValueError("dynamic_threshold takes the place of clip; leave clip out")
+    if "guidance_interval" in asked and given.get("guidance_scale", 1.0) == unguided:
+        raise ValueError(
+            f"guidance_interval is not used at guidance_scale {unguided:g}, which is no guidance: set guidance_scale "
+            "or leave guidance_interval out"
+        )
 
 
 def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str, Any]:

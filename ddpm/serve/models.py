@@ -29,7 +29,7 @@ _MOST_PATIENCE = 60.0
 class Choice(NamedTuple):
     """What a request chooses of its sampling plan, the model's own values filled in. Equal choices share a batch.
 
-    `eta` is 0 where the sampler is not ddim, `guidance_interval` None where the scale is 1.
+    `eta` is 0 where the sampler is not ddim. Without guidance `guidance_interval` is None, unless a request has one.
     """
 
     sampler: str
@@ -76,13 +76,16 @@ class ServedModel:
         if eta is None:
             eta = own.get("eta", 0.0) if sampler == "ddim" else 0.0  # DDIM's alone
         scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
-        interval = own["guidance_interval"] if guidance_interval is None else guidance_interval
+        scale = 1.0 if scale is None else scale
+        interval = guidance_interval
+        if interval is None and scale != self.sampler.unguided_scale:
+            interval = own["guidance_interval"]
         return Choice(
             sampler,
             own["steps"] if steps is None else steps,
             eta,
-            1.0 if scale is None else scale,
-            None if interval is None or scale == 1 else tuple(interval),
+            scale,
+            None if interval is None else tuple(interval),
         )
 
     def plan(self, choice: Choice) -> SamplingPlan:

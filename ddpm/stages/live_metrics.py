@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.guidance import ClassifierFree, guidable
-from ddpm.conditioning.network import bind, columns_in
+from ddpm.conditioning.guidance import by_itself
+from ddpm.conditioning.network import columns_in, tensors
 from ddpm.config.model import VariantConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
@@ -79,13 +79,9 @@ class Watch:
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)
 
-        columns = columns_in(network)
-        given = {
-            column.name: torch.from_numpy(column.draw(COLUMNS**2, seed=self._seed)).to(self._device)
-            for column in columns
-        }
+        given = {column.name: column.draw(COLUMNS**2, seed=self._seed) for column in columns_in(network)}
         with ema.in_place(), evaluating(network):
-            denoiser = ClassifierFree(network, given) if guidable(network) else bind(network, given)
+            denoiser = by_itself(network, tensors(given, self._device))
             drawn = sampling.sample(denoiser, plan, draw(), draw)
         return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)
 

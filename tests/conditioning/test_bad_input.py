@@ -77,8 +77,9 @@ def conditional(conditional_template: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--guidance-scale", "nan"], "guidance_scale must be in 0..1000, found nan"),
         (["--guidance-scale", "inf"], "guidance_scale must be in 0..1000, found inf"),
         (["--guidance-scale", "-1"], "guidance_scale must be in 0..1000, found -1.0"),
-        (["--guidance-interval", "0.8,0.2"], "guidance_interval must be two shares"),
-        (["--guidance-interval", "nan,1"], "guidance_interval must be two shares"),
+        (["--guidance-scale", "2", "--guidance-interval", "0.8,0.2"], "guidance_interval must be two shares"),
+        (["--guidance-scale", "2", "--guidance-interval", "nan,1"], "guidance_interval must be two shares"),
+        (["--guidance-interval", "0.2,0.8"], "guidance_interval is not used at guidance_scale 1, which is no guidance"),
         (["--guidance-interval", "0.5"], "expected two numbers such as 0.2,0.8"),
     ],
 )

@@ -32,11 +32,26 @@ OWN = {"sampler": "dpmpp_2m", "steps": 5, "eta": 0.5, "variance": "fixed_large",
         ({"sampler": "ancestral", "eta": 1.0}, "eta is used by the sampler ddim alone"),
         ({"sampler": "bogus", "eta": 1.0}, "no sampler 'bogus'"),
         ({"clip": False, "dynamic_threshold": 0.9}, "dynamic_threshold takes the place of clip"),
+        ({"guidance_interval": (0, 0.5)}, "not used at guidance_scale 1, .*: set guidance_scale or leave"),
+        ({"guidance_interval": (0, 0.5), "guidance_scale": 1.0}, "not used at guidance_scale 1"),
+        ({"guidance_interval": (0, 0.5), "guidance_scale": 0, "by_classifier": True}, "not used at guidance_scale 0"),
     ],
 )
 def test_an_override_of_no_use_is_refused(overrides, words):
     with pytest.raises(ValueError, match=words):
         plan_for(PROCESS, OWN, **overrides)
+
+
+def test_an_interval_is_used_where_there_is_guidance():
+    """0 is the weaker model and no guidance by a classifier; 1 is the other way round."""
+    interval = (0.0, 0.5)
+    for scale, by_classifier in ((0, False), (2, False), (1, True)):
+        plan = plan_for(PROCESS, OWN, guidance_scale=scale, guidance_interval=interval, by_classifier=by_classifier)
+        assert 0 < np.count_nonzero(plan.column("guidance")) < len(plan)
+    # The model's own interval is no request.
+    own = {**OWN, "guidance_scale": 3.0, "guidance_interval": interval}
+    assert not plan_for(PROCESS, own, guidance_scale=1.0).column("guidance").any()
+    assert plan_for(PROCESS, {**OWN, "guidance_scale": 3.0}, guidance_interval=interval).column("guidance").any()
 
 
 def test_an_override_of_use_is_taken_and_a_configuration_keeps_its_defaults():

@@ -105,7 +105,6 @@ def test_whatever_classes_share_a_batch_each_request_gets_its_own(told, asked, b
 
 
 def test_classes_share_a_batch_and_scales_do_not(told):
-    """Nor does an interval keep those apart that have no guidance."""
     gate = Gate()
 
     async def test(batcher: Batcher) -> None:
@@ -119,8 +118,6 @@ def test_classes_share_a_batch_and_scales_do_not(told):
 
     with_batcher(test, batch_size=8, window=0.0, draw=gate)
     assert gate.batches == [[(100, 1)], [(0, 1), (1, 1), (2, 1)], [(4, 1), (5, 1)]]
-    same = [told.choice(guidance_scale=1.0, guidance_interval=interval) for interval in (None, [0.2, 0.6])]
-    assert same[0] == same[1]
     assert told.choice(guidance_scale=2.0) != told.choice(guidance_scale=2.0, guidance_interval=[0.2, 0.6])
 
 

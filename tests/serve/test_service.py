@@ -123,6 +123,8 @@ def test_a_models_own_guidance_is_what_it_draws_with_unasked(start, tmp_path):
     images = np.stack([opened(base64.b64decode(png)) for png in answer["data"]])[..., None]
     np.testing.assert_array_equal(images, Sampler(deploy).sample(2, label=2))
     assert (images != Sampler(deploy).sample(2, label=2, guidance_scale=1)).any()
+    # The model's own interval is no obstacle to a request without guidance.
+    assert server.draw(n=2, format="json", label=2, guidance_scale=1).json()["guidance_interval"] is None
 
 
 def test_a_request_larger_than_a_batch_is_one_answer(server, deploy):
@@ -269,6 +271,7 @@ def test_a_bad_request_is_told_in_a_line_what_is_wrong(server, asked, words):
         ('{"guidance_interval": [0, NaN]}', "`guidance_interval.1`: .*finite"),
         ('{"guidance_interval": [0, true]}', "`guidance_interval.1`: .*number, found True"),
         ('{"guidance_interval": [0, 1.5]}', "`guidance_interval.1`: .*less than or equal to 1"),
+        ('{"guidance_interval": [0, 0.5]}', "guidance_interval is not used at guidance_scale 1, which is no guidance"),
         ('{"guidance_scale": 2, "guidance_interval": [0.6, 0.5]}', "low <= high <= 1, found 0.6, 0.5"),
         (
             '{"n": 30, "steps": 20, "guidance_scale": 2, "guidance_interval": [0, 0.9]}',
