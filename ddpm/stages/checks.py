@@ -13,6 +13,9 @@ from ddpm.errors import UserError
 from ddpm.evaluation.requirements import check_enough, check_extractor
 from ddpm.layout import PREPARED
 
+# Pixels a side that a source has where `data.image_size` says nothing.
+_OWN_SIZES = {"digits": 8, "emoji": 32}
+
 
 def check_settings(params: Params) -> None:
     """Check what params.yaml alone tells of the models that the pipeline builds, before `ddpm prepare` reads images.
@@ -71,6 +74,4 @@ def _check_network(params: Params, variant: str) -> None:
 
 
 def _shape(data: DataConfig) -> tuple[int | None, int | None]:
-    if data.source == "digits" and data.image_size is None:
-        return 8, data.channels
-    return data.image_size, data.channels
+    return data.image_size or _OWN_SIZES.get(data.source), data.channels
