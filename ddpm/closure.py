@@ -48,7 +48,7 @@ _STAGES = {
 }
 # What a stage can reach but does not use.
 _UNUSED = {
-    "fetch": ("data/images.py", "codecs/scale.py"),  # decoding and scales, for `prepare`
+    "fetch": ("data/captions.py", "data/images.py", "codecs/scale.py"),  # reading, for `prepare`
     # How a model is sampled, which is not trained.
     "train": ("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
     "export": ("diffusion/process.py",),  # a model knows the process it was trained on

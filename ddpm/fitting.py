@@ -159,7 +159,7 @@ def _read(folder: Path, size: int | None, channels: int | None) -> NDArray[np.ui
     rows: list[NDArray[np.uint8]] = []
     alike, levels = Alike("size", "channels"), Levels()
     with pixel_limit(MAX_PIXELS):
-        for sample in read(folder, subfolders="ignored").samples:
+        for sample in read(folder, subfolders="ignored", captions="ignored").samples:
             file = folder / sample.name
             try:
                 row = to_array(sample.load(levels), channels, size)

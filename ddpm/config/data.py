@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     model_validator,
 )
 
 from ddpm.config.base import Bool, Channels, FilePath, Float, Fraction, Positive, Section
+from ddpm.errors import brief
 
 DATA_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"expected one line of text, found {brief(text)}")
+    return text
+
+
+# It goes into each picture's file.
+Attribution = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_one_line)]
 
 
 class DataConfig(Section):
     """Where the raw bytes come from and what `ddpm prepare` makes of them."""
 
-    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"] = (
-        Field("digits", description="where the raw bytes come from")
-    )
+    source: Literal[
+        "digits", "emoji", "mnist", "fashion-mnist", "cifar10", "celeba", "folder", "swiss-roll", "sequences"
+    ] = Field("digits", description="where the raw bytes come from")
     path: FilePath | None = Field(
         None,
         description="for `folder`: a directory of images, class subfolders optional; for `sequences`: FILE.npy, "
@@ -33,7 +45,9 @@ class DataConfig(Section):
         description="the data set's name, and the model's: ddpm-<name>. Default: the source's, or the folder's",
     )
     image_size: Positive | None = Field(
-        None, description="pixels a side: resize the shorter side to it, crop the centre. null: sizes must agree"
+        None,
+        description="pixels a side: resize the shorter side to it, crop the centre; emoji are drawn at this size. "
+        "null: sizes must agree, and emoji have 32",
     )
     channels: Channels | None = Field(None, description="1 grey, 3 RGB. null: all images must have the same")
     subfolders: Literal["classes", "nested-classes", "ignored"] = Field(
@@ -46,10 +60,22 @@ class DataConfig(Section):
         description="of `folder`: the stored value that is white, such as 4095 for 12 bits in 16-bit files, or "
         "[black, white]. null: the range of the files' format",
     )
+    captions: Literal["complete", "partial", "ignored"] = Field(
+        "complete",
+        description="of `folder`, the texts in metadata.jsonl, metadata.csv or NAME.txt beside NAME.png. complete: if "
+        "there are any, each image must have one; partial: an image without one has the empty caption; ignored: these "
+        "files are left out",
+    )
+    attribution: Attribution | None = Field(
+        None,
+        description="credit for the images: noted in the manifest, the model, and the metadata of the pictures it "
+        "draws. null: the source's own, which emoji have",
+    )
     validation_fraction: Fraction | None = Field(
         None,
-        description="share of each class kept for validation. null: the images that mnist, fashion-mnist, cifar10 and "
-        "celeba publish for it, so that all published training images are trained on; of other sources, 0.2",
+        description="share of each class kept for validation; of emoji the share of the base emoji, with all their "
+        "variants. null: the images that mnist, fashion-mnist, cifar10 and celeba publish for it, so that all "
+        "published training images are trained on; of other sources, 0.2",
     )
     skip_bad: Bool = Field(False, description="leave unreadable files out and list them in the manifest")
     max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
@@ -62,7 +88,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _folder_rules_are_for_folders(self) -> DataConfig:
-        for key in ("subfolders", "levels"):
+        for key in ("subfolders", "levels", "captions"):
             if self.source != "folder" and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"`{key}` is for `source: folder`, found `source: {self.source}`")
         if isinstance(self.levels, tuple) and not (

@@ -15,6 +15,7 @@ from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
+from ddpm.data.captions import CaptionRule, find_captions
 from ddpm.data.images import RawImages, Sample, decode
 from ddpm.errors import UserError
 
@@ -180,21 +181,22 @@ def copy(folder: Path, into: Path) -> None:
         shutil.copyfile(folder / name, into / name)
 
 
-def read(folder: Path, *, subfolders: Subfolders = "classes") -> RawImages:
+def read(folder: Path, *, subfolders: Subfolders = "classes", captions: CaptionRule = "complete") -> RawImages:
     """The images of a folder, in the order of their paths.
 
-    Every visible file must be an image, whatever its suffix. Either all lie directly in the folder (no labels), or all
-    in class folders (the labels, numbered in the order of the folders' names). A single class folder tells nothing
-    apart, so its images have no labels.
+    Every visible file must be an image, whatever its suffix, or hold captions. Either all images lie directly in the
+    folder (no labels), or all in class folders (the labels, numbered in the order of the folders' names). A single
+    class folder tells nothing apart, so its images have no labels.
 
     Args:
         subfolders: what folders say. `classes`: a class each, and there is one level of them; `nested-classes`: the
             first level is the class, whatever lies deeper; `ignored`: nothing.
+        captions: see `find_captions`.
 
     Raises:
-        UserError: images both with and without a class folder, or in deeper folders than that.
+        UserError: images both with and without a class folder, or in deeper folders than that; or as `find_captions`.
     """
-    files = files_in(folder)
+    files, texts = find_captions(folder, files_in(folder), captions)
     deep = next((name for name in files if name.count("/") > 1), None)
     if deep and subfolders == "classes":
         raise UserError(
@@ -212,6 +214,7 @@ def read(folder: Path, *, subfolders: Subfolders = "classes") -> RawImages:
 
     def samples() -> Iterator[Sample]:
         for name in files:
-            yield Sample(name, partial(decode, folder / name), labels[name.split("/")[0]] if labels else None)
+            label = labels[name.split("/")[0]] if labels else None
+            yield Sample(name, partial(decode, folder / name), label, captions=texts.get(name, ()))
 
-    return RawImages(len(files), tuple(labels) if labels else None, samples())
+    return RawImages(len(files), tuple(labels) if labels else None, samples(), captioned=bool(texts))

@@ -154,22 +154,45 @@ def _suggested(found: Range) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a source: its name, how to decode it (BadImageError), its class if there are classes, and whether
-    the source publishes it for validation or test, not for training."""
+    """One image of a source.
+
+    Attributes:
+        name: of its file, or whatever names it.
+        load: decodes it, or raises BadImageError.
+        label: its class, if there are classes.
+        held_out: whether the source publishes it for validation or test, not for training.
+        captions: texts that describe it, if the source has any.
+        group: images of one group are so alike that all must be in the same split; None: it is alone.
+        combination: whether it combines what other images show one by one, as a gesture and a skin tone.
+    """
 
     name: str
     load: Callable[[Levels], Image.Image]
-    label: int | None
+    label: int | None = None
     held_out: bool = False
+    captions: tuple[str, ...] = ()
+    group: str | None = None
+    combination: bool = False
 
 
 @dataclass(frozen=True)
 class RawImages:
-    """All images of a source, in an order that is the same every time. Each is decoded only when asked for."""
+    """All images of a source, in an order that is the same every time. Each is decoded only when asked for.
+
+    Attributes:
+        captioned: whether each has captions.
+        grouped: whether they have groups, by which they are to be split.
+        attribution: the credit that the source's licence asks for.
+        resize: the rule by which they get their size.
+    """
 
     count: int
     classes: tuple[str, ...] | None
     samples: Iterator[Sample]
+    captioned: bool = False
+    grouped: bool = False
+    attribution: str | None = None
+    resize: str = RESIZE_RULE
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm.config.data import DataConfig
-from ddpm.data import arrays, folder
+from ddpm.data import arrays, emoji, folder
 from ddpm.data.images import Levels, RawImages, Sample, decode
 from ddpm.errors import UpstreamError, UserError
 
@@ -46,10 +46,11 @@ def source_of(config: DataConfig, root: Path) -> Source:
     if config.path is not None:
         return Source(
             partial(folder.copy, root / Path(config.path).expanduser()),
-            partial(folder.read, subfolders=config.subfolders),
+            partial(folder.read, subfolders=config.subfolders, captions=config.captions),
         )
     return {
         "digits": Source(_fetch_digits, _read_digits),
+        "emoji": Source(emoji.fetch, partial(emoji.read, size=config.image_size or emoji.SIZE)),
         "mnist": _torchvision_source("MNIST", "MNIST/raw"),
         "fashion-mnist": _torchvision_source("FashionMNIST", "FashionMNIST/raw"),
         "cifar10": _torchvision_source("CIFAR10", "."),
@@ -190,7 +191,7 @@ def _read_celeba(data: Path, *, split: bool = False) -> RawImages:
     def samples() -> Iterator[Sample]:
         with archive:
             for name in names:
-                yield Sample(name, partial(load, name), None, held_out=Path(name).name in held_out)
+                yield Sample(name, partial(load, name), held_out=Path(name).name in held_out)
 
     return RawImages(len(names), None, samples())
 

@@ -5,7 +5,10 @@ Reading needs numpy and pydantic alone, and no more memory than the batches aske
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -16,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.errors import UserError
 
-LABELS, MANIFEST = "labels.npy", "manifest.json"
+LABELS, CAPTIONS, MANIFEST = "labels.npy", "captions.jsonl", "manifest.json"
 
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
@@ -51,6 +54,7 @@ class Rules(_Model):
     """None: the source's own published split."""
     levels: int | tuple[float, float] | None = None
     subfolders: str = "classes"
+    captions: str = "complete"
 
 
 class LeftOut(_Model):
@@ -85,6 +89,13 @@ class Manifest(_Model):
     low: tuple[float, ...] | None = None
     """Of the training split, a channel each; None for images, whose range is known."""
     high: tuple[float, ...] | None = None
+    captions_sha256: str | None = None
+    """None without captions."""
+    combinations: tuple[int, ...] = ()
+    """Rows of the validation split that combine what the training split shows one by one, as a gesture and a skin
+    tone."""
+    attribution: str | None = None
+    """The credit that goes with the images, and with what is drawn by a model of them."""
 
     @property
     def codec(self) -> Codec:
@@ -143,15 +154,56 @@ def read_chunks(path: Path, size: int) -> Iterator[np.ndarray]:
             yield np.fromfile(stream, dtype, count * int(np.prod(row_shape))).reshape(count, *row_shape)
 
 
+class Captions:
+    """The captions of all data, read when one is asked for the first time."""
+
+    def __init__(self, path: Path, count: int, sha256: str) -> None:
+        self._path, self._count, self._sha256 = path, count, sha256
+
+    @cached_property
+    def all(self) -> list[tuple[str, ...]]:
+        """Of each datum, one or more.
+
+        Raises:
+            UserError: the file is missing or damaged, or of other data.
+        """
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{self._path}: no such file; run `ddpm prepare`") from None
+        if hashlib.sha256(content).hexdigest() != self._sha256:
+            raise _damaged(self._path, "not the file of the manifest")
+        found = [tuple(json.loads(line)) for line in content.splitlines()]
+        if len(found) != self._count:
+            raise _damaged(self._path, f"{len(found)} lines and not {self._count}")
+        return found
+
+
 class Split:
     """The data of one split, by their position in it. Of images, [H, W, C] and uint8; else as the manifest says."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None, index: np.ndarray, sha256: str) -> None:
-        self._images, self._index = images, index
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        index: np.ndarray,
+        sha256: str,
+        captions: Captions | None = None,
+    ) -> None:
+        self._images, self._index, self._captions = images, index, captions
         self.labels = None if labels is None else labels[index]
         """int64 [n], or None."""
         self.sha256 = sha256
         """Of the images' bytes in order."""
+
+    @cached_property
+    def captions(self) -> list[tuple[str, ...]] | None:
+        """Of each datum, one or more; None without captions. Read from the disk when first asked for.
+
+        Raises:
+            UserError: as `Captions.all`.
+        """
+        return None if self._captions is None else [self._captions.all[row] for row in self._index]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -202,13 +254,15 @@ class PreparedData:
         array = path / array_name(manifest.kind)
         images = _load(array, kind.dtype, (total, *manifest.shape), mmap_mode="r")
         labels = _load(path / LABELS, np.int64, (total,)) if manifest.classes else None
+        texts = manifest.captions_sha256
+        captions = None if texts is None else Captions(path / CAPTIONS, total, texts)
         splits = {}
         for name in SPLITS:
             record = manifest.splits[name]
             index = _load(path / f"{name}.npy", np.int64, (record.count,))
             if not ((index >= 0) & (index < total)).all():
                 raise _damaged(path / f"{name}.npy", f"rows beyond the {total} there are")
-            splits[name] = Split(images, labels, index, record.sha256)
+            splits[name] = Split(images, labels, index, record.sha256, captions)
         return cls(manifest, splits)
 
     def reference(self, wanted: Literal["train", "all", "published"]) -> tuple[SplitName, ...]:

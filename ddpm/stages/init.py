@@ -14,6 +14,7 @@ from PIL import Image
 from ddpm.config.base import validate
 from ddpm.config.params import PARAMS_FILE, Params
 from ddpm.data import folder
+from ddpm.data.captions import find_captions
 from ddpm.data.images import FORMATS
 from ddpm.errors import UserError
 from ddpm.files import write_bytes
@@ -35,11 +36,21 @@ class Found:
     coloured: bool
     smallest: int
     """The shortest side of those looked at, pixels."""
+    captioned: int = 0
+    """How many of the images have a caption."""
 
     def __str__(self) -> str:
         groups = f"in {len(self.classes)} class folders" if self.classes else "without classes"
         colour = "in colour" if self.coloured else "grey"
-        return f"{self.count} images {groups}, {colour}; the shortest side is {self.smallest} pixels"
+        captions = {0: "", self.count: ", with captions"}.get(self.captioned, f", {self.captioned} with captions")
+        return f"{self.count} images {groups}{captions}, {colour}; the shortest side is {self.smallest} pixels"
+
+    @property
+    def hints(self) -> list[str]:
+        """What params.yaml can do with the data beyond what is written there."""
+        classes = ["The folders are classes: `condition: {label: {}}` makes the model conditional."]
+        captions = ["The images have captions: `condition: {prompt: {}}` makes the model draw what a text describes."]
+        return [*(classes if self.classes else []), *(captions if self.captioned else [])]
 
 
 def initialise(directory: Path, images: Path, *, size: int | None = None, channels: int | None = None) -> str:
@@ -67,19 +78,19 @@ def initialise(directory: Path, images: Path, *, size: int | None = None, channe
     name = validate(Params, params, str(path)).data.dataset_name
     directory.mkdir(parents=True, exist_ok=True)
     write_bytes(path, _as_text(params).encode())
-    hint = "\nThe folders are classes: `condition: {label: {}}` makes the model conditional." if found.classes else ""
-    return f"{images}: {found}\n{path}: {name}, {size}×{size} pixels. Next:\n\n{_next(directory)}{hint}"
+    said = [f"{images}: {found}", f"{path}: {name}, {size}×{size} pixels. Next:", "", _next(directory), *found.hints]
+    return "\n".join(said)
 
 
 def look_at(images: Path) -> Found:
-    """How many images a folder holds, their classes, and from some of them their colours and sizes.
+    """How many images a folder holds, their classes and captions, and from some of them their colours and sizes.
 
     Raises:
-        UserError: it is no folder, it holds too few images, or a file in it is not an image.
+        UserError: it is no folder, it holds too few images, a file in it is not an image, or its captions are damaged.
     """
     if not images.is_dir():
         raise UserError(f"--images {images}: no such folder")
-    names = folder.files_in(images)
+    names, captions = find_captions(images, folder.files_in(images), "partial")
     if len(names) < LEAST_IMAGES:
         raise UserError(f"--images {images}: expected at least {LEAST_IMAGES} images, found {len(names)}")
     depths = {name.count("/") for name in names}
@@ -87,10 +98,11 @@ def look_at(images: Path) -> Found:
     headers = list(_headers(images, names[:: -(-len(names) // LOOKED_AT)]))
     return Found(
         count=len(names),
-        classes=folder.read(images, subfolders=subfolders).classes,
+        classes=folder.read(images, subfolders=subfolders, captions="ignored").classes,
         subfolders=subfolders,
         coloured=any(mode.split(";")[0] not in GREY for mode, _ in headers),
         smallest=min(min(sides) for _, sides in headers),
+        captioned=sum(any(texts) for texts in captions.values()),
     )
 
 
@@ -124,12 +136,14 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
         sides.append(sides[-1] // 2)
     attended = max((side for side in sides[1:] if side <= 16), default=sides[-1])
     subfolders = {} if found.subfolders == "classes" else {"subfolders": found.subfolders}
+    captions = {"captions": "partial"} if 0 < found.captioned < found.count else {}
     return {
         "seed": 0,
         "data": {
             "source": "folder",
             "path": path,
             **subfolders,
+            **captions,
             "image_size": size,
             "channels": channels,
             "validation_fraction": 0.2 if found.count >= 20 else 0.5,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import math
+import os
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -17,10 +20,11 @@ from ddpm.config.params import Params
 from ddpm.data import folder
 from ddpm.data.alike import Alike
 from ddpm.data.arrays import RawArray
-from ddpm.data.images import RESIZE_RULE, BadImageError, Levels, RawImages, Sample, pixel_limit, to_array
+from ddpm.data.images import BadImageError, Levels, RawImages, Sample, pixel_limit, to_array
 from ddpm.data.sources import source_of
-from ddpm.data.split import stratified_split
+from ddpm.data.split import grouped_split, stratified_split
 from ddpm.data.store import (
+    CAPTIONS,
     LABELS,
     MANIFEST,
     Counts,
@@ -45,7 +49,7 @@ IMAGES = array_name("images")
 
 
 def prepare(params: Params, *, root: Path = Path()) -> Manifest:
-    """Turn the raw bytes in data/ into prepared/: uint8 images, labels, a stratified split and a manifest.
+    """Turn the raw bytes in data/ into prepared/: uint8 images, labels, captions, a stratified split and a manifest.
 
     Points and sequences become float32 and have no labels. Data are streamed: the memory needed does not depend on how
     many there are. Equal data and equal params give equal bytes. An older prepared/ stays until the new one is whole.
@@ -65,13 +69,10 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
         if isinstance(raw, RawArray):
             return _prepare_array(raw, params, data, out)
         levels = Levels(config.levels)
-        numbers, held_out, left_out = _write_images(raw, config, data, out / IMAGES, levels)
-        labels = np.array(numbers, np.int64) if raw.classes else None
+        written, left_out = _write_images(raw, config, data, out, levels)
+        labels = np.array(written.labels, np.int64) if raw.classes else None
         counts = _count(labels, raw.classes, data)
-        if fraction is None:
-            train, validation = published_split(held_out, data)
-        else:
-            train, validation = stratified_split(labels, len(numbers), fraction, params.seed)
+        train, validation, combinations = _split(raw, written, labels, fraction, params.seed, data)
         np.save(out / "train.npy", train)
         np.save(out / "validation.npy", validation)
         if labels is not None:
@@ -95,13 +96,17 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
             rules=Rules(
                 image_size=config.image_size,
                 channels=config.channels,
-                resize=RESIZE_RULE,
+                resize=raw.resize,
                 validation_fraction=fraction,
                 levels=config.levels,
                 subfolders=config.subfolders,
+                captions=config.captions,
             ),
             left_out=tuple(left_out),
             warnings=tuple(warnings),
+            captions_sha256=sha256_of(out / CAPTIONS) if raw.captioned else None,
+            combinations=tuple(combinations.tolist()),
+            attribution=config.attribution or raw.attribution,
         )
         _write_manifest(manifest, out)
     for warning in warnings:
@@ -173,6 +178,7 @@ def _prepare_array(raw: RawArray, params: Params, data: Path, out: Path) -> Mani
         seed=params.seed,
         rules=Rules(image_size=None, channels=None, resize="none", validation_fraction=fraction),
         left_out=(),
+        attribution=config.attribution,
     )
     _write_manifest(manifest, out)
     return manifest
@@ -194,28 +200,70 @@ def _check_fetched(config: DataConfig, root: Path) -> None:
         raise UserError(f"data/ has changed since {RECEIPT} was written: {difference}; run `ddpm fetch`")
 
 
+class _Written:
+    """What is known of each image that became a row, in the order of the rows."""
+
+    def __init__(self) -> None:
+        self.labels: list[int | None] = []
+        self.held_out: list[bool] = []
+        self.groups: list[str] = []
+        self.combination: list[bool] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def add(self, sample: Sample) -> None:
+        self.labels.append(sample.label)
+        self.held_out.append(sample.held_out)
+        self.groups.append(sample.group or sample.name)
+        self.combination.append(sample.combination)
+
+
 def _write_images(
-    raw: RawImages, config: DataConfig, data: Path, path: Path, levels: Levels
-) -> tuple[list[int | None], list[bool], list[LeftOut]]:
-    """Decode every image into a row of images.npy; the labels of the rows, which of them the source holds out, and
-    what was left out."""
-    labels: list[int | None] = []
-    held_out: list[bool] = []
-    left_out: list[LeftOut] = []
+    raw: RawImages, config: DataConfig, data: Path, out: Path, levels: Levels
+) -> tuple[_Written, list[LeftOut]]:
+    """Decode every image into a row of images.npy, with a line of captions.jsonl if it has captions; what is known of
+    the rows, and what was left out."""
+    written, left_out = _Written(), list[LeftOut]()
     with pixel_limit(config.max_pixels), contextlib.closing(_rows(raw, config, data, levels, left_out)) as rows:
         first = next(rows, None)
         if first is None:
             raise UserError(f"{data}: no images{_in_words(left_out)}")
         alike = Alike("data.image_size", "data.channels")
-        with RowWriter(path, first[1].shape, np.uint8) as writer:
+        with RowWriter(out / IMAGES, first[1].shape, np.uint8) as writer, _captions_file(raw, out) as captions:
             for sample, row in itertools.chain([first], rows):
                 alike.check(data / sample.name, row)
                 writer.append(row)
-                labels.append(sample.label)
-                held_out.append(sample.held_out)
-    if len(labels) == 1:
+                captions.write(json.dumps(sample.captions, ensure_ascii=False) + "\n")
+                written.add(sample)
+    if len(written) == 1:
         raise UserError(f"{data}: only one image, {sample.name}; a training and a validation split need two")
-    return labels, held_out, left_out
+    return written, left_out
+
+
+def _captions_file(raw: RawImages, out: Path) -> TextIO:
+    """Where the captions go; of a source without captions, nowhere."""
+    return (out / CAPTIONS if raw.captioned else Path(os.devnull)).open("w", encoding="utf-8", newline="\n")
+
+
+def _split(
+    raw: RawImages, written: _Written, labels: np.ndarray | None, fraction: float | None, seed: int, data: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The row numbers of (training, validation, combinations held out): as the source publishes them, or drawn, by its
+    groups if it has any.
+
+    Args:
+        fraction: None: as the source publishes them.
+
+    Raises:
+        UserError: one of them has no image.
+    """
+    none = np.zeros(0, np.int64)
+    if fraction is None:
+        return (*published_split(written.held_out, data), none)
+    if raw.grouped:
+        return grouped_split(written.groups, written.combination, fraction, seed)
+    return (*stratified_split(labels, len(written), fraction, seed), none)
 
 
 def published_split(held_out: Sequence[bool], data: Path) -> tuple[np.ndarray, np.ndarray]:

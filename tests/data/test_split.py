@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.data.split import stratified_split
+from ddpm.data.split import grouped_split, stratified_split
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda some: np.array(some + some, np.int64))
 FRACTIONS = st.floats(0.01, 0.99)
@@ -55,3 +55,42 @@ def test_the_stream_is_pinned() -> None:
 def test_a_class_of_one_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="two"):
         stratified_split(np.array([0, 0, 1]), 3, 0.5, 0)
+
+
+GROUPS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), min_size=2, max_size=80).filter(
+    lambda some: len({group for group, _ in some}) > 1
+)
+
+
+@given(GROUPS, FRACTIONS, SEEDS)
+def test_groups_stay_together_but_for_the_combinations_held_out(data: list, fraction: float, seed: int) -> None:
+    groups, combination = (list(each) for each in zip(*data, strict=True))
+    train, validation, held_out = grouped_split(groups, combination, fraction, seed)
+    assert sorted([*train, *validation]) == list(range(len(data)))
+    assert len(train)
+    assert set(held_out) <= set(validation)
+    whole = {groups[row] for row in set(validation) - set(held_out)}
+    assert not whole & {groups[row] for row in train}
+    share = min(max(np.floor(len(set(groups)) * fraction + 0.5), 1), len(set(groups)) - 1)
+    assert len(whole) == share
+    for row in held_out:
+        assert combination[row]
+        others = [combination[other] for other in train if groups[other] == groups[row]]
+        assert others.count(True) >= 2
+    assert len({groups[row] for row in held_out}) == len(held_out)
+
+
+def test_combinations_are_held_out_by_the_seed() -> None:
+    groups = [name for name in "abcdefghijklmnopqrst" for _ in range(6)]
+    combination = [False, True, True, True, True, True] * 20
+    found = [grouped_split(groups, combination, 0.25, seed) for seed in (0, 0, 1)]
+    for one, same in zip(found[0], found[1], strict=True):
+        assert (one == same).all()
+    assert [len(held_out) for *_, held_out in found] == [4, 4, 4]  # a quarter of the 15 groups that are left
+    assert not np.array_equal(found[0][2], found[2][2])
+    assert not {0} & {row % 6 for *_, held_out in found for row in held_out}
+
+
+def test_one_group_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="one group"):
+        grouped_split(["a", "a"], [False, True], 0.5, 0)

@@ -80,11 +80,27 @@ def test_nested_folders_are_read_too(tmp_path: Path, files: tuple[str, ...], exp
 
 
 @pytest.mark.parametrize(
+    ("captioned", "said", "expected"),
+    [(10, "10 images without classes, with captions", "complete"), (4, "classes, 4 with captions", "partial")],
+)
+def test_captions_are_recognised(tmp_path: Path, capsys, captioned: int, said: str, expected: str):
+    images = write_images(tmp_path / "images", 10)
+    for number in range(captioned):
+        (images / f"{number}.txt").write_text(f"picture {number}")
+    assert cli.main(["init", str(tmp_path / "new"), "--images", str(images)]) == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert "`condition: {prompt: {}}`" in out
+    assert load_params(tmp_path / "new/params.yaml").data.captions == expected
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--images", "none"], "--images none: no such folder"),
         (["--images", "few"], "expected at least 8 images, found 7"),
         (["--images", "texts"], "0.txt: not an image"),
+        (["--images", "captions"], "b.txt: a caption without an image of its name"),
         (["--images", "images", "--size", "33"], "--size must be an even number from 8 to 256, found 33"),
         (["--images", "images", "--size", "512"], "from 8 to 256, found 512"),
     ],
@@ -94,6 +110,8 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(tmp_path: Path, m
     write_images(Path("few"), 7, side=4)
     write_images(Path("images"), 8, side=4)
     Path("texts").mkdir()
+    for name in ("0.txt", "b.txt"):
+        (write_images(Path("captions"), 8, side=4) / name).write_text("a caption")
     for number in range(8):
         Path(f"texts/{number}.txt").write_text("no image")
     assert cli.main(["init", "new", *options]) == 2
