@@ -147,10 +147,7 @@ def test_a_column_without_a_null_value_stays_as_it_is_given():
     without = untold(columns, told)
     assert without["label"].tolist() == [2, 1]
     assert without["other"].tolist() == [[-7.0, -7.0]] * 2
-    assert {name: value.dtype for name, value in blank(columns, torch.zeros(3)).items()} == {
-        "label": torch.int64,
-        "other": torch.float32,
-    }
+    assert {name: value.dtype for name, value in blank(columns, 3).items()} == {"label": np.int64, "other": np.float32}
 
 
 def test_several_conditions_are_one():
