@@ -29,7 +29,7 @@ _MOST_PATIENCE = 60.0
 class Choice(NamedTuple):
     """What a request chooses of its sampling plan, the model's own values filled in. Equal choices share a batch.
 
-    `eta` is 0 where the sampler is not ddim, `guidance_interval` None where the scale is 1.
+    `eta` is 0 where the sampler is not ddim, `guidance_interval` None where the scale is that of no guidance.
     """
 
     sampler: str
@@ -58,6 +58,11 @@ class ServedModel:
         return next((column.classes for column in self.sampler.columns if isinstance(column, LabelColumn)), None)
 
     @property
+    def unguided_scale(self) -> float:
+        """The guidance scale that is no guidance."""
+        return 0.0 if self.sampler.by_classifier else 1.0
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """The model's own choices. Models of before there was guidance do not name it."""
         return {"guidance_scale": 1.0, "guidance_interval": None, **self.sampler.facts["sampling"]}
@@ -82,7 +87,7 @@ class ServedModel:
             own["steps"] if steps is None else steps,
             eta,
             1.0 if scale is None else scale,
-            None if interval is None or scale == 1 else tuple(interval),
+            None if interval is None or scale == self.unguided_scale else tuple(interval),
         )
 
     def plan(self, choice: Choice) -> SamplingPlan:
