@@ -51,7 +51,6 @@ _UNUSED = {
     "fetch": ("data/captions.py", "data/images.py", "codecs/scale.py"),  # reading, for `prepare`
     # How a model is sampled, which is not trained.
     "train": ("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
-    "export": ("diffusion/process.py",),  # a model knows the process it was trained on
 }
 
 

@@ -55,8 +55,8 @@ class Params(Section):
                 )
             if self.models[name].sampling.guide is not None:
                 raise ValueError(
-                    f"`variants` names {brief(name)}, whose sampling.guide is not exported: leave the guide out, and "
-                    "give it to `ddpm sample` as --guide"
+                    f"`variants` names {brief(name)}, whose sampling.guide DVC does not follow: run `ddpm train`, "
+                    f"`evaluate`, `export` and `register` {name} by hand, or leave the guide out"
                 )
         return self
 

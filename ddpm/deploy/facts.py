@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.conditioning.columns import COLUMNS, Column, columns_of
-from ddpm.diffusion.plans import SamplingPlan, plan_for
+from ddpm.diffusion.plans import plan_for
 from ddpm.errors import UserError
 from ddpm.files import read_json
 
@@ -27,11 +27,22 @@ _KEYS: dict[str, type] = {
     "sampling.sampler": str,
     "sampling.steps": int,
 }
+# Of what guides it; whether that is a classifier.
+_GUIDES = {"classifier": True, "model": False}
 _NAMES = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
 
 
-def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...]]:
-    """What sampler.json says, the data that it describes, and what the model is told.
+class GuideFacts(NamedTuple):
+    """The model whose graph is guide.onnx."""
+
+    classifies: bool
+    """Whether its graph is of a classifier's gradient; else it is a weaker model."""
+    columns: tuple[Column, ...]
+    """That it is told."""
+
+
+def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], GuideFacts | None]:
+    """What sampler.json says, the data that it describes, what the network is told, and what guides it.
 
     Raises:
         UserError: the file is missing, damaged or of another format, or no plan can be made of what it says.
@@ -44,8 +55,13 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...]]:
         raise UserError(f"{path}: damaged: {error}") from None
     try:
         _check(facts)
-        plan = plan_for(facts["process"], facts["sampling"])
-        return facts, _kind(facts), _columns(facts, plan)
+        guide = _guide(facts.get("guide"))
+        plan = plan_for(facts["process"], facts["sampling"], by_classifier=guide is not None and guide.classifies)
+        columns = _columns(facts)
+        _check_told(columns, guide)
+        if plan.column("guidance").any() and guide is None and all(column.null is None for column in columns):
+            raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
+        return facts, _kind(facts), columns, guide
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -81,11 +97,46 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _columns(facts: Mapping[str, Any], plan: SamplingPlan) -> tuple[Column, ...]:
+def _guide(described: Any) -> GuideFacts | None:
     """
     Raises:
-        ValueError: of what is wrong with the condition, or with what it needs of the data; or the model's own plan has
-            guidance, which a model without a null value does not know.
+        ValueError: of what is wrong with the description of the guide.
+    """
+    if described is None:
+        return None
+    if not isinstance(described, dict):
+        raise ValueError(f"`guide`: expected an object, found {described!r:.50}")
+    kind = described.get("kind")
+    if not (isinstance(kind, str) and kind in _GUIDES):
+        raise ValueError(f"`guide.kind`: expected {' or '.join(_GUIDES)}, found {kind!r:.50}")
+    for name, kind_of in (("data", dict), ("training", dict), ("variant", str)):
+        if not isinstance(described.get(name, kind_of()), kind_of):
+            raise ValueError(f"`guide.{name}`: expected {_NAMES[kind_of]}, found {described[name]!r:.50}")
+    try:
+        columns = _columns(described)
+    except ValueError as error:
+        raise ValueError(f"`guide`: {error}") from None
+    if _GUIDES[kind] and not columns:
+        raise ValueError("`guide.condition`: expected the label of a classifier")
+    return GuideFacts(_GUIDES[kind], columns)
+
+
+def _check_told(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
+    """
+    Raises:
+        ValueError: the guide is told something else than the model.
+    """
+    if guide is None or (guide.classifies and not columns):
+        return
+    model, other = ([(each.name, getattr(each, "classes", ())) for each in told] for told in (columns, guide.columns))
+    if model != other:
+        raise ValueError("`guide.condition`: expected the columns and classes of the model")
+
+
+def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
+    """
+    Raises:
+        ValueError: of what is wrong with the condition, or with what it needs of the data.
     """
     condition, data = facts.get("condition", {}), facts.get("data", {})
     if not isinstance(condition, dict):
@@ -101,10 +152,7 @@ def _columns(facts: Mapping[str, Any], plan: SamplingPlan) -> tuple[Column, ...]
             raise ValueError(f"`condition.{name}.drop`: expected a number in 0..1, found {drop!r:.50}")
     if "label" in told:
         _check_classes(data.get("classes"), data.get("class_counts"))
-    columns = columns_of(told, data)
-    if plan.column("guidance").any() and all(column.null is None for column in columns):
-        raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
-    return columns
+    return columns_of(told, data)
 
 
 def _check_classes(classes: Any, counts: Any) -> None:

@@ -1,7 +1,8 @@
 """The sampler that ships: numpy and onnxruntime, and the same plan tables that torch runs.
 
-A deploy directory holds `denoiser.onnx` (one evaluation of the network), `sampler.onnx` (the network and the loop
-around it), perhaps both in fp16 too, and `sampler.json` (the process, the default plan, the image's shape).
+A deploy directory holds `denoiser.onnx` (one evaluation of the network), `guide.onnx` if another model guides it,
+`sampler.onnx` (the networks and the loop around them), perhaps all of them in fp16 too, and `sampler.json` (the
+process, the default plan, the image's shape).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, untold
-from ddpm.deploy.facts import read_facts
+from ddpm.deploy.facts import GuideFacts, read_facts
+from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
 
-Float32 = NDArray[np.float32]
 Precision = Literal["fp32", "fp16"]
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -64,7 +65,9 @@ class Sampler(Drawer):
         """Where the model's own sampling plan comes from."""
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
-        self.facts, self._codec, self._columns = read_facts(self._directory / "sampler.json")
+        self._told: tuple[Column, ...]
+        self._guide: GuideFacts | None
+        self.facts, self._codec, self._told, self._guide = read_facts(self._directory / "sampler.json")
         self.shape: tuple[int, ...] = self._codec.shape
         self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
@@ -78,6 +81,10 @@ class Sampler(Drawer):
     @cached_property
     def _denoiser(self) -> Any:
         return self._open("denoiser")
+
+    @cached_property
+    def _guide_session(self) -> Any:
+        return self._open("guide")
 
     @cached_property
     def _loop(self) -> Any:
@@ -121,11 +128,16 @@ class Sampler(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return self._columns
+        """Those that its network is told, and those that a classifier guides it by."""
+        return self._told or (self._guide.columns if self._guide else ())
 
     @property
     def guidable(self) -> bool:
-        return any(column.null is not None for column in self._columns)
+        return self._guide is not None or any(column.null is not None for column in self._told)
+
+    @property
+    def by_classifier(self) -> bool:
+        return self._guide is not None and self._guide.classifies
 
     @property
     def largest_batch(self) -> int:
@@ -136,10 +148,21 @@ class Sampler(Drawer):
         self._largest_batch = count
 
     def sampled_by(self, sampling: Mapping[str, Any]) -> Sampler:
-        """The same network with another plan of its own, `sampling` as in params.yaml."""
+        """The same network with another plan of its own, `sampling` as in params.yaml; without its guide if that
+        names none.
+
+        Raises:
+            UserError: it names another guide than the one that was exported.
+        """
+        guide, own = sampling.get("guide"), self.facts["sampling"].get("guide")
+        if guide not in (None, own):
+            raise UserError(f"sampling.guide is {guide}, but {self._directory} was exported with {own or 'no guide'}")
         other = copy.copy(self)
         other.facts = {**self.facts, "sampling": dict(sampling)}
         other.plan_source = "the caller"
+        if guide is None and own is not None:
+            # denoiser.onnx alone is the model without its guide.
+            other._guide, other.in_graph = None, False
         return other
 
     def draw(
@@ -171,14 +194,25 @@ class Sampler(Drawer):
             given: a value of each column, [N, ...]; None: the null value of each, or 0.
         """
         if given is None:
-            given = blank(self._columns, len(x))
+            given = blank(self.columns, len(x))
         if self.in_graph and _fits_the_graph(plan, x.nbytes):
             return self._run_in_graph(plan, x, draw, given)
-        return run(_Bound(self._denoiser, given, untold(self._columns, given)), plan, x, draw)
+        return run(self._bound(given), plan, x, draw)
 
     def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
         """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""
-        return _Bound(self._denoiser, blank(self._columns, len(x)) if given is None else given, {})(x, t)
+        return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
+
+    def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
+        """The networks told their conditions, as torch's `Model.denoiser`."""
+        told = {column.name: given[column.name] for column in self._told}
+        if self._guide is None:
+            return ClassifierFree(self._denoiser, told, untold(self._told, told))
+        denoise = Bound(self._denoiser, told)
+        guiding = {column.name: given[column.name] for column in self._guide.columns}
+        if not self._guide.classifies:
+            return Autoguidance(denoise, Bound(self._guide_session, guiding))
+        return ClassifierGradient(denoise, self._guide_session, guiding)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
@@ -212,25 +246,6 @@ class Sampler(Drawer):
         return state.numpy()
 
 
-class _Bound:
-    """The network told its condition; it answers as torch's `conditioning.guidance.ClassifierFree`."""
-
-    def __init__(self, session: Any, given: Given, null: Given) -> None:
-        self._session, self._given, self._null = session, given, null
-
-    def __call__(self, x: Float32, t: NDArray[np.int64]) -> Float32:
-        return self._session.run(None, {"x": x, "t": t, **self._given})[0]
-
-    def guided(self, x: Float32, t: NDArray[np.int64], weight: float) -> Float32:
-        """The output at guidance weight w: of the first C channels, told + w (told − untold)."""
-        both = {name: np.concatenate([values, self._null[name]]) for name, values in self._given.items()}
-        feed = {"x": np.concatenate([x, x]), "t": np.concatenate([t, t]), **both}
-        told, untold = np.split(self._session.run(None, feed)[0], 2)
-        channels = x.shape[1]
-        told[:, :channels] += np.float32(weight) * (told[:, :channels] - untold[:, :channels])
-        return told
-
-
 def run(
     denoise: Callable[[Float32, NDArray[np.int64]], Float32],
     plan: SamplingPlan,
@@ -242,7 +257,9 @@ def run(
     channels = x.shape[1]
     for t, row in plan.rows():
         times = np.full(len(x), t, dtype=np.int64)
-        out = denoise.guided(x, times, row.guidance) if row.guidance else denoise(x, times)  # type: ignore[attr-defined]
+        weight = 0.0 if row.mean_shift else row.guidance
+        out = denoise.guided(x, times, weight) if weight else denoise(x, times)  # type: ignore[attr-defined]
+        shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
         x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
         x = row.to_x0 * x0 + row.to_x * x
         if row.to_prev:
@@ -253,8 +270,16 @@ def run(
             x += row.to_noise * np.exp(row.log_noise_from_out * out[:, channels:]) * draw()
         elif row.to_noise:
             x += row.to_noise * draw()
+        if shift is not None:
+            x += shift
         previous, earlier = x0, previous
     return x
+
+
+def _mean_shift(denoise: Any, x: Float32, t: NDArray[np.int64], row: Row, v: Float32) -> Float32:
+    """w Σ ∇_x log p(y | x_t); only a `ClassifierGradient` is given such rows."""
+    shift = row.mean_shift * denoise.gradient(x, t)
+    return shift * np.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift
 
 
 def _hold(x0: Float32, row: Row) -> Float32:

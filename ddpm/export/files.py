@@ -1,4 +1,4 @@
-"""From a model directory to ONNX: the network alone, and with the loop around it."""
+"""From a model directory to ONNX: the network and what guides it alone, and with the loop around them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from ddpm.conditioning.columns import blank
 from ddpm.conditioning.network import bind, columns_in
 from ddpm.deploy.facts import FORMAT
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
+from ddpm.errors import UserError
+from ddpm.export.gradient import add_scale, log_p_gradient
 from ddpm.export.half import in_half_precision
 from ddpm.export.loop import sampler_model
 from ddpm.files import sha256_of, write_json
@@ -43,10 +47,38 @@ def export_denoiser(model: Model, path: Path) -> None:
     The columns are inputs by their names, such as `label` int64 [N]; an unconditional model has none. N is free. The
     file's bytes depend on the model alone.
     """
+    proto = _exported(model)
+    _set_metadata(proto, facts(model))
+    write(proto, path)
+
+
+def export_guide(model: Model, path: Path) -> None:
+    """Write what guides a model: a weaker model as `export_denoiser` does; a classifier as (x float32 [N, C, ...], t
+    int64 [N], label int64 [N]) → `gradient` [N, C, ...], ∇_x log p(label | x_t), and `scale` [N, 1, ...]: at guidance
+    weight w the model's output moves by w · scale · gradient.
+
+    Raises:
+        UserError: the gradient of one of the classifier's operators is not known.
+    """
+    assert model.guide is not None
+    proto = _exported(model.guide)
+    if model.by_classifier:
+        try:
+            proto = log_p_gradient(proto)
+        except ValueError as error:
+            raise UserError(f"{model.guide.card.variant} cannot be exported as a guide: {error}") from None
+        add_scale(proto, _scales(model))
+    _set_metadata(proto, {**facts(model.guide), "guides": model.card.variant})
+    write(proto, path)
+
+
+def _exported(model: Model) -> ModelProto:
+    """The network as ONNX: (x, t, columns) → out; of a classifier its logits."""
     network = _Flat(copy.deepcopy(model.network).to("cpu").eval())
-    given = [torch.from_numpy(values) for values in blank(model.columns, 2).values()]
+    columns = columns_in(model.network)
+    given = [torch.from_numpy(values) for values in blank(columns, 2).values()]
     example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=torch.int64), *given)
-    names = ["x", "t", *(column.name for column in model.columns)]
+    names = ["x", "t", *(column.name for column in columns)]
     batch = torch.export.Dim("N", min=1)
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -65,8 +97,14 @@ def export_denoiser(model: Model, path: Path) -> None:
     assert program is not None
     proto = program.model_proto
     _drop_provenance(proto)
-    _set_metadata(proto, facts(model))
-    write(proto, path)
+    return proto
+
+
+def _scales(model: Model) -> NDArray[np.float32]:
+    """By which the model's output moves along a classifier's gradient at weight 1, [T]: as of
+    `conditioning.guidance.ClassifierGradient`."""
+    process = model.process()
+    return (process.noise**2 / (process.signal * process.x0_from_out)).cpu().numpy()
 
 
 class _Flat(torch.nn.Module):
@@ -81,19 +119,20 @@ class _Flat(torch.nn.Module):
         return bind(self.network, given)(x, t)
 
 
-def export_half(denoiser: Path, path: Path) -> None:
-    """Write the same denoiser in fp16: float32 outside, so that it takes the other's place."""
-    write(in_half_precision(onnx.load(denoiser)), path)
+def export_half(network: Path, path: Path) -> None:
+    """Write the same denoiser or guide in fp16: float32 outside, so that it takes the other's place."""
+    write(in_half_precision(onnx.load(network)), path)
 
 
-def export_sampler(model: Model, denoiser: Path, path: Path) -> None:
-    """Write the loop around a denoiser as one file, see `deploy.loop`. Weights that the denoiser has in a file beside
-    it stay there and serve both.
+def export_sampler(model: Model, denoiser: Path, path: Path, guide: Path | None = None) -> None:
+    """Write the loop around a denoiser, and around what guides it, as one file, see `export.loop`. Weights that these
+    have in a file beside them stay there and serve both.
 
     Its metadata holds what a caller must know, as JSON but for plain strings: `facts`, the model's choices `sampling`,
     the `columns` of a plan, and `plans`, a table and timesteps of each name; `default` is the model's own.
     """
-    loop = sampler_model(onnx.load(denoiser, load_external_data=False), model.codec, model.columns)
+    networks = [None if file is None else onnx.load(file, load_external_data=False) for file in (denoiser, guide)]
+    loop = sampler_model(networks[0], model.codec, model.columns, networks[1])
     timesteps = len(model.schedule)
     named = {name: plan for name, plan in NAMED_PLANS.items() if plan["steps"] <= timesteps}
     plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}
@@ -115,23 +154,42 @@ def facts(model: Model) -> dict[str, Any]:
         "data": card.data.model_dump(mode="json"),
         "training": card.training.model_dump(mode="json"),
         "opset": OPSET,
+        **({} if model.guide is None else {"guide": _guide_facts(model.guide)}),
+    }
+
+
+def _guide_facts(guide: Model) -> dict[str, Any]:
+    """What the files say of the model that guides: `kind` is `classifier`, or `model` of a weaker one."""
+    card = guide.card
+    return {
+        "kind": "classifier" if card.config.classifies else "model",
+        "variant": card.variant,
+        "condition": card.config.condition.model_dump(mode="json"),
+        "data": card.data.model_dump(mode="json", include={"name", "classes", "class_counts"}),
+        "training": card.training.model_dump(mode="json"),
     }
 
 
 def describe_sampler(model: Model, directory: Path) -> None:
     """Write sampler.json: what the runtime needs beside the ONNX files."""
-    denoiser = directory / "denoiser.onnx"
+    denoiser, guide = directory / "denoiser.onnx", directory / "guide.onnx"
+    guided = model.guide is not None
+    # Guidance without a guide evaluates a datum twice at once; with one, one network after the other.
+    memory = _activation_bytes(denoiser) * (2 if model.guidable and not guided else 1)
     write_json(
         directory / "sampler.json",
         {
             **facts(model),
             "sampling": model.card.config.sampling.model_dump(mode="json"),
-            # Guidance evaluates a datum twice at once.
-            "activation_bytes": activation_bytes(onnx.load(denoiser, load_external_data=False).graph)
-            * (2 if model.guidable else 1),
+            "activation_bytes": max(memory, _activation_bytes(guide)) if guided else memory,
             "denoiser_sha256": sha256_of(denoiser),
+            **({"guide_sha256": sha256_of(guide)} if guided else {}),
         },
     )
+
+
+def _activation_bytes(file: Path) -> int:
+    return activation_bytes(onnx.load(file, load_external_data=False).graph)
 
 
 def activation_bytes(graph: GraphProto) -> int:

@@ -22,16 +22,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from onnx.compose import add_prefix_graph
 from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
-from onnxscript import DOUBLE, FLOAT, INT64, UINT8, OnnxFunction, script
+from onnxscript import DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset20 as op
 
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
 from ddpm.diffusion.plans import COLUMNS
+from ddpm.export.guidance import NEXT, guidance_of
 
 # --- what a row does, and what its end is shown as, in ONNX
 
@@ -65,52 +66,6 @@ def update(
     return after, held, op.Identity(previous)
 
 
-# Guidance, of a conditional model: where a row has a weight, the network is evaluated on each datum twice in one batch,
-# with its condition and without. `row` is the plan's; its last column is the weight.
-
-
-@script(default_opset=op)
-def doubled(x: FLOAT, t: INT64, row: FLOAT) -> tuple[FLOAT, INT64]:
-    weight = op.Gather(row, -1)
-    if weight != 0.0:
-        x2, t2 = op.Concat(x, x, axis=0), op.Concat(t, t, axis=0)
-    else:
-        x2, t2 = op.Identity(x), op.Identity(t)
-    return x2, t2
-
-
-@script(default_opset=op)
-def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
-    weight = op.Gather(row, -1)
-    if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
-        given2 = op.Concat(given, op.Expand(null, op.Shape(given)), axis=0)
-    else:
-        given2 = op.Identity(given)
-    return given2
-
-
-@script(default_opset=op)
-def guide(out2: FLOAT, row: FLOAT) -> FLOAT:
-    """As `conditioning.guidance.away_from`."""
-    weight = op.Gather(row, -1)
-    if weight != 0.0:
-        told, untold = op.Split(out2, num_outputs=2, axis=0)
-        out = told + weight * (told - untold)
-    else:
-        out = op.Identity(out2)
-    return out
-
-
-@script(default_opset=op)
-def told_half(v2: FLOAT, row: FLOAT) -> FLOAT:
-    weight = op.Gather(row, -1)
-    if weight != 0.0:
-        v, _ = op.Split(v2, num_outputs=2, axis=0)
-    else:
-        v = op.Identity(v2)
-    return v
-
-
 @script(default_opset=op)
 def to_pixels(x0: FLOAT) -> UINT8:
     """As `PixelCodec.decode`."""
@@ -126,12 +81,18 @@ def to_values(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
 # --- the model of them
 
 
-def sampler_model(denoiser: ModelProto, codec: Codec, columns: Sequence[Column] = ()) -> ModelProto:
+def sampler_model(
+    denoiser: ModelProto, codec: Codec, columns: Sequence[Column] = (), guide: ModelProto | None = None
+) -> ModelProto:
     """The loop around a denoiser, (x [N, C, ...], t [N], columns) → out [N, C or 2C, ...]: this module's inputs and
     outputs.
 
     The weights go into the loop's body: onnxruntime optimises a body with its own initializers as it does a graph, but
     stops at those that the body takes from outside (docs/onnx.md).
+
+    Args:
+        columns: that the denoiser or the guide is told.
+        guide: as for `export.guidance.guidance_of`.
     """
     decode = _decoder(codec)
     decoded = _info(
@@ -141,7 +102,7 @@ def sampler_model(denoiser: ModelProto, codec: Codec, columns: Sequence[Column] 
         "Scan",
         ["x", "nothing", "nothing", "plan", "timesteps", "z"],
         ["x0", "latest", "second_latest"],
-        body=_body(denoiser.graph, codec, columns),
+        body=_body(denoiser.graph, codec, columns, guide),
         num_scan_inputs=3,
     )
     graph = make_graph(
@@ -160,40 +121,31 @@ def sampler_model(denoiser: ModelProto, codec: Codec, columns: Sequence[Column] 
     return make_model(graph, ir_version=denoiser.ir_version, opset_imports=denoiser.opset_import)
 
 
-def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column]) -> GraphProto:
+def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: ModelProto | None) -> GraphProto:
     """One row: the network, told the time and its columns, guided if it can be, and `update` of what it says."""
-    guided = any(column.null is not None for column in columns)
     learned = denoiser.output[0].type.tensor_type.shape.dim[1].dim_value == 2 * codec.network_shape[0]
-    network = add_prefix_graph(denoiser, "denoiser.")
-    nodes = [make_node("Shape", ["x"], ["batch"], end=1), make_node("Expand", ["timestep", "batch"], ["t"])]
-    initializers = list(network.initializer)
-    if guided:
-        nodes += _call(doubled, ["x", "t", "row"], ["denoiser.x", "denoiser.t"])
-    else:
-        nodes += [make_node("Identity", [name], [f"denoiser.{name}"]) for name in ("x", "t")]
-    for column in columns:
-        name = column.name
-        if column.null is None:
-            nodes.append(make_node("Identity", [name], [f"denoiser.{name}"]))
-            continue
-        initializers.append(from_array(np.array(column.null, column.dtype), f"{name}.null"))
-        nodes += _call(with_null, [name, f"{name}.null", "row"], [f"denoiser.{name}"])
-    nodes += network.node
+    inputs = {value.name for value in denoiser.input}
+    told = [column for column in columns if column.name in inputs]
+    guidance = guidance_of(told, guide)
+    network = guidance.network(denoiser, told)
+    (out,) = network.output
     if learned:
-        nodes.append(make_node("Split", ["denoiser.out"], ["all.out", "all.v"], axis=1, num_outputs=2))
+        parts, constants = make_node("Split", [out.name], ["all.out", "all.v"], axis=1, num_outputs=2), []
     else:
-        nodes.append(make_node("Identity", ["denoiser.out"], ["all.out"]))
-        initializers.append(from_array(np.zeros(1, np.float32), "v"))
-    for name, function in (("out", guide), ("v", told_half)):
-        if name == "v" and not learned:
-            continue
-        if guided:
-            nodes += _call(function, [f"all.{name}", "row"], [name])
-        else:
-            nodes.append(make_node("Identity", [f"all.{name}"], [name]))
+        parts = make_node("Identity", [out.name], ["all.out"])
+        constants = [from_array(np.zeros(1, np.float32), "v")]
     step = _prefixed(update.to_model_proto().graph, "update.")
+    x, *remembered = (output.name for output in step.output)
     return make_graph(
-        [*nodes, *step.node],
+        [
+            make_node("Shape", ["x"], ["batch"], end=1),
+            make_node("Expand", ["timestep", "batch"], ["t"]),
+            *network.node,
+            parts,
+            *guidance.output(learned),
+            *step.node,
+            *guidance.moved(x),
+        ],
         "row",
         inputs=[
             *(_state(name, codec) for name in ("x", "previous", "earlier")),
@@ -201,19 +153,10 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column]) -> Grap
             _info("timestep", [], TensorProto.INT64),
             _info("z", ["M", *codec.network_shape]),
         ],
-        outputs=[_state(output.name, codec) for output in step.output],
-        initializer=initializers,
-        value_info=[] if guided else network.value_info,
+        outputs=[_state(name, codec) for name in (NEXT, *remembered)],
+        initializer=[*network.initializer, *guidance.initializers, *constants],
+        value_info=network.value_info,
     )
-
-
-def _call(function: OnnxFunction, arguments: Sequence[str], results: Sequence[str]) -> list[NodeProto]:
-    """The nodes of a function, between values of these names."""
-    prefix = f"{function.name}.{results[0]}."
-    graph = add_prefix_graph(function.to_model_proto().graph, prefix)
-    taken = [make_node("Identity", [name], [own.name]) for name, own in zip(arguments, graph.input, strict=True)]
-    given = [make_node("Identity", [own.name], [name]) for name, own in zip(results, graph.output, strict=True)]
-    return [*taken, *graph.node, *given]
 
 
 def _decoder(codec: Codec) -> GraphProto:

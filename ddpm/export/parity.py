@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddpm.deploy.runtime import CPU, Precision, Sampler
+from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import SamplingPlan
 from ddpm.files import sha256_of
 from ddpm.model import Model
 
@@ -21,8 +25,9 @@ GUIDANCE = 2.0  # of the run, where a model can be guided
 def measure_parity(
     model: Model, directory: Path, *, samples: int, steps: int, tolerances: dict[Precision, float]
 ) -> dict[str, Any]:
-    """Hold every exported file against the trained model on the same noise over a full run: by DDIM, or where the
-    network has a variance to be wrong about, by the ancestral sampler.
+    """Hold every exported file against the trained model on the same noise over full runs: by DDIM, or where the
+    network has a variance to be wrong about, by the ancestral sampler. With a classifier as its guide by both, since
+    it guides them in different ways.
 
     Args:
         tolerances: largest absolute difference allowed, in [−1, 1], of each precision that was exported.
@@ -32,28 +37,24 @@ def measure_parity(
         whether all are; and the float32 files' difference and tolerance by themselves.
     """
     # CPU against CPU: what is compared is the export, not two devices' arithmetic.
-    model = Model(copy.deepcopy(model.network).to("cpu").eval(), model.card)
-    learned = model.card.config.process.variance == "learned_range"
-    choices: dict[str, Any] = {"sampler": "ddim", "eta": 0.0}
-    if learned:
-        choices = {"sampler": "ancestral", "variance": "learned_range"}
-    if model.guidable:
-        # Rows with guidance and rows without, which take other ways through the graph.
-        choices |= {"guidance_scale": GUIDANCE, "guidance_interval": (0.0, 0.5)}
-    plan, given = model.plan(steps=steps, **choices), model.given(samples)
+    model = _on_cpu(model)
+    plans, given = _plans(model, steps), model.given(samples)
 
-    def noise() -> ImageNoise:
-        return ImageNoise(0, samples, model.codec.network_shape)
+    def drawn(run: Callable[[SamplingPlan, Float32, Callable[[], Float32]], Float32]) -> list[Float32]:
+        draws = [ImageNoise(0, samples, model.codec.network_shape).draw for _ in plans]
+        return [run(plan, draw(), draw) for plan, draw in zip(plans.values(), draws, strict=True)]
 
-    draw = noise().draw
-    x = torch.from_numpy(draw())
-    trained = sampling.sample(model.denoiser(given), plan, x, lambda: torch.from_numpy(draw())).numpy()
+    def by_torch(plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
+        denoise = model.denoiser(given)
+        return sampling.sample(denoise, plan, torch.from_numpy(x), lambda: torch.from_numpy(draw())).numpy()
+
+    trained = drawn(by_torch)
     files: dict[str, dict[str, Any]] = {}
     for precision, tolerance in tolerances.items():
         for in_graph in (False, True):
             exported = Sampler(directory, providers=[CPU], precision=precision, in_graph=in_graph)
-            draw = noise().draw
-            difference = float(np.abs(trained - exported.run(plan, draw(), draw, given)).max())
+            theirs = drawn(partial(exported.run, given=given))
+            difference = float(max(np.abs(a - b).max() for a, b in zip(trained, theirs, strict=True)))
             files[exported.file.name] = {
                 "max_abs_difference": difference,
                 "tolerance": tolerance,
@@ -65,7 +66,25 @@ def measure_parity(
         "tolerance": tolerances["fp32"],
         "passed": all(file["passed"] for file in files.values()),
         "samples": samples,
-        "sampler": choices["sampler"],
+        "sampler": " and ".join(plans),
         "steps": steps,
         "files": files,
     }
+
+
+def _on_cpu(model: Model) -> Model:
+    guide = None if model.guide is None else _on_cpu(model.guide)
+    return replace(model, network=copy.deepcopy(model.network).to("cpu").eval(), guide=guide)
+
+
+def _plans(model: Model, steps: int) -> dict[str, SamplingPlan]:
+    """What is run, by the names of the samplers."""
+    choices: dict[str, dict[str, Any]] = {}
+    learned = model.card.config.process.variance == "learned_range"
+    if model.by_classifier or not learned:
+        choices["ddim"] = {"eta": 0.0}
+    if model.by_classifier or learned:
+        choices["ancestral"] = {"variance": "learned_range"} if learned else {}
+    # Rows with guidance and rows without, which take other ways through the graph.
+    guided = {"guidance_scale": GUIDANCE, "guidance_interval": (0.0, 0.5)} if model.guidable else {}
+    return {name: model.plan(sampler=name, steps=steps, **own, **guided) for name, own in choices.items()}

@@ -219,6 +219,7 @@ def _application(service: Service) -> FastAPI:
             samplers=list(SAMPLERS),
             classes=None if model.classes is None else list(model.classes),
             guidable=model.sampler.guidable,
+            unguided_scale=model.sampler.unguided_scale,
             limits=Limits(max_images=service.most_images(model), max_evaluations=service.settings.max_evaluations),
         )
 

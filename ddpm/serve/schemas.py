@@ -45,8 +45,9 @@ class ImageRequest(BaseModel):
     )
     guidance_scale: Annotated[float, Field(ge=0, le=MOST_GUIDANCE, allow_inf_nan=False)] | None = Field(
         None,
-        description="how strongly the images follow their class; 1: no guidance, 0: the class is ignored; a step with "
-        "guidance evaluates the network twice; null: the model's own. Of models that can be guided alone",
+        description="how strongly the images follow their class; 1: no guidance, 0: the class is ignored; of a model "
+        "that a classifier guides, what multiplies the gradient, 0: no guidance; a step with guidance evaluates the "
+        "network twice, or the network and its guide; null: the model's own. Of models that can be guided alone",
     )
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None,
@@ -116,7 +117,10 @@ class ModelCard(BaseModel):
     sampling: dict[str, Any] = Field(description="the model's own sampling plan, guidance included")
     samplers: list[str]
     classes: list[str] | None = Field(description="what `label` may be, in the order of the numbers; null: no label")
-    guidable: bool = Field(description="whether `guidance_scale` may be other than 1")
+    guidable: bool = Field(description="whether there can be guidance")
+    unguided_scale: float = Field(
+        description="the `guidance_scale` that is no guidance: 1, or 0 of a model that a classifier guides"
+    )
     limits: Limits
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ddpm.config.params import Params
 from ddpm.deploy.runtime import Precision
 from ddpm.errors import NotFiniteError, UserError
-from ddpm.export.files import describe_sampler, export_denoiser, export_half, export_sampler
+from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_half, export_sampler
 from ddpm.export.parity import measure_parity
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import DEPLOY, MODELS
@@ -17,38 +17,42 @@ from ddpm.stages.progress import bar
 
 
 def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `deploy/V/`: denoiser.onnx, sampler.onnx, with export.fp16 both as .fp16.onnx, sampler.json, parity.json.
+    """Write `deploy/V/`: denoiser.onnx, sampler.onnx, guide.onnx of a model with a guide, with export.fp16 all of them
+    as .fp16.onnx, sampler.json, parity.json.
 
     Raises:
-        UserError: there is no model, or an exported one differs from it by more than its tolerance; then nothing is
-            written.
+        UserError: there is no model, or no such guide, or an exported one differs from it by more than its tolerance;
+            then nothing is written.
     """
     config = params.variant(variant)
     if config.classifies:
         raise UserError(f"{variant} is a classifier, which draws nothing: there is nothing to export")
-    if config.sampling.guide is not None:
-        raise UserError(
-            f"models.{variant}.sampling.guide is {config.sampling.guide}, but guides are not exported: leave it "
-            "out there, and give it to `ddpm sample` as --guide"
-        )
-    model = load(root / MODELS / variant).sampled_by(config.sampling)
+    model = load(root / MODELS / variant).sampled_by(config.sampling, root=root)
     try:
         model.plan()
     except ValueError as error:
         raise UserError(f"models/{variant} cannot be sampled by models.{variant}.sampling: {error}") from None
     options = params.export
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
+    guided = model.guide is not None
     with atomic_directory(root / DEPLOY / variant) as out:
-        with bar(5 if options.fp16 else 3, "steps", f"export of {variant}") as progress:
-            export_denoiser(model, out / "denoiser.onnx")
+        networks, loop = [out / "denoiser.onnx"], out / "sampler.onnx"
+        with bar((2 if options.fp16 else 1) * (2 + guided) + 1, "steps", f"export of {variant}") as progress:
+            export_denoiser(model, networks[0])
             progress.update()
-            export_sampler(model, out / "denoiser.onnx", out / "sampler.onnx")
+            if guided:
+                networks.append(out / "guide.onnx")
+                export_guide(model, networks[1])
+                progress.update()
+            export_sampler(model, networks[0], loop, *networks[1:])
             progress.update()
             if options.fp16:
                 tolerances["fp16"] = options.fp16_tolerance
-                export_half(out / "denoiser.onnx", out / "denoiser.fp16.onnx")
-                progress.update()
-                export_sampler(model, out / "denoiser.fp16.onnx", out / "sampler.fp16.onnx")
+                halves = [file.with_suffix(".fp16.onnx") for file in networks]
+                for file, half in zip(networks, halves, strict=True):
+                    export_half(file, half)
+                    progress.update()
+                export_sampler(model, halves[0], loop.with_suffix(".fp16.onnx"), *halves[1:])
                 progress.update()
             describe_sampler(model, out)
             parity = measure_parity(

@@ -12,6 +12,7 @@ from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, knows_frequencies, measure
+from ddpm.figures.protocol import mark_of
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, find_model, is_uri
 from ddpm.stages.progress import show
@@ -72,10 +73,18 @@ def facts_of(params: Params, sampler: Sampler) -> ModelFacts:
         UserError: its plan is not one that this version knows.
     """
     described = sampler.file.with_name("sampler.json")
+    sampling = params.evaluation.sampling or validate(SamplingConfig, sampler.facts["sampling"], str(described))
     return ModelFacts(
-        params.evaluation.sampling or validate(SamplingConfig, sampler.facts["sampling"], str(described)),
+        sampling,
         sampler.facts["process"]["variance"],
         sampler.facts.get("training", {}).get("weights", "ema"),
         bool(sampler.columns),
         knows_frequencies(sampler.columns),
+        _guide_of(sampler) if sampling.guide else None,
     )
+
+
+def _guide_of(sampler: Sampler) -> str | None:
+    """As an evaluation of the trained model names it."""
+    guide = sampler.facts.get("guide")
+    return guide and f"{guide.get('variant', '')} {mark_of(guide.get('training', {}).get('fingerprint', ''))}"

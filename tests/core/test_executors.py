@@ -20,13 +20,16 @@ from onnxscript import opset20 as op
 
 from ddpm.codecs.scale import codec_for
 from ddpm.conditioning.columns import LabelColumn
-from ddpm.conditioning.guidance import ClassifierFree
+from ddpm.conditioning.guidance import Autoguidance, ClassifierFree, ClassifierGradient
+from ddpm.conditioning.network import bind
 from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy import runtime
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import COLUMNS, SAMPLERS, decisive_choices, inversion_plan, plan_for, sampling_plan
+from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
+from ddpm.export.gradient import add_scale
 from ddpm.export.loop import sampler_model
 from ddpm.files import write_json
 
@@ -67,9 +70,8 @@ def kind_of(shape):
     )
 
 
-@functools.cache
-def loop_session(shape, learned):
-    """The denoiser of a line with the loop around it, for data of a shape."""
+def line_in_onnx(shape, learned):
+    """denoiser.onnx of the line, for data of a shape."""
     halves = denoiser_in_onnx.to_model_proto().graph
     names = [value.name for value in halves.output]
     last = make_node("Concat", names, ["out"], axis=1) if learned else make_node("Identity", names[:1], ["out"])
@@ -79,8 +81,13 @@ def loop_session(shape, learned):
         make_tensor_value_info("out", TensorProto.FLOAT, ["N", shape[0] * (1 + learned), *shape[1:]]),
     )
     graph = make_graph([*halves.node, last], "line", [x, t], [out])
-    denoiser = make_model(graph, opset_imports=[make_opsetid("", 20)], ir_version=10)
-    model = sampler_model(denoiser, kind_of(shape))
+    return make_model(graph, opset_imports=[make_opsetid("", 20)], ir_version=10)
+
+
+@functools.cache
+def loop_session(shape, learned):
+    """The denoiser of a line with the loop around it, for data of a shape."""
+    model = sampler_model(line_in_onnx(shape, learned), kind_of(shape))
     onnx.checker.check_model(model, full_check=True)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -303,6 +310,175 @@ def test_the_loop_in_the_graph_evaluates_a_row_without_a_weight_once(tmp_path):
         and event["name"].endswith("_kernel_time")
     ]
     assert [each[0] for each in rolls] == [count * (2 if weight else 1) for weight in weights]
+
+
+# --- guided by another model: a weaker line, or the gradient of a classifier
+
+
+def bounded(xp, x, t, label):
+    """What a guide says, in numpy's, torch's or ONNX's terms of operations that every library rounds alike."""
+    mixed = 0.5 * xp.roll(x, 1, -1) + 0.25 * x + t / (t + 20) - 0.5 * label
+    return mixed / (1 + abs(mixed))
+
+
+@script(default_opset=op)
+def bounded_in_onnx(x: FLOAT, t: INT64, label: INT64):
+    axes = op.Range(1, op.Size(op.Shape(x)), 1)
+    time, number = op.Unsqueeze(op.Cast(t, to=FLOAT.dtype), axes), op.Unsqueeze(op.Cast(label, to=FLOAT.dtype), axes)
+    rolled = op.Concat(op.Slice(x, [-1], [1000], [-1]), op.Slice(x, [0], [-1], [-1]), axis=-1)
+    mixed = 0.5 * rolled + 0.25 * x + time / (time + 20.0) - 0.5 * number
+    return mixed / (1.0 + op.Abs(mixed))
+
+
+class Bounded:
+    """In torch: the weaker model, and the classifier's gradient."""
+
+    def __init__(self, label) -> None:
+        self.evaluations, self._label = 0, label
+
+    def __call__(self, x, t):
+        self.evaluations += 1
+        t, label = (each.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype) for each in (t, self._label))
+        return bounded(torch, x, t, label)
+
+
+class AlongBounded(ClassifierGradient):
+    """Whatever the classifier, this is its gradient."""
+
+    def gradient(self, x, t):
+        return self._classifier(x, t)
+
+
+def process_of(learned, prediction="epsilon"):
+    variance = "learned_range" if learned else "fixed_small"
+    return {"schedule": "linear", "timesteps": 200, "prediction": prediction, "variance": variance}
+
+
+def torch_process(learned, prediction):
+    schedule = Schedule.named("linear", 200)
+    return GaussianProcess(schedule, prediction=prediction, variance=process_of(learned)["variance"])
+
+
+def guide_model(kind, shape, learned, prediction):
+    """guide.onnx of the bounded line."""
+    line = bounded_in_onnx.to_model_proto().graph
+    name = "gradient" if kind == "classifier" else "out"
+    line.node[-1].output[0] = name
+    inputs = [
+        make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape]),
+        make_tensor_value_info("t", TensorProto.INT64, ["N"]),
+        make_tensor_value_info("label", TensorProto.INT64, ["N"]),
+    ]
+    out = make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+    graph = make_graph(line.node, "guide", inputs, [out])
+    model = make_model(graph, opset_imports=[make_opsetid("", 20)], ir_version=10)
+    if kind == "classifier":
+        process = torch_process(learned, prediction)
+        add_scale(model, (process.noise**2 / (process.signal * process.x0_from_out)).numpy())
+    return model
+
+
+@functools.cache
+def guided_sampler(kind, conditional, shape, learned, prediction, in_graph):
+    """The runtime on a deploy directory with a guide."""
+    if conditional:
+        denoiser, columns = onnx.load_from_string(told_files(shape, learned)[0]), [LABELS]
+    else:
+        denoiser, columns = line_in_onnx(shape, learned), [LABELS]
+    guide, codec = guide_model(kind, shape, learned, prediction), kind_of(shape)
+    loop = sampler_model(denoiser, codec, columns, guide)
+    onnx.checker.check_model(loop, full_check=True)
+    channels, classes = range(shape[0]), {"classes": LABELS.classes}
+    data = {"name": "line", "shape": codec.shape, "kind": codec.name, **classes}
+    if codec.name != "images":
+        data |= {"low": [-3.0 - c for c in channels], "high": [5.0 + c for c in channels]}
+    facts = {
+        "format": 2,
+        "name": "ddpm-line",
+        "variant": "line",
+        "shape": codec.shape,
+        "process": process_of(learned, prediction),
+        "sampling": SamplingConfig(guide="models/guide").model_dump(),
+        "condition": {"label": {"drop": 0}} if conditional else {},
+        "data": data,
+        "guide": {"kind": kind, "variant": "guide", "condition": {"label": {"drop": 0}}, "data": classes},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in (("denoiser", denoiser), ("guide", guide), ("sampler", loop)):
+            onnx.save(model, Path(folder, f"{name}.onnx"))
+        write_json(Path(folder, "sampler.json"), facts)
+        sampler = runtime.Sampler(folder, providers=["CPUExecutionProvider"], in_graph=in_graph)
+        _ = (sampler._loop, sampler._denoiser, sampler._guide_session)  # opened while the files are there
+        return sampler
+
+
+@given(
+    kind=st.sampled_from(["classifier", "model"]),
+    conditional=st.booleans(),
+    sampler=st.sampled_from(["ancestral", *sorted(SAMPLERS)]),
+    learned=st.booleans(),
+    prediction=st.sampled_from(PREDICTIONS),
+    steps=st.integers(1, 30),
+    dynamic_threshold=st.one_of(st.none(), st.floats(0.01, 1)),
+    guidance_scale=st.sampled_from([0.0, 1.0, 1.5, 3.0]),
+    guidance_interval=st.one_of(st.none(), st.tuples(st.floats(0, 0.5), st.floats(0.5, 1))),
+    shape=st.sampled_from([(3, 1, 4, 4), (2, 3, 5)]),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=100)
+def test_all_executors_draw_the_same_with_a_guide(
+    kind, conditional, learned, prediction, shape, seed, **options
+):
+    """Under ε̂ and mean-shift rows, and rows without a weight, which ask the guide nothing."""
+    conditional = conditional or kind == "model"
+    process = process_of(learned, prediction)
+    samplers = [guided_sampler(kind, conditional, shape[1:], learned, prediction, place) for place in (False, True)]
+    plan = samplers[0].plan(**options)
+    label = LABELS.draw(shape[0], seed=seed)
+    told = torch.from_numpy(label)
+    line = bind(Told(learned), {"label": told}) if conditional else denoiser(torch, learned)
+    guide = Bounded(told)
+    if kind == "classifier":
+        denoise = AlongBounded(line, guide, told, torch_process(learned, prediction))
+    else:
+        denoise = Autoguidance(line, guide)
+    noise = ImageNoise(seed, shape[0], shape[1:])
+    x = torch.from_numpy(noise.draw())
+    by_torch = sampling.sample(denoise, plan, x, lambda: torch.from_numpy(noise.draw())).numpy()
+    for executor in samplers:
+        assert executor.by_classifier == (kind == "classifier")
+        noise = ImageNoise(seed, shape[0], shape[1:])
+        drawn = executor.run(plan, noise.draw(), noise.draw, {"label": label})
+        np.testing.assert_allclose(by_torch, drawn, rtol=1e-5, atol=1e-5)
+    assert guide.evaluations == np.count_nonzero(plan.column("guidance"))
+    assert (plan.column("mean_shift") != 0).any() == (
+        kind == "classifier" and options["sampler"] == "ancestral" and plan.column("guidance").any()
+    )
+    assert process == executor.facts["process"]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "model"])
+def test_the_graph_asks_the_guide_only_in_rows_with_a_weight(tmp_path, kind):
+    """onnxruntime's own profile has the operators that were run; the guide has one Abs."""
+    shape = (1, 4, 4)
+    told = onnx.load_from_string(told_files(shape, False)[0])
+    loop = sampler_model(told, kind_of(shape), [LABELS], guide_model(kind, shape, False, "epsilon"))
+    sampler = guided_sampler(kind, True, shape, False, "epsilon", True)
+
+    def magnitudes(plan):
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+        session = onnxruntime.InferenceSession(loop.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feed = {"x": ImageNoise(0, 3, shape).draw(), "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+        session.run(None, {**feed, "z": np.zeros((len(plan), 0, *shape), np.float32), "label": np.zeros(3, np.int64)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        return sum(event.get("args", {}).get("op_name") == "Abs" for event in events)
+
+    few = {"sampler": "ddim", "steps": 8, "guidance_interval": (0.3, 0.7)}
+    plain, guided = (sampler.plan(**few, guidance_scale=scale) for scale in (0.0 if kind == "classifier" else 1.0, 2.0))
+    weights = np.count_nonzero(guided.column("guidance"))
+    assert 0 < weights < len(guided)
+    assert magnitudes(guided) - magnitudes(plain) == weights
 
 
 @given(st.sampled_from(PREDICTIONS), st.sampled_from(sorted(SPACINGS)), st.integers(1, 30))
