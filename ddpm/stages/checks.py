@@ -22,7 +22,8 @@ def check_settings(params: Params) -> None:
     """
     for variant in params.variants:
         _check_plans(params, variant)
-        _check_network(params, variant)
+    for name in (*params.variants, *params.guides):
+        _check_network(params, name)
 
 
 def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:

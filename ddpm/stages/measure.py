@@ -78,4 +78,5 @@ def facts_of(params: Params, sampler: Sampler) -> ModelFacts:
         sampler.facts.get("training", {}).get("weights", "ema"),
         bool(sampler.columns),
         knows_frequencies(sampler.columns),
+        sampler.guide_mark,
     )
