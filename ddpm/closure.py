@@ -43,6 +43,7 @@ _STAGES = {
     "prepare": ("stages/prepare.py", {"data"}),
     "fit-extractor": ("stages/extractor.py", {"extractor"}),
     "train": ("stages/train.py", {"network", "condition", "process", "objective", "training"}),
+    "guide": ("stages/guide.py", {"evaluation", "sampling"}),
     "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),
     "export": ("stages/export.py", {"export", "sampling"}),
 }

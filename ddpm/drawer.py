@@ -43,6 +43,13 @@ class Drawer(ABC):
         return False
 
     @property
+    def guide_mark(self) -> str | None:
+        """The model that guides it, as protocols name it: its name and the start of its weights' SHA-256; None: no
+        other model does.
+        """
+        return None
+
+    @property
     def unguided_scale(self) -> float:
         """The guidance scale that is no guidance."""
         return unguided_scale(self.by_classifier)

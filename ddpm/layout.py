@@ -11,6 +11,8 @@ EXTRACTOR = Path("extractor")
 MODELS = Path("models")
 REPORTS = Path("reports")
 DEPLOY = Path("deploy")
+# Below a model directory: a file for each guide of params.yaml, which says whether it guides the model.
+GUIDES = "guides"
 # Beside the pipeline: the page of a comparison, the numbers in it, and what each model draws of the same noise.
 COMPARISON = Path("comparison")
 COMPARISON_PAGE, COMPARISON_RECORD, COMPARISON_PICTURE = "report.html", "comparison.json", "samples.png"

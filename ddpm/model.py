@@ -31,7 +31,7 @@ from ddpm.diffusion.sampling import Denoiser
 from ddpm.diffusion.schedules import Schedule
 from ddpm.drawer import Drawer
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
-from ddpm.files import read_json, write_json
+from ddpm.files import read_json, sha256_of, write_json
 from ddpm.layout import find_model, made_by
 from ddpm.nets import build
 
@@ -129,6 +129,8 @@ class Model(Drawer):
     """Where `card.config.sampling`, the model's own sampling plan, comes from."""
     guide: Model | None = None
     """The classifier or the weaker model that guides it; None: it guides itself, if it can."""
+    directory: Path | None = None
+    """That it was read from."""
 
     @property
     def device(self) -> torch.device:
@@ -163,7 +165,9 @@ class Model(Drawer):
         config = self.card.config.model_copy(update={"sampling": sampling_config})
         card = self.card.model_copy(update={"config": config, "own_plan": True})
         name, guide = sampling_config.guide, None
-        if name is not None:
+        if name is not None and name == self.card.config.sampling.guide:
+            guide = self.guide  # whatever folder its path started at
+        if name is not None and guide is None:
             guide = load(find_model(name, exported=False, root=Path(root)), self.device)
             _check_guide(self, guide, name)
         return replace(self, card=card, plan_source=source, guide=guide)
@@ -211,6 +215,13 @@ class Model(Drawer):
     @property
     def by_classifier(self) -> bool:
         return self.guide is not None and self.guide.card.config.classifies
+
+    @property
+    def guide_mark(self) -> str | None:
+        if self.guide is None or self.guide.directory is None:
+            return None
+        weights = sha256_of(self.guide.directory / "model.safetensors")
+        return f"{self.guide.card.variant} {weights[:12]}"
 
     def denoiser(self, given: Given | None = None) -> Denoiser:
         """The network told its condition, as a function of x and t; guided where a plan's row has a weight.
@@ -454,7 +465,7 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     network.load_state_dict(weights)
     own_plan = card.training.weights == "imported" if card.own_plan is None else card.own_plan
     source = "model.json" if own_plan else DEFAULT_PLAN
-    return Model(network.to(device).eval().requires_grad_(False), card, source)
+    return Model(network.to(device).eval().requires_grad_(False), card, source, directory=directory)
 
 
 def refuse_not_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -32,29 +32,31 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         accept_new_data: record what the upstream has now as the data's new version.
     """
     try:
-        names = _names(variants)
+        names, guides = _names(variants), load_params().guides
     except UserError as error:
         return Failed(message=str(error))
     with shared_state():
         known = [tasks.registered.submit(name) for name in names]
         fetched = tasks.fetch.submit(accept_new_data)
         fetched.wait()
-        if fetched.state.is_completed() and not _has_changed(names):
+        if fetched.state.is_completed() and not _has_changed(names, guides):
             versions = [future.result(raise_on_failure=False) for future in known]
             if all(isinstance(version, Registration) and version.reason for version in versions):
                 return _nothing_to_do([Result.read(*pair) for pair in zip(names, versions, strict=True)])
 
         prepared = tasks.prepare.submit(wait_for=[fetched])
         extractor = tasks.fit_extractor.submit(wait_for=[prepared])
-        steps, promoted = [fetched, prepared, extractor], {}
+        guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in guides]
+        steps, promoted = [fetched, prepared, extractor, *guiding], {}
         for name in names:
             trained = tasks.train.submit(name, wait_for=[extractor])
-            evaluated = tasks.evaluate.submit(name, wait_for=[trained])
+            guided = [tasks.record_guide.submit(name, guide, wait_for=[trained, *guiding]) for guide in guides]
+            evaluated = tasks.evaluate.submit(name, wait_for=[trained, *guided])
             exported = tasks.export.submit(name, wait_for=[evaluated])
             version = tasks.register.submit(name, wait_for=[exported])
             comparable = tasks.measure_champion.submit(name, wait_for=[version])
             promoted[name] = tasks.promote.submit(name, comparable)
-            steps += [trained, evaluated, exported, version, comparable, promoted[name]]
+            steps += [trained, *guided, evaluated, exported, version, comparable, promoted[name]]
         wait([*steps, *known])
         done = {name: future.result() for name, future in promoted.items() if future.state.is_completed()}
         return _outcome(steps, [Result.read(name, version) for name, version in done.items()])
@@ -72,9 +74,11 @@ def _names(variants: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _has_changed(variants: Iterable[str]) -> bool:
+def _has_changed(variants: Sequence[str], guides: Sequence[str]) -> bool:
     """Whether DVC would run a stage that these models come of, or cannot tell."""
     own = {f"{stage}@{name}" for stage in ("train", "evaluate", "export") for name in variants}
+    own |= {f"train-guide@{guide}" for guide in guides}
+    own |= {f"guide@{variant}-{guide}" for variant in variants for guide in guides}
     try:
         return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
     except RuntimeError as error:  # such as somebody else's `dvc repro` under way

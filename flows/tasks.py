@@ -41,6 +41,16 @@ def train(variant: str) -> State | None:
     return _run(f"train@{variant}", on_gpu=True, env=lambda: _live_curve(variant))
 
 
+@task(name="train-guide", task_run_name="train guide {guide}", **OPTIONS)
+def train_guide(guide: str) -> State | None:
+    return _run(f"train-guide@{guide}", on_gpu=True)
+
+
+@task(name="record-guide", task_run_name="record guide {guide} of {variant}", **OPTIONS)
+def record_guide(variant: str, guide: str) -> State | None:
+    return _run(f"guide@{variant}-{guide}")
+
+
 @task(task_run_name="evaluate {variant}", **OPTIONS)
 def evaluate(variant: str) -> State | None:
     return _run(f"evaluate@{variant}", on_gpu=True)

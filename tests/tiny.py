@@ -19,6 +19,7 @@ TINY_PARAMS = {
     "evaluation": {"samples": 64, "batch_size": 32, "splits": 2, "resamples": 20, "nll_samples": 4},
     "export": {"parity_samples": 2, "parity_steps": 5},
     "variants": ["tiny"],
+    "guides": [],
     "models": {
         "tiny": {
             "network": {

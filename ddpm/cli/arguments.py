@@ -108,7 +108,7 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=_numbers,
         metavar="S[,…]",
-        help="also measure the conditional models at these guidance scales, such as 1,1.5,2,3,5",
+        help="also measure the models that can be guided at these guidance scales, such as 1,1.5,2,3,5",
     )
     compare.add_argument(
         "--rank",

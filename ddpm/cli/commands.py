@@ -78,6 +78,12 @@ def run_train(arguments: Arguments) -> None:
     train_variant(_given_params(arguments), arguments.variant)
 
 
+def run_record_guide(arguments: Arguments) -> None:
+    from ddpm.stages.guide import record_guide
+
+    record_guide(_params(), arguments.variant, arguments.guide)
+
+
 def run_evaluate(arguments: Arguments) -> None:
     from ddpm.stages.evaluate import evaluate_variant
 
@@ -165,6 +171,7 @@ def run_compare(arguments: Arguments) -> None:
         guidance_scales=arguments.guidance_scale,
         rank=arguments.rank,
     )
+    print(f"drawn with seed {compared.conditions['seed']}, which evaluate and tune-guidance do not use")
     print(f"{', '.join(model.name for model in compared.models)}: {arguments.out / COMPARISON_PAGE}")
 
 

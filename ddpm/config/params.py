@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from ddpm.config.export import ExportConfig
 from ddpm.config.extractor import ExtractorConfig
 from ddpm.config.model import VariantConfig
 from ddpm.config.promotion import PromotionConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.config.yaml_file import aliases, read_yaml
 from ddpm.errors import UserError, brief, listed
 
@@ -39,6 +41,7 @@ class Params(Section):
     export: ExportConfig = ExportConfig()
     promotion: PromotionConfig = PromotionConfig()
     variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
+    guides: tuple[str, ...] = Field((), description="the models that guide them, which the pipeline trains first")
     models: dict[VariantName, VariantConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -50,15 +53,60 @@ class Params(Section):
                 raise ValueError(f"`variants` names {brief(name)}, but `models` has only: {listed(self.models)}")
             if self.models[name].classifies:
                 raise ValueError(
-                    f"`variants` names {brief(name)}, a classifier, which cannot be sampled or exported: train it with "
-                    f"`ddpm train {name}`"
-                )
-            if self.models[name].sampling.guide is not None:
-                raise ValueError(
-                    f"`variants` names {brief(name)}, whose sampling.guide DVC does not follow: run `ddpm train`, "
-                    f"`evaluate`, `export` and `register` {name} by hand, or leave the guide out"
+                    f"`variants` names {brief(name)}, a classifier, which cannot be sampled or exported: write it in "
+                    f"`guides`, or train it with `ddpm train {name}`"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _guides_are_models(self) -> Params:
+        if len(set(self.guides)) < len(self.guides):
+            raise ValueError(f"`guides` names a model twice: {listed(self.guides)}")
+        for name in self.guides:
+            if name not in self.models:
+                raise ValueError(f"`guides` names {brief(name)}, but `models` has only: {listed(self.models)}")
+            if name in self.variants:
+                raise ValueError(f"`guides` names {brief(name)}, which is among `variants` too: leave it out of one")
+        pairs = Counter(f"{variant}-{guide}" for variant in self.variants for guide in self.guides)
+        for pair, count in pairs.items():
+            if count > 1:  # DVC would have one stage for both, in silence
+                raise ValueError(f"two pairs of `variants` and `guides` come to one name, {pair}: rename a model")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_guided_by_guides(self) -> Params:
+        """DVC knows only of these that they come first."""
+        for variant in self.variants:
+            for key, sampling in self._plans_of(variant).items():
+                guide = sampling.guide_name
+                if sampling.guide is None:
+                    continue
+                if guide not in self.guides:
+                    raise ValueError(
+                        f"{key}.guide of {variant}, which `variants` names, is {brief(sampling.guide)}: expected "
+                        f"models/NAME of a NAME in `guides`, found there: {listed(self.guides) or 'none'}"
+                    )
+                self._check_process(variant, str(guide))
+        return self
+
+    def _check_process(self, variant: str, guide: str) -> None:
+        """Before anything is trained: a guide is of the same process."""
+        own, other = self.models[variant].process, self.models[guide].process
+        for key in ("schedule", "timesteps", "betas", *(() if self.models[guide].classifies else ("prediction",))):
+            if getattr(own, key) != getattr(other, key):
+                raise ValueError(
+                    f"models.{guide} guides models.{variant}, but its process.{key} is {brief(getattr(other, key))} "
+                    f"and not {brief(getattr(own, key))}"
+                )
+
+    def _plans_of(self, variant: str) -> dict[str, SamplingConfig]:
+        """The plans that a model is exported with and measured by, under their keys."""
+        plans = {f"models.{variant}.sampling": self.models[variant].sampling}
+        return plans | ({"evaluation.sampling": self.evaluation.sampling} if self.evaluation.sampling else {})
+
+    def guides_of(self, variant: str) -> set[str]:
+        """The names of the models that guide a model, by the plan that it is exported with or measured by."""
+        return {name for plan in self._plans_of(variant).values() if (name := plan.guide_name) is not None}
 
     @model_validator(mode="after")
     def _the_features_asked_for_are_made(self) -> Params:
@@ -107,13 +155,13 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
-    """Check that each model that the pipeline builds has every section. DVC tracks sections one by one and stops at
+    """Check that each model that the pipeline trains has every section. DVC tracks sections one by one and stops at
     one that is not written; without DVC they may be left out.
 
     Raises:
         UserError: a section is missing; it names all of them.
     """
-    for name in params.variants:
+    for name in (*params.variants, *params.guides):
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
         if missing:
             lines = ", ".join(f"`{section}: {{}}`" for section in missing)

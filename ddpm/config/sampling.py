@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -68,6 +69,12 @@ class SamplingConfig(Section):
         description="a model directory such as models/classifier: a classifier of the same classes, or a weaker model "
         "to move away from (autoguidance); null: the model itself without its condition",
     )
+
+    @property
+    def guide_name(self) -> str | None:
+        """The guide's name, if it is a model of the project: `models/NAME` or `NAME`."""
+        path = Path(self.guide or "")
+        return path.name if self.guide and path.parent in (Path("models"), Path()) else None
 
     @model_validator(mode="after")
     def _the_interval_is_one(self) -> SamplingConfig:

@@ -140,6 +140,11 @@ class Sampler(Drawer):
         return self._guide is not None and self._guide.classifies
 
     @property
+    def guide_mark(self) -> str | None:
+        guide = self.facts.get("guide")
+        return guide.get("mark") if guide and self.facts["sampling"].get("guide") else None
+
+    @property
     def largest_batch(self) -> int:
         return self._largest_batch
 

@@ -105,11 +105,11 @@ def _over_guidance(comparison: Comparison, key: str, lines: Sequence[Curve]) -> 
         for model, line in zip(comparison.models, lines, strict=True)
         if line
     ]
-    drawing = curves(lines, x="guidance scale (1: as trained)", y=name, logarithmic=False)
+    drawing = curves(lines, x="guidance scale", y=name, logarithmic=False)
     found = comparison.conditions
     note = (
         f"{found['samples']} samples of seed {found['seed']}, each model by its own plan, of which the scale alone "
-        f"changes. {figure.better.capitalize()} is better."
+        f"changes. 1 is no guidance, by a classifier 0. {figure.better.capitalize()} is better."
     )
     return _chart(f"{name} over the guidance scale", drawing, said, note)
 
@@ -124,7 +124,18 @@ def _over_steps(comparison: Comparison) -> dict[str, str] | None:
     ]
     ticks = sorted({int(steps) for line in lines for steps, _ in line})
     drawing = curves(lines, x="steps (evaluations of the network an image)", y=name, ticks=ticks)
-    return _chart(title, drawing, said, f"All measured alike: {_conditions(comparison)}. Lower is better.")
+    note = f"All measured alike: {_conditions(comparison)}{_guidance(comparison)}. Lower is better."
+    return _chart(title, drawing, said, note)
+
+
+def _guidance(comparison: Comparison) -> str:
+    """Whose guidance there is, as the end of a sentence."""
+    said = []
+    for name, own in comparison.guidance.items():
+        by, interval = own["guide"], own["guidance_interval"]
+        within = f" in [{interval[0]:g}, {interval[1]:g}]" if interval else ""
+        said.append(f"{name} scale {own['guidance_scale']:g}{within}{f' by {by}' if by else ''}")
+    return f", each with its own guidance: {', '.join(said)}" if said else ""
 
 
 def _conditions(comparison: Comparison) -> str:

@@ -154,7 +154,7 @@ def facts(model: Model) -> dict[str, Any]:
         "data": card.data.model_dump(mode="json"),
         "training": card.training.model_dump(mode="json"),
         "opset": OPSET,
-        **({} if model.guide is None else {"guide": _guide_facts(model.guide)}),
+        **({} if model.guide is None else {"guide": {**_guide_facts(model.guide), "mark": model.guide_mark}}),
     }
 
 

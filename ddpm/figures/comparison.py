@@ -157,6 +157,7 @@ class Comparison:
         key: of the figure that was measured over the steps.
         over_steps: (steps, value) of each model.
         conditions: what they were measured under, besides the number of steps.
+        guidance: by the model's name, what guides it throughout; nothing of a model without guidance.
         over_guidance: by the figure's key, (guidance scale, value) of each model, each by its own plan otherwise;
             nothing of a model that cannot be guided.
     """
@@ -166,6 +167,7 @@ class Comparison:
     over_steps: Sequence[Curve]
     conditions: Mapping[str, Any]
     ranked: bool = False
+    guidance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     over_guidance: Mapping[str, Sequence[Curve]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -192,6 +194,7 @@ class Comparison:
                 "conditions": dict(self.conditions),
                 "curves": self._by_name(self.over_steps),
             },
+            **({"guidance": {name: dict(own) for name, own in self.guidance.items()}} if self.guidance else {}),
             **({"over_guidance": guidance} if guidance else {}),
         }
 

@@ -42,7 +42,7 @@ class EvaluationProtocol:
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
-    guide: str | None = None  # the model that guides, by its name and its training's fingerprint
+    guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256
 
     @property
     def id(self) -> str:

@@ -34,7 +34,7 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
     from ddpm.stages.train import data_facts
 
     data = PreparedData.open(root / PREPARED)
-    for variant in params.variants:
+    for variant in (*params.variants, *params.guides):
         config = params.variant(variant)
         without_memory(config, data.codec, columns_for(config, data_facts(data), f"models.{variant}"))
 

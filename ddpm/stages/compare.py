@@ -25,6 +25,7 @@ from ddpm.evaluation.page import Pictures, page
 from ddpm.evaluation.pictures import beside, enlarged, save_png
 from ddpm.evaluation.scores import Scores, scores_of
 from ddpm.figures.comparison import Compared, Comparison, Curve, Recorded, ranked
+from ddpm.figures.seeds import seeds_of
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import (
     COMPARISON_PAGE,
@@ -62,6 +63,9 @@ def compare(
     """Draw from all models with the same noise, measure them over the number of steps, and write `out`: report.html,
     a page with its pictures in it, and comparison.json, its numbers.
 
+    Everything is drawn with a seed of its own, so that a setting chosen by these curves is not measured by `ddpm
+    evaluate` on the samples that it was chosen by. Each model has its own guidance throughout.
+
     Args:
         models: models of params.yaml, model directories, deploy directories or MLflow URIs.
         out: a new directory, or that of an earlier comparison.
@@ -93,15 +97,16 @@ def compare(
         order = ranked([each.compared for each in opened])
         opened.sort(key=lambda each: order.index(each.compared))
     plans = _plans(sampler, steps, opened)
+    drawing = params.model_copy(update={"seed": seeds_of(params.seed).comparison})
     if scales:
         _check_guidance(opened, count, measure.least)
 
     own = []
     for each in opened:
         with bar(measure.shown, data.codec.unit, f"pictures of {each.compared.name}") as progress:
-            own.append(each.samples.sample(measure.shown, seed=params.seed, on_batch=progress.reach))
+            own.append(each.samples.sample(measure.shown, seed=drawing.seed, on_batch=progress.reach))
     names = [each.compared.name for each in opened]
-    curves, drawn = _over_steps(opened, plans, measure, count, params)
+    curves, drawn = _over_steps(opened, plans, measure, count, drawing)
     pictures = [Pictures("by its own plan", measure.pictures(names, own))]
     for plan, shown in zip(plans, drawn, strict=True):
         pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(names, shown)))
@@ -109,9 +114,10 @@ def compare(
         models=[_with_likelihood(each, params, data) for each in opened],
         key=measure.key,
         over_steps=curves,
-        conditions=_conditions(params, plans[0], count, data, measure),
+        conditions=_conditions(drawing, plans[0], count, data, measure),
         ranked=rank,
-        over_guidance=_over_guidance(opened, scales, measure, count, params) if scales else {},
+        guidance={each.compared.name: found for each in opened if (found := each.guidance)},
+        over_guidance=_over_guidance(opened, scales, measure, count, drawing) if scales else {},
     )
     with atomic_directory(out) as temporary:
         write_bytes(temporary / COMPARISON_PAGE, page(comparison, pictures).encode())
@@ -148,10 +154,13 @@ def _plans(sampler: str, steps: Sequence[int] | None, opened: Sequence[Opened]) 
     return [validate(SamplingConfig, {"sampler": sampler, "steps": number}, "--sampler") for number in chosen_steps]
 
 
-# What the models have in common when they are measured over the steps; of their plans all but these two.
+_GUIDANCE = ("guide", "guidance_scale", "guidance_interval")
+# What the models have in common when they are measured over the steps; of their plans all but these.
 _COMMON = (
     *("extractor", "extractor_sha256", "train_sha256", "validation_sha256", "reference", "reference_count"),
-    *("samples", *(field for field in SamplingConfig.model_fields if field not in ("steps", "variance")), "seed"),
+    "samples",
+    *(field for field in SamplingConfig.model_fields if field not in ("steps", "variance", *_GUIDANCE)),
+    "seed",
 )
 
 
@@ -191,6 +200,21 @@ class Opened:
     def plan(self) -> SamplingConfig:
         """Its own."""
         return validate(SamplingConfig, self.samples.choices[1], self.compared.model)
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """What guides it, by its own plan; empty without guidance."""
+        if self.plan.guidance_scale == self.samples.unguided_scale:
+            return {}
+        return {**self._own_guidance(), "guide": self.samples.guide_mark}
+
+    def _own_guidance(self) -> dict[str, Any]:
+        own = self.plan
+        return {name: getattr(own, name) for name in _GUIDANCE}
+
+    def guided_by(self, plan: SamplingConfig) -> Model | Sampler:
+        """The same weights with another plan, guided as by its own."""
+        return self.sampled_by(plan.model_copy(update=self._own_guidance()))
 
     def sampled_by(self, plan: SamplingConfig) -> Model | Sampler:
         """The same weights with another plan."""
@@ -314,7 +338,7 @@ def _over_steps(
         for plan, pictured in zip(plans, shown, strict=True):
             for each, curve in zip(opened, curves, strict=True):
                 first: list[NDArray[Any]] = []
-                drawn = _drawn(each.sampled_by(plan), count, params)
+                drawn = _drawn(each.guided_by(plan), count, params)
                 value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps), count)
                 curve.append((plan.steps, value))
                 pictured.append(np.concatenate(first))
@@ -335,7 +359,8 @@ def _check_guidance(opened: Sequence[Opened], count: int, least: int) -> None:
     if not any(each.samples.guidable for each in opened):
         names = ", ".join(each.compared.name for each in opened)
         raise UserError(
-            f"--guidance-scale: {names} cannot be guided: that takes condition.label, with drop above 0 in training"
+            f"--guidance-scale: {names} cannot be guided: that takes condition.label, with drop above 0 in "
+            "training, or sampling.guide"
         )
 
 

@@ -66,13 +66,6 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
     return model, data
 
 
-def _guide_of(model: Model) -> str | None:
-    """Which guide it has: its name, and the mark of its training."""
-    if model.guide is None:
-        return None
-    return f"{model.guide.card.variant} {mark_of(model.guide.card.training.fingerprint)}"
-
-
 def _evaluate_classifier(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a classifier: metrics.json, accuracy.csv and accuracy.png of it at levels of noise."""
     model, data = load(root / MODELS / variant, pick_device()), PreparedData.open(root / PREPARED)
@@ -129,7 +122,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
             model.card.training.weights,
             bool(model.columns),
             knows_frequencies(model.columns),
-            _guide_of(model),
+            model.guide_mark,
         ),
         data=data,
         root=root,

@@ -12,7 +12,6 @@ from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, knows_frequencies, measure
-from ddpm.figures.protocol import mark_of
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, find_model, is_uri
 from ddpm.stages.progress import show
@@ -80,11 +79,5 @@ def facts_of(params: Params, sampler: Sampler) -> ModelFacts:
         sampler.facts.get("training", {}).get("weights", "ema"),
         bool(sampler.columns),
         knows_frequencies(sampler.columns),
-        _guide_of(sampler) if sampling.guide else None,
+        sampler.sampled_by(sampling.model_dump()).guide_mark,
     )
-
-
-def _guide_of(sampler: Sampler) -> str | None:
-    """As an evaluation of the trained model names it."""
-    guide = sampler.facts.get("guide")
-    return guide and f"{guide.get('variant', '')} {mark_of(guide.get('training', {}).get('fingerprint', ''))}"

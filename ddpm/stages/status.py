@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -32,6 +33,8 @@ _COMMON = {"fetch": Path("fetched.json"), "prepare": PREPARED / "manifest.json"}
 _COMMON |= {"fit-extractor": EXTRACTOR / "extractor.json"}
 _OF_VARIANT = {"train": MODELS / "{}/model.json", "evaluate": REPORTS / "{}/metrics.json"}
 _OF_VARIANT |= {"export": DEPLOY / "{}/sampler.json"}
+_OF_GUIDE = {"train-guide": MODELS / "{}/model.json"}
+_OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
 
 _FOLDERS = (*("data", PREPARED, EXTRACTOR, MODELS, REPORTS, DEPLOY, COMPARISON), "mlflow", ".ddpm", ".dvc", ".prefect")
 
@@ -68,12 +71,16 @@ def status(params: Params, root: Path = Path()) -> dict[str, Any]:
 
 def _stages(params: Params) -> dict[str, Path]:
     """All stages by the names that DVC gives them, each with its file."""
-    own = {
-        f"{stage}@{name}": Path(str(file).format(name))
-        for name in params.variants
-        for stage, file in _OF_VARIANT.items()
-    }
-    return {**_COMMON, **own}
+    pairs = list(itertools.product(params.variants, params.guides))
+    found = dict(_COMMON)
+    for files, groups in (
+        (_OF_GUIDE, [(name,) for name in params.guides]),
+        (_OF_PAIR, pairs),
+        (_OF_VARIANT, [(name,) for name in params.variants]),
+    ):
+        for names in groups:
+            found |= {f"{stage}@{'-'.join(names)}": Path(str(file).format(*names)) for stage, file in files.items()}
+    return found
 
 
 def _state(stage: str, file: Path, changed: set[str] | None, root: Path) -> str:

@@ -17,6 +17,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, measure
 from ddpm.evaluation.scores import ImageScores, ValueScores, scores_of
 from ddpm.figures.figure import FIGURES, Reading
+from ddpm.figures.seeds import seeds_of
 from ddpm.layout import MODELS, PREPARED
 from ddpm.model import Model, load
 from ddpm.stages.progress import Bar, bar, show
@@ -125,16 +126,11 @@ def tune_guidance(
     scores = scores_of(params, data, root, device, show)
     if options.samples < scores.least:
         raise UserError(f"--samples must be at least {scores.least}, found {options.samples}")
-    search_seed, fresh_seed = _other_seeds(params.seed)
-    best = _search(model, plans, scores, params, search_seed)
+    seeds = seeds_of(params.seed)
+    best = _search(model, plans, scores, params, seeds.search)
     chosen = [best] if best == own else [best, own]
-    measured = tuple(_measured(model.sampled_by(plan), params, fresh_seed, data, root, variant) for plan in chosen)
-    return Tuned(best, own, len(plans), search_seed, fresh_seed, measured)
-
-
-def _other_seeds(seed: int) -> tuple[int, int]:
-    """Of the search and of the figures; `seed` itself is that of evaluations. Below 2³², as params.yaml's."""
-    return (seed + 1) % 2**32, (seed + 2) % 2**32
+    measured = tuple(_measured(model.sampled_by(plan), params, seeds.tuned, data, root, variant) for plan in chosen)
+    return Tuned(best, own, len(plans), seeds.search, seeds.tuned, measured)
 
 
 def _plans(own: SamplingConfig, scales: Sequence[float], intervals: Sequence[Interval]) -> list[SamplingConfig]:

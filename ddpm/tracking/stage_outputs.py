@@ -155,10 +155,18 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
     names = [name.format(variant=variant) for name in _LINEAGE]
+    names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
     for name in names:
         if name not in stages:
             raise UserError(f"{path}: no entry for {name}; run `dvc repro {name}`")
     return {name: stages[name] for name in names}
+
+
+def _guides_of(variant: str, root: Path) -> list[str]:
+    """The model that guided it when it was evaluated, if one did."""
+    protocol = root / REPORTS / variant / "protocol.json"
+    guide = read_output(protocol, f"evaluate@{variant}").get("guide") if protocol.is_file() else None
+    return [] if guide is None else [guide.split()[0]]
 
 
 def _check_lock(variant: str, root: Path) -> None:

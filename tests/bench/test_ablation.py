@@ -40,9 +40,18 @@ def test_the_study_runs_to_its_page_and_does_nothing_twice(project, capsys):
         (loss, schedule) for loss in ("simple", "hybrid", "vlb") for schedule in ("linear", "cosine")
     }
     assert len(results["bits_per_dim"]) == 2 * (2 + 1 + 1) * 2  # schedules, variances of each loss, S
-    for claim in results["claims"]:
+    digits, fashion = results["guidance"]
+    for claim in (*results["claims"], *digits["claims"]):
         assert claim["claim"] in page
         assert claim["verdict"] in page
+    settings = {(row["guide"], row["scale"]): row["figures"] for row in digits["settings"] if not row["interval"]}
+    assert {guide for guide, _ in settings} == {"itself", "classifier", "weaker model"}
+    assert "class_accuracy" in settings["itself", 1]
+    # Of scale 0 the classifier has no part in the images; that it asked for a class is still known.
+    assert settings["classifier", 0]["fid"] != settings["classifier", 2]["fid"]
+    assert digits["protocol"]["seeds"] == [0, 1]
+    assert "no trained model conditional-fashion" in fashion["left_out"]
+    assert fashion["left_out"] in page
 
     run_id = capsys.readouterr().out.rpartition("/")[2].strip()
     client = tracking.load_mlflow().MlflowClient()
@@ -58,6 +67,24 @@ def test_the_study_runs_to_its_page_and_does_nothing_twice(project, capsys):
     assert json.loads((folder / "ablation.json").read_text()) == results
     again = {cell: cell.stat().st_mtime_ns for cell in (folder / "cells").iterdir()}
     assert [cell for cell in before if again[cell] != before[cell]] == [lost]
+
+    # Guidance alone, of a project with a trained model of that name; the rest is as it was written.
+    shutil.copytree(folder, project / "fashion")
+    (project / "fashion/models/conditional").rename(project / "fashion/models/conditional-fashion")
+    assert ablation.main(["--quick", "--guidance", "--fashion", "fashion"]) == 0
+    more = json.loads((folder / "ablation.json").read_text())
+    assert {key: value for key, value in more.items() if key != "guidance"} == {
+        key: value for key, value in results.items() if key != "guidance"
+    }
+    other = more["guidance"][1]
+    assert [row["figures"] for row in other["settings"]] == [
+        row["figures"] for row in digits["settings"] if row["guide"] == "itself"
+    ]
+
+
+def test_guidance_alone_needs_the_other_results(project, capsys):
+    assert ablation.main(["--quick", "--guidance"]) == 2
+    assert "ablation.json is missing or damaged; leave --guidance out" in capsys.readouterr().err
 
 
 def test_params_without_the_preset_are_refused(project, capsys):

@@ -12,13 +12,24 @@ ROOT = Path(__file__).parents[2]
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
+# The same command and code, of other models.
+SAME = {"train-guide": "train"}
+
+
 def code_deps(stage: str) -> list[str]:
     return [dep for dep in GRAPH[stage].get("deps", []) if dep.endswith(".py")]
 
 
 @pytest.mark.parametrize("stage", GRAPH)
 def test_a_stages_deps_are_the_code_that_decides_what_it_writes(stage):
-    assert code_deps(stage) == [f"ddpm/{file}" for file in deciding_code(stage)]
+    assert code_deps(stage) == [f"ddpm/{file}" for file in deciding_code(SAME.get(stage, stage))]
+
+
+@pytest.mark.parametrize(("stage", "other"), SAME.items())
+def test_a_stage_of_other_models_differs_in_the_models_alone(stage, other):
+    own = {key: value for key, value in GRAPH[stage].items() if key not in ("matrix", "desc")}
+    assert own == {key: value for key, value in GRAPH[other].items() if key not in ("matrix", "desc")}
+    assert GRAPH[stage]["matrix"] != GRAPH[other]["matrix"]
 
 
 def test_code_that_is_left_out_by_name_is_there():
@@ -36,7 +47,7 @@ def test_the_fingerprint_of_a_training_is_of_the_same_code():
 @pytest.mark.parametrize(
     ("changed", "kept"),
     [
-        ("ddpm/export/files.py", {"fetch", "prepare", "fit-extractor", "train", "evaluate"}),
+        ("ddpm/export/files.py", {"fetch", "prepare", "fit-extractor", "train", "train-guide", "guide", "evaluate"}),
         ("ddpm/evaluation/metrics.py", {"fetch", "prepare", "fit-extractor", "train", "export"}),
         ("ddpm/diffusion/plans.py", {"fetch", "prepare", "fit-extractor", "train"}),
         ("ddpm/config/promotion.py", set(GRAPH)),

@@ -20,8 +20,10 @@ from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import gigaflops_per_image
+from ddpm.files import sha256_of
 from ddpm.layout import PREPARED
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
+from ddpm.stages.compare import compare
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.export import export_variant
 from ddpm.stages.train import data_facts, train_variant
@@ -93,7 +95,7 @@ def test_a_classifier_is_not_sampled_exported_or_built_by_the_pipeline(project: 
     with pytest.raises(UserError, match="classifier, which draws nothing: there is nothing to export"):
         export_variant(params, "classifier")
     write_params(project, {**TINY_PARAMS, "models": {"classifier": CLASSIFIER}, "variants": ["classifier"]})
-    with pytest.raises(UserError, match=r"`variants` names 'classifier', a classifier, .* train it with"):
+    with pytest.raises(UserError, match=r"`variants` names 'classifier', a classifier, .*: write it in `guides`, or"):
         load_params()
 
 
@@ -198,9 +200,6 @@ def test_a_guide_of_params_yaml_is_the_models_own_and_is_not_exported(project: P
     other = {"plain": TINY_PARAMS["models"]["tiny"]}
     params = {**TINY_PARAMS, "models": {"tiny": tiny, "classifier": CLASSIFIER, **other}, "variants": ["plain"]}
     write_params(project, params)
-    write_params(project / "models", {**params, "variants": ["tiny"]})
-    with pytest.raises(UserError, match=r"`variants` names 'tiny', whose sampling\.guide is not exported"):
-        load_params(project / "models/params.yaml")
     model = ddpm.load("models/tiny")
     assert model.guide is not None
     assert (model.plan().column("guidance") == 2).all()
@@ -210,8 +209,33 @@ def test_a_guide_of_params_yaml_is_the_models_own_and_is_not_exported(project: P
         export_variant(load_params(), "tiny")
     evaluate_variant(load_params(), "tiny")
     protocol = json.loads(Path("reports/tiny/protocol.json").read_text())
-    assert protocol["guide"] == "classifier classifier"
+    assert protocol["guide"] == f"classifier {sha256_of(Path('models/classifier/model.safetensors'))[:12]}"
     assert (protocol["guidance_scale"], protocol["labels"]) == (2.0, "frequencies")
+
+
+def test_a_comparison_draws_each_model_with_its_own_guide(project: Path):
+    """Two models of the same weights, of which a classifier guides one."""
+    facts = data_facts(PreparedData.open(PREPARED))
+    untrained("classifier", Path("models"), facts, **CLASSIFIER)
+    for name in ("guided", "plain"):
+        untrained(name, Path("models"), facts)
+    plain = {**copy.deepcopy(TINY_PARAMS["models"]["tiny"]), "condition": {}, "sampling": {"steps": 5}}
+    own = {"guide": "models/classifier", "guidance_scale": 30.0, "guidance_interval": [0, 0.9]}
+    guided = {**copy.deepcopy(plain), "sampling": {"steps": 5, **own}}
+    evaluation = {**TINY_PARAMS["evaluation"], "nll_samples": 0}
+    models = {"guided": guided, "plain": plain, "classifier": copy.deepcopy(CLASSIFIER)}
+    write_params(project, {**TINY_PARAMS, "evaluation": evaluation, "variants": ["plain"], "models": models})
+    found = compare(load_params(), ["guided", "plain"], Path("out"), steps=[2, 5], guidance_scales=[0, 30])
+    (curve, other), (scales, none) = found.over_steps, found.over_guidance["fid"]
+    assert none == []
+    assert [scale for scale, _ in scales] == [0, 30]
+    # Its own plan is that of the curve at five steps, and without guidance it is the other model.
+    assert scales[1][1] == curve[1][1] != other[1][1]
+    assert scales[0][1] == other[1][1]
+    mark = sha256_of(Path("models/classifier/model.safetensors"))[:12]
+    expected = {"guide": f"classifier {mark}", "guidance_scale": 30.0, "guidance_interval": [0, 0.9]}
+    assert json.loads(Path("out/comparison.json").read_text())["guidance"] == {"guided": expected}
+    assert f"guided scale 30 in [0, 0.9] by classifier {mark}" in Path("out/report.html").read_text()
 
 
 def test_the_command_line(project: Path):

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny import TINY_PARAMS, run_cli, write_params
 
@@ -19,11 +21,14 @@ from ddpm.evaluation.pictures import grid
 from ddpm.figures.comparison import Recorded
 from ddpm.figures.figure import FIGURES, Reading
 from ddpm.figures.protocol import mark_of
+from ddpm.figures.seeds import seeds_of
 from ddpm.files import read_json, write_json
 from ddpm.stages.compare import compare
+from ddpm.stages.measure import evaluate_deployed
 from ddpm.stages.sample import sample_to
 
 OPTIONS = {"steps": [2, 5], "samples": 64}
+SEED = seeds_of(TINY_PARAMS["seed"]).comparison
 
 
 @pytest.fixture
@@ -87,7 +92,7 @@ def test_the_pictures_are_what_ddpm_sample_draws(trained, model):
     found = pictures(page_of(trained / "out"))
     name = "tiny"
     for title, overrides in (("by its own plan", {}), ("ddim, 2 steps", {"sampler": "ddim", "steps": 2, "eta": 0.0})):
-        drawn = sample_to(model, trained / "samples.npz", count=16, seed=TINY_PARAMS["seed"], **overrides)
+        drawn = sample_to(model, trained / "samples.npz", count=16, seed=SEED, **overrides)
         expected = np.asarray(grid(drawn, 4)).astype(int)
         # A level more or less: the batches are not of one size, and so sums are rounded otherwise.
         assert np.abs(found[f"{title}: {name}"].astype(int) - expected).max() <= 1
@@ -96,20 +101,30 @@ def test_the_pictures_are_what_ddpm_sample_draws(trained, model):
 def test_a_variant_is_drawn_by_its_plan_in_params_yaml(two):
     compare(load_params(), ["tiny", "second"], Path("out"), **OPTIONS)
     found = pictures(page_of(two / "out"))
-    drawn = sample_to("models/second", two / "samples.npz", count=16, seed=TINY_PARAMS["seed"], steps=3)
+    drawn = sample_to("models/second", two / "samples.npz", count=16, seed=SEED, steps=3)
     np.testing.assert_array_equal(found["by its own plan: second"], np.asarray(grid(drawn, 4)))
     # One network under one plan, and one noise.
     np.testing.assert_array_equal(found["ddim, 5 steps: tiny"], found["ddim, 5 steps: second"])
 
 
-def test_the_curve_goes_through_the_recorded_figure(trained):
+def test_the_curve_goes_through_the_figure_of_an_evaluation_of_the_same_seed(trained):
     """The tiny model's own plan is DDIM in five steps, and its evaluation took as many samples."""
     comparison = compare(load_params(), ["tiny"], Path("out"), **OPTIONS)
     recorded = read_json(trained / "reports/tiny/metrics.json")
     assert [steps for steps, _ in comparison.over_steps[0]] == [2, 5]
-    assert comparison.over_steps[0][1][1] == pytest.approx(recorded["fid"], rel=1e-9)
+    measured = evaluate_deployed(load_params().model_copy(update={"seed": SEED}), trained / "deploy/tiny")
+    assert comparison.over_steps[0][1][1] == pytest.approx(measured.metrics["fid"], rel=1e-4)
+    assert comparison.over_steps[0][1][1] != pytest.approx(recorded["fid"], rel=1e-4)
     total = sum(bits for _, bits in comparison.models[0].recorded.likelihood)
     assert total == pytest.approx(recorded["nll_validation"], rel=1e-9)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_two_figures_are_of_the_same_seed(seed: int):
+    seeds = seeds_of(seed)
+    assert seeds.evaluation == seed
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= each < 2**32 for each in seeds)
 
 
 def test_two_runs_write_the_same_bytes(trained):
@@ -203,7 +218,11 @@ def test_the_command_line(trained):
     arguments = ("compare", "tiny", "deploy/tiny", "--steps", "2", "--samples", "8", "--out", "page")
     done = run_cli(trained, *arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "tiny, deploy/tiny: page/report.html"
+    assert done.stdout.splitlines()[-2:] == [
+        f"drawn with seed {SEED}, which evaluate and tune-guidance do not use",
+        "tiny, deploy/tiny: page/report.html",
+    ]
     record = json.loads((trained / "page/comparison.json").read_text())
     assert [model["name"] for model in record["models"]] == ["tiny", "deploy/tiny"]
     assert record["over_steps"]["conditions"]["samples"] == 8
+    assert record["over_steps"]["conditions"]["seed"] == SEED
