@@ -153,8 +153,8 @@ def add_import(bring: argparse.ArgumentParser) -> None:
         "source",
         type=a_path,
         metavar="SOURCE",
-        help="a .pt file of openai/improved-diffusion, guided-diffusion or denoising_diffusion_pytorch, or a directory "
-        "of diffusers' UNet2DModel",
+        help="a .pt file of openai/improved-diffusion, guided-diffusion (its classifiers too) or "
+        "denoising_diffusion_pytorch, or a directory of diffusers' UNet2DModel",
     )
     bring.add_argument("--out", type=a_path, required=True, help="the model directory, such as models/V")
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")

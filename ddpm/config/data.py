@@ -77,6 +77,11 @@ class DataConfig(Section):
         "variants. null: the images that mnist, fashion-mnist, cifar10 and celeba publish for it, so that all "
         "published training images are trained on; of other sources, 0.2",
     )
+    attribute: str | None = Field(
+        None,
+        description="of `celeba`: one of its 40 attributes, such as Smiling, which tells two classes apart. null: no "
+        "classes",
+    )
     skip_bad: Bool = Field(False, description="leave unreadable files out and list them in the manifest")
     max_pixels: Positive = Field(50_000_000, description="an image that decodes to more is refused as a bomb")
 
@@ -87,10 +92,11 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _folder_rules_are_for_folders(self) -> DataConfig:
-        for key in ("subfolders", "levels", "captions"):
-            if self.source != "folder" and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"`{key}` is for `source: folder`, found `source: {self.source}`")
+    def _rules_of_one_source_are_for_it(self) -> DataConfig:
+        rules = {"subfolders": "folder", "levels": "folder", "captions": "folder", "attribute": "celeba"}
+        for key, source in rules.items():
+            if self.source != source and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` is for `source: {source}`, found `source: {self.source}`")
         if isinstance(self.levels, tuple) and not (
             all(map(math.isfinite, self.levels)) and self.levels[0] < self.levels[1]
         ):

@@ -19,10 +19,11 @@ from PIL import Image
 from ddpm.config.data import DataConfig
 from ddpm.data import arrays, emoji, folder
 from ddpm.data.images import Levels, RawImages, Sample, decode
-from ddpm.errors import UpstreamError, UserError
+from ddpm.errors import UpstreamError, UserError, brief, listed
 
 _DIGITS = "digits.csv.gz"
 _CELEBA, _CELEBA_PARTITION = "img_align_celeba.zip", "list_eval_partition.txt"
+_CELEBA_ATTRIBUTES = "list_attr_celeba.txt"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ def source_of(config: DataConfig, root: Path) -> Source:
         "mnist": _torchvision_source("MNIST", "MNIST/raw"),
         "fashion-mnist": _torchvision_source("FashionMNIST", "FashionMNIST/raw"),
         "cifar10": _torchvision_source("CIFAR10", "."),
-        "celeba": Source(partial(_download, "CelebA"), _read_celeba, partial(_read_celeba, split=True)),
+        "celeba": Source(
+            partial(_download, "CelebA"),
+            partial(_read_celeba, attribute=config.attribute),
+            partial(_read_celeba, attribute=config.attribute, split=True),
+        ),
         "swiss-roll": Source(arrays.make_swiss_roll, arrays.read_points),
     }[config.source]
 
@@ -169,20 +174,25 @@ def _in_memory(images: Any, labels: Any, classes: list[str], trained_on: int | N
     return RawImages(len(images), tuple(classes), samples)
 
 
-def _read_celeba(data: Path, *, split: bool = False) -> RawImages:
+def _read_celeba(data: Path, *, attribute: str | None = None, split: bool = False) -> RawImages:
     """202,599 faces of 178×218×3, read from the archive as they are asked for.
 
-    The 40 attributes are not classes, so there are no labels.
+    The 40 attributes are not classes, so there are no labels unless one of them is named.
 
     Args:
+        attribute: one of them: its two values are the classes.
         split: mark as held out what is published for validation and for test, 39,829 images.
     """
     held_out = _published_as_held_out(data / _CELEBA_PARTITION) if split else set()
+    labels = _values_of(attribute, data / _CELEBA_ATTRIBUTES) if attribute else {}
     try:
         archive = zipfile.ZipFile(data / _CELEBA)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{data / _CELEBA}: not CelebA as published ({error}); run `ddpm fetch`") from None
     names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+    if attribute and (missing := [name for name in names if Path(name).name not in labels]):
+        archive.close()
+        raise UserError(f"{data / _CELEBA_ATTRIBUTES}: has no line for {Path(missing[0]).name}; run `ddpm fetch`")
 
     def load(name: str, levels: Levels) -> Image.Image:
         with archive.open(name) as stream:
@@ -191,9 +201,30 @@ def _read_celeba(data: Path, *, split: bool = False) -> RawImages:
     def samples() -> Iterator[Sample]:
         with archive:
             for name in names:
-                yield Sample(name, partial(load, name), held_out=Path(name).name in held_out)
+                file = Path(name).name
+                yield Sample(name, partial(load, name), labels.get(file), held_out=file in held_out)
 
-    return RawImages(len(names), None, samples())
+    return RawImages(len(names), (f"not_{attribute}", attribute) if attribute else None, samples())
+
+
+def _values_of(attribute: str, file: Path) -> dict[str, int]:
+    """By each image's name, 1 where it has the attribute and 0 where it has not.
+
+    The file has a line with the number of images, one with the attributes' names, and one for each image, with its name
+    and 1 or -1 for each attribute.
+    """
+    try:
+        count, names, *rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if [len(rows), 1 + len(names)] != [int(*count), *{len(row) for row in rows}]:
+            raise ValueError("its lines are not as many or as long as the first two say")
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not CelebA's as published ({error}); run `ddpm fetch`") from None
+    if attribute not in names:
+        raise UserError(f"data.attribute: CelebA has no {brief(attribute)}; there are: {listed(names, 40)}")
+    place = 1 + names.index(attribute)
+    if strange := {row[place] for row in rows} - {"1", "-1"}:
+        raise UserError(f"{file}: not CelebA's as published ({attribute} is {strange.pop()}); run `ddpm fetch`")
+    return {row[0]: int(row[place] == "1") for row in rows}
 
 
 def _published_as_held_out(partition: Path) -> set[str]:

@@ -98,7 +98,7 @@ class Published:
     """A published network in our terms.
 
     `notes` are what a user should know of the import: what was ignored or replaced, a clause each. `labels` is None of
-    an unconditional network.
+    an unconditional network. `answers` is the number of classes that a classifier tells apart, 0 of any other network.
     """
 
     network: AnyNetworkConfig
@@ -108,6 +108,12 @@ class Published:
     weights: dict[str, Tensor]
     notes: tuple[str, ...] = ()
     labels: Classes | None = None
+    answers: int = 0
+
+    @property
+    def classes(self) -> int:
+        """How many classes it is told, or tells apart."""
+        return self.labels.count if self.labels else self.answers
 
 
 def read_saved(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ddpm.config.model import ModelConfig
 from ddpm.config.params import VARIANT_NAME
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, sha256_of
-from ddpm.interop import diffusers, lucidrains, openai
+from ddpm.interop import diffusers, lucidrains, openai, openai_classifier
 from ddpm.interop.published import Classes, Flags, Published, in_short, must_be_a_file, read_saved, shown, tensors_alone
 from ddpm.layout import find_model
 from ddpm.model import (
@@ -47,7 +47,8 @@ def import_model(
     Args:
         flags: what the source does not tell.
         data_name: what the model was trained on; by default the name of `out`.
-        classes: their names, in the order of the embedding's rows; by default their numbers.
+        classes: their names, in the order of the embedding's rows or of a classifier's logits; by default their
+            numbers.
 
     Returns:
         A line on what was made.
@@ -77,11 +78,19 @@ def import_model(
         save(model, temporary)
         write_curve([], temporary / "loss.csv")
     process, shape = published.process, "×".join(map(str, model.shape))
-    notes = "".join(f"; {note}" for note in [*_note_on(published.labels), *published.notes])
+    notes = "".join(f"; {note}" for note in [*_note_on(published), *published.notes])
     return (
         f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.codec.name} of {shape}, "
-        f"{process.schedule} schedule of {process.timesteps} steps{notes}. To evaluate and export it, "
-        f"add {model.card.variant} to `models` in params.yaml, with the `sampling` you want"
+        f"{process.schedule} schedule of {process.timesteps} steps{notes}. {_next_step(model, out)}"
+    )
+
+
+def _next_step(model: Model, out: Path) -> str:
+    """What the imported model is good for."""
+    if model.card.config.classifies:
+        return f"To guide a model by it: ddpm sample MODEL --guide {out} --guidance-scale 1"
+    return (
+        f"To evaluate and export it, add {model.card.variant} to `models` in params.yaml, with the `sampling` you want"
     )
 
 
@@ -117,18 +126,19 @@ def _must_name(classes: Sequence[str] | None, published: Published, source: Path
     """
     if classes is None:
         return
-    if published.labels is None:
+    if not published.classes:
         raise UserError(f"{source}: --classes: the network has no classes; leave it out")
-    if len(classes) != published.labels.count:
-        null = " beside the null class" if published.labels.null else ""
+    if len(classes) != published.classes:
+        null = " beside the null class" if published.labels and published.labels.null else ""
         raise UserError(
-            f"{source}: --classes has {len(classes)} names, but the network has {published.labels.count} classes{null}"
+            f"{source}: --classes has {len(classes)} names, but the network has {published.classes} classes{null}"
         )
 
 
-def _note_on(labels: Classes | None) -> list[str]:
+def _note_on(published: Published) -> list[str]:
+    labels = published.labels
     if labels is None:
-        return []
+        return [f"a classifier of {published.answers} classes"] if published.answers else []
     guidance = "a null class" if labels.null else "no null class, so that it cannot be guided (see --null-class)"
     return [f"{labels.count} classes and {guidance}"]
 
@@ -167,7 +177,9 @@ def _known(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
     saved, where = read_saved(source), str(source)
     if lucidrains.is_theirs(saved):
         return lucidrains.convert(saved, flags, where), (source,)
-    return openai.convert(tensors_alone(saved, where), flags, where), (source,)
+    theirs = tensors_alone(saved, where)
+    reader = openai_classifier if openai_classifier.is_theirs(theirs) else openai
+    return reader.convert(theirs, flags, where), (source,)
 
 
 def assemble(
@@ -184,17 +196,12 @@ def assemble(
         classes: as many names as it has classes; by default their numbers.
     """
     codec, labels, weights = published.codec, published.labels, published.weights
-    names: tuple[str, ...] | None = None
-    condition = ConditionConfig()
+    names = tuple(classes or map(str, range(published.classes))) or None
     if labels is not None:
-        names = tuple(classes or map(str, range(labels.count)))
-        # How often a label was dropped in training no weights tell; that it was, is what the default says.
-        drop = {} if labels.null else {"drop": 0.0}
-        condition = ConditionConfig(label=LabelConfig(perceptron=labels.perceptron, **drop))
         weights = _prefixed(NETWORK, weights) | _prefixed(CONDITIONER, labels.weights)
     config = ModelConfig(
         network=published.network,
-        condition=condition,
+        condition=_condition_of(published),
         process=published.process,
         sampling=published.sampling,
     )
@@ -211,6 +218,16 @@ def assemble(
         own_plan=True,
     )
     return Model(network.eval().requires_grad_(False), card)
+
+
+def _condition_of(published: Published) -> ConditionConfig:
+    """What the network is told; of a classifier, what it answers."""
+    labels = published.labels
+    if labels is not None:
+        # How often a label was dropped in training no weights tell; that it was, is what the default says.
+        drop = {} if labels.null else {"drop": 0.0}
+        return ConditionConfig(label=LabelConfig(perceptron=labels.perceptron, **drop))
+    return ConditionConfig(label=LabelConfig(drop=0.0)) if published.answers else ConditionConfig()
 
 
 def _prefixed(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     rows = "".join(f"{number:06}.jpg {{}}\n" for number in (1, 2, 3, 4))
     files = {
         "img_align_celeba.zip": stream.getvalue(),
-        "list_attr_celeba.txt": ("4\nSmiling Young\n" + rows.format(*["-1 1"] * 4)).encode(),
+        "list_attr_celeba.txt": ("4\nSmiling Young\n" + rows.format("-1  1", " 1  1", " 1  1", "-1 -1")).encode(),
         "identity_CelebA.txt": rows.format(1, 2, 3, 4).encode(),
         "list_bbox_celeba.txt": ("4\nx_1 y_1 width height\n" + rows.format(*["1 2 3 4"] * 4)).encode(),
         "list_landmarks_align_celeba.txt": ("4\nlefteye_x\n" + rows.format(1, 2, 3, 4)).encode(),
@@ -208,6 +208,48 @@ def test_celeba(celeba: dict[str, Any], root: Path, prepared: Callable) -> None:
     assert manifest.classes is None
     assert np.load(root / "prepared/validation.npy").tolist() == [2, 3]  # published for validation, and for test
     assert prepared(source="celeba", image_size=64, validation_fraction=0.5).rules.validation_fraction == 0.5
+
+
+def test_an_attribute_of_celeba_makes_two_classes(celeba: dict[str, Any], root: Path, prepared: Callable) -> None:
+    manifest = prepared(source="celeba", image_size=64, attribute="Smiling")
+    assert manifest.classes == ("not_Smiling", "Smiling")
+    assert np.load(root / "prepared/labels.npy").tolist() == [0, 1, 1, 0]  # in the order of the names
+    assert np.load(root / "prepared/validation.npy").tolist() == [2, 3]
+    with pytest.raises(UserError, match=r"class 'not_Young' has 1 readable image"):
+        prepared(source="celeba", image_size=64, attribute="Young")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "change", "words"),
+    [
+        ("Smile", (), "data.attribute: CelebA has no 'Smile'; there are: Smiling, Young"),
+        (
+            "Young",
+            ("000003.jpg  1  1\n", ""),
+            "list_attr_celeba.txt: not CelebA's as published .its lines are not as many",
+        ),
+        ("Young", ("000003.jpg  1  1", "000003.jpg  1"), "list_attr_celeba.txt: not CelebA's .*as long as"),
+        ("Young", ("000003.jpg", "000005.jpg"), "list_attr_celeba.txt: has no line for 000003.jpg"),
+        ("Young", ("000003.jpg  1  1", "000003.jpg  1  0"), "list_attr_celeba.txt: not CelebA's .*Young is 0"),
+        ("Young", ("4\nSmiling Young\n", ""), "list_attr_celeba.txt: not CelebA's as published"),
+        ("Young", None, "list_attr_celeba.txt: not CelebA's as published .*No such file"),
+    ],
+)
+def test_attributes_that_do_not_fit(celeba: dict[str, Any], params: Callable, attribute: str, change: Any, words: str):
+    file = celeba["drive"] / "list_attr_celeba.txt"
+    if change is None:
+        file.unlink()
+    elif change:
+        assert change[0] in file.read_text()
+        file.write_text(file.read_text().replace(*change))
+    with pytest.raises(UserError, match=words) as caught:
+        source_of(params(source="celeba", attribute=attribute).data, celeba["drive"]).read(celeba["drive"])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attribute_is_celebas_alone(params: Callable) -> None:
+    with pytest.raises(ValueError, match="`attribute` is for `source: celeba`, found `source: mnist`"):
+        params(source="mnist", attribute="Smiling")
 
 
 def test_a_published_split_that_is_none(celeba: dict[str, Any], params: Callable) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from finished import VARIANT
 from PIL import Image
 
@@ -46,9 +47,47 @@ def test_the_same_seed_is_the_same_model():
     assert not np.array_equal(one, other)
 
 
+def test_class_folders_become_a_conditional_model_that_can_be_guided(tmp_path: Path):
+    """Of any depth below the folder that is the class."""
+    for number, image in enumerate(IMAGES):
+        path = tmp_path / "images" / ("cat", "dog/big")[number % 4 == 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    model = ddpm.fit(tmp_path / "images", labels="folders", **SMALL)
+    assert (model.card.data.classes, model.card.data.class_counts) == (("cat", "dog"), (9, 3))
+    ddpm.save(model, tmp_path / "saved")
+    drawn = model.sample(4, label="cat", guidance_scale=2)
+    np.testing.assert_array_equal(ddpm.load(tmp_path / "saved").sample(4, label="cat", guidance_scale=2), drawn)
+    with pytest.raises(ValueError, match="no class 'emu'; there are: cat, dog"):
+        model.sample(1, label="emu")
+    assert ddpm.fit(tmp_path / "images", **SMALL).columns == (), "without `labels` folders say nothing"
+
+
+@pytest.mark.parametrize("labels", [["b", "a"] * 6, [1, 0] * 6, np.array([1, 0] * 6, np.uint8), ("b", "a") * 6])
+def test_labels_of_an_array_are_what_the_network_is_told(labels):
+    model, other = (ddpm.fit(IMAGES, labels=each, **SMALL) for each in (labels, labels[::-1]))
+    assert model.card.data.classes == (("a", "b") if "a" in list(labels) else ("0", "1"))
+    assert model.card.training.fingerprint != other.card.training.fingerprint
+    weights, others = (each.network.state_dict() for each in (model, other))
+    assert any(not torch.equal(weights[name], others[name]) for name in weights)
+    assert model.sample(2, label=[1, 0], guidance_scale=2).shape == (2, 8, 8, 1)
+
+
 @pytest.mark.parametrize(
     ("images", "options", "words"),
     [
+        (IMAGES, {"labels": [0] * 11}, "labels has 11 values for 12 images"),
+        (IMAGES, {"labels": [0] * 12}, "all labels are '0'; expected at least two classes"),
+        (IMAGES, {"labels": [0, 2] * 6}, "labels are 0, 2; expected 0 to K-1 with an image of each class, or names"),
+        (IMAGES, {"labels": [-1, 0] * 6}, "labels are -1, 0; expected 0 to K-1"),
+        (IMAGES, {"labels": [0.5, 0] * 6}, "expected a name or a number for each image"),
+        (IMAGES, {"labels": [[0], [1]] * 6}, "expected a name or a number for each image"),
+        (IMAGES, {"labels": [[0], [1, 2]] * 6}, "expected a name or a number for each image"),
+        (IMAGES, {"labels": 3}, "expected a name or a number for each image, .* found 3"),
+        (IMAGES, {"labels": "folders"}, "expected a name or a number for each image, .* found 'folders'"),
+        ("flat", {"labels": [0, 1]}, 'labels of a folder must be "folders"'),
+        ("flat", {"labels": "classes"}, 'labels of a folder must be "folders"'),
+        ("flat", {"labels": "folders"}, 'labels is "folders", which needs two class folders or more'),
         (IMAGES[0], {}, r"expected uint8 \[N, H, W, 1 or 3\], found uint8 \[8, 8, 1\]"),
         (IMAGES[:, :4], {}, "8×4, not square"),
         (IMAGES, {"size": 4}, "size and channels are for a folder"),
@@ -57,9 +96,13 @@ def test_the_same_seed_is_the_same_model():
         ("nowhere", {}, "nowhere: no such folder"),
     ],
 )
-def test_what_cannot_be_fitted_is_said(images, options, words):
-    with pytest.raises(UserError, match=words):
+def test_what_cannot_be_fitted_is_said(images, options, words, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("flat").mkdir()
+    Image.fromarray(IMAGES[0, ..., 0]).save("flat/a.png")
+    with pytest.raises(UserError, match=words) as caught:
         ddpm.fit(images, **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_of_a_project_is_sampled_as_it_is_exported(trained: Path, tmp_path: Path, monkeypatch):
