@@ -124,6 +124,10 @@ class Sampler(Drawer):
         return self._columns
 
     @property
+    def attribution(self) -> str | None:
+        return self.facts.get("data", {}).get("attribution")
+
+    @property
     def guidable(self) -> bool:
         return any(column.null is not None for column in self._columns)
 

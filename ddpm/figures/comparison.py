@@ -159,6 +159,7 @@ class Comparison:
         conditions: what they were measured under, besides the number of steps.
         over_guidance: by the figure's key, (guidance scale, value) of each model, each by its own plan otherwise;
             nothing of a model that cannot be guided.
+        attributions: the credits for the models' training images, each once.
     """
 
     models: Sequence[Compared]
@@ -167,6 +168,7 @@ class Comparison:
     conditions: Mapping[str, Any]
     ranked: bool = False
     over_guidance: Mapping[str, Sequence[Curve]] = field(default_factory=dict)
+    attributions: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All its numbers, as JSON has them."""
@@ -193,6 +195,7 @@ class Comparison:
                 "curves": self._by_name(self.over_steps),
             },
             **({"over_guidance": guidance} if guidance else {}),
+            **({"attributions": list(self.attributions)} if self.attributions else {}),
         }
 
     def _by_name(self, curves: Sequence[Curve]) -> dict[str, Curve]:

@@ -116,6 +116,7 @@ class ModelCard(BaseModel):
     sampling: dict[str, Any] = Field(description="the model's own sampling plan, guidance included")
     samplers: list[str]
     classes: list[str] | None = Field(description="what `label` may be, in the order of the numbers; null: no label")
+    attribution: str | None = Field(description="credit for the training images; null: none is asked for")
     guidable: bool = Field(description="whether `guidance_scale` may be other than 1")
     limits: Limits
 
