@@ -38,6 +38,11 @@ class Drawer(ABC):
         """Whether a plan may have guidance."""
 
     @property
+    def attribution(self) -> str | None:
+        """The credit for the training images, which goes into each picture's file; None: none is asked for."""
+        return None
+
+    @property
     def by_classifier(self) -> bool:
         """Whether guidance is by a classifier, whose scale is counted from 0."""
         return False

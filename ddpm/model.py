@@ -21,6 +21,7 @@ from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.config.base import Section, validate
+from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
@@ -56,6 +57,7 @@ class DataFacts(Section):
     low: tuple[float, ...] | None = None  # of each channel, where the kind does not say
     high: tuple[float, ...] | None = None
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
+    attribution: Attribution | None = None  # the credit that goes with what the model draws
 
     @property
     def codec(self) -> Codec:
@@ -191,6 +193,10 @@ class Model(Drawer):
         if config.sampling.guide is not None and self.guide is None:
             raise ValueError(f"the guide {config.sampling.guide} was not opened: use guided_by")
         return super().plan(**overrides)
+
+    @property
+    def attribution(self) -> str | None:
+        return self.card.data.attribution
 
     def process(self) -> GaussianProcess:
         """The process the model was trained on, on the model's device."""

@@ -86,6 +86,9 @@ def _check(facts: Mapping[str, Any]) -> None:
     for name in ("data", "training"):
         if not isinstance(facts.get(name, {}), dict):
             raise ValueError(f"`{name}`: expected an object, found {facts[name]!r:.50}")
+    credit = facts.get("data", {}).get("attribution")
+    if not (credit is None or (isinstance(credit, str) and credit.isprintable())):
+        raise ValueError(f"`data.attribution`: expected a line of text, found {credit!r:.50}")
     scale, interval = (facts["sampling"].get(f"guidance_{name}") for name in ("scale", "interval"))
     if not (scale is None or _is_number(scale)):
         raise ValueError(f"`sampling.guidance_scale`: expected a number, found {scale!r:.50}")

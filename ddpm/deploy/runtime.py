@@ -132,6 +132,10 @@ class Sampler(Drawer):
         return self._told or (self._guide.columns if self._guide else ())
 
     @property
+    def attribution(self) -> str | None:
+        return self.facts.get("data", {}).get("attribution")
+
+    @property
     def guidable(self) -> bool:
         return self._guide is not None or any(column.null is not None for column in self._told)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ddpm.evaluation.charts import curves, scatter, style_of
+from ddpm.evaluation.pictures import credit, png
 from ddpm.figures.comparison import Compared, Comparison, Curve, best, by_protocol, differences
 from ddpm.figures.figure import FIGURES, Figure, number
 
@@ -43,9 +43,10 @@ def page(comparison: Comparison, pictures: Sequence[Pictures]) -> str:
         ranked=comparison.ranked,
         differences={name: list(values.values()) for name, values in differences(models).items()},
         groups=[_group(protocol, group) for protocol, group in by_protocol(models).items()],
-        pictures=[_row(row, models) for row in pictures],
+        pictures=[_row(row, models, credit("; ".join(comparison.attributions) or None)) for row in pictures],
         charts=[chart for chart in _charts(comparison) if chart],
         conditions=comparison.conditions,
+        attributions=comparison.attributions,
     )
 
 
@@ -76,20 +77,18 @@ def _figure_row(figure: Figure, group: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def _row(row: Pictures, models: Sequence[Compared]) -> dict[str, Any]:
+def _row(row: Pictures, models: Sequence[Compared], facts: Mapping[str, str]) -> dict[str, Any]:
     alone = len(row.images) == len(models)
     names = [model.name for model in models] if alone else [", ".join(model.name for model in models)]
     cells = [
-        {"source": _inline(image), "alt": f"{row.title}: {name}", "width": image.width, "height": image.height}
+        {"source": _inline(image, facts), "alt": f"{row.title}: {name}", "width": image.width, "height": image.height}
         for image, name in zip(row.images, names, strict=True)
     ]
     return {"title": row.title, "cells": cells, "span": 1 if alone else len(models)}
 
 
-def _inline(image: Image.Image) -> str:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+def _inline(image: Image.Image, facts: Mapping[str, str]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(image, facts, optimize=True)).decode()}"
 
 
 def _charts(comparison: Comparison) -> list[dict[str, str] | None]:

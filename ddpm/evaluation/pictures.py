@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,7 @@ def origin(
     sampling: Mapping[str, Any],
     variance: str,
     protocol: str | None = None,
+    attribution: str | None = None,
 ) -> dict[str, str]:
     """What a picture came of, in words; nothing in it differs between two equal runs.
 
@@ -123,6 +124,7 @@ def origin(
         sampling: the plan, as the section `sampling` of params.yaml.
         variance: of the model's process.
         protocol: the id of the evaluation's.
+        attribution: the credit for the training images.
     """
     plan = decisive_choices({"variance": None, "dynamic_threshold": None, **sampling}, variance=variance)
     facts = {
@@ -132,16 +134,31 @@ def origin(
         "Seed": str(seed),
         "Plan": ", ".join(f"{name} {value}" for name, value in plan.items() if value is not None),
         "Protocol": protocol,
+        **credit(attribution),
     }
     return {name: text for name, text in facts.items() if text}
 
 
-def save_png(image: Image.Image, path: Path, facts: Mapping[str, str] | None = None) -> None:
+def credit(attribution: str | None) -> dict[str, str]:
+    """What a picture's file says of the training images; nothing, where they ask for no credit."""
+    return {} if attribution is None else {"Attribution": attribution}
+
+
+def save_png(
+    image: Image.Image, out: Path | IO[bytes], facts: Mapping[str, str] | None = None, *, optimize: bool = False
+) -> None:
     """Write a PNG whose bytes depend on the pixels and the facts alone; the facts become its text fields."""
     text = PngInfo()
     for name, value in (facts or {}).items():
         text.add_text(name, value)
-    image.save(path, format="PNG", optimize=False, pnginfo=text)
+    image.save(out, format="PNG", optimize=optimize, pnginfo=text)
+
+
+def png(image: Image.Image, facts: Mapping[str, str] | None = None, *, optimize: bool = False) -> bytes:
+    """`save_png` into memory."""
+    stream = io.BytesIO()
+    save_png(image, stream, facts, optimize=optimize)
+    return stream.getvalue()
 
 
 def as_gif(frames: Sequence[Image.Image], facts: Mapping[str, str], *, frame: int = 80, pause: int = 2000) -> bytes:

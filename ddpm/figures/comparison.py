@@ -160,6 +160,7 @@ class Comparison:
         guidance: by the model's name, what guides it throughout; nothing of a model without guidance.
         over_guidance: by the figure's key, (guidance scale, value) of each model, each by its own plan otherwise;
             nothing of a model that cannot be guided.
+        attributions: the credits for the models' training images, each once.
     """
 
     models: Sequence[Compared]
@@ -169,6 +170,7 @@ class Comparison:
     ranked: bool = False
     guidance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     over_guidance: Mapping[str, Sequence[Curve]] = field(default_factory=dict)
+    attributions: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All its numbers, as JSON has them."""
@@ -196,6 +198,7 @@ class Comparison:
             },
             **({"guidance": {name: dict(own) for name, own in self.guidance.items()}} if self.guidance else {}),
             **({"over_guidance": guidance} if guidance else {}),
+            **({"attributions": list(self.attributions)} if self.attributions else {}),
         }
 
     def _by_name(self, curves: Sequence[Curve]) -> dict[str, Curve]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ddpm.codecs.scale import Codec
-from ddpm.evaluation.pictures import as_picture, grid
+from ddpm.evaluation.pictures import as_picture, credit, grid, png
 from ddpm.serve.models import Choice, ServedModel
 from ddpm.serve.schemas import Drawn, Format, ImageRequest
 
@@ -22,7 +22,7 @@ def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice,
     """Data [N, *shape], drawn as asked, in a form; of images alone in PNG."""
     if form == "png":
         columns = max(1, round(len(data) ** 0.5))
-        return _png(as_picture(data[0]) if len(data) == 1 else grid(data, columns))
+        return png(as_picture(data[0]) if len(data) == 1 else grid(data, columns), credit(model.sampler.attribution))
     if form == "npy":
         stream = io.BytesIO()
         np.save(stream, data, allow_pickle=False)
@@ -35,7 +35,7 @@ def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice,
             shape=list(codec.shape),
             seed=asked.seed,
             labels=_labels(model, asked),
-            data=_entries(data, codec),
+            data=_entries(data, codec, credit(model.sampler.attribution)),
             **choice._asdict(),
         )
         .model_dump_json()
@@ -50,13 +50,7 @@ def _labels(model: ServedModel, asked: ImageRequest) -> list[str] | None:
     return [classes[number] for number in model.sampler.given(asked.n, seed=asked.seed, **asked.given)["label"]]
 
 
-def _entries(data: NDArray[Any], codec: Codec) -> list[Any]:
+def _entries(data: NDArray[Any], codec: Codec, facts: Mapping[str, str]) -> list[Any]:
     if codec.name == "images":
-        return [base64.b64encode(_png(as_picture(image))).decode() for image in data]
+        return [base64.b64encode(png(as_picture(image), facts)).decode() for image in data]
     return data.tolist()
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()

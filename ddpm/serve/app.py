@@ -218,6 +218,7 @@ def _application(service: Service) -> FastAPI:
             sampling=model.sampling,
             samplers=list(SAMPLERS),
             classes=None if model.classes is None else list(model.classes),
+            attribution=model.sampler.attribution,
             guidable=model.sampler.guidable,
             unguided_scale=model.sampler.unguided_scale,
             limits=Limits(max_images=service.most_images(model), max_evaluations=service.settings.max_evaluations),

@@ -117,6 +117,7 @@ class ModelCard(BaseModel):
     sampling: dict[str, Any] = Field(description="the model's own sampling plan, guidance included")
     samplers: list[str]
     classes: list[str] | None = Field(description="what `label` may be, in the order of the numbers; null: no label")
+    attribution: str | None = Field(description="credit for the training images; null: none is asked for")
     guidable: bool = Field(description="whether there can be guidance")
     unguided_scale: float = Field(
         description="the `guidance_scale` that is no guidance: 1, or 0 of a model that a classifier guides"

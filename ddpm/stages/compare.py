@@ -22,7 +22,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import likelihood_table, split_bounds
 from ddpm.evaluation.measure import ModelFacts, asked_for, protocol_of
 from ddpm.evaluation.page import Pictures, page
-from ddpm.evaluation.pictures import beside, enlarged, save_png
+from ddpm.evaluation.pictures import beside, credit, enlarged, save_png
 from ddpm.evaluation.scores import Scores, scores_of
 from ddpm.figures.comparison import Compared, Comparison, Curve, Recorded, ranked
 from ddpm.figures.seeds import seeds_of
@@ -118,11 +118,13 @@ def compare(
         ranked=rank,
         guidance={each.compared.name: found for each in opened if (found := each.guidance)},
         over_guidance=_over_guidance(opened, scales, measure, count, drawing) if scales else {},
+        attributions=list(dict.fromkeys(text for each in opened if (text := each.samples.attribution))),
     )
     with atomic_directory(out) as temporary:
         write_bytes(temporary / COMPARISON_PAGE, page(comparison, pictures).encode())
         write_json(temporary / COMPARISON_RECORD, comparison.as_dict())
-        save_png(enlarged(beside(pictures[0].images)), temporary / COMPARISON_PICTURE)
+        facts = credit("; ".join(comparison.attributions) or None)
+        save_png(enlarged(beside(pictures[0].images)), temporary / COMPARISON_PICTURE, facts)
     return comparison
 
 

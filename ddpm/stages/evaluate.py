@@ -145,7 +145,8 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     }
     marks = {"protocol": protocol.id, "model": mark_of(model.card.training.fingerprint)}
     with atomic_directory(root / REPORTS / variant) as out:
-        write_json(out / "metrics.json", {**marks, **metrics})
+        noted = {} if model.attribution is None else {"attribution": model.attribution}
+        write_json(out / "metrics.json", {**marks, **noted, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
         table = likelihood_table(bounds)
         write_bytes(out / "nll.csv", table.encode())
@@ -157,6 +158,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
             sampling=config.sampling.model_dump(),
             variance=config.process.variance,
             protocol=protocol.id,
+            attribution=model.attribution,
         )
         for name, picture in {**measured.pictures, "denoising.png": shown.picture}.items():
             save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts)

@@ -89,7 +89,12 @@ def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) ->
     asked = {name: value for name, value in overrides.items() if value is not None}
     label = asked.pop("label", None)
     found = origin(
-        model=model, training=mark_of(training), seed=seed, sampling={**sampling, **asked}, variance=process["variance"]
+        model=model,
+        training=mark_of(training),
+        seed=seed,
+        sampling={**sampling, **asked},
+        variance=process["variance"],
+        attribution=opened.attribution,
     )
     return (
         found

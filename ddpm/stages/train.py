@@ -223,6 +223,7 @@ def data_facts(data: PreparedData) -> DataFacts:
         kind=manifest.kind,
         low=manifest.low,
         high=manifest.high,
+        attribution=manifest.attribution,
         class_counts=None if labels is None else tuple(np.bincount(labels, minlength=len(classes)).tolist()),
     )
 

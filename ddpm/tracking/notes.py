@@ -11,8 +11,10 @@ from ddpm.figures.figure import FIGURES, Reading, number
 NOTE = "mlflow.note.content"
 
 
-def run_note(metrics: Mapping[str, float], protocol: Mapping[str, Any], run_id: str) -> str:
-    """A model's figures, how they were measured, and its samples.
+def run_note(
+    metrics: Mapping[str, float], protocol: Mapping[str, Any], run_id: str, attribution: str | None = None
+) -> str:
+    """A model's figures, how they were measured, its samples, and the credit for the training images.
 
     Args:
         protocol: protocol.json.
@@ -23,7 +25,8 @@ def run_note(metrics: Mapping[str, float], protocol: Mapping[str, Any], run_id: 
         if (reading := Reading.of(metrics, figure.key))
     ]
     picture = f"![samples]({artifact('samples.png', run_id)})"
-    return "\n".join([f"| protocol {protocol['id']} | | real data |", "|---|---|---|", *rows, "", picture])
+    credit = [] if attribution is None else ["", attribution]
+    return "\n".join([f"| protocol {protocol['id']} | | real data |", "|---|---|---|", *rows, "", picture, *credit])
 
 
 def comparison_note(record: Mapping[str, Any], *, page: str, picture: str) -> str:

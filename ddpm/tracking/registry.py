@@ -26,7 +26,7 @@ from ddpm.tracking.faults import first_line, may_pass
 from ddpm.tracking.names import PROTOCOL, evaluation, grouped
 from ddpm.tracking.notes import NOTE, run_note
 from ddpm.tracking.runs import log_metrics, milliseconds, start_run
-from ddpm.tracking.stage_outputs import Outputs, lineage_of, model_name
+from ddpm.tracking.stage_outputs import Outputs, credit_tag, lineage_of, model_name
 from ddpm.tracking.store import is_local, load_mlflow, store_answers, store_uri
 
 # The artifact with what the exported model drew from fixed noise.
@@ -146,10 +146,15 @@ def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Re
         _log_samples(mlflow, fingerprint)
     tags = {**_version_tags(outputs), "files": json.dumps(fingerprint.files), "runtime": fingerprint.runtime}
     made = mlflow.register_model(f"models:/{model_id}", model_name(root), tags=tags)
-    note = run_note(outputs.metrics, outputs.protocol, run.info.run_id)
+    note = _note(outputs, run.info.run_id)
     client.update_model_version(made.name, made.version, description=note)
     client.set_registered_model_alias(made.name, "challenger", made.version)
     return replace(describe(client, made), run_id=run.info.run_id, created=True)
+
+
+def _note(outputs: Outputs, run_id: str) -> str:
+    """What stands at the top of the run's and the version's page."""
+    return run_note(outputs.metrics, outputs.protocol, run_id, outputs.card["data"].get("attribution"))
 
 
 def _log_model(mlflow: Any, outputs: Outputs) -> str:
@@ -197,7 +202,7 @@ def _log_outputs(mlflow: Any, client: Any, run_id: str, outputs: Outputs, model_
     mlflow.log_metrics(evaluation(outputs.metrics), model_id=model_id)
     parity = {"parity_max_abs_difference": outputs.parity["max_abs_difference"]}
     mlflow.log_metrics(grouped("export", parity), model_id=model_id)
-    mlflow.set_tags({**_version_tags(outputs), NOTE: run_note(outputs.metrics, outputs.protocol, run_id)})
+    mlflow.set_tags({**_version_tags(outputs), NOTE: _note(outputs, run_id)})
     lock = outputs.root / "dvc.lock"
     if lock.is_file():  # else the model was imported, and its stages run by hand
         mlflow.set_tag("dvc.lock", sha256_of(lock))
@@ -240,6 +245,7 @@ def _version_tags(outputs: Outputs) -> dict[str, str]:
         "extractor": extractor_name(outputs.protocol),
         "data_sha256": outputs.manifest["splits"]["train"]["sha256"],
         "parity_passed": str(outputs.parity["passed"]).lower(),
+        **credit_tag(outputs.card["data"]),
     }
 
 

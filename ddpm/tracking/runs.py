@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddpm.tracking.names import grouped
-from ddpm.tracking.stage_outputs import flatten, model_name
+from ddpm.tracking.stage_outputs import credit_tag, flatten, manifest_of, model_name
 from ddpm.tracking.store import experiment_id, load_mlflow, store_answers, store_uri
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def start_run(variant: str, root: Path = Path()) -> str:
     experiment = experiment_id(mlflow, model_name(root), root)
     close_abandoned(client, experiment)
     name = f"{variant} {time.strftime('%Y-%m-%d %H:%M')}"
-    tags = {"variant": variant, PROCESS: _this_process(), **git_tags(root)}
+    tags = {"variant": variant, PROCESS: _this_process(), **git_tags(root), **credit_tag(manifest_of(root))}
     return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 

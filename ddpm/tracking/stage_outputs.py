@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Outputs:
             variant=variant,
             root=root,
             card=read_output(root / MODELS / variant / "model.json", f"train@{variant}"),
-            manifest=read_output(root / PREPARED / "manifest.json", "prepare"),
+            manifest=manifest_of(root),
             metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
             protocol=read_output(reports / "protocol.json", f"evaluate@{variant}"),
             sampling=sampler["sampling"],
@@ -186,4 +186,19 @@ def _md5_of(path: Path) -> str:
 
 def model_name(root: Path = Path()) -> str:
     """The registered model's name, and the experiment's: `ddpm-<dataset>`."""
-    return f"ddpm-{read_output(root / PREPARED / 'manifest.json', 'prepare')['name']}"
+    return f"ddpm-{manifest_of(root)['name']}"
+
+
+def credit_tag(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The credit for the images as a tag of runs and versions; nothing, where they ask for none.
+
+    Args:
+        facts: the manifest, or what a model knows of its data.
+    """
+    text = facts.get("attribution")
+    return {} if text is None else {"attribution": text}
+
+
+def manifest_of(root: Path = Path()) -> dict[str, Any]:
+    """prepared/manifest.json."""
+    return read_output(root / PREPARED / "manifest.json", "prepare")
