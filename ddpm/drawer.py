@@ -84,13 +84,14 @@ class Drawer(ABC):
         process, sampling = self.choices
         plan = plan_for(process, sampling, by_classifier=self.by_classifier, **overrides)
         if not self.guidable and plan.column("guidance").any():
-            why = (
-                "was trained without dropping its condition (condition.label.drop is 0)"
-                if self.columns
-                else "has no condition and no guide"
-            )
-            raise ValueError(f"guidance_scale must be 1: the model {why}")
+            raise ValueError(f"guidance_scale must be 1: the model {self._why_not_guidable()}")
         return plan
+
+    def _why_not_guidable(self) -> str:
+        kept = [f"condition.{c.key}.drop is 0" for c in self.columns if getattr(c, "droppable", None) is False]
+        if kept:
+            return f"was trained without dropping its condition ({', '.join(kept)})"
+        return "has no guide, and its condition cannot be dropped" if self.columns else "has no condition and no guide"
 
     def given(self, count: int, *, seed: int = 0, first: int = 0, **asked: Any) -> dict[str, NDArray[Any]]:
         """A value of each column for the data `first` .. `first + count − 1` of a seed, [count, ...].

@@ -139,8 +139,10 @@ def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[C
     Raises:
         ValueError: the data do not have what is asked for.
     """
-    told = {key: condition[key] for key in COLUMNS if condition.get(key) is not None}
-    return tuple(column for key, options in told.items() for column in COLUMNS[key](options, data))
+    told = {key: options for key, options in condition.items() if options is not None}
+    if unknown := sorted(told.keys() - COLUMNS.keys()):
+        raise ValueError(f"condition.{unknown[0]}: there are no such columns")
+    return tuple(column for key in COLUMNS if key in told for column in COLUMNS[key](told[key], data))
 
 
 def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
 
-from ddpm.config.base import Bool, Float, Section
+from pydantic import Field, model_validator
+
+from ddpm.config.base import Bool, Float, Positive, Section
 
 
 class LabelConfig(Section):
@@ -21,13 +23,43 @@ class LabelConfig(Section):
     )
 
 
+class PromptConfig(Section):
+    """The caption of a datum, by GLIDE's text encoder (Nichol et al. 2022, §4.1)."""
+
+    tokenizer: Literal["words", "bpe"] = Field(
+        "words",
+        description="what makes tokens of a caption; words: those of the training captions; bpe: parts of words",
+    )
+    length: Positive = Field(16, description="tokens of a caption; what is longer is cut off. GLIDE: 128")
+    drop: Float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of the training data whose caption is replaced by the empty one, for guidance; 0: none",
+    )
+    width: Positive = Field(512, description="of the text encoder")
+    layers: Positive = Field(16, description="of the text encoder")
+    heads: Positive = Field(8, description="of each attention of the text encoder; must divide its width")
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> PromptConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads is {self.heads}, which does not divide the width {self.width}")
+        return self
+
+
 class ConditionConfig(Section):
     """What a model is told; of a classifier, what it answers. Without a key a model is unconditional."""
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")
+    prompt: PromptConfig | None = Field(None, description="the caption: of data with captions")
 
     @property
     def drops(self) -> dict[str, float]:
         """The share of the training data in which each is dropped, of those that are."""
-        shares = {key: getattr(section, "drop", 0.0) for key, section in self}
-        return {key: share for key, share in shares.items() if share}
+        return {key: getattr(self, key).drop for key in self.droppable if getattr(self, key).drop}
+
+    @property
+    def droppable(self) -> tuple[str, ...]:
+        """The keys of those that can be dropped in training."""
+        return tuple(key for key, section in self if hasattr(section, "drop"))

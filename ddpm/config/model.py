@@ -42,10 +42,12 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _guidance_has_something_to_move_away_from(self) -> Self:
-        label = self.condition.label
-        if self.sampling.guide is None and self.sampling.guidance_scale != 1 and (label is None or not label.drop):
-            why = "condition has no label" if label is None else "condition.label.drop is 0"
-            raise ValueError(f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but {why}")
+        if self.sampling.guide is None and self.sampling.guidance_scale != 1 and not self.condition.drops:
+            why = ", ".join(f"condition.{key}.drop is 0" for key in self.condition.droppable)
+            raise ValueError(
+                f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but "
+                f"{why or 'condition has nothing that training can drop, such as a label'}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -86,8 +88,9 @@ class ModelConfig(Section):
                 "network.kind classifier and objective.loss cross_entropy go together; "
                 f"found {self.network.kind} and {loss}"
             )
-        if self.classifies and (label is None or label.drop):
-            found = "no label" if label is None else f"drop {label.drop:g}"
+        others = [key for key, section in self.condition if section is not None and key != "label"]
+        if self.classifies and (label is None or label.drop or others):
+            found = others[0] if others else "no label" if label is None else f"drop {label.drop:g}"
             raise ValueError(f"network.kind classifier needs condition: {{label: {{drop: 0}}}}, found {found}")
         if self.classifies and self.training and self.training.sample_every:
             raise ValueError("training.sample_every must be 0: network.kind classifier draws nothing")

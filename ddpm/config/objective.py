@@ -29,6 +29,12 @@ class ObjectiveConfig(Section):
         "uniform", description="importance: by the size of each timestep's latest losses, as the vlb needs it"
     )
 
+    dropping: Literal["together", "apart"] = Field(
+        "together",
+        description="how several conditions of a datum are dropped; together: by the same random number, so that the "
+        "rarer only with the others; apart: each by its own",
+    )
+
     @model_validator(mode="after")
     def _weighting_has_an_error_to_weigh(self) -> ObjectiveConfig:
         if self.loss in ("vlb", "elbo", "cross_entropy") and self.weighting != "none":

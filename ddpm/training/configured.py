@@ -129,7 +129,13 @@ def task_of(config: VariantConfig, codec: Codec, columns: Sequence[Column], devi
     if objective.loss == "cross_entropy":
         return Classify(build_process(config, device, codec.levels), columns)
     chosen = Objective(objective.loss, objective.weighting, objective.gamma)
-    return Denoise(build_process(config, device, codec.levels), chosen, columns, config.condition.drops)
+    return Denoise(
+        build_process(config, device, codec.levels),
+        chosen,
+        columns,
+        config.condition.drops,
+        together=objective.dropping == "together",
+    )
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -115,3 +115,9 @@ def test_the_section_condition_makes_the_columns():
     for none in (None, ()):
         with pytest.raises(ValueError, match=r"condition\.label needs data with classes"):
             columns_of({"label": {"drop": 0.1}}, {"classes": none})
+
+
+def test_a_key_of_which_there_are_no_columns_is_refused():
+    with pytest.raises(ValueError, match=r"condition\.sound: there are no such columns"):
+        columns_of({"label": {}, "sound": {}}, {"classes": NAMES})
+    assert columns_of({"sound": None}, {}) == ()

@@ -175,10 +175,14 @@ PUBLISHED = {
         "sampling.guidance_interval": (None, "none", DN),
     },
 }
+# What these models are not told, and what follows from that.
+for _preset in PUBLISHED.values():
+    _preset |= {"condition.prompt": (None, "no such input", "the forward passes above")}
 # Where the presets differ on purpose, or a key says nothing.
 DIFFERENT = {
     "training.precision": "auto: bf16 where the GPU has it. Ho trained on TPUs, ND in float32; set fp32 for theirs",
     "objective.gamma": "of weighting: min_snr",
+    "objective.dropping": "of several conditions",
     "objective.reconstruction_weight": "of loss: elbo",
     "sampling.eta": "of sampler: ddim",
     "sampling.spacing": "all timesteps are visited, which every spacing does alike",
