@@ -426,9 +426,7 @@ def guided_sampler(kind, conditional, shape, learned, prediction, in_graph):
     seed=st.integers(0, 100),
 )
 @settings(deadline=None, max_examples=100)
-def test_all_executors_draw_the_same_with_a_guide(
-    kind, conditional, learned, prediction, shape, seed, **options
-):
+def test_all_executors_draw_the_same_with_a_guide(kind, conditional, learned, prediction, shape, seed, **options):
     """Under ε̂ and mean-shift rows, and rows without a weight, which ask the guide nothing."""
     conditional = conditional or kind == "model"
     process = process_of(learned, prediction)
