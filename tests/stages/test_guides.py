@@ -28,6 +28,7 @@ from ddpm.export.files import (
     export_guide,
     export_half,
     export_sampler,
+    write,
 )
 from ddpm.export.parity import measure_parity
 from ddpm.layout import PREPARED
@@ -80,7 +81,7 @@ def export(model: Model, out: Path) -> None:
     out.mkdir()
     networks = [out / "denoiser.onnx", out / "guide.onnx"]
     export_denoiser(model, networks[0])
-    export_guide(model, networks[1])
+    export_guide(model, *networks)
     export_sampler(model, networks[0], out / "sampler.onnx", networks[1])
     describe_sampler(model, out)
 
@@ -227,6 +228,21 @@ def test_half_precision(by_classifier: Case):
         np.testing.assert_allclose(drawn.astype(int), expected, atol=8)
 
 
+def test_weights_beside_the_files_serve_both_loops(case: Case):
+    large = case.deploy.with_name("large")
+    large.mkdir()
+    shutil.copy(case.deploy / "sampler.json", large)
+    names = ("denoiser", "guide")
+    for name in names:
+        write(onnx.load(case.deploy / f"{name}.onnx"), large / f"{name}.onnx", most_weights=1000)
+        assert (large / f"{name}.onnx.data").stat().st_size > 1000
+    export_sampler(case.model, large / "denoiser.onnx", large / "sampler.onnx", large / "guide.onnx")
+    assert (large / "sampler.onnx").stat().st_size < (case.deploy / "sampler.onnx").stat().st_size
+    for place in (False, True):
+        drawn = Sampler(large, in_graph=place).sample(3, seed=1, label="b")
+        np.testing.assert_array_equal(drawn, case.outside.sample(3, seed=1, label="b"))
+
+
 def test_it_is_served_with_its_scale_counted_from_0(case: Case):
     served = load_model(str(case.deploy))
     assert served.classes == ("a", "b", "c")
@@ -248,7 +264,7 @@ def test_the_gradient_is_autograds(facts: DataFacts, options: dict, tmp_path: Pa
     network = {**CLASSIFIER["network"], **options}
     classifier = steep_classifier("classifier", tmp_path, facts, network=network)
     model = ddpm.load(untrained("model", tmp_path, facts, network=BARE)).guided_by(classifier)
-    export_guide(model, tmp_path / "guide.onnx")
+    export_guide(model, classifier / "model.json", tmp_path / "guide.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "guide.onnx", providers=[CPU])
     t = torch.tensor([0, 20, 49, 7])
     x, label = torch.randn(4, *model.codec.network_shape), torch.arange(4) % len(facts.classes)
@@ -281,7 +297,7 @@ def test_what_cannot_be_exported_says_so_in_a_line(by_classifier: Case, tmp_path
     guide = by_classifier.model.guide
     odd = replace(by_classifier.model, guide=replace(guide, network=_Odd(guide.network)))
     with pytest.raises(UserError, match=r"^classifier cannot be exported as a guide: the gradient of .* Erf is not"):
-        export_guide(odd, tmp_path / "guide.onnx")
+        export_guide(odd, by_classifier.deploy / "denoiser.onnx", tmp_path / "guide.onnx")
     assert not (tmp_path / "guide.onnx").exists()
 
 
