@@ -119,10 +119,7 @@ def by_weaker(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return exported(directory, weak, **condition)
 
 
-CASES = ["by_classifier", "learned", "by_weaker"]
-
-
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=["by_classifier", pytest.param("learned", marks=pytest.mark.slow), "by_weaker"])
 def case(request: pytest.FixtureRequest) -> Case:
     return request.getfixturevalue(request.param)
 
@@ -259,7 +256,13 @@ def test_it_is_served_with_its_scale_counted_from_0(case: Case):
 SEQUENCES = DataFacts(name="waves", shape=(1, 8), classes=("a", "b"), kind="sequences", low=(-1.0,), high=(1.0,))
 
 
-@pytest.mark.parametrize(("facts", "options"), [(FACTS, ADM), (SEQUENCES, PLAIN)], ids=["adm", "plain, 1-D"])
+@pytest.mark.parametrize(
+    ("facts", "options"),
+    [
+        pytest.param(FACTS, ADM, id="adm"),
+        pytest.param(SEQUENCES, PLAIN, id="plain, 1-D", marks=pytest.mark.slow),
+    ],
+)
 def test_the_gradient_is_autograds(facts: DataFacts, options: dict, tmp_path: Path):
     network = {**CLASSIFIER["network"], **options}
     classifier = steep_classifier("classifier", tmp_path, facts, network=network)
