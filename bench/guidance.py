@@ -154,6 +154,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         "`make bench-guidance` measures it and writes this page and `bench/results/guidance-*.json`. A guided step "
         "evaluates the network on each image twice, with its class and without, both halves in one batch. A step whose "
         "weight is 0 evaluates it once.",
+        "Twice the work takes twice the time, less what a call costs whatever its batch. The halves share little but "
+        "the first convolution, since the class enters the first block. torch spends more on a call than onnxruntime, "
+        "so its ratio is lower.",
         f"Here: {where}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}; DDIM in {steps} steps, "
         f"guidance scale {SCALE:g}; {CLOCK_NAMES[results['clock']]}. The executors take turns in rounds; a ratio is "
         "the median over the rounds, with the lowest and the highest.",

@@ -1,10 +1,12 @@
 """What the stages leave behind when all have run: small, made by hand, and with a network that onnxruntime runs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ddpm import tracking
 
@@ -68,3 +70,36 @@ def silent_network(answer: float = 0.0) -> onnx.ModelProto:
     factor = helper.make_tensor("factor", TensorProto.FLOAT, [], [answer])
     graph = helper.make_graph([helper.make_node("Mul", ["x", "factor"], ["out"])], "silent", [x, t], [out], [factor])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_guide(deploy: Path, *, classes: Sequence[str], fingerprint: str = "g", pull: float = 1.0) -> None:
+    """Make of a deploy directory of images of 4×4 one that a classifier guides: label k pulls every pixel by k · pull,
+    at every timestep with the scale −1 of a model that predicts noise.
+    """
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 4, 4])
+    t, label = (helper.make_tensor_value_info(name, TensorProto.INT64, ["batch"]) for name in ("t", "label"))
+    gradient = helper.make_tensor_value_info("gradient", TensorProto.FLOAT, ["batch", 1, 4, 4])
+    scale = helper.make_tensor_value_info("scale", TensorProto.FLOAT, ["batch", 1, 1, 1])
+    constants = {
+        "pulls": np.float32(np.arange(len(classes)) * pull),
+        "scales": np.full(100, -1, np.float32),
+        "none": np.float32(0),
+        "behind": np.arange(1, 4),
+    }
+    nodes = [
+        helper.make_node("Gather", ["pulls", "label"], ["pull"]),
+        helper.make_node("Unsqueeze", ["pull", "behind"], ["each"]),
+        helper.make_node("Mul", ["x", "none"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "each"], ["gradient"]),
+        helper.make_node("Gather", ["scales", "t"], ["of_t"]),
+        helper.make_node("Unsqueeze", ["of_t", "behind"], ["scale"]),
+    ]
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "guide", [x, t, label], [gradient, scale], initializers)
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), deploy / "guide.onnx")
+    facts = json.loads((deploy / "sampler.json").read_text())
+    facts["sampling"]["guide"] = "models/classifier"
+    guide = {"kind": "classifier", "variant": "classifier", "training": {"fingerprint": fingerprint}}
+    guide |= {"condition": {"label": {"drop": 0}}, "data": {"classes": classes}}
+    (deploy / "sampler.json").write_text(json.dumps({**facts, "format": 2, "guide": guide}))

@@ -18,7 +18,7 @@ import onnx
 import pandas as pd
 import pytest
 import yaml
-from finished import SHAPE, VARIANT, silent_network, write_outputs
+from finished import SHAPE, VARIANT, silent_network, write_guide, write_outputs
 from mlflow.exceptions import MlflowException
 from mlflow_server import mlflow_running
 from PIL import Image
@@ -185,6 +185,38 @@ def test_a_registered_conditional_model_takes_classes_and_guidance(project, requ
         with pytest.raises(MlflowException, match=words) as refused:
             ask(f'[{{"n": 1, {record[1:]}]')
         assert refused.value.get_http_status_code() == 400
+
+
+def test_a_registered_model_with_a_guide_takes_classes_and_a_scale_from_0(project, request):
+    """DVC does not follow its guide: what it came of is told by its files, and a new guide is a new version."""
+    from ddpm.deploy.runtime import Sampler
+
+    deploy = project / "deploy" / VARIANT
+    write_guide(deploy, classes=["dark", "light"])
+    (project / "dvc.lock").unlink()
+    ask = request.getfixturevalue("ask")
+    answer = ask('[{"n": 2, "label": "light"}, {"n": 2, "label": 1, "guidance_scale": 0, "sampler": "ancestral"}]')
+    exported = Sampler(deploy)
+    expected = [
+        exported.sample(2, label=1, guidance_scale=1),
+        exported.sample(2, label=1, guidance_scale=0, sampler="ancestral"),
+    ]
+    images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
+    np.testing.assert_array_equal(images, np.concatenate(expected))
+    assert (expected[0] != exported.sample(2, label=1, guidance_scale=0)).any()
+    assert not tracking.register(VARIANT).created
+    artifacts = client(project).get_run(tracking.register(VARIANT).run_id)
+    assert artifacts.data.params["sampling.guide"] == "models/classifier"
+    write_guide(deploy, classes=["dark", "light"], fingerprint="another")
+    assert tracking.register(VARIANT).created
+
+
+def test_figures_of_another_guide_are_not_registered(project):
+    write_guide(project / "deploy" / VARIANT, classes=["dark", "light"])
+    path = project / f"reports/{VARIANT}/protocol.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "guide": "classifier h"}))
+    with pytest.raises(UserError, match=r"measured with the guide classifier h, but .* with classifier g: evaluate"):
+        tracking.register(VARIANT)
 
 
 def test_the_signature_names_all_that_any_model_is_told(project):

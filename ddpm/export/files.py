@@ -52,10 +52,13 @@ def export_denoiser(model: Model, path: Path) -> None:
     write(proto, path)
 
 
-def export_guide(model: Model, path: Path) -> None:
+def export_guide(model: Model, denoiser: Path, path: Path) -> None:
     """Write what guides a model: a weaker model as `export_denoiser` does; a classifier as (x float32 [N, C, ...], t
     int64 [N], label int64 [N]) → `gradient` [N, C, ...], ∇_x log p(label | x_t), and `scale` [N, 1, ...]: at guidance
     weight w the model's output moves by w · scale · gradient.
+
+    Args:
+        denoiser: the model's own file, with whose weights these have to fit into one sampler.onnx.
 
     Raises:
         UserError: the gradient of one of the classifier's operators is not known.
@@ -69,7 +72,7 @@ def export_guide(model: Model, path: Path) -> None:
             raise UserError(f"{model.guide.card.variant} cannot be exported as a guide: {error}") from None
         add_scale(proto, _scales(model))
     _set_metadata(proto, {**facts(model.guide), "guides": model.card.variant})
-    write(proto, path)
+    write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
 
 
 def _exported(model: Model) -> ModelProto:

@@ -42,7 +42,7 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
             progress.update()
             if guided:
                 networks.append(out / "guide.onnx")
-                export_guide(model, networks[1])
+                export_guide(model, *networks)
                 progress.update()
             export_sampler(model, networks[0], loop, *networks[1:])
             progress.update()

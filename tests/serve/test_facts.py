@@ -56,6 +56,12 @@ def facts(**changes: Any) -> dict[str, Any]:
     return whole
 
 
+def guide(**changes: Any) -> dict[str, Any]:
+    """A whole description of the classifier that guides the points."""
+    whole = {"kind": "classifier", "variant": "classifier", "training": {"fingerprint": "g"}}
+    return {**whole, "condition": {"label": {"drop": 0}}, "data": {"classes": ["in", "out"]}, **changes}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -102,6 +108,21 @@ def facts(**changes: Any) -> dict[str, Any]:
             "`sampling.guidance_scale` must be 1: the model cannot be guided",
         ),
         (facts(sampling__guidance_scale=2.0, condition={}), "`sampling.guidance_scale` must be 1"),
+        (facts(guide=[]), r"`guide`: expected an object, found \[\]"),
+        (facts(guide={}), "`guide.kind`: expected classifier or model, found None"),
+        (facts(guide=guide(kind=["model"])), r"`guide.kind`: expected classifier or model, found \['model'\]"),
+        (facts(guide=guide(data=1)), "`guide.data`: expected an object, found 1"),
+        (facts(guide=guide(training=None)), "`guide.training`: expected an object, found None"),
+        (facts(guide=guide(variant=3)), "`guide.variant`: expected a string, found 3"),
+        (facts(guide=guide(condition=3)), "`guide`: `condition`: expected an object, found 3"),
+        (facts(guide=guide(data={})), "`guide`: `data.classes`: expected names, found None"),
+        (facts(guide=guide(condition={})), "`guide.condition`: expected the label of a classifier"),
+        (
+            facts(guide=guide(data={"classes": ["a"]})),
+            "`guide.condition`: expected the columns and classes of the model",
+        ),
+        (facts(guide=guide(kind="model", condition={})), "`guide.condition`: expected the columns and classes of the"),
+        (facts(guide=guide(kind="model"), condition={}), "`guide.condition`: expected the columns and classes of the"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -119,12 +140,14 @@ KEYS = [
 ]
 
 GUIDANCE = ("sampling__guidance_scale", "sampling__guidance_interval")
+GUIDE = [f"guide__{name}" for name in guide()]
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.sampled_from([*KEYS, "training", "sampling__dynamic_threshold", *GUIDANCE]), value=VALUES)
+@given(key=st.sampled_from([*KEYS, "training", "sampling__dynamic_threshold", *GUIDANCE, *GUIDE]), value=VALUES)
 def test_whatever_stands_under_a_key_it_is_refused_or_a_plan_can_be_made_of_it(model, key, value):
-    (model / "sampler.json").write_text(json.dumps(facts(**{key: value})))
+    content = facts(guide=guide(), **{key: value}) if key in GUIDE else facts(**{key: value})
+    (model / "sampler.json").write_text(json.dumps(content))
     try:
         sampler = Sampler(model, providers=["CPUExecutionProvider"])
     except UserError:

@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from denoisers import CLASSES, write_conditional, write_deploy
+from finished import write_guide
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -108,6 +109,31 @@ def test_the_card_says_what_may_be_asked(server, conditional_server):
     assert (card["classes"], card["guidable"], card["sampling"]["guidance_scale"]) == (CLASSES, True, 1.0)
     card = server.client.get("/v1/model").json()
     assert (card["classes"], card["guidable"], card["sampling"]["guidance_interval"]) == (None, False, None)
+
+
+def test_a_model_that_a_classifier_guides_has_its_scale_from_0(start, tmp_path):
+    deploy = write_deploy(tmp_path / "guided", answer=0.5)
+    write_guide(deploy, classes=["dark", "light"], pull=0.1)
+    server, sampler = start(deploy, "--max-evaluations", "100"), Sampler(deploy)
+    card = server.client.get("/v1/model").json()
+    assert (card["classes"], card["guidable"], card["unguided_scale"]) == (["dark", "light"], True, 0.0)
+    for scale in (0.0, 1.0, 3.0):
+        asked = {"label": "light", "guidance_scale": scale}
+        for sampled_by in ({}, {"sampler": "ancestral"}):
+            array = np.load(io.BytesIO(server.draw(n=3, format="npy", **asked, **sampled_by).content))
+            np.testing.assert_array_equal(array, sampler.sample(3, **asked, **sampled_by))
+            moved = (array != sampler.sample(3, **{**asked, "guidance_scale": 0.0}, **sampled_by)).any()
+            assert moved == (scale != 0)
+    answer = server.draw(n=4, seed=2, format="json", guidance_scale=2.0, guidance_interval=[0, 0.5]).json()
+    assert answer["labels"] == [["dark", "light"][number] for number in sampler.given(4, seed=2)["label"]]
+    assert (answer["guidance_scale"], answer["guidance_interval"]) == (2.0, [0.0, 0.5])
+    # Without guidance the interval decides nothing.
+    assert (
+        server.draw(format="json", guidance_scale=0.0, guidance_interval=[0, 0.5]).json()["guidance_interval"] is None
+    )
+    # A step with guidance counts twice; the model's own scale is 1.
+    assert server.draw(n=11, steps=5).status_code == 422
+    assert server.draw(n=11, steps=5, guidance_scale=0.0).status_code == 200
 
 
 def test_a_models_own_guidance_is_what_it_draws_with_unasked(start, tmp_path):

@@ -191,7 +191,7 @@ def test_guides_that_do_not_fit(data, sections, words, tmp_path, facts):
         model.guided_by(guide)
 
 
-def test_a_guide_of_params_yaml_is_the_models_own_and_is_not_exported(project: Path):
+def test_a_guide_of_params_yaml_is_the_models_own_and_dvc_does_not_build_it(project: Path):
     facts = data_facts(PreparedData.open(PREPARED))
     untrained("classifier", Path("models"), facts, **CLASSIFIER)
     tiny = {**TINY_PARAMS["models"]["tiny"], "condition": {}}
@@ -203,10 +203,6 @@ def test_a_guide_of_params_yaml_is_the_models_own_and_is_not_exported(project: P
     model = ddpm.load("models/tiny")
     assert model.guide is not None
     assert (model.plan().column("guidance") == 2).all()
-    with pytest.raises(
-        UserError, match=r"models\.tiny\.sampling\.guide is models/classifier, but guides are not exported"
-    ):
-        export_variant(load_params(), "tiny")
     evaluate_variant(load_params(), "tiny")
     protocol = json.loads(Path("reports/tiny/protocol.json").read_text())
     assert protocol["guide"] == f"classifier {sha256_of(Path('models/classifier/model.safetensors'))[:12]}"
