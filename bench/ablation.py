@@ -200,7 +200,8 @@ def guidance(params: Params, scale: Scale, fashion: Path) -> list[dict[str, Any]
     if not (fashion / MODELS / FASHION / "model.json").is_file():
         why = f"no trained model {FASHION} in the project {fashion}"
         return [*found, {"data": "fashion-mnist", "left_out": why}]
-    study = GuidanceStudy(params, fashion, root / "cells", Subjects(FASHION), scale.fashion)
+    larger = params.model_copy(update={"models": {FASHION: _changed(params.variant(FASHION), scale.guided_overrides)}})
+    study = GuidanceStudy(larger, fashion, root / "cells", Subjects(FASHION), scale.fashion)
     return [*found, study.results()]
 
 
