@@ -62,7 +62,7 @@ test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu
 
 # As in `ddpm`: threads that spin while they wait starve beside any other busy process.
-ablation: setup  ## the papers' claims, measured on the digits in an hour of one core: docs/ablation.md
+ablation: setup  ## the papers' claims, measured on the digits in an hour and a quarter of one core: docs/ablation.md
 	@GOMP_SPINCOUNT=1000 python -m bench.ablation
 
 bench-sampling: setup  ## images a second of our samplers and others', at equal steps and at equal FID

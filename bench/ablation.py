@@ -83,6 +83,7 @@ class Scale:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the preset's sections
     extractor: Mapping[str, Any] = field(default_factory=dict)  # overrides
     guidance: guided.Extent = guided.FULL
+    fashion: guided.Extent = guided.LARGER
     guided_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of the presets for guidance
 
     @property
@@ -111,6 +112,7 @@ QUICK = Scale(
     overrides={"process": {"timesteps": 10}, "training": {"steps": 4, "batch_size": 8, "log_every": 2}},
     extractor={"steps": 20},
     guidance=guided.QUICK,
+    fashion=guided.QUICK,
     guided_overrides={
         "process": {"timesteps": 10},
         "training": {"steps": 4, "batch_size": 8, "log_every": 2},
@@ -198,7 +200,8 @@ def guidance(params: Params, scale: Scale, fashion: Path) -> list[dict[str, Any]
     if not (fashion / MODELS / FASHION / "model.json").is_file():
         why = f"no trained model {FASHION} in the project {fashion}"
         return [*found, {"data": "fashion-mnist", "left_out": why}]
-    study = GuidanceStudy(params, fashion, root / "cells", Subjects(FASHION), scale.guidance)
+    larger = params.model_copy(update={"models": {FASHION: _changed(params.variant(FASHION), scale.guided_overrides)}})
+    study = GuidanceStudy(larger, fashion, root / "cells", Subjects(FASHION), scale.fashion)
     return [*found, study.results()]
 
 

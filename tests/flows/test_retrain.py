@@ -177,6 +177,22 @@ def test_variants_fan_out_share_the_gpu_and_one_that_fails_does_not_stop_the_oth
     assert tracking.find("one").aliases == ("challenger", "champion")
 
 
+def test_guides_are_trained_and_recorded_before_what_they_guide_is_measured(graph, calls):
+    write_graph(graph, ("one",), ("classifier",))
+    assert run().is_completed()
+    ran = calls()
+    for earlier, later in (
+        ("train-guide@classifier", "guide@one-classifier"),
+        ("train@one", "guide@one-classifier"),
+        ("guide@one-classifier", "evaluate@one"),
+    ):
+        assert ran.index(earlier) < ran.index(later)
+    assert run().message.startswith("Nothing has changed")
+    (graph / "dvc.lock").write_text((graph / "dvc.lock").read_text().replace("train-guide@classifier", "other"))
+    assert run().is_completed()
+    assert calls().count("train-guide@classifier") == 2
+
+
 def test_a_model_that_params_yaml_does_not_have_is_named(calls):
     state = run("three")
     assert state.is_failed()
