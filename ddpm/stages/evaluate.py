@@ -13,7 +13,7 @@ from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
-from ddpm.evaluation.classifier import LEVELS, accuracy_by_noise, picture, table
+from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
@@ -69,7 +69,8 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
 def _evaluate_classifier(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a classifier: metrics.json, accuracy.csv and accuracy.png of it at levels of noise."""
     model, data = load(root / MODELS / variant, pick_device()), PreparedData.open(root / PREPARED)
-    with show(LEVELS * len(data.split("validation")), data.codec.unit, f"accuracy of {variant}") as done:
+    total = accuracy_evaluations(data, model.card.config.process.timesteps)
+    with show(total, data.codec.unit, f"accuracy of {variant}") as done:
         levels = accuracy_by_noise(model, data, seed=params.seed, batch_size=params.evaluation.batch_size, on_data=done)
     metrics = {
         "model": mark_of(model.card.training.fingerprint),
