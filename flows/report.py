@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,11 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.settings import PREFECT_SERVER_API_PORT
 
 from ddpm import tracking
-from ddpm.figures.figure import FIGURES, Figure, Reading, headline, number
+from ddpm.figures.figure import aligned, headline, number, readings, rows
 from ddpm.figures.promotion import Decision
 from ddpm.files import read_json
 from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD, DEPLOY, REPORTS
 from ddpm.tracking import Registration
-
-# The figures in the table, as far as they were measured.
-_SHOWN = (
-    *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
-    *("wasserstein", "mmd", "nll_validation"),
-)
 
 
 @dataclass(frozen=True)
@@ -51,28 +44,7 @@ class Result:
 
     def rows(self) -> dict[str, str]:
         """Label and value of each line of the table."""
-        figures = {
-            figure.named(self.protocol): str(reading)
-            if reading.real is None
-            else f"{reading}; real data: {number(reading.real)}"
-            for figure, reading in self._readings()
-        }
-        return {"model": self.variant, "samples": self._counts(), **figures, **self._version_rows()}
-
-    def _readings(self) -> Iterator[tuple[Figure, Reading]]:
-        for key in _SHOWN:
-            if reading := Reading.of(self.metrics, key):
-                yield FIGURES[key], reading
-
-    def _counts(self) -> str:
-        """Of how many samples the figures are."""
-        count = self.metrics["same_count"]
-        if "fid_same_count" not in self.metrics:
-            return f"{count}, held against as many real data"
-        return (
-            f'{self.metrics["samples"]} generated; of the figures with "same count" only {count}, as many as there are '
-            "held-out real images, because FID and Inception Score depend on the number: these compare with real data"
-        )
+        return {"model": self.variant, **rows(self.metrics, self.protocol), **self._version_rows()}
 
     def _version_rows(self) -> dict[str, str]:
         version = self.registration
@@ -87,7 +59,7 @@ class Result:
     def figures(self) -> dict[str, float]:
         """The same as numbers, those of real data beside them."""
         figures = {}
-        for figure, reading in self._readings():
+        for figure, reading in readings(self.metrics):
             name = figure.named(self.protocol)
             figures[name] = reading.value
             if reading.real is not None:
@@ -104,12 +76,7 @@ class Result:
 
 def text(results: list[Result]) -> str:
     """The table for a terminal."""
-    blocks = []
-    for result in results:
-        rows = result.rows()
-        width = max(map(len, rows))
-        blocks.append("\n".join(f"  {label:<{width}}  {value}" for label, value in rows.items()))
-    return "\n\n".join(blocks)
+    return "\n\n".join(aligned(result.rows()) for result in results)
 
 
 def pages(results: list[Result]) -> str:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ddpm.errors import UserError
-from ddpm.layout import COMPARISON_PAGE
+from ddpm.layout import COMPARISON_PAGE, REPORTS
 from ddpm.serve.arguments import chosen_settings
 
 if TYPE_CHECKING:
@@ -85,9 +85,13 @@ def run_record_guide(arguments: Arguments) -> None:
 
 
 def run_evaluate(arguments: Arguments) -> None:
+    from ddpm.figures.figure import aligned, rows
     from ddpm.stages.evaluate import evaluate_variant
 
-    evaluate_variant(_given_params(arguments), arguments.variant)
+    measured = evaluate_variant(_given_params(arguments), arguments.variant)
+    if measured is not None:
+        print(f"{REPORTS / arguments.variant}, protocol {measured.protocol.id}:")
+        print(aligned(rows(measured.metrics, measured.protocol.as_dict())))
 
 
 def run_export(arguments: Arguments) -> None:

@@ -165,20 +165,39 @@ def _md5_of(path: Path) -> str:
         _unreadable(error)
 
 
-def copy(folder: Path, into: Path) -> None:
+def copy(folder: Path, into: Path, *, subfolders: Subfolders = "classes") -> None:
     """Copy the visible files of a folder, structure kept, links resolved.
 
+    Args:
+        subfolders: what folders say, as of `read`.
+
     Raises:
-        UserError: there is no such folder, or nothing in it to copy.
+        UserError: there is no such folder, or nothing in it to copy, or a class folder has no images.
     """
     if not folder.is_dir():
         raise UserError(f"data.path: {folder}: no such folder")
     files = files_in(folder)
     if not files:
         raise UserError(f"data.path: {folder}: an empty folder; expected images, directly or in class folders")
+    _classes_in(folder, files, subfolders)
     for name in files:
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, into / name)
+
+
+def _classes_in(folder: Path, files: Sequence[str], subfolders: Subfolders) -> list[str]:
+    """The names of the class folders, sorted.
+
+    Raises:
+        UserError: there are some, and one beside them has no images.
+    """
+    classes = sorted({name.split("/")[0] for name in files if "/" in name and subfolders != "ignored"})
+    there = {path.name for path in folder.iterdir() if path.is_dir() and _counts(path.name, hidden=False)}
+    if classes and (empty := sorted(there.difference(classes))):
+        raise UserError(
+            f"{folder / empty[0]}: a class folder without images; put images of the class into it, or remove it"
+        )
+    return classes
 
 
 def read(folder: Path, *, subfolders: Subfolders = "classes", captions: CaptionRule = "complete") -> RawImages:
@@ -194,7 +213,8 @@ def read(folder: Path, *, subfolders: Subfolders = "classes", captions: CaptionR
         captions: see `find_captions`.
 
     Raises:
-        UserError: images both with and without a class folder, or in deeper folders than that; or as `find_captions`.
+        UserError: images both with and without a class folder, or in deeper folders than that, or a class folder has
+            no images; or as `find_captions`.
     """
     files, texts = find_captions(folder, files_in(folder), captions)
     deep = next((name for name in files if name.count("/") > 1), None)
@@ -203,7 +223,7 @@ def read(folder: Path, *, subfolders: Subfolders = "classes", captions: CaptionR
             f"{folder / deep}: a folder in a class folder; expected {folder}/CLASS/IMAGE. Set `data.subfolders` to "
             f"nested-classes, which makes {deep.split('/')[0]} the class, or to ignored, for no classes"
         )
-    classes = sorted({name.split("/")[0] for name in files if "/" in name and subfolders != "ignored"})
+    classes = _classes_in(folder, files, subfolders)
     if classes and (unlabelled := [name for name in files if "/" not in name]):
         raise UserError(
             f"labels missing: {folder / unlabelled[0]} lies beside the class folders {', '.join(classes[:3])}"

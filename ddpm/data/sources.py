@@ -46,7 +46,7 @@ def source_of(config: DataConfig, root: Path) -> Source:
         return Source(partial(arrays.copy_sequences, root / Path(config.path).expanduser()), arrays.read_sequences)
     if config.path is not None:
         return Source(
-            partial(folder.copy, root / Path(config.path).expanduser()),
+            partial(folder.copy, root / Path(config.path).expanduser(), subfolders=config.subfolders),
             partial(folder.read, subfolders=config.subfolders, captions=config.captions),
         )
     return {
@@ -135,6 +135,9 @@ def _unpacked(name: str, data: Path, *, where: str, parts: tuple[bool, ...]) -> 
                 extract_archive(data / file, unpacked)
             # A part holds all its images in memory: 47 or 150 MB.
             datasets = [_torchvision(name)(scratch, train=train) for train in parts]
+            for dataset in datasets:
+                if len(dataset.targets) != len(dataset):
+                    raise ValueError(f"{len(dataset)} images, but {len(dataset.targets)} labels")
         except Exception as error:  # of gzip, of tarfile, or torchvision's own
             reason = " ".join(str(error).split())
             raise UserError(f"{data}: not {name} as published ({reason}); run `ddpm fetch`") from None

@@ -34,6 +34,24 @@ class Level(NamedTuple):
     """Mean −log p(y | x_t), in nats."""
 
 
+def levels_of(timesteps: int) -> list[int]:
+    """The timesteps at which a classifier is measured: `LEVELS` from the first to the last, or all if they are fewer.
+
+    Args:
+        timesteps: T of its process.
+    """
+    return np.unique(np.linspace(0, timesteps - 1, LEVELS).round().astype(np.int64)).tolist()
+
+
+def accuracy_evaluations(data: PreparedData, timesteps: int) -> int:
+    """How often `accuracy_by_noise` evaluates the network for a datum.
+
+    Args:
+        timesteps: T of its process.
+    """
+    return len(levels_of(timesteps)) * len(data.split("validation"))
+
+
 @torch.no_grad()
 def accuracy_by_noise(
     model: Model,
@@ -43,8 +61,7 @@ def accuracy_by_noise(
     batch_size: int,
     on_data: Callable[[int], object] = lambda done: None,
 ) -> list[Level]:
-    """At `LEVELS` timesteps from the first to the last, of the whole validation split. A datum has the same noise
-    at every level.
+    """At the timesteps of `levels_of`, of the whole validation split. A datum has the same noise at every level.
 
     Args:
         on_data: called with the number of data done since the last call.
@@ -57,7 +74,7 @@ def accuracy_by_noise(
         raise UserError(f"models/{model.card.variant} is no classifier; run `ddpm train {model.card.variant}`")
     if split.labels is None or facts.classes != data.manifest.classes or facts.shape != data.codec.shape:
         raise UserError(f"models/{model.card.variant} is a classifier of other data than the prepared ones")
-    steps = np.unique(np.linspace(0, process.timesteps - 1, LEVELS).round().astype(np.int64)).tolist()
+    steps = levels_of(process.timesteps)
     right, surprise = np.zeros(len(steps)), np.zeros(len(steps))
     for first in range(0, len(split), batch_size):
         rows = np.arange(first, min(first + batch_size, len(split)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -156,3 +156,49 @@ class Reading:
 def number(value: float) -> str:
     """Four significant digits."""
     return f"{value:.4g}"
+
+
+# The figures in the table of a model, as far as they were measured.
+_SHOWN = (
+    *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
+    *("wasserstein", "mmd", "nll_validation"),
+)
+
+
+def readings(metrics: Mapping[str, Any]) -> Iterator[tuple[Figure, Reading]]:
+    """The figures in the table of a model."""
+    for key in _SHOWN:
+        if reading := Reading.of(metrics, key):
+            yield FIGURES[key], reading
+
+
+def rows(metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Label and value of each line of the table: of how many samples the figures are, and the figures.
+
+    Args:
+        metrics: as in metrics.json.
+        protocol: as in protocol.json.
+    """
+    figures = {
+        figure.named(protocol): str(reading)
+        if reading.real is None
+        else f"{reading}; real data: {number(reading.real)}"
+        for figure, reading in readings(metrics)
+    }
+    return {"samples": _counts(metrics), **figures}
+
+
+def _counts(metrics: Mapping[str, Any]) -> str:
+    count = metrics["same_count"]
+    if "fid_same_count" not in metrics:
+        return f"{count}, held against as many real data"
+    return (
+        f'{metrics["samples"]} generated; of the figures with "same count" only {count}, as many as there are '
+        "held-out real images, because FID and Inception Score depend on the number: these compare with real data"
+    )
+
+
+def aligned(table: Mapping[str, str]) -> str:
+    """The lines of a table for a terminal."""
+    width = max(map(len, table))
+    return "\n".join(f"  {label:<{width}}  {value}" for label, value in table.items())

@@ -22,6 +22,7 @@ from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import Interrupted, UserError, ran_out
+from ddpm.evaluation.classifier import accuracy_evaluations, levels_of
 from ddpm.evaluation.likelihood import likelihood_evaluations
 from ddpm.layout import PREPARED
 from ddpm.model import check_end, columns_for
@@ -187,6 +188,19 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     Args:
         each: seconds of an evaluation of the network for a datum.
     """
+    what, total = (_accuracy if config.classifies else _drawing)(params, config, data)
+    return f"{what}: {total:,} evaluations of the network, {_duration(total * each)}, and the figures"
+
+
+def _accuracy(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
+    """What is evaluated of a classifier, and how many evaluations of the network that takes."""
+    levels = len(levels_of(config.process.timesteps))
+    what = f"{len(data.split('validation')):,} {data.codec.name} at {levels} levels of noise"
+    return what, accuracy_evaluations(data, config.process.timesteps)
+
+
+def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
+    """As `_accuracy`, of a model that draws."""
     options = params.evaluation
     sampling = options.sampling or config.sampling
     try:
@@ -194,12 +208,9 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None
     likelihood = likelihood_evaluations(data, options, config.process.timesteps)
-    total = options.samples * steps + likelihood
     of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
-    return (
-        f"{options.samples:,} {data.codec.name} in {steps} steps{of_likelihood}: {total:,} evaluations of the network, "
-        f"{_duration(total * each)}, and the figures"
-    )
+    what = f"{options.samples:,} {data.codec.name} in {steps} steps{of_likelihood}"
+    return what, options.samples * steps + likelihood
 
 
 def _now(device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
-from ddpm.evaluation.classifier import LEVELS, accuracy_by_noise, picture, table
+from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
-from ddpm.evaluation.measure import ModelFacts, asked_for, check_fit, finite, knows_frequencies, measure
+from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, finite, knows_frequencies, measure
 from ddpm.evaluation.pictures import captioned, origin, save_png
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.protocol import mark_of
@@ -30,12 +31,15 @@ from ddpm.stages.progress import show
 _PATIENCE = timedelta(days=1)
 
 
-def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
+def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Measurement | None:
     """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
 
     Of a classifier it is metrics.json, and accuracy.csv and accuracy.png with its accuracy at levels of noise.
 
     With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
+
+    Returns:
+        The figures and their protocol; None of a classifier, and where another process has them.
 
     Raises:
         UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
@@ -43,16 +47,16 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> No
     """
     if params.variant(variant).classifies:
         _evaluate_classifier(params, variant, root)
-        return
+        return None
     devices = params.evaluation.devices
     if devices > 1 and not launched():
         check_devices(devices, "evaluation.devices")
         _opened(params, variant, torch.device("cpu"), root)  # what is wrong with it, one process says
         with contextlib.chdir(root):
             launch(devices, "evaluate", variant, params)
-        return
+        return None
     with joined(_PATIENCE) as ranks:
-        _evaluate(params, variant, ranks, root)
+        return _evaluate(params, variant, ranks, root)
 
 
 def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Model, PreparedData]:
@@ -69,7 +73,8 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
 def _evaluate_classifier(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a classifier: metrics.json, accuracy.csv and accuracy.png of it at levels of noise."""
     model, data = load(root / MODELS / variant, pick_device()), PreparedData.open(root / PREPARED)
-    with show(LEVELS * len(data.split("validation")), data.codec.unit, f"accuracy of {variant}") as done:
+    total = accuracy_evaluations(data, model.card.config.process.timesteps)
+    with show(total, data.codec.unit, f"accuracy of {variant}") as done:
         levels = accuracy_by_noise(model, data, seed=params.seed, batch_size=params.evaluation.batch_size, on_data=done)
     metrics = {
         "model": mark_of(model.card.training.fingerprint),
@@ -101,7 +106,7 @@ def _loss_curve(path: Path) -> str:
     return text
 
 
-def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
+def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measurement | None:
     """`evaluate_variant`, in one of the processes that draw the samples; the first does all else."""
     options, device = params.evaluation, pick_device()
     model, data = _opened(params, variant, device, root)
@@ -111,7 +116,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
     if not ranks.first:
         for _ in drawn:
             raise AssertionError("the first process has all batches")
-        return
+        return None
     config = model.card.config
     measured = measure(
         drawn,
@@ -165,3 +170,4 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> None:
         if drawn_curves:
             save_png(drawn_curves, out / "curves.png", facts)
         write_bytes(out / "denoising.gif", shown.film(facts))
+    return replace(measured, metrics=metrics)

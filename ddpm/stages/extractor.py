@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +15,7 @@ from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
 from ddpm.data.loader import Images
 from ddpm.data.store import PreparedData
-from ddpm.errors import UserError
+from ddpm.errors import DdpmWarning, UserError
 from ddpm.evaluation.distances import MEDIAN_COUNT, chosen, median_distance
 from ddpm.evaluation.extractor import (
     CNNExtractor,
@@ -35,6 +38,8 @@ from ddpm.stages.progress import bar
 
 def fit_extractor(params: Params, *, root: Path = Path()) -> None:
     """Write `extractor/`: a small CNN fitted to the data, or the record of which InceptionV3 is used.
+
+    Warns where the CNN tells no more validation images right than guesses do.
 
     Raises:
         UserError: the kind asked for does not fit the data, or its weights are not at hand.
@@ -93,8 +98,28 @@ def _task(
     return images, images.labels, len(data.manifest.classes)
 
 
+def _warn_of_chance(right: float, labels: NDArray[np.int64], kind: str, steps: int) -> None:
+    """Warn where the network is no better than naming the most frequent label: by less than two standard deviations of
+    what such guesses score on so many images.
+
+    Args:
+        right: its share of right answers.
+        labels: of the images.
+    """
+    chance = np.bincount(labels).max() / len(labels)
+    if right > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
+        return
+    warnings.warn(
+        f"the {kind} extractor tells {right:.1%} of the validation images right, and guesses {chance:.1%}: FID and the "
+        f"other figures in its features say little. Raise extractor.steps, now {steps}, or choose another "
+        "extractor.kind",
+        DdpmWarning,
+        stacklevel=2,
+    )
+
+
 def _fit_small(params: Params, data: PreparedData, kind: str, out: Path) -> None:
-    device = pick_device()
+    device, begin = pick_device(), time.perf_counter()
     images, labels, classes = _task(kind, data, "train")
     held_out, held_out_labels, _ = _task(kind, data, "validation")
     with bar(params.extractor.steps, "steps", f"{kind} extractor") as progress:
@@ -108,7 +133,9 @@ def _fit_small(params: Params, data: PreparedData, kind: str, out: Path) -> None
             on_step=lambda step: progress.update(),
         )
     right = accuracy(CNNExtractor(network, {}), held_out, held_out_labels)
-    print(f"{kind} extractor: {right:.1%} of the validation images right")
+    seconds = time.perf_counter() - begin
+    print(f"{kind} extractor: {right:.1%} of the validation images right, fitted in {seconds:,.0f} s")
+    _warn_of_chance(right, held_out_labels, kind, params.extractor.steps)
     save_cnn(
         network,
         out,

@@ -49,6 +49,13 @@ def folder_project(root: Path) -> Callable[..., None]:
         (PAIR, {"max_pixels": 35}, "prepare", "data/a.png: decodes to more than data.max_pixels (35)"),
         ({**PAIR, "cat/c.png": SQUARE}, {}, "prepare", "labels missing: data/a.png"),
         ({"cat/a.png": SQUARE, "dog/a.png": SQUARE}, {}, "prepare", "class 'cat' has 1 readable image;"),
+        ({"cat/a.png": SQUARE, "dog/.hidden": None}, {}, "fetch", "photos/dog: a class folder without images; put"),
+        (
+            {"cat/big/a.png": SQUARE, "dog/.hidden": None},
+            {"subfolders": "nested-classes"},
+            "fetch",
+            "photos/dog: a class folder without images; put",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -67,7 +74,9 @@ def test_one_line_and_exit_code_2(
     photos({name: what for name, what in files.items() if what})
     for name, what in files.items():
         if what is None:
-            (root.parent / "photos" / name).write_text("hello")
+            path = root.parent / "photos" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("hello")
     monkeypatch.chdir(root)
     if stage == "prepare":
         assert main(["fetch"]) == 0

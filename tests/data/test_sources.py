@@ -24,11 +24,15 @@ import sklearn.datasets
 import torchvision.datasets
 from PIL import Image
 
+from ddpm.cli import main
+from ddpm.config.params import Params
 from ddpm.data.sources import source_of
 from ddpm.data.store import PreparedData
 from ddpm.errors import UpstreamError, UserError
+from ddpm.model import load
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare, published_split
+from ddpm.stages.train import train_variant
 
 Upstream = tuple[str, dict[str, bytes]]
 RANDOM = np.random.RandomState(0)
@@ -70,6 +74,7 @@ def mnist(request: pytest.FixtureRequest, upstream: Upstream, monkeypatch: pytes
     monkeypatch.setattr(dataset, "resources", [(name, md5(content)) for name, content in files.items()])
     return {
         "source": request.param,
+        "dataset": dataset,
         "files": files,
         "images": images[..., None],
         "labels": labels,
@@ -158,6 +163,7 @@ def test_digits_are_scikit_learns(root: Path, prepared: Callable) -> None:
     assert (np.load(root / "prepared/labels.npy") == labels).all()
     assert manifest.classes == tuple("0123456789")
     assert manifest.shape == (8, 8, 1)
+    check_a_conditional_model(root)
 
 
 def test_mnist(mnist: dict[str, Any], root: Path, prepared: Callable) -> None:
@@ -185,12 +191,36 @@ def check_against_upstream(known: dict[str, Any], root: Path, prepared: Callable
     assert manifest.classes == known.get("classes", manifest.classes)
     assert manifest.splits["train"].sha256 == hashlib.sha256(known["images"].astype(np.uint8).tobytes()).hexdigest()
     assert PreparedData.open(root / "prepared").reference("published") == ("train",)
+    check_a_conditional_model(root)
 
     manifest = prepared(source=known["source"], validation_fraction=0.2)
     assert (np.load(root / "prepared/images.npy") == known["images"]).all()
     assert (np.load(root / "prepared/labels.npy") == known["labels"]).all()
     assert (manifest.counts.train, manifest.counts.validation) == (count - 10, 10)
     assert PreparedData.open(root / "prepared").reference("published") == ("train", "validation")
+
+
+def check_a_conditional_model(root: Path) -> None:
+    """Two steps of training on prepared/, with a model that is told the labels and then asked for a class by name."""
+    sections = {
+        "network": {"width": 8, "multipliers": [1], "blocks": 1, "groups": 4, "attention_resolutions": []},
+        "condition": {"label": {}},
+        "process": {"schedule": "cosine"},
+        "training": {"steps": 2, "batch_size": 4, "warmup_steps": 0, "log_every": 1},
+    }
+    train_variant(Params.model_validate({"models": {"ddpm": sections}}), "ddpm", root=root)
+    model, data = load(root / "models/ddpm"), PreparedData.open(root / "prepared")
+    classes = data.manifest.classes
+    counts = np.bincount(data.split("train").labels, minlength=len(classes))
+    assert (model.card.data.classes, model.card.data.class_counts) == (classes, tuple(counts.tolist()))
+    assert model.sample(2, label=classes[-1], guidance_scale=2, steps=2).shape == (2, *data.manifest.shape)
+
+
+def test_class_folders(root: Path, photos: Callable, prepared: Callable) -> None:
+    photos({f"{name}/{number}.png": ("RGB", (8, 8)) for name in ("cat", "dog") for number in range(5)})
+    assert prepared(source="folder", path="../photos").classes == ("cat", "dog")
+    assert np.load(root / "prepared/labels.npy").tolist() == [0] * 5 + [1] * 5
+    check_a_conditional_model(root)
 
 
 def test_prepare_needs_no_network(cifar10: dict[str, Any], root: Path, params: Callable) -> None:
@@ -215,6 +245,7 @@ def test_an_attribute_of_celeba_makes_two_classes(celeba: dict[str, Any], root: 
     assert manifest.classes == ("not_Smiling", "Smiling")
     assert np.load(root / "prepared/labels.npy").tolist() == [0, 1, 1, 0]  # in the order of the names
     assert np.load(root / "prepared/validation.npy").tolist() == [2, 3]
+    check_a_conditional_model(root)
     with pytest.raises(UserError, match=r"class 'not_Young' has 1 readable image"):
         prepared(source="celeba", image_size=64, attribute="Young")
 
@@ -250,6 +281,34 @@ def test_attributes_that_do_not_fit(celeba: dict[str, Any], params: Callable, at
 def test_an_attribute_is_celebas_alone(params: Callable) -> None:
     with pytest.raises(ValueError, match="`attribute` is for `source: celeba`, found `source: mnist`"):
         params(source="mnist", attribute="Smiling")
+
+
+def publish_labels(mnist: dict[str, Any], labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the upstream publish other labels of the training images, with their checksum."""
+    mnist["served"]["train-labels-idx1-ubyte.gz"] = idx(labels)
+    resources = [(name, md5(mnist["served"][name])) for name in mnist["files"]]
+    monkeypatch.setattr(mnist["dataset"], "resources", resources)
+
+
+@pytest.mark.parametrize("count", [39, 41])
+def test_a_file_of_labels_of_another_length(
+    mnist: dict[str, Any], root: Path, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    Path("params.yaml").write_text(f"data: {{source: {mnist['source']}}}\nmodels: {{ddpm: {{}}}}\n")
+    publish_labels(mnist, np.arange(count) % 10, monkeypatch)
+    assert main(["fetch"]) == 0
+    capsys.readouterr()
+    assert main(["prepare"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"as published (40 images, but {count} labels); run `ddpm fetch`" in line
+    assert not Path("prepared").exists()
+
+
+def test_a_class_without_images(mnist: dict[str, Any], prepared: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_labels(mnist, np.where(mnist["labels"] == 9, 8, mnist["labels"]), monkeypatch)
+    with pytest.raises(UserError, match=r"class '(9 - nine|Ankle boot)' has 0 readable images"):
+        prepared(source=mnist["source"], validation_fraction=0.2)
 
 
 def test_a_published_split_that_is_none(celeba: dict[str, Any], params: Callable) -> None:

@@ -19,11 +19,13 @@ from ddpm.config.params import Params, load_params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
+from ddpm.evaluation.classifier import accuracy_by_noise
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.files import sha256_of
 from ddpm.layout import PREPARED
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
 from ddpm.stages.compare import compare
+from ddpm.stages.dry_run import dry_run
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.export import export_variant
 from ddpm.stages.train import data_facts, train_variant
@@ -84,6 +86,22 @@ def test_trained_measured_and_loaded(project: Path):
     images = torch.from_numpy(split.rows(np.arange(len(split))))
     told = model.network(model.codec.encode(images), torch.zeros(len(split), dtype=torch.int64)).argmax(1)
     assert (told.numpy() == split.labels).mean() == pytest.approx(accuracy[0], abs=0.05)
+
+
+@pytest.mark.parametrize(("timesteps", "levels"), [(50, 10), (6, 6)])
+def test_a_dry_run_tells_the_evaluations_that_its_measuring_takes(project: Path, monkeypatch, timesteps, levels):
+    """And not those of samples, which it draws none."""
+    monkeypatch.setattr("ddpm.stages.dry_run.TRIAL_SECONDS", 0.1)
+    process = {"timesteps": timesteps, "schedule": "cosine"}
+    sections = {**CLASSIFIER, "process": process, "sampling": {"steps": 5}}
+    data = PreparedData.open(PREPARED)
+    done = []
+    model = ddpm.load(untrained("classifier", Path("models"), data_facts(data), **sections))
+    accuracy_by_noise(model, data, seed=0, batch_size=100, on_data=done.append)
+    count = len(data.split("validation"))
+    told = dry_run(with_models(classifier=sections), "classifier")[-1]
+    assert f"{count} images at {levels} levels of noise: {sum(done):,} evaluations of the network, about" in told
+    assert sum(done) == count * levels
 
 
 def test_a_classifier_is_not_sampled_exported_or_built_by_the_pipeline(project: Path):

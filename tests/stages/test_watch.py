@@ -45,7 +45,7 @@ def test_a_dry_run_writes_nothing_and_counts_the_parameters(project):
     count = int(re.search(r"parameters\s+([\d,]+)", told[1])[1].replace(",", ""))
     assert count == sum(parameter.numel() for parameter in network.parameters())
     # 64 images in 5 steps, and 4 images of each split at 50 timesteps.
-    assert "5 steps, and 400 for the likelihood: 720 evaluations of the network, about 1 s" in told[-1]
+    assert "5 steps, and 400 for the likelihood: 720 evaluations of the network, about" in told[-1]
     for line, unit in zip(
         told[2:], ["GFLOP for one", "MiB for weights", "images/s", "40 steps", "64 images in"], strict=True
     ):
