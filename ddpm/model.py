@@ -43,6 +43,13 @@ DEFAULT_PLAN = "a general default, since a training writes none"
 SIGNAL_WORTH_A_WARNING, SIGNAL_TO_REFUSE = 0.01, 0.2
 
 
+class TextFacts(Section):
+    """What a model keeps of the training captions, which its column `prompt` is made of."""
+
+    tokenizer: dict[str, Any]
+    captions: tuple[str, ...]  # some of them, which are drawn from where nobody asks for a text
+
+
 class DataFacts(Section):
     """What a model knows of the data it was trained on; None where it was imported and nobody said."""
 
@@ -58,6 +65,7 @@ class DataFacts(Section):
     high: tuple[float, ...] | None = None
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
+    text: TextFacts | None = None  # of a model that is told captions
 
     @property
     def codec(self) -> Codec:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from torch import nn
 
 from ddpm.codecs.scale import encode_pixels
+from ddpm.conditioning.columns import Values
 from ddpm.data.loader import TrainingData
 from ddpm.diffusion.objectives import L_SIMPLE
 from ddpm.diffusion.process import GaussianProcess
@@ -30,6 +31,6 @@ def train_with(
 ) -> list[LossPoint]:
     """Options and hooks are told apart by their names."""
     hooks = {field.name: given.pop(field.name) for field in fields(Hooks) if field.name in given}
-    data = TrainingData(images, encode, columns or {}, horizontal_flip)
+    data = TrainingData(images, encode, {name: Values(each) for name, each in (columns or {}).items()}, horizontal_flip)
     options = TrainingOptions(**given)
     return train(network, task or Denoise(process, objective), data, options, Hooks(**hooks), checkpoints=checkpoints)

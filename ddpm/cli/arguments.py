@@ -57,6 +57,13 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "drawn as often as in the training data)",
     )
     sample.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="of a model that was trained on captions: what to draw; may be given several times, then image i gets the "
+        "one at i modulo their number (default: a training caption for each image)",
+    )
+    sample.add_argument(
         "--guidance-scale",
         type=float,
         metavar="S",

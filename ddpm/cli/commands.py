@@ -155,6 +155,7 @@ def run_sample(arguments: Arguments) -> None:
         variance=arguments.variance,
         eta=arguments.eta,
         label=arguments.label,
+        prompt=arguments.prompt,
         guidance_scale=arguments.guidance_scale,
         guidance_interval=arguments.guidance_interval,
         guide=arguments.guide,

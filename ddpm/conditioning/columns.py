@@ -13,10 +13,56 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.text_limits import check_text
+from ddpm.conditioning.tokenizers import Tokenizer, tokenizer_of
 from ddpm.diffusion.noise import stream
 from ddpm.errors import brief, listed
 
 Given = Mapping[str, NDArray[Any]]
+
+
+class Accompanied(Protocol):
+    """Data with what accompanies them, such as `data.store.Split`."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The class of each datum, [n]."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[tuple[str, ...]] | None:
+        """Of each datum, one or more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """What data have of a column: of each datum one value, or several to choose from.
+
+    Attributes:
+        values: [M, *shape].
+        ends: of n data, [n] int64: datum i has the values from ends[i − 1] to ends[i]; None: one each, M = n.
+    """
+
+    values: NDArray[Any]
+    ends: NDArray[np.int64] | None = None
+
+    def at(self, indices: NDArray[np.int64], step: int = 0) -> NDArray[Any]:
+        """A value of each of these data, [N, *shape]. Which one of several follows from the datum and the step."""
+        if self.ends is None:
+            return self.values[indices]
+        first = np.where(indices > 0, self.ends[indices - 1], 0)
+        count = (self.ends[indices] - first).astype(np.uint64)
+        return self.values[first + (_mixed(indices, step) % count).astype(np.int64)]
+
+
+def _mixed(indices: NDArray[np.int64], step: int) -> NDArray[np.uint64]:
+    """Numbers that look random, of each index and the step: SplitMix64 (Steele et al. 2014)."""
+    mixed = indices.astype(np.uint64) + np.uint64(step) * np.uint64(2**32)
+    mixed = mixed * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 class Column(Protocol):
@@ -54,6 +100,10 @@ class Column(Protocol):
 
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[Any]:
         """Values drawn as often as they are in the training data, each by the datum's own seed: [count, *shape]."""
+        ...
+
+    def of_data(self, data: Accompanied) -> Values:
+        """What the data have of the column, which the model fits."""
         ...
 
 
@@ -111,6 +161,10 @@ class LabelColumn:
         uniform = [stream(seed, first + index, purpose=1).random() for index in range(count)]
         return np.searchsorted(ends[:-1], uniform, side="right").astype(np.int64)
 
+    def of_data(self, data: Accompanied) -> Values:
+        assert data.labels is not None  # the model fits the data
+        return Values(data.labels)
+
     def _number(self, value: Any) -> int:
         if isinstance(value, str) and value in self.classes:
             return self.classes.index(value)
@@ -120,12 +174,88 @@ class LabelColumn:
         raise ValueError(f"label: no class {brief(value)}; there are: {listed(self.classes)}")
 
 
+@dataclass(frozen=True)
+class PromptColumn:
+    """A text that describes a datum, as the int64 numbers [L] of its tokens: those that are not of the text are the
+    tokenizer's padding, at the end. Users give the text.
+
+    Attributes:
+        captions: of the training data, from which are drawn what nobody asks for.
+        droppable: whether training replaced captions by the empty one, which is padding alone.
+    """
+
+    tokenizer: Tokenizer
+    captions: tuple[str, ...]
+    droppable: bool = False
+    name: ClassVar[str] = "prompt"
+    key: ClassVar[str] = "prompt"
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.int64)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Self, ...]:
+        """As the entries of `COLUMNS`."""
+        text = data.get("text")
+        if text is None:
+            raise ValueError("condition.prompt needs data with captions, and these have none")
+        if not isinstance(text, Mapping):
+            raise ValueError(f"condition.prompt: expected a tokenizer and captions, found {brief(text)}")
+        captions = text.get("captions")
+        if not (isinstance(captions, list | tuple) and captions and all(isinstance(each, str) for each in captions)):
+            raise ValueError(f"condition.prompt: expected captions, found {brief(captions)}")
+        return (cls(tokenizer_of(text.get("tokenizer")), tuple(captions), options.get("drop", 0) > 0),)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.tokenizer.length,)
+
+    @property
+    def null(self) -> int | None:
+        return self.tokenizer.padding if self.droppable else None
+
+    def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.int64]:
+        """As of `Column`.
+
+        Args:
+            asked: a text, or a sequence or array of them. Of one with more than L tokens the first L are kept;
+                `Tokenizer.cut` says how many are not. The empty text is no condition, if the model was trained with it.
+        """
+        if isinstance(asked, np.ndarray):
+            asked = asked.tolist()
+        texts = asked if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
+        if not texts:
+            raise ValueError("prompt: expected at least one text, found none")
+        ids, _ = self.tokenizer.encode([_prompt(text) for text in texts])
+        return ids[np.arange(first, first + count) % len(ids)]
+
+    def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.int64]:
+        rows = [int(stream(seed, first + i, purpose=2).integers(len(self.captions))) for i in range(count)]
+        return self.tokenizer.encode(self.captions[row] for row in rows)[0]
+
+    def of_data(self, data: Accompanied) -> Values:
+        assert data.captions is not None  # the model fits the data
+        ids, _ = self.tokenizer.encode(text for texts in data.captions for text in texts)
+        ends = np.cumsum([len(texts) for texts in data.captions], dtype=np.int64)
+        return Values(ids, None if len(ids) == len(ends) else ends)
+
+
+def _prompt(text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"prompt: expected text, found {brief(text)}")
+    try:
+        return check_text(text)
+    except ValueError as error:
+        raise ValueError(f"prompt: {error}") from None
+
+
 # What each key of `condition` asks for: (its section, the facts of the data) → columns, a ValueError if the data have
 # none. Both are as JSON has them. `conditioning.network.CONDITIONERS` has the other half: what a network is told.
-COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column, ...]]] = {"label": LabelColumn.of}
+COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column, ...]]] = {
+    "label": LabelColumn.of,
+    "prompt": PromptColumn.of,
+}
 
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
-NAMES = ("label",)
+NAMES = ("label", "prompt")
 
 
 def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -134,7 +264,7 @@ def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[C
     Args:
         condition: the section `condition` of params.yaml, as JSON has it.
         data: what a model knows of its training data (`model.DataFacts`), as JSON has it: `classes` in the order of
-            their numbers, `class_counts`.
+            their numbers, `class_counts`; `text`, the tokenizer and the captions.
 
     Raises:
         ValueError: the data do not have what is asked for.

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ddpm.config.base import Bool, Float, Positive, Section
+from ddpm.config.base import Bool, FilePath, Float, Int, Positive, Section
+
+MOST_TOKENS = 4096  # of a caption
+LEAST_PAIRS = 513  # each byte within a word and at its end, and the padding
 
 
 class LabelConfig(Section):
@@ -28,14 +31,29 @@ class PromptConfig(Section):
 
     tokenizer: Literal["words", "bpe"] = Field(
         "words",
-        description="what makes tokens of a caption; words: those of the training captions; bpe: parts of words",
+        description="what makes tokens of a caption; words: those of the training captions; bpe: parts of words, as "
+        "CLIP's and GLIDE's, with which any text can be written",
     )
-    length: Positive = Field(16, description="tokens of a caption; what is longer is cut off. GLIDE: 128")
+    length: Int = Field(
+        16, gt=0, le=MOST_TOKENS, description="tokens of a caption; what is longer is cut off. GLIDE: 128"
+    )
     drop: Float = Field(
         0.2,
         ge=0,
         lt=1,
         description="share of the training data whose caption is replaced by the empty one, for guidance; 0: none",
+    )
+    minimum_count: Positive = Field(
+        1,
+        description="of words: how often a word must occur in the training captions to be one; others are all the same",
+    )
+    vocabulary_size: Int = Field(
+        4096, ge=LEAST_PAIRS, description="of bpe: how many tokens are learned from the training captions at most"
+    )
+    vocabulary: FilePath | None = Field(
+        None,
+        description="of bpe: a directory with CLIP's vocab.json and merges.txt, in place of what would be learned. DVC "
+        "does not track it",
     )
     width: Positive = Field(512, description="of the text encoder")
     layers: Positive = Field(16, description="of the text encoder")
@@ -45,6 +63,13 @@ class PromptConfig(Section):
     def _heads_share_the_width(self) -> PromptConfig:
         if self.width % self.heads:
             raise ValueError(f"heads is {self.heads}, which does not divide the width {self.width}")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_tokenizer(self) -> PromptConfig:
+        for key, tokenizer in (("minimum_count", "words"), ("vocabulary_size", "bpe"), ("vocabulary", "bpe")):
+            if self.tokenizer != tokenizer and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` is for `tokenizer: {tokenizer}`, found `tokenizer: {self.tokenizer}`")
         return self
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ddpm.conditioning.texts import check_text
+from ddpm.conditioning.text_limits import check_text
 from ddpm.errors import UserError, brief, listed
 
 CaptionRule = Literal["complete", "partial", "ignored"]

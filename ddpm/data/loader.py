@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import encode_pixels
+from ddpm.conditioning.columns import Values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,13 +42,13 @@ class TrainingData:
     Attributes:
         images: as they are stored.
         encode: stored data [N, ...] → [N, C, ...] in about [−1, 1], where they are.
-        columns: what accompanies each datum, [len(images), ...] by name.
+        columns: what accompanies the data, by name.
         horizontal_flip: mirror each datum with probability 1/2.
     """
 
     images: TrainingImages
     encode: Callable[[Tensor], Tensor] = encode_pixels
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    columns: Mapping[str, Values] = field(default_factory=dict)
     horizontal_flip: bool = False
 
 

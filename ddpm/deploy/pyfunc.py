@@ -37,7 +37,8 @@ class ImageSampler(PythonModel):
             context: unused, part of MLflow's interface.
             model_input: a DataFrame of requests: `n`, how many, 1 to 1024 in all rows together; and, if it has these
                 columns, `seed`, `sampler`, `steps` and `eta`, for which the model has its own values. Of a conditional
-                model also `label`, a name, a number or a list of them, and `guidance_scale` and `guidance_interval`.
+                model also `label`, a name, a number or a list of them, `prompt`, a text or a list of them, and
+                `guidance_scale` and `guidance_interval`.
             params: unused, part of MLflow's interface.
 
         Returns:
@@ -72,6 +73,7 @@ def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
         "sampler": _text,
         "eta": _real,
         "label": _label,
+        "prompt": _as_it_is,
         "guidance_scale": _real,
         "guidance_interval": _interval,
     }
@@ -99,6 +101,11 @@ def _real(key: str, value: Any) -> float:
 def _label(key: str, value: Any) -> Any:
     """As the model's column reads it. A column that some rows lack comes as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_it_is(key: str, value: Any) -> Any:
+    """The model's column says what is wrong with it."""
+    return value
 
 
 def _interval(key: str, value: Any) -> list[float]:

@@ -73,10 +73,10 @@ def split_bounds(
         for some in rows(split):
             yield model.codec.encode(torch.from_numpy(split.rows(some)).to(model.device))
 
-    def labels(split: Split) -> Iterator[dict[str, Tensor]]:
-        assert split.labels is not None  # the model fits the data
+    def given(split: Split) -> Iterator[dict[str, Tensor]]:
+        told = {column.name: column.of_data(split) for column in columns_in(model.network)}
         for some in rows(split):
-            yield {"label": torch.from_numpy(split.labels[some]).to(model.device)}
+            yield {name: torch.from_numpy(values.at(some)).to(model.device) for name, values in told.items()}
 
     with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
         splits = [data.split(name) for name in SPLITS]
@@ -84,7 +84,7 @@ def split_bounds(
             model.network,
             process,
             *map(batches, splits),
-            given=[labels(split) for split in splits] if columns_in(model.network) else (),
+            given=[given(split) for split in splits] if columns_in(model.network) else (),
             seed=seed,
             timesteps=options.nll_timesteps,
             on_evaluations=done,

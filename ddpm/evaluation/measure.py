@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, LabelColumn
+from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
@@ -104,8 +104,10 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
         made, prepared = ("×".join(map(str, shape)) for shape in (samples.codec.shape, data.codec.shape))
         raise UserError(f"{name} makes {data.codec.name} of {made}, but the prepared data are of {prepared}")
     for column in samples.columns:
-        if getattr(column, "classes", None) != data.manifest.classes:
+        if isinstance(column, LabelColumn) and column.classes != data.manifest.classes:
             raise UserError(f"{name} was trained on other classes than the prepared data have")
+        if isinstance(column, PromptColumn) and data.manifest.captions_sha256 is None:
+            raise UserError(f"{name} was trained on captions, and the prepared data have none")
     try:
         samples.plan()
     except ValueError as error:

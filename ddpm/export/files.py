@@ -154,7 +154,7 @@ def facts(model: Model) -> dict[str, Any]:
         "shape": list(card.data.shape),
         "process": card.config.process.model_dump(mode="json"),
         "condition": card.config.condition.model_dump(mode="json"),
-        "data": card.data.model_dump(mode="json"),
+        "data": card.data.model_dump(mode="json", exclude={"text"}),  # of any length; sampler.json has it
         "training": card.training.model_dump(mode="json"),
         "opset": OPSET,
         **({} if model.guide is None else {"guide": {**_guide_facts(model.guide), "mark": model.guide_mark}}),
@@ -183,6 +183,7 @@ def describe_sampler(model: Model, directory: Path) -> None:
         directory / "sampler.json",
         {
             **facts(model),
+            "data": model.card.data.model_dump(mode="json"),
             "sampling": model.card.config.sampling.model_dump(mode="json"),
             "activation_bytes": max(memory, _activation_bytes(guide)) if guided else memory,
             "denoiser_sha256": sha256_of(denoiser),

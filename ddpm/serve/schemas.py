@@ -16,6 +16,9 @@ _SAMPLER_NAMES: dict[str, Any] = {"enum": [*SAMPLERS, None]}
 # What a label may be depends on the model, which says itself what is wrong with one.
 _CLASS: list[dict[str, Any]] = [{"type": "string"}, {"type": "integer"}]
 _LABEL: dict[str, Any] = {"anyOf": [*_CLASS, {"type": "array", "items": {"anyOf": _CLASS}}, {"type": "null"}]}
+_PROMPT: dict[str, Any] = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]
+}
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -42,6 +45,12 @@ class ImageRequest(BaseModel):
         description="the class, by name or number, or a list of them: image i gets the one at i modulo their number; "
         "null: drawn as often as in the training data. Of conditional models alone",
         json_schema_extra=_LABEL,
+    )
+    prompt: Any = Field(
+        None,
+        description="what to draw, a text or a list of them: image i gets the one at i modulo their number; null: a "
+        "training caption for each image. Of models that were trained on captions alone",
+        json_schema_extra=_PROMPT,
     )
     guidance_scale: Annotated[float, Field(ge=0, le=MOST_GUIDANCE, allow_inf_nan=False)] | None = Field(
         None,

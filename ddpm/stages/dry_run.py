@@ -48,7 +48,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     """
     config, data, device = params.variant(variant), PreparedData.open(root / PREPARED), pick_device()
     check_end(config, f"models.{variant}.process")
-    columns = columns_for(config, data_facts(data), f"models.{variant}")
+    columns = columns_for(config, data_facts(data, config.condition.prompt, root), f"models.{variant}")
     unreal, shape = without_memory(config, data.codec, columns), data.codec.network_shape
     flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
     tried = None
@@ -147,7 +147,6 @@ def _trial(
                 ),
                 seed=params.seed,
                 precision=precision,
-                labels=data.split("train").labels,
                 micro_batch_size=at_once,
             )
     except Exception as error:

@@ -17,6 +17,8 @@ from ddpm.config.model import VariantConfig
 from ddpm.files import read_json, write_json
 
 FILE = "decisive.json"  # beside the checkpoints
+# The key of `condition` that makes data decisive.
+_TOLD = {"labels": "label", "captions": "prompt", "tokenizer": "prompt"}
 
 
 def decisive_code() -> list[str]:
@@ -30,14 +32,16 @@ def decisions(
     """Everything that decides the weights beyond rounding, by what it is of and its name.
 
     Args:
-        data: hashes of the training split and of the labels; labels decide nothing of an unconditional model.
+        data: hashes of the training split, and of what a condition is made of, which decides nothing without it.
         precision: what `training.precision` comes to on this device.
     """
     sections = ("network", "condition", "process", "objective", "training")
     values = {f"{section}.{key}": value for section in sections for key, value in decisive(getattr(config, section))}
     return {
         "configuration": values | {"training.precision": precision, "seed": seed},
-        "data": {name: sha for name, sha in data.items() if name != "labels" or config.condition.label},
+        "data": {
+            name: sha for name, sha in data.items() if name not in _TOLD or getattr(config.condition, _TOLD[name])
+        },
         "machine": {"device": device.type},
         "packages": {"torch": torch.__version__, "numpy": np.__version__},  # numpy shuffles the data
         "code": {f"ddpm/{file}": digest(file) for file in decisive_code()},

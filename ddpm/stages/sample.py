@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
+from ddpm.conditioning.columns import NAMES
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, atomic_file
 from ddpm.opening import load
@@ -87,7 +88,7 @@ def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) ->
         model, training = facts.get("variant", ""), facts.get("training", {}).get("fingerprint", "")
     process, sampling = opened.choices
     asked = {name: value for name, value in overrides.items() if value is not None}
-    label = asked.pop("label", None)
+    told = {name.capitalize(): _in_words(asked.pop(name)) for name in NAMES if name in asked}
     found = origin(
         model=model,
         training=mark_of(training),
@@ -96,11 +97,12 @@ def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) ->
         variance=process["variance"],
         attribution=opened.attribution,
     )
-    return (
-        found
-        if label is None
-        else {**found, "Label": ", ".join(map(str, label if isinstance(label, (list, tuple)) else [label]))}
-    )
+    return {**found, **told}
+
+
+def _in_words(asked: Any) -> str:
+    """What was asked of a column, a value or several."""
+    return ", ".join(map(str, asked if isinstance(asked, (list, tuple)) else [asked]))
 
 
 def open_model(model: str, precision: Precision = "fp32", root: Path = Path()) -> Model | Sampler:

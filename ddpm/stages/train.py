@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import numpy as np
 from ddpm import tracking
 from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
+from ddpm.conditioning.tokenizers import fit_tokenizer
+from ddpm.config.condition import PromptConfig
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
@@ -21,7 +25,7 @@ from ddpm.data.store import PreparedData
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
-from ddpm.model import DataFacts, Model, check_end, columns_for, save
+from ddpm.model import DataFacts, Model, TextFacts, check_end, columns_for, save
 from ddpm.stages import fingerprint
 from ddpm.stages.live_metrics import Watch
 from ddpm.stages.memory import check_room, explained
@@ -31,6 +35,8 @@ from ddpm.training.configured import Start, card_of, initial, make_fast, paramet
 from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError
 from ddpm.training.options import Hooks, LossPoint
+
+MOST_CAPTIONS = 10_000  # that a model keeps, to draw from
 
 
 def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -67,10 +73,10 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
     check_room(config, data.codec, pick_device(), variant)
-    facts = data_facts(data)
+    facts = data_facts(data, config.condition.prompt, root)
     start = initial(params.seed, config, data.codec, columns_for(config, facts, f"models.{variant}"))
     network, device, precision = start
-    decided = fingerprint.decisions(config, params.seed, hashes_of(data), precision, device)
+    decided = fingerprint.decisions(config, params.seed, hashes_of(data, facts), precision, device)
     mark = fingerprint.fingerprint(decided)
     states = root / TRAINING_STATES / variant
     checkpoints = Checkpoints(states / mark[:16])
@@ -197,19 +203,30 @@ def _run(
             hooks,
             seed=params.seed,
             precision=start.precision,
-            labels=split.labels,
             checkpoints=checkpoints,
             ranks=ranks,
         )
 
 
-def hashes_of(data: PreparedData) -> dict[str, str | None]:
+def hashes_of(data: PreparedData, facts: DataFacts) -> dict[str, str | None]:
     """What identifies the data of a training."""
-    return {"training split": data.split("train").sha256, "labels": data.manifest.labels_sha256}
+    return {
+        "training split": data.split("train").sha256,
+        "labels": data.manifest.labels_sha256,
+        "captions": data.manifest.captions_sha256,
+        "tokenizer": None
+        if facts.text is None
+        else hashlib.sha256(json.dumps(facts.text.tokenizer).encode()).hexdigest(),
+    }
 
 
-def data_facts(data: PreparedData) -> DataFacts:
-    """What the model shall remember of its data."""
+def data_facts(data: PreparedData, prompt: PromptConfig | None = None, root: Path = Path()) -> DataFacts:
+    """What the model shall remember of its data.
+
+    Args:
+        prompt: how it is told the captions; None: it is not.
+        root: the project's folder.
+    """
     manifest, split = data.manifest, data.split("train")
     labels, classes = split.labels, manifest.classes or ()
     return DataFacts(
@@ -224,8 +241,20 @@ def data_facts(data: PreparedData) -> DataFacts:
         low=manifest.low,
         high=manifest.high,
         attribution=manifest.attribution,
+        text=None if prompt is None else _text_facts(split.captions, prompt, root),
         class_counts=None if labels is None else tuple(np.bincount(labels, minlength=len(classes)).tolist()),
     )
+
+
+def _text_facts(captions: Sequence[Sequence[str]] | None, options: PromptConfig, root: Path) -> TextFacts | None:
+    """The tokenizer, learned from all captions of the training split, and as many of them as a model keeps; None
+    without captions."""
+    if captions is None:
+        return None
+    texts = [text for each in captions for text in each]
+    tokenizer = fit_tokenizer(texts, options.model_dump(), root)
+    kept = np.sort(np.random.RandomState(0).permutation(len(texts))[:MOST_CAPTIONS])
+    return TextFacts(tokenizer=tokenizer.as_json(), captions=tuple(texts[row] for row in kept))
 
 
 def write_curve(curve: list[LossPoint], path: Path) -> None:

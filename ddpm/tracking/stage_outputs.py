@@ -77,7 +77,9 @@ class Outputs:
         """Every knob that made the model and its figures, flat: `training.learning_rate`, `protocol.steps`, …"""
         card = self.card
         trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
-        parts = {"data": card["data"], "trained": trained, "parameters": card["parameters"], "protocol": self.protocol}
+        # A tokenizer and captions are longer than MLflow's parameters may be.
+        data = {key: value for key, value in card["data"].items() if key != "text"}
+        parts = {"data": data, "trained": trained, "parameters": card["parameters"], "protocol": self.protocol}
         # The card's own sampling options are those of the time of training.
         return dict(flatten({**card["config"], "sampling": self.sampling, **parts}))
 

@@ -5,17 +5,15 @@ model says of it afterwards. For the stages and for `ddpm.fit`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.compute.parallel import ALONE, Ranks
-from ddpm.conditioning.columns import Column
+from ddpm.conditioning.columns import Accompanied, Column
 from ddpm.conditioning.network import answered_by, columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.config.training import TrainingConfig
@@ -88,7 +86,6 @@ def train_configured(
     *,
     seed: int,
     precision: str,
-    labels: NDArray[np.int64] | None = None,
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
     **more: Any,
@@ -97,7 +94,7 @@ def train_configured(
 
     Args:
         network: as `initial` made it.
-        labels: of the images, [len(images)]; for a network that is told them, or answers them.
+        images: with what the network is told, or answers, of each.
         more: options of the training that differ from the configuration's.
 
     Raises:
@@ -115,7 +112,7 @@ def train_configured(
     data = TrainingData(
         images,
         codec.encode,
-        {} if labels is None else {column.name: labels for column in task.columns},
+        {column.name: column.of_data(cast(Accompanied, images)) for column in task.columns},
         config.training.horizontal_flip,
     )
     return train(network, task, data, options, hooks, checkpoints=checkpoints, ranks=ranks)

@@ -137,7 +137,7 @@ def batches(data: TrainingData, indices: Callable[[int], Any], device: torch.dev
         chosen = indices(step)
         batch = torch.empty((len(chosen), *datum.shape[1:]), dtype=dtype, pin_memory=device.type == "cuda")
         data.images.rows(chosen, out=batch.numpy())
-        return batch, {name: torch.from_numpy(values[chosen]) for name, values in data.columns.items()}
+        return batch, {name: torch.from_numpy(values.at(chosen, step)) for name, values in data.columns.items()}
 
     return gather
 

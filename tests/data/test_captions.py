@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.conditioning.texts import MOST_CHARACTERS
+from ddpm.conditioning.text_limits import MOST_CHARACTERS
 from ddpm.data.captions import find_captions
 from ddpm.data.folder import files_in
 from ddpm.data.store import PreparedData

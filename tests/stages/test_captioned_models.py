@@ -1,0 +1,149 @@
+"""A folder with captions through the stages, to a model that is told them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY_PARAMS
+
+import ddpm
+from ddpm.conditioning.network import CONDITIONERS
+from ddpm.conditioning.text import Text
+from ddpm.config.params import Params
+from ddpm.data.store import PreparedData
+from ddpm.errors import UserError
+from ddpm.evaluation.likelihood import likelihood_figures, split_bounds
+from ddpm.evaluation.progress import unseen
+from ddpm.files import read_json, write_json
+from ddpm.stages.dry_run import dry_run
+from ddpm.stages.fetch import fetch
+from ddpm.stages.prepare import prepare
+from ddpm.stages.sample import sample_to
+from ddpm.stages.train import train_variant
+
+SMALL = {"length": 4, "width": 16, "layers": 1, "heads": 2}
+
+
+def params_of(**prompt) -> Params:
+    raw = copy.deepcopy(TINY_PARAMS)
+    raw["data"] = {"source": "folder", "path": "pictures"}
+    raw["models"]["tiny"]["condition"] = {"prompt": SMALL | prompt}
+    raw["models"]["tiny"]["training"] |= {"steps": 6}
+    return Params.model_validate(raw)
+
+
+@pytest.fixture
+def captioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sixteen pictures, a light or a dark square, of which the dark ones have two captions; prepared."""
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for number in range(16):
+        level, text = (230, "a light square") if number % 2 else (40, "a dark square\nnight")
+        image = np.full((8, 8), level + number, np.uint8)
+        image[2:6, 2:6] = 128
+        Image.fromarray(image).save(f"pictures/{number:02}.png")
+        Path(f"pictures/{number:02}.txt").write_text(text)
+    fetch(params_of())
+    prepare(params_of())
+    return tmp_path
+
+
+@pytest.mark.parametrize("prompt", [{}, {"tokenizer": "bpe", "vocabulary_size": 530}], ids=["words", "bpe"])
+def test_from_captions_to_a_picture_of_a_prompt(captioned: Path, prompt: dict):
+    params = params_of(**prompt)
+    train_variant(params, "tiny")
+    model = ddpm.load("models/tiny")
+    (column,) = model.columns
+    assert (column.name, column.shape) == ("prompt", (4,))
+    assert set(column.captions) == {"a light square", "a dark square", "night"}
+    assert (column.tokenizer.cut(["a light square"]) == 0).all()
+    one = model.sample(2, seed=3, prompt="night")
+    np.testing.assert_array_equal(one, ddpm.load("models/tiny").sample(2, seed=3, prompt=["night"]))
+    x, t = torch.ones(1, 1, 8, 8), torch.tensor([20])
+    told = [model.denoiser(model.given(1, prompt=text))(x, t) for text in ("night", "a light square", "")]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(told, 2))
+    np.testing.assert_array_equal(model.sample(5, seed=1, batch_size=2), model.sample(5, seed=1))  # drawn captions
+    with pytest.raises(ValueError, match="prompt: a control character"):
+        model.sample(1, prompt="night\0")
+    with pytest.raises(ValueError, match="label: the model"):
+        model.sample(1, label=3)
+    sample_to("models/tiny", Path("night.png"), count=1, prompt=["night", "a, b"])
+    assert Image.open("night.png").text["Prompt"] == "night, a, b"
+
+
+def test_what_decides_the_training_names_captions_and_tokenizer(captioned: Path):
+    train_variant(params_of(), "tiny")
+    (decided,) = Path(".ddpm/training/tiny").glob("*/decisive.json")
+    data = read_json(decided)["data"]
+    assert data["captions"] == read_json(Path("prepared/manifest.json"))["captions_sha256"]
+    assert len(data["tokenizer"]) == 64
+    assert "labels" not in data
+    raw = params_of().model_dump()
+    raw["models"]["tiny"]["condition"] = {}
+    train_variant(Params.model_validate(raw), "tiny")
+    others = [read_json(path)["data"] for path in Path(".ddpm/training/tiny").glob("*/decisive.json")]
+    assert {"training split"} in [set(each) for each in others]  # captions decide nothing of an unconditional model
+
+
+def test_the_likelihood_is_that_given_the_captions(captioned: Path):
+    params = params_of()
+    train_variant(params, "tiny")
+    model, data = ddpm.load("models/tiny"), PreparedData.open(Path("prepared"))
+    bounds = split_bounds(model, data, params.evaluation, seed=0, show=unseen)
+    assert np.isfinite(likelihood_figures(bounds)["nll_validation"])
+
+
+def test_the_dry_run_has_the_columns_too(captioned: Path):
+    lines = dry_run(params_of(), "tiny")
+    assert any(line.startswith("  speed") for line in lines)
+
+
+def test_data_without_captions_are_refused_early(captioned: Path):
+    manifest = read_json(Path("prepared/manifest.json"))
+    del manifest["captions_sha256"]
+    write_json(Path("prepared/manifest.json"), manifest)
+    with pytest.raises(UserError, match=r"models\.tiny\.condition\.prompt needs data with captions, and these have n"):
+        train_variant(params_of(), "tiny")
+    assert not Path("models").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text["tokenizer"].pop("words"), r"model\.json: damaged: the tokenizer is damaged"),
+        (lambda text: text.update(captions=[]), r"model\.json: damaged: condition\.prompt: expected captions"),
+        (lambda text: text["tokenizer"].update(words="night"), r"model\.safetensors: another network: "),
+        (lambda text: text.update(more=1), "unknown key `data.text.more`"),
+    ],
+)
+def test_a_damaged_model_says_what_is_wrong(captioned: Path, damage, words):
+    train_variant(params_of(), "tiny")
+    card = json.loads(Path("models/tiny/model.json").read_text())
+    damage(card["data"]["text"])
+    write_json(Path("models/tiny/model.json"), card)
+    with pytest.raises(UserError, match=words):
+        ddpm.load("models/tiny")
+
+
+def test_several_captions_are_all_trained_on(captioned: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each step chooses one by itself."""
+    seen: set[tuple[int, ...]] = set()
+
+    class Watching(Text):
+        def forward(self, given):
+            if torch.is_grad_enabled():
+                seen.update(map(tuple, given["prompt"].tolist()))
+            return super().forward(given)
+
+    monkeypatch.setitem(CONDITIONERS, "prompt", Watching)
+    train_variant(params_of(drop=0), "tiny")
+    (column,) = ddpm.load("models/tiny").columns
+    captions = ("a light square", "a dark square", "night")
+    assert seen == {tuple(ids) for ids in column.tokenizer.encode(captions)[0].tolist()}
