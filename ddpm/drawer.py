@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import NAMES, Column, Given
+from ddpm.conditioning.columns import NAMES, PICTURES, Column, Given
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
 
 
@@ -152,5 +152,5 @@ class Drawer(ABC):
 
     def _split(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingPlan]:
         """What is asked of the columns, and the plan."""
-        asked = {name: overrides[name] for name in NAMES if name in overrides}
+        asked = {name: overrides[name] for name in (*NAMES, *PICTURES) if name in overrides}
         return asked, self.plan(**{name: value for name, value in overrides.items() if name not in asked})

@@ -48,11 +48,25 @@ class PromptConfig(Section):
         return self
 
 
+class LowConfig(Section):
+    """The image in fewer pixels, of an upsampler. Training derives it from the image."""
+
+    side: Positive = Field(16, description="pixels of the low image; must divide the image's")
+    noise: Float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest standard deviation of the noise that training adds to the low image, and tells the "
+        "network; 0: none. Some helps where the low image was drawn by another model",
+    )
+
+
 class ConditionConfig(Section):
     """What a model is told; of a classifier, what it answers. Without a key a model is unconditional."""
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")
     prompt: PromptConfig | None = Field(None, description="the caption: of data with captions")
+    low: LowConfig | None = Field(None, description="the image in fewer pixels: the model is an upsampler")
 
     @property
     def drops(self) -> dict[str, float]:

@@ -41,6 +41,8 @@ class Sampled(Protocol):
 
     def plan(self) -> SamplingPlan: ...
 
+    def given(self, count: int) -> Mapping[str, NDArray[Any]]: ...
+
 
 class ModelFacts(NamedTuple):
     """What of a model enters the protocol it is measured under."""
@@ -104,8 +106,12 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
         made, prepared = ("×".join(map(str, shape)) for shape in (samples.codec.shape, data.codec.shape))
         raise UserError(f"{name} makes {data.codec.name} of {made}, but the prepared data are of {prepared}")
     for column in samples.columns:
-        if getattr(column, "classes", None) != data.manifest.classes:
+        if isinstance(column, LabelColumn) and column.classes != data.manifest.classes:
             raise UserError(f"{name} was trained on other classes than the prepared data have")
+    try:
+        samples.given(1)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be measured by itself: {error}") from None
     try:
         samples.plan()
     except ValueError as error:

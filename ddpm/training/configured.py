@@ -15,7 +15,7 @@ from torch import nn
 from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.compute.parallel import ALONE, Ranks
-from ddpm.conditioning.columns import Column
+from ddpm.conditioning.columns import Column, stored
 from ddpm.conditioning.network import answered_by, columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.config.training import TrainingConfig
@@ -115,7 +115,7 @@ def train_configured(
     data = TrainingData(
         images,
         codec.encode,
-        {} if labels is None else {column.name: labels for column in task.columns},
+        {} if labels is None else {column.name: labels for column in stored(task.columns)},
         config.training.horizontal_flip,
     )
     return train(network, task, data, options, hooks, checkpoints=checkpoints, ranks=ranks)
