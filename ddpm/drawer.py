@@ -94,7 +94,11 @@ class Drawer(ABC):
         own = {column.name: column for column in self.columns}
         for name, value in asked.items():
             if value is not None and name not in own:
-                raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{name}`")
+                key = PICTURES.get(name, name)
+                raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{key}`")
+            other = getattr(own.get(name), "goes_with", name)
+            if value is not None and asked.get(other) is None:
+                raise ValueError(f"{name} needs {other} as well: give both or neither")
         return {
             name: column.draw(count, seed=seed, first=first)
             if asked.get(name) is None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.conditioning.pictures import low_columns
+from ddpm.conditioning.pictures import low_columns, mask_columns
 from ddpm.diffusion.noise import stream
 from ddpm.errors import brief, listed
 
@@ -148,13 +148,14 @@ class LabelColumn:
 # none. Both are as JSON has them. `conditioning.network.CONDITIONERS` has the other half: what a network is told.
 COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column, ...]]] = {
     "label": LabelColumn.of,
+    "mask": mask_columns,
     "low": low_columns,
 }
 
-# The names that columns have, of any model: what one is asked for beside its sampling plan. Those of pictures are asked
-# for by arrays.
+# The names that columns have, of any model: what one is asked for beside its sampling plan.
 NAMES = ("label",)
-PICTURES = ("low", "low_noise", "low_gauss")
+# Those that are asked for by arrays, with their keys.
+PICTURES = {"image": "mask", "mask": "mask", "low": "low", "low_noise": "low", "low_gauss": "low"}
 
 
 def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:

@@ -61,11 +61,22 @@ class LowConfig(Section):
     )
 
 
+class MaskConfig(Section):
+    """The part of an image that is known, of a model that fills in the rest. Training makes the masks: boxes, strokes."""
+
+    unknown: Float = Field(
+        0.1, ge=0, lt=1, description="share of the training images of which nothing is known, so that all can be drawn"
+    )
+
+
 class ConditionConfig(Section):
     """What a model is told; of a classifier, what it answers. Without a key a model is unconditional."""
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")
     prompt: PromptConfig | None = Field(None, description="the caption: of data with captions")
+    mask: MaskConfig | None = Field(
+        None, description="the part of the image that is known: the model fills in the rest"
+    )
     low: LowConfig | None = Field(None, description="the image in fewer pixels: the model is an upsampler")
 
     @property

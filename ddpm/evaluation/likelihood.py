@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.conditioning.network import columns_in
+from ddpm.conditioning.columns import stored
+from ddpm.conditioning.network import columns_in, tensors
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
@@ -73,10 +74,14 @@ def split_bounds(
         for some in rows(split):
             yield model.codec.encode(torch.from_numpy(split.rows(some)).to(model.device))
 
-    def labels(split: Split) -> Iterator[dict[str, Tensor]]:
-        assert split.labels is not None  # the model fits the data
+    def given(split: Split) -> Iterator[dict[str, Tensor]]:
+        columns = columns_in(model.network)
         for some in rows(split):
-            yield {"label": torch.from_numpy(split.labels[some]).to(model.device)}
+            # What no data hold is what it is if nobody asks, such as an image of which nothing is known.
+            values = {column.name: column.draw(len(some), seed=seed) for column in columns}
+            if split.labels is not None:
+                values |= {column.name: split.labels[some] for column in stored(columns)}
+            yield tensors(values, model.device)
 
     with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
         splits = [data.split(name) for name in SPLITS]
@@ -84,7 +89,7 @@ def split_bounds(
             model.network,
             process,
             *map(batches, splits),
-            given=[labels(split) for split in splits] if columns_in(model.network) else (),
+            given=[given(split) for split in splits] if columns_in(model.network) else (),
             seed=seed,
             timesteps=options.nll_timesteps,
             on_evaluations=done,

@@ -109,7 +109,7 @@ def test_one_picture_or_several_that_repeat():
         (np.full((4, 4, 1), 256), "found int64 of 256..256"),
         (np.full((4, 4, 1), -1), "found int64 of -1..-1"),
         ("cat.png", "found 'cat.png'"),
-        ([[1, 2], [3]], "low: expected pictures of 4×4×1"),
+        ([[1, 2], [3]], "low: expected a picture of 4×4×1, or several, found [[1, 2], [3]]"),
     ],
 )
 def test_what_is_no_picture_of_the_models(asked, words: str):
