@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import NAMES, Column, Given
+from ddpm.conditioning.columns import NAMES, PICTURES, Column, Given
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
 
 
@@ -106,7 +106,11 @@ class Drawer(ABC):
         own = {column.name: column for column in self.columns}
         for name, value in asked.items():
             if value is not None and name not in own:
-                raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{name}`")
+                key = PICTURES.get(name, name)
+                raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{key}`")
+            other = getattr(own.get(name), "goes_with", name)
+            if value is not None and asked.get(other) is None:
+                raise ValueError(f"{name} needs {other} as well: give both or neither")
         return {
             name: column.draw(count, seed=seed, first=first)
             if asked.get(name) is None
@@ -164,5 +168,5 @@ class Drawer(ABC):
 
     def _split(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingPlan]:
         """What is asked of the columns, and the plan."""
-        asked = {name: overrides[name] for name in NAMES if name in overrides}
+        asked = {name: overrides[name] for name in (*NAMES, *PICTURES) if name in overrides}
         return asked, self.plan(**{name: value for name, value in overrides.items() if name not in asked})

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.pictures import low_columns, mask_columns
 from ddpm.conditioning.text_limits import check_text
 from ddpm.conditioning.tokenizers import Tokenizer, tokenizer_of
 from ddpm.diffusion.noise import stream
 from ddpm.errors import brief, listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Given = Mapping[str, NDArray[Any]]
 
@@ -102,8 +106,33 @@ class Column(Protocol):
         """Values drawn as often as they are in the training data, each by the datum's own seed: [count, *shape]."""
         ...
 
+
+@runtime_checkable
+class Stored(Column, Protocol):
+    """A column that the prepared data hold."""
+
     def of_data(self, data: Accompanied) -> Values:
         """What the data have of the column, which the model fits."""
+        ...
+
+
+@runtime_checkable
+class Derived(Protocol):
+    """What a column has besides, if nothing of the prepared data holds it: in training its values come from the data
+    themselves."""
+
+    @property
+    def draws(self) -> int:
+        """How many random numbers `derive` needs of each datum."""
+        ...
+
+    def derive(self, x0: Tensor, uniform: Tensor) -> Tensor:
+        """The values of training data, [N, *shape].
+
+        Args:
+            x0: [N, C, ...] in about [−1, 1], mirrored if training does so.
+            uniform: [N, draws] in [0, 1), a function of the seed and the step.
+        """
         ...
 
 
@@ -252,10 +281,14 @@ def _prompt(text: Any) -> str:
 COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column, ...]]] = {
     "label": LabelColumn.of,
     "prompt": PromptColumn.of,
+    "mask": mask_columns,
+    "low": low_columns,
 }
 
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
 NAMES = ("label", "prompt")
+# Those that are asked for by arrays, with their keys.
+PICTURES = {"image": "mask", "mask": "mask", "low": "low", "low_noise": "low", "low_gauss": "low"}
 
 
 def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -273,6 +306,31 @@ def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[C
     if unknown := sorted(told.keys() - COLUMNS.keys()):
         raise ValueError(f"condition.{unknown[0]}: there are no such columns")
     return tuple(column for key in COLUMNS if key in told for column in COLUMNS[key](told[key], data))
+
+
+def stored(columns: Sequence[Column]) -> list[Stored]:
+    """Those of which the prepared data have the values."""
+    return [column for column in columns if isinstance(column, Stored)]
+
+
+def derived_draws(columns: Sequence[Column]) -> int:
+    """How many random numbers `derived` needs of each datum."""
+    return sum(column.draws for column in columns if isinstance(column, Derived))
+
+
+def derived(columns: Sequence[Column], x0: Tensor, uniform: Tensor) -> dict[str, Tensor]:
+    """The values of the derived columns among these.
+
+    Args:
+        x0: as of `Derived`.
+        uniform: [N, derived_draws(columns)].
+    """
+    values, first = {}, 0
+    for column in columns:
+        if isinstance(column, Derived):
+            values[column.name] = column.derive(x0, uniform[:, first : first + column.draws])
+            first += column.draws
+    return values
 
 
 def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from ddpm.conditioning.columns import Column, Given, blank
 from ddpm.conditioning.conditioner import Conditioner
+from ddpm.conditioning.inpainting import Inpainting
 from ddpm.conditioning.labels import Labels
+from ddpm.conditioning.low import LowResolution
 from ddpm.conditioning.text import Text
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.errors import listed
 from ddpm.nets.condition import Network, Ports, merged
 
 # What tells a network the columns of a key of `condition`; `conditioning.columns.COLUMNS` has the columns.
-CONDITIONERS: dict[str, type[Conditioner]] = {"label": Labels, "prompt": Text}
+CONDITIONERS: dict[str, type[Conditioner]] = {"label": Labels, "prompt": Text, "mask": Inpainting, "low": LowResolution}
 
 
 class ConditionalNetwork(nn.Module):

@@ -73,11 +73,36 @@ class PromptConfig(Section):
         return self
 
 
+class LowConfig(Section):
+    """The image in fewer pixels, of an upsampler. Training derives it from the image."""
+
+    side: Positive = Field(16, description="pixels of the low image; must divide the image's")
+    noise: Float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest standard deviation of the noise that training adds to the low image, and tells the "
+        "network; 0: none. Some helps where the low image was drawn by another model",
+    )
+
+
+class MaskConfig(Section):
+    """The known part of an image, of a model that fills in the rest. Training makes the masks: boxes, strokes."""
+
+    unknown: Float = Field(
+        0.1, ge=0, lt=1, description="share of the training images of which nothing is known, so that all can be drawn"
+    )
+
+
 class ConditionConfig(Section):
     """What a model is told; of a classifier, what it answers. Without a key a model is unconditional."""
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")
     prompt: PromptConfig | None = Field(None, description="the caption: of data with captions")
+    mask: MaskConfig | None = Field(
+        None, description="the part of the image that is known: the model fills in the rest"
+    )
+    low: LowConfig | None = Field(None, description="the image in fewer pixels: the model is an upsampler")
 
     @property
     def drops(self) -> dict[str, float]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.conditioning.network import columns_in
+from ddpm.conditioning.columns import stored
+from ddpm.conditioning.network import columns_in, tensors
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
@@ -74,9 +75,15 @@ def split_bounds(
             yield model.codec.encode(torch.from_numpy(split.rows(some)).to(model.device))
 
     def given(split: Split) -> Iterator[dict[str, Tensor]]:
-        told = {column.name: column.of_data(split) for column in columns_in(model.network)}
+        columns = columns_in(model.network)
+        held = {column.name: column.of_data(split) for column in stored(columns)}
         for some in rows(split):
-            yield {name: torch.from_numpy(values.at(some)).to(model.device) for name, values in told.items()}
+            # What no data hold is what it is if nobody asks, such as an image of which nothing is known.
+            values = {
+                column.name: held[column.name].at(some) if column.name in held else column.draw(len(some), seed=seed)
+                for column in columns
+            }
+            yield tensors(values, model.device)
 
     with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
         splits = [data.split(name) for name in SPLITS]

@@ -41,6 +41,8 @@ class Sampled(Protocol):
 
     def plan(self) -> SamplingPlan: ...
 
+    def given(self, count: int) -> Mapping[str, NDArray[Any]]: ...
+
 
 class ModelFacts(NamedTuple):
     """What of a model enters the protocol it is measured under."""
@@ -108,6 +110,10 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
             raise UserError(f"{name} was trained on other classes than the prepared data have")
         if isinstance(column, PromptColumn) and data.manifest.captions_sha256 is None:
             raise UserError(f"{name} was trained on captions, and the prepared data have none")
+    try:
+        samples.given(1)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be measured by itself: {error}") from None
     try:
         samples.plan()
     except ValueError as error:

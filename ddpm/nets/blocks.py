@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 SPELT_OUT = 1024  # positions up to which attention may keep its weights: 32 × 32 pixels
 
+Layer = TypeVar("Layer", bound=nn.Conv1d | nn.Conv2d | nn.Linear)
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
-def zero_initialised(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
+def zero_initialised(layer: Layer) -> Layer:
     """Start a residual branch's last layer at zero, so that the branch begins as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

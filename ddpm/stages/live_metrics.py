@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddpm.codecs.scale import Codec
+from ddpm.conditioning.columns import Column, derived, derived_draws, stored
 from ddpm.conditioning.guidance import by_itself
 from ddpm.conditioning.network import columns_in, tensors
 from ddpm.config.model import VariantConfig
 from ddpm.config.sampling import SamplingConfig
+from ddpm.data.loader import Images
 from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import plan_for
@@ -29,8 +33,15 @@ COLUMNS = 4  # of the grid of samples, and its rows
 class Watch:
     """Figures since the last point of the loss curve, collected on the device, so that no step waits for them."""
 
-    def __init__(self, config: VariantConfig, codec: Codec, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, config: VariantConfig, codec: Codec, device: torch.device, seed: int, images: Images | None = None
+    ) -> None:
+        """
+        Args:
+            images: real ones, for samples of a network that is told what is derived from them.
+        """
         self._config, self._codec, self._device, self._seed = config, codec, device, seed
+        self._images = images
         self._sums = torch.zeros(2, QUARTILES, device=device)  # of the losses, and how many they are
         self._ema: EMA | None = None
         self._began, self._steps = time.monotonic(), 0
@@ -79,11 +90,21 @@ class Watch:
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)
 
-        given = {column.name: column.draw(COLUMNS**2, seed=self._seed) for column in columns_in(network)}
         with ema.in_place(), evaluating(network):
-            denoiser = by_itself(network, tensors(given, self._device))
+            denoiser = by_itself(network, self._given(columns_in(network)))
             drawn = sampling.sample(denoiser, plan, draw(), draw)
         return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)
+
+    def _given(self, columns: Sequence[Column]) -> dict[str, Tensor]:
+        """What the samples are told: the same of each grid."""
+        count = COLUMNS**2
+        given = tensors({column.name: column.draw(count, seed=self._seed) for column in stored(columns)}, self._device)
+        if self._images is None or len(given) == len(columns):
+            return given
+        chosen = self._images.rows(np.arange(count) % len(self._images))
+        uniform = torch.rand(count, derived_draws(columns), generator=torch.Generator().manual_seed(self._seed))
+        x0 = self._codec.encode(torch.from_numpy(chosen).to(self._device))
+        return given | derived(columns, x0, uniform.to(self._device))
 
 
 def _without_guide(sampling: SamplingConfig) -> SamplingConfig:

@@ -150,7 +150,7 @@ def _run(
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out; of several processes only the first is heard."""
     options, network = config.training, start.network
-    watch = Watch(config, data.codec, start.device, params.seed)
+    watch = Watch(config, data.codec, start.device, params.seed, data.split("validation"))
     with (
         bar(options.steps * options.batch_size, data.codec.unit, variant, shown=ranks.first) as progress,
         stop_requests() as asked,

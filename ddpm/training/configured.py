@@ -13,7 +13,7 @@ from torch import nn
 from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.compute.parallel import ALONE, Ranks
-from ddpm.conditioning.columns import Accompanied, Column
+from ddpm.conditioning.columns import Accompanied, Column, stored
 from ddpm.conditioning.network import answered_by, columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.config.training import TrainingConfig
@@ -112,7 +112,7 @@ def train_configured(
     data = TrainingData(
         images,
         codec.encode,
-        {column.name: column.of_data(cast(Accompanied, images)) for column in task.columns},
+        {column.name: column.of_data(cast(Accompanied, images)) for column in stored(task.columns)},
         config.training.horizontal_flip,
     )
     return train(network, task, data, options, hooks, checkpoints=checkpoints, ranks=ranks)

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.conditioning.columns import Column
+from ddpm.conditioning.columns import Column, derived, derived_draws
 from ddpm.conditioning.network import bind, dropped
 from ddpm.diffusion.objectives import L_SIMPLE, Autoencoder, Objective, negative_elbo
 from ddpm.diffusion.process import GaussianProcess
@@ -49,7 +49,7 @@ class Task(Protocol):
 
     @property
     def columns(self) -> Sequence[Column]:
-        """What a batch must have in `given`."""
+        """What the network is told, or answers. A batch has those in `given` that the data have."""
         ...
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
@@ -85,12 +85,18 @@ class Denoise:
 
     @property
     def draws(self) -> int:
+        return self._drop_draws + derived_draws(self.columns)
+
+    @property
+    def _drop_draws(self) -> int:
         return min(len(self.drop), 1) if self.together else len(self.drop)
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        given = batch.given
-        if self.drop and batch.uniform is not None:
-            given = dropped(self.columns, given, self.drop, batch.uniform)
+        given = dict(batch.given)
+        if batch.uniform is not None:
+            own, others = batch.uniform.tensor_split([self._drop_draws], dim=1)
+            given |= derived(self.columns, batch.x0, others)
+            given = dropped(self.columns, given, self.drop, own)
         return self.objective.training_losses(self.process, bind(network, given), batch.x0, t, noise)
 
 

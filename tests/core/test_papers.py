@@ -177,7 +177,7 @@ PUBLISHED = {
 }
 # What these models are not told, and what follows from that.
 for _preset in PUBLISHED.values():
-    _preset |= {"condition.prompt": (None, "no such input", "the forward passes above")}
+    _preset |= {f"condition.{key}": (None, "no such input", "the networks above") for key in ("prompt", "mask", "low")}
 # Where the presets differ on purpose, or a key says nothing.
 DIFFERENT = {
     "training.precision": "auto: bf16 where the GPU has it. Ho trained on TPUs, ND in float32; set fp32 for theirs",
