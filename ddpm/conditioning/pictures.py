@@ -203,8 +203,9 @@ class MaskColumn:
     def derive(self, x0: Tensor, uniform: Tensor) -> Tensor:
         """As of `Derived`."""
         kind, number, places, stroke = uniform.tensor_split([1, 2, 2 + 4 * BOXES], dim=1)
-        boxes = _boxes(self._grid(x0), places.unflatten(1, (BOXES, 4)), 1 + (number * BOXES).long())
-        lines = _stroke(self._grid(x0), stroke, 1 / min(self.shape))
+        pixel = 1 / min(self.shape)
+        boxes = _boxes(self._grid(x0), places.unflatten(1, (BOXES, 4)), 1 + (number * BOXES).long(), 0.51 * pixel)
+        lines = _stroke(self._grid(x0), stroke, 0.71 * pixel)
         share = ((kind - self.unknown) / (1 - self.unknown)).view(-1, 1, 1)
         return (share >= 0) & ~(boxes & (share < 0.5) | lines & (share >= 0.5))
 
@@ -214,29 +215,31 @@ class MaskColumn:
         return y.view(1, -1, 1), x.view(1, 1, -1)
 
 
-def _boxes(grid: tuple[Tensor, Tensor], places: Tensor, number: Tensor) -> Tensor:
+def _boxes(grid: tuple[Tensor, Tensor], places: Tensor, number: Tensor, least: float) -> Tensor:
     """Pixels inside the first of the boxes, [N, H, W] bool.
 
     Args:
         places: [N, boxes, 4] in 0..1: centre, and how high and wide, from a tenth of the image to all of it.
         number: [N, 1], how many there are.
+        least: half a side at least, so that the box holds a pixel.
     """
     inside = None
     for box in range(places.shape[1]):
         there = (number > box).view(-1, 1, 1)
-        for along, centre, side in zip(grid, places[:, box, :2].unbind(1), places[:, box, 2:].unbind(1), strict=True):
-            there = there & ((along - centre.view(-1, 1, 1)).abs() <= (0.05 + 0.45 * side).view(-1, 1, 1))
+        centres, sides = (numbers.view(-1, 2, 1, 1).unbind(1) for numbers in places[:, box].split(2, dim=1))
+        for along, centre, side in zip(grid, centres, sides, strict=True):
+            there = there & ((along - centre).abs() <= (0.05 + 0.45 * side).clamp(min=least))
         inside = there if inside is None else inside | there
     assert inside is not None
     return inside
 
 
-def _stroke(grid: tuple[Tensor, Tensor], uniform: Tensor, pixel: float) -> Tensor:
+def _stroke(grid: tuple[Tensor, Tensor], uniform: Tensor, least: float) -> Tensor:
     """Pixels under a line of several parts, [N, H, W] bool.
 
     Args:
         uniform: [N, 2 + 3 parts] in 0..1: where it begins; of each part the direction, the length and the width.
-        pixel: the side of one; no part is narrower.
+        least: half a width at least, so that the line holds a pixel.
     """
     y, x, *parts = (numbers.view(-1, 1, 1) for numbers in uniform.unbind(1))
     under = None
@@ -246,7 +249,7 @@ def _stroke(grid: tuple[Tensor, Tensor], uniform: Tensor, pixel: float) -> Tenso
         # The nearest point of the part to each pixel.
         along = (((grid[0] - y) * dy + (grid[1] - x) * dx) / long**2).clamp(0, 1)
         away = (grid[0] - y - along * dy) ** 2 + (grid[1] - x - along * dx) ** 2
-        near = away <= (pixel / 2 + 0.1 * width) ** 2
+        near = away <= (least + 0.1 * width) ** 2
         under = near if under is None else under | near
         # The next part begins where this one ends, within the image.
         y, x = (y + dy).clamp(0, 1), (x + dx).clamp(0, 1)
