@@ -36,7 +36,8 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
     data = PreparedData.open(root / PREPARED)
     for variant in (*params.variants, *params.guides):
         config = params.variant(variant)
-        without_memory(config, data.codec, columns_for(config, data_facts(data), f"models.{variant}"))
+        facts = data_facts(data, config.condition.prompt, root)
+        without_memory(config, data.codec, columns_for(config, facts, f"models.{variant}"))
 
 
 def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
