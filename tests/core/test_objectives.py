@@ -266,6 +266,7 @@ def test_the_configuration_knows_every_objective():
         "weighting": "none",
         "gamma": 5.0,
         "timestep_sampler": "uniform",
+        "dropping": "together",
     }
     schema = type(params.models["ddpm"].objective).model_json_schema()["properties"]
     assert set(schema["loss"]["enum"]) == {*LOSSES, "elbo", "cross_entropy"}  # the last two are tasks of their own

@@ -324,7 +324,10 @@ def test_a_trainers_checkpoint_is_imported_sampled_evaluated_and_exported(
     else:
         monkeypatch.chdir(tmp_path)
         np.save("rows.npy", np.random.default_rng(0).random((60, 2, 16)))
-        write_params(tmp_path, TINY_PARAMS | {"data": {"source": "sequences", "path": "rows.npy"}})
+        network = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention_resolutions": [8], "groups": 4}
+        tiny = TINY_PARAMS["models"]["tiny"] | {"network": network}
+        data = {"source": "sequences", "path": "rows.npy"}
+        write_params(tmp_path, TINY_PARAMS | {"data": data, "models": {"tiny": tiny}})
         for stage in ("fetch", "prepare", "fit-extractor"):
             assert main([stage]) == 0
     checkpoint, peer = trained_by_lucidrains(kind)
