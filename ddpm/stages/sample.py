@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import NAMES
-from ddpm.errors import UserError
+from ddpm.conditioning.columns import NAMES, PromptColumn
+from ddpm.errors import DdpmWarning, UserError, brief
 from ddpm.files import atomic_directory, atomic_file
 from ddpm.opening import load
 
@@ -58,10 +59,25 @@ def sample_to(
         opened.check(overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
+    for column in opened.columns:
+        if isinstance(column, PromptColumn) and overrides.get(column.name) is not None:
+            _warn_of_cuts(column, overrides[column.name])
     with _progress(count, opened.codec, f"samples of {model}") as on_batch:
         images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
     write(images, out, opened.codec, _origin_of(opened, seed, overrides))
     return images
+
+
+def _warn_of_cuts(column: PromptColumn, asked: str | Sequence[str]) -> None:
+    texts = [asked] if isinstance(asked, str) else asked
+    for text, cut in zip(texts, column.tokenizer.cut(texts), strict=True):
+        if cut:
+            warnings.warn(
+                f"prompt: the model reads the first {column.tokenizer.length} tokens of {brief(text)}; {cut} more are "
+                "left out",
+                DdpmWarning,
+                stacklevel=2,
+            )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from ddpm.conditioning.network import CONDITIONERS
 from ddpm.conditioning.text import Text
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
-from ddpm.errors import UserError
+from ddpm.errors import DdpmWarning, UserError
 from ddpm.evaluation.likelihood import likelihood_figures, split_bounds
 from ddpm.evaluation.progress import unseen
 from ddpm.files import read_json, write_json
@@ -76,6 +76,8 @@ def test_from_captions_to_a_picture_of_a_prompt(captioned: Path, prompt: dict):
         model.sample(1, label=3)
     sample_to("models/tiny", Path("night.png"), count=1, prompt=["night", "a, b"])
     assert Image.open("night.png").text["Prompt"] == "night, a, b"
+    with pytest.warns(DdpmWarning, match=r"reads the first 4 tokens of 'night night .*; \d+ more are left out"):
+        sample_to("models/tiny", Path("night.npz"), count=1, prompt="night " * 9)
 
 
 def test_what_decides_the_training_names_captions_and_tokenizer(captioned: Path):
