@@ -72,6 +72,14 @@ class DataFacts(Section):
         return codec_for(self.kind, self.shape, self.low, self.high)
 
 
+class StartFacts(Section):
+    """The model whose weights a training started from."""
+
+    variant: str
+    fingerprint: str  # as of `TrainingFacts`
+    sha256: str  # of its weights' file
+
+
 class TrainingFacts(Section):
     """What a training run has to say of itself beyond its configuration; None where the model was imported."""
 
@@ -84,6 +92,7 @@ class TrainingFacts(Section):
     torch: str | None = None  # version
     fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
     weights: Literal["ema", "imported"] = "ema"
+    start_from: StartFacts | None = None  # None: from random weights
 
 
 class ModelCard(Section):

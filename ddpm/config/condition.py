@@ -110,6 +110,14 @@ class ConditionConfig(Section):
         return {key: getattr(self, key).drop for key in self.droppable if getattr(self, key).drop}
 
     @property
+    def why_not_guidable(self) -> str:
+        """Why a model that is told this cannot be guided away from itself; empty if it can."""
+        if self.drops:
+            return ""
+        kept = ", ".join(f"condition.{key}.drop is 0" for key in self.droppable)
+        return kept or "condition has nothing that training can drop, such as a label"
+
+    @property
     def droppable(self) -> tuple[str, ...]:
         """The keys of those that can be dropped in training."""
         return tuple(key for key, section in self if hasattr(section, "drop"))

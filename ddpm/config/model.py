@@ -42,12 +42,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _guidance_has_something_to_move_away_from(self) -> Self:
-        if self.sampling.guide is None and self.sampling.guidance_scale != 1 and not self.condition.drops:
-            why = ", ".join(f"condition.{key}.drop is 0" for key in self.condition.droppable)
-            raise ValueError(
-                f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but "
-                f"{why or 'condition has nothing that training can drop, such as a label'}"
-            )
+        why = self.condition.why_not_guidable
+        if self.sampling.guide is None and self.sampling.guidance_scale != 1 and why:
+            raise ValueError(f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, but {why}")
         return self
 
     @model_validator(mode="after")

@@ -109,6 +109,13 @@ class Params(Section):
         return {name for plan in self._plans_of(variant).values() if (name := plan.guide_name) is not None}
 
     @model_validator(mode="after")
+    def _no_model_starts_from_itself(self) -> Params:
+        for name, model in self.models.items():
+            if model.training.start_from in (name, f"models/{name}"):
+                raise ValueError(f"models.{name}.training.start_from names the model itself")
+        return self
+
+    @model_validator(mode="after")
     def _the_features_asked_for_are_made(self) -> Params:
         if self.evaluation.features == "inception" and self.extractor.kind != "inception":
             raise ValueError(

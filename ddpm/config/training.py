@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import LARGEST, Bool, Float, Incidental, Int, Positive, Section, Switch, _whole
+from ddpm.config.base import LARGEST, Bool, FilePath, Float, Incidental, Int, Positive, Section, Switch, _whole
 from ddpm.errors import brief
 
 
@@ -28,6 +28,11 @@ MicroBatchSize = Annotated[Positive | Literal["auto"] | None, BeforeValidator(_p
 class TrainingConfig(Section):
     """Algorithm 1 of Ho et al. 2020 and its optimiser."""
 
+    start_from: FilePath | None = Field(
+        None,
+        description="the model whose weights training starts from, such as models/base; weights for maps that it does "
+        "not have are zero. null: random weights",
+    )
     steps: Positive = Field(800_000, description="optimiser steps")
     batch_size: Positive = Field(128, description="images a step, of all devices together")
     micro_batch_size: Incidental[MicroBatchSize] = Field(

@@ -65,10 +65,9 @@ def _check_plans(params: Params, variant: str) -> None:
     ):
         if sampling is None:
             continue
-        label = config.condition.label
-        if sampling.guide is None and sampling.guidance_scale != 1 and (label is None or not label.drop):
-            why = "has no condition.label" if label is None else "has condition.label.drop 0"
-            raise UserError(f"{key}.guidance_scale is {sampling.guidance_scale:g}, but models.{variant} {why}")
+        why = config.condition.why_not_guidable
+        if sampling.guide is None and sampling.guidance_scale != 1 and why:
+            raise UserError(f"{key}.guidance_scale is {sampling.guidance_scale:g}, but models.{variant}.{why}")
         try:
             plan_for(config.process.model_dump(), sampling.model_dump())
         except ValueError as error:

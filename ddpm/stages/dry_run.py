@@ -54,7 +54,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     tried = None
     if free is None or needed <= free:
         try:
-            tried = _tried(params, config, data, variant, flops, columns)
+            tried = _tried(params, config, data, variant, flops, columns, root)
         except Exception as error:
             if not ran_out(error):
                 raise
@@ -84,18 +84,20 @@ def _tried(
     variant: str,
     flops: int,
     columns: Sequence[Column],
+    root: Path,
 ) -> list[str]:
     """The lines that a trial has to say.
 
     Args:
         flops: of a datum's forward and backward pass.
         columns: that the network is told.
+        root: the project's folder.
 
     Raises:
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
     options, shape, kind = config.training, data.codec.network_shape, data.codec.name
-    network, device, precision = initial(params.seed, config, data.codec, columns)
+    network, device, precision, _ = initial(params.seed, config, data.codec, columns, root=root)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, data.codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size

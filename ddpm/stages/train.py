@@ -74,9 +74,10 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
         )
     check_room(config, data.codec, pick_device(), variant)
     facts = data_facts(data, config.condition.prompt, root)
-    start = initial(params.seed, config, data.codec, columns_for(config, facts, f"models.{variant}"))
-    network, device, precision = start
-    decided = fingerprint.decisions(config, params.seed, hashes_of(data, facts), precision, device)
+    start = initial(params.seed, config, data.codec, columns_for(config, facts, f"models.{variant}"), root=root)
+    network, device, precision, base = start
+    hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
+    decided = fingerprint.decisions(config, params.seed, hashes, precision, device)
     mark = fingerprint.fingerprint(decided)
     states = root / TRAINING_STATES / variant
     checkpoints = Checkpoints(states / mark[:16])

@@ -5,6 +5,7 @@ model says of it afterwards. For the stages and for `ddpm.fit`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,11 +20,12 @@ from ddpm.config.model import VariantConfig
 from ddpm.config.training import TrainingConfig
 from ddpm.data.loader import TrainingData, TrainingImages
 from ddpm.diffusion.objectives import Objective
-from ddpm.model import DataFacts, ModelCard, TrainingFacts, build_network, build_process
+from ddpm.model import DataFacts, ModelCard, StartFacts, TrainingFacts, build_network, build_process
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
+from ddpm.training.start import start_from
 from ddpm.training.tasks import Classify, Denoise, Reconstruct, Task
 
 
@@ -33,6 +35,7 @@ class Start(NamedTuple):
     network: nn.Module
     device: torch.device
     precision: str  # that `training.precision` comes to on the device
+    base: StartFacts | None = None  # the model whose weights it has; None: they are random
 
 
 def initial(
@@ -43,6 +46,7 @@ def initial(
     *,
     device: torch.device | None = None,
     where: str = "params.yaml",
+    root: Path = Path(),
 ) -> Start:
     """The network of a training's first step, on the device.
 
@@ -50,14 +54,17 @@ def initial(
         columns: that the network is told.
         device: None: CUDA where there is a device, else the CPU.
         where: the configuration is from, for errors.
+        root: the project's folder, where the relative path of `training.start_from` begins.
 
     Raises:
-        UserError: the configuration does not fit the data.
+        UserError: the configuration does not fit the data, or the model that training starts from is missing or of
+            another network.
     """
-    device = device or pick_device()
+    device, base = device or pick_device(), config.training.start_from
     torch.manual_seed(seed)
-    network = build_network(config, codec, where, columns).to(device)
-    return Start(network, device, resolve_precision(config.training.precision, device))
+    network = build_network(config, codec, where, columns)
+    facts = None if base is None else start_from(network, base, f"{where}: training.start_from", root=root)
+    return Start(network.to(device), device, resolve_precision(config.training.precision, device), facts)
 
 
 def make_fast(network: nn.Module, options: TrainingConfig, codec: Codec, precision: str, ranks: Ranks = ALONE) -> None:
@@ -103,7 +110,7 @@ def train_configured(
     device = next(network.parameters()).device
     task = task_of(config, codec, columns_in(network) or answered_by(network), device)
     # `precision` is resolved; the others are not of the loop.
-    elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every", "horizontal_flip"}
+    elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every", "horizontal_flip", "start_from"}
     chosen = config.training.model_dump(exclude=elsewhere) | {
         "prefetch": batches_ahead(config.training.prefetch, device),
         "timestep_sampler": config.objective.timestep_sampler,
@@ -167,6 +174,7 @@ def card_of(
         devices=devices,
         torch=torch.__version__,
         fingerprint=fingerprint,
+        start_from=start.base,
     )
     return ModelCard(
         variant=variant,

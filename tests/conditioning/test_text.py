@@ -159,6 +159,15 @@ def test_without_a_caption_it_is_told_the_empty_one(network: ConditionalNetwork)
     assert guidable(network)
 
 
+def test_bf16_says_nearly_the_same(network: ConditionalNetwork):
+    x, t = inputs()
+    with torch.no_grad():
+        exact = network(x, t, {"prompt": captions()})
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(x, t, {"prompt": captions()}).float()
+    assert (rounded - exact).norm() < 0.03 * exact.norm()
+
+
 def test_it_is_saved_beside_its_network(network: ConditionalNetwork):
     names = set(network.state_dict())
     assert {name for name in names if not name.startswith("text.")} == {

@@ -178,6 +178,7 @@ PUBLISHED = {
 # What these models are not told, and what follows from that.
 for _preset in PUBLISHED.values():
     _preset |= {f"condition.{key}": (None, "no such input", "the networks above") for key in ("prompt", "mask", "low")}
+    _preset |= {"training.start_from": (None, "random weights", "the training scripts above")}
 # Where the presets differ on purpose, or a key says nothing.
 DIFFERENT = {
     "training.precision": "auto: bf16 where the GPU has it. Ho trained on TPUs, ND in float32; set fp32 for theirs",

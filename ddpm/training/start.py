@@ -1,0 +1,111 @@
+"""Starting a training from another model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.conditioning.columns import Column
+from ddpm.conditioning.network import CONDITIONERS, ConditionalNetwork, by_key, columns_in
+from ddpm.errors import UserError
+from ddpm.files import sha256_of
+from ddpm.layout import find_model
+from ddpm.model import Model, StartFacts, load
+
+# What widens a network's ports: the maps that it takes beside x, and the keys and values of tokens.
+MAPS, TOKENS = "network.stem_maps.weight", ".token_kv."
+
+
+def start_from(network: nn.Module, base: Path | str, where: str, *, root: Path = Path()) -> StartFacts:
+    """Copy the weights of a model into a freshly initialised network, which may be told more than the model is.
+
+    Weights for maps that the model is not told become zero. So a network that is told nothing else new begins as the
+    model's function (Nichol et al. 2022, GLIDE, §4.2). Other weights that the model has not stay as they are.
+
+    Args:
+        base: the model, as `layout.find_model` takes it.
+        where: what names it, for errors.
+        root: the project's folder.
+
+    Raises:
+        UserError: there is no such model, or it is of another network, other classes or another tokenizer.
+    """
+    try:
+        directory = find_model(base, exported=False, root=root)
+        model = load(directory)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    _check_columns(columns_in(network), columns_in(model.network), f"{where}: {base}")
+    copy(network, model.network, f"{where}: {base}")
+    return _facts(model, directory)
+
+
+@torch.no_grad()
+def copy(network: nn.Module, base: nn.Module, where: str) -> None:
+    """`start_from` of two networks.
+
+    Raises:
+        UserError: the base is of another network; names what does not fit.
+    """
+    ours, theirs = _named(network), _named(base)
+    our_maps, their_maps = ours.pop(MAPS, None), theirs.pop(MAPS, None)
+    new = tuple(f"{CONDITIONERS[key].saved_as}." for key in by_key(columns_in(network)).keys() - _keys(base))
+    missing = sorted(name for name in ours.keys() - theirs.keys() if not name.startswith(new) and TOKENS not in name)
+    unexpected = sorted(theirs.keys() - ours.keys())
+    if not _map_slices(base).keys() <= _map_slices(network).keys():
+        unexpected.append(MAPS)
+    if missing or unexpected:
+        raise UserError(f"{where} is of another network: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    for name in theirs:
+        if ours[name].shape != theirs[name].shape:
+            found, expected = list(theirs[name].shape), list(ours[name].shape)
+            raise UserError(f"{where} is of another network: {name} is {found}, expected {expected}")
+        ours[name].copy_(theirs[name])
+    if our_maps is not None:
+        our_maps.zero_()
+    if our_maps is not None and their_maps is not None:
+        for key, own in _map_slices(base).items():
+            our_maps[:, _map_slices(network)[key]] = their_maps[:, own]
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
+    """The weights by the names that they have in a network with a condition."""
+    prefix = "" if isinstance(network, ConditionalNetwork) else "network."
+    return {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+
+
+def _keys(network: nn.Module) -> set[str]:
+    """The keys of `condition` that a network is told."""
+    return set(by_key(columns_in(network)))
+
+
+def _map_slices(network: nn.Module) -> dict[str, slice]:
+    """Which of the maps a network is told are of which key."""
+    slices, first = {}, 0
+    for key, columns in by_key(columns_in(network)).items():
+        count = CONDITIONERS[key].needs(columns, {}).maps
+        if count:
+            slices[key] = slice(first, first + count)
+            first += count
+    return slices
+
+
+def _check_columns(ours: tuple[Column, ...], theirs: tuple[Column, ...], where: str) -> None:
+    """Weights of a class or of a token are of no other class or token."""
+    own: Mapping[str, Any] = {column.name: column for column in ours}
+    for column in theirs:
+        for what in ("classes", "tokenizer"):
+            if column.name in own and getattr(column, what, None) != getattr(own[column.name], what, None):
+                raise UserError(f"{where} was trained with {'other' if what == 'classes' else 'another'} {what}")
+
+
+def _facts(model: Model, directory: Path) -> StartFacts:
+    return StartFacts(
+        variant=model.card.variant,
+        fingerprint=model.card.training.fingerprint,
+        sha256=sha256_of(directory / "model.safetensors"),
+    )
