@@ -24,6 +24,7 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_study_runs_to_its_page_and_does_nothing_twice(project, capsys):
     assert ablation.main(["--quick"]) == 0
     folder = project / ablation.QUICK.folder

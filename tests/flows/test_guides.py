@@ -72,22 +72,24 @@ def pipeline(project: Path) -> Path:
 
 
 def test_a_guide_is_trained_first_and_a_new_one_measures_anew_what_it_guides(pipeline: Path):
-    both = ("evaluate@plain", "evaluate@guided")
-    first = ran(pipeline, *both)
+    targets = ("evaluate@plain", "evaluate@guided", "export@plain", "export@guided")
+    first = ran(pipeline, *targets)
     assert {"train@guided", "train-guide@classifier", "guide@guided-classifier", "guide@plain-classifier"} < set(first)
     for earlier, later in (
         ("train-guide@classifier", "guide@guided-classifier"),
         ("train@guided", "guide@guided-classifier"),
         ("guide@guided-classifier", "evaluate@guided"),
+        ("guide@guided-classifier", "export@guided"),
         ("guide@plain-classifier", "evaluate@plain"),
     ):
         assert first.index(earlier) < first.index(later)
     protocol = read_json(pipeline / "reports/guided/protocol.json")
     assert protocol["guide"] == f"classifier {sha256_of(pipeline / 'models/classifier/model.safetensors')[:12]}"
     assert "guide" not in read_json(pipeline / "reports/plain/protocol.json")
-    assert set(ran(pipeline, *both)) <= {"fetch"}
+    assert set(ran(pipeline, *targets)) <= {"fetch"}
 
     write_params(pipeline, described(5))
-    again = set(ran(pipeline, *both)) - {"fetch"}
-    assert again == {"train-guide@classifier", "guide@guided-classifier", "guide@plain-classifier", "evaluate@guided"}
+    again = set(ran(pipeline, *targets)) - {"fetch"}
+    guides = {"train-guide@classifier", "guide@guided-classifier", "guide@plain-classifier"}
+    assert again == {*guides, "evaluate@guided", "export@guided"}
     assert read_json(pipeline / "reports/guided/protocol.json")["guide"] != protocol["guide"]
