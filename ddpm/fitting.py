@@ -114,11 +114,10 @@ def fit(
             start.network,
             config,
             kind,
-            InMemoryImages(data.images),
+            InMemoryImages(data.images, data.labels),
             Hooks(on_step=on_step),
             seed=seed,
             precision=start.precision,
-            labels=data.labels,
         )
     except DivergedError as error:
         raise UserError(f"ddpm.fit: {error}; lower learning_rate, now {learning_rate:g}") from None

@@ -53,10 +53,12 @@ class TrainingData:
 
 
 class InMemoryImages:
-    """An array of images [N, H, W, C] uint8 as `Images`."""
+    """An array of images [N, H, W, C] uint8 as `Images`, and their labels [N] int64 if they have any."""
 
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self._images = images
+    captions = None
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> None:
+        self._images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self._images)
