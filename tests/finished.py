@@ -72,7 +72,7 @@ def silent_network(answer: float = 0.0) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def write_guide(deploy: Path, *, classes: Sequence[str], fingerprint: str = "g", pull: float = 1.0) -> None:
+def write_guide(deploy: Path, *, classes: Sequence[str], pull: float = 1.0) -> None:
     """Make of a deploy directory of images of 4×4 one that a classifier guides: label k pulls every pixel by k · pull,
     at every timestep with the scale −1 of a model that predicts noise.
     """
@@ -100,6 +100,6 @@ def write_guide(deploy: Path, *, classes: Sequence[str], fingerprint: str = "g",
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), deploy / "guide.onnx")
     facts = json.loads((deploy / "sampler.json").read_text())
     facts["sampling"]["guide"] = "models/classifier"
-    guide = {"kind": "classifier", "variant": "classifier", "training": {"fingerprint": fingerprint}}
+    guide = {"kind": "classifier", "variant": "classifier", "mark": "classifier g", "training": {"fingerprint": "g"}}
     guide |= {"condition": {"label": {"drop": 0}}, "data": {"classes": classes}}
     (deploy / "sampler.json").write_text(json.dumps({**facts, "format": 2, "guide": guide}))

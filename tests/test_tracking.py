@@ -187,13 +187,22 @@ def test_a_registered_conditional_model_takes_classes_and_guidance(project, requ
         assert refused.value.get_http_status_code() == 400
 
 
+def measured_with(root: Path, guide: str) -> None:
+    path = root / f"reports/{VARIANT}/protocol.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "guide": guide}))
+
+
 def test_a_registered_model_with_a_guide_takes_classes_and_a_scale_from_0(project, request):
-    """DVC does not follow its guide: what it came of is told by its files, and a new guide is a new version."""
+    """What it came of has the training of its guide in it."""
     from ddpm.deploy.runtime import Sampler
 
     deploy = project / "deploy" / VARIANT
     write_guide(deploy, classes=["dark", "light"])
-    (project / "dvc.lock").unlink()
+    measured_with(project, "classifier g")
+    lock = project / "dvc.lock"
+    with pytest.raises(UserError, match=r"no entry for train-guide@classifier"):
+        tracking.register(VARIANT)
+    lock.write_text(f"{lock.read_text()}  train-guide@classifier:\n    outs: [{{path: x, md5: '1'}}]\n")
     ask = request.getfixturevalue("ask")
     answer = ask('[{"n": 2, "label": "light"}, {"n": 2, "label": 1, "guidance_scale": 0, "sampler": "ancestral"}]')
     exported = Sampler(deploy)
@@ -204,17 +213,16 @@ def test_a_registered_model_with_a_guide_takes_classes_and_a_scale_from_0(projec
     images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
     np.testing.assert_array_equal(images, np.concatenate(expected))
     assert (expected[0] != exported.sample(2, label=1, guidance_scale=0)).any()
-    assert not tracking.register(VARIANT).created
-    artifacts = client(project).get_run(tracking.register(VARIANT).run_id)
-    assert artifacts.data.params["sampling.guide"] == "models/classifier"
-    write_guide(deploy, classes=["dark", "light"], fingerprint="another")
+    again = tracking.register(VARIANT)
+    assert not again.created
+    assert client(project).get_run(again.run_id).data.params["sampling.guide"] == "models/classifier"
+    lock.write_text("'2'".join(lock.read_text().rsplit("'1'", 1)))
     assert tracking.register(VARIANT).created
 
 
 def test_figures_of_another_guide_are_not_registered(project):
     write_guide(project / "deploy" / VARIANT, classes=["dark", "light"])
-    path = project / f"reports/{VARIANT}/protocol.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "guide": "classifier h"}))
+    measured_with(project, "classifier h")
     with pytest.raises(UserError, match=r"measured with the guide classifier h, but .* with classifier g: evaluate"):
         tracking.register(VARIANT)
 

@@ -115,6 +115,8 @@ def _guide(described: Any) -> GuideFacts | None:
     for name, kind_of in (("data", dict), ("training", dict), ("variant", str)):
         if not isinstance(described.get(name, kind_of()), kind_of):
             raise ValueError(f"`guide.{name}`: expected {_NAMES[kind_of]}, found {described[name]!r:.50}")
+    if not isinstance(described.get("mark"), str | None):
+        raise ValueError(f"`guide.mark`: expected a string, found {described['mark']!r:.50}")
     try:
         columns = _columns(described)
     except ValueError as error:

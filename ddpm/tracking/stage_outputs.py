@@ -64,7 +64,7 @@ class Outputs:
                 model = root / MODELS / variant
                 raise UserError(f"{path} was made of another training than {model}: evaluate and export the model anew")
         _check_guide(reports, outputs.protocol, sampler)
-        if not _made_by_hand(variant, root):
+        if not _is_imported(outputs.card):
             _check_lock(variant, root)
         if not outputs.parity["passed"]:
             raise UserError(
@@ -111,41 +111,33 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def lineage_of(variant: str, root: Path = Path()) -> str:
     """A hash of everything a variant came of: the entries of its stages in dvc.lock.
 
-    An imported model, or one with a guide, came of no stage; it is told by its own files, its figures' and its
-    export's.
+    An imported model came of no stage; it is told by its own files, its figures' and its export's.
 
     Raises:
-        UserError: dvc.lock lacks a stage, or a model that came of none was not evaluated or exported.
+        UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
     """
-    if _made_by_hand(variant, root):
+    card = root / MODELS / variant / "model.json"
+    if card.is_file() and _is_imported(read_output(card, f"train@{variant}")):
         for folder, command in ((REPORTS, "evaluate"), (DEPLOY, "export")):
             if not (root / folder / variant).is_dir():
                 raise UserError(f"{root / folder / variant}: no such directory; run `ddpm {command} {variant}`")
         folders = (root / folder / variant for folder in (MODELS, REPORTS, DEPLOY))
-        files = [path for folder in folders for path in sorted(folder.iterdir())]
+        files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
         hashes = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     return hashlib.sha256(json.dumps(_locked_stages(variant, root), sort_keys=True).encode()).hexdigest()
 
 
-def _made_by_hand(variant: str, root: Path) -> bool:
-    """Whether it came of no stage of DVC: it was imported, or exported with a guide, which DVC does not follow."""
-    card, sampler = root / MODELS / variant / "model.json", root / DEPLOY / variant / "sampler.json"
-    imported = card.is_file() and (read_output(card, f"train@{variant}").get("training") or {}).get("weights")
-    return imported == "imported" or (
-        sampler.is_file() and read_output(sampler, f"export@{variant}").get("guide") is not None
-    )
+def _is_imported(card: dict[str, Any]) -> bool:
+    return (card.get("training") or {}).get("weights") == "imported"
 
 
 def _check_guide(reports: Path, protocol: dict[str, Any], sampler: dict[str, Any]) -> None:
     """Refuse figures of a model with another guide than the exported one. (A plan of their own may have no guide.)"""
-    measured, exported = protocol.get("guide"), sampler.get("guide")
-    if measured is None:
-        return
-    found = exported and f"{exported['variant']} {mark_of(exported['training']['fingerprint'])}"
-    if measured != found:
+    measured, exported = protocol.get("guide"), (sampler.get("guide") or {}).get("mark")
+    if measured not in (None, exported):
         raise UserError(
-            f"{reports} was measured with the guide {measured}, but the model was exported with {found or 'none'}: "
+            f"{reports} was measured with the guide {measured}, but the model was exported with {exported or 'none'}: "
             "evaluate and export the model anew"
         )
 

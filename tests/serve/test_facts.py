@@ -58,7 +58,7 @@ def facts(**changes: Any) -> dict[str, Any]:
 
 def guide(**changes: Any) -> dict[str, Any]:
     """A whole description of the classifier that guides the points."""
-    whole = {"kind": "classifier", "variant": "classifier", "training": {"fingerprint": "g"}}
+    whole = {"kind": "classifier", "variant": "classifier", "mark": "classifier g", "training": {"fingerprint": "g"}}
     return {**whole, "condition": {"label": {"drop": 0}}, "data": {"classes": ["in", "out"]}, **changes}
 
 
@@ -114,6 +114,7 @@ def guide(**changes: Any) -> dict[str, Any]:
         (facts(guide=guide(data=1)), "`guide.data`: expected an object, found 1"),
         (facts(guide=guide(training=None)), "`guide.training`: expected an object, found None"),
         (facts(guide=guide(variant=3)), "`guide.variant`: expected a string, found 3"),
+        (facts(guide=guide(mark=3)), "`guide.mark`: expected a string, found 3"),
         (facts(guide=guide(condition=3)), "`guide`: `condition`: expected an object, found 3"),
         (facts(guide=guide(data={})), "`guide`: `data.classes`: expected names, found None"),
         (facts(guide=guide(condition={})), "`guide.condition`: expected the label of a classifier"),

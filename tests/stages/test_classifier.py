@@ -209,7 +209,7 @@ def test_guides_that_do_not_fit(data, sections, words, tmp_path, facts):
         model.guided_by(guide)
 
 
-def test_a_guide_of_params_yaml_is_the_models_own_and_dvc_does_not_build_it(project: Path):
+def test_a_guide_of_params_yaml_is_the_models_own(project: Path):
     facts = data_facts(PreparedData.open(PREPARED))
     untrained("classifier", Path("models"), facts, **CLASSIFIER)
     tiny = {**TINY_PARAMS["models"]["tiny"], "condition": {}}

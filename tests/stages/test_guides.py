@@ -325,7 +325,8 @@ def test_the_stages_write_measure_and_sample_it(project: Path, capsys: pytest.Ca
     protocol = json.loads(Path("reports/tiny/protocol.json").read_text())
     measured = evaluate_deployed(params, Path("deploy/tiny"))
     assert measured.protocol.id == protocol["id"]
-    assert protocol["guide"] == "classifier classifier"
+    assert protocol["guide"] == measured.protocol.guide
+    assert protocol["guide"].startswith("classifier ")
     plain = params.model_copy(
         update={"evaluation": params.evaluation.model_copy(update={"sampling": SamplingConfig(steps=5)})}
     )
