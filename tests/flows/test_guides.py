@@ -54,7 +54,7 @@ def ran(project: Path, *targets: str) -> list[str]:
         env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,7 +72,7 @@ def pipeline(project: Path) -> Path:
 
 
 def test_a_guide_is_trained_first_and_a_new_one_measures_anew_what_it_guides(pipeline: Path):
-    targets = ("evaluate@plain", "evaluate@guided", "export@plain", "export@guided")
+    targets = ("evaluate@plain", "evaluate@guided", "export@guided")
     first = ran(pipeline, *targets)
     assert {"train@guided", "train-guide@classifier", "guide@guided-classifier", "guide@plain-classifier"} < set(first)
     for earlier, later in (
