@@ -12,6 +12,16 @@ import yaml
 # Tests compare bytes: one thread makes a run independent of how many cores the machine has.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# The network of models that are built without a configuration, for images of 8×8.
+UNET = {
+    "kind": "unet",
+    "width": 8,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "attention_resolutions": (4,),
+    "groups": 4,
+    "dropout": 0.0,
+}
 TINY_PARAMS = {
     "seed": 3,
     "data": {"source": "digits"},

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from loops import train_with
 from PIL import Image
 from prompts import Prompt, Words
+from tiny import UNET
 
 import ddpm
 from ddpm.cli.main import main
@@ -34,15 +35,6 @@ from ddpm.files import write_json
 from ddpm.nets import build
 from ddpm.training.tasks import Denoise
 
-UNET = {
-    "kind": "unet",
-    "width": 8,
-    "multipliers": (1, 2),
-    "blocks": 1,
-    "attention_resolutions": (4,),
-    "groups": 4,
-    "dropout": 0.0,
-}
 DATA = {"kind": "images", "shape": (8, 8, 1)}
 NOISY = {"low": {"side": 4, "noise": 0.5}}
 SCHEDULE = Schedule.named("cosine", 50)

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts import Prompt, Words
+from tiny import UNET
 
 import ddpm
 from ddpm.cli.main import main
@@ -23,15 +24,6 @@ from ddpm.conditioning.pictures import ImageColumn, LowColumn, MaskColumn
 from ddpm.data.store import PreparedData
 from ddpm.nets import build
 
-UNET = {
-    "kind": "unet",
-    "width": 8,
-    "multipliers": (1, 2),
-    "blocks": 1,
-    "attention_resolutions": (4,),
-    "groups": 4,
-    "dropout": 0.0,
-}
 DATA = {"kind": "images", "shape": (8, 8, 3)}
 IMAGE, MASK = columns_of({"mask": {"unknown": 0.1}}, DATA)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import UNET
 
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.conditioning.guidance import ClassifierFree, guidable
@@ -16,15 +17,6 @@ from ddpm.conditioning.network import ConditionalNetwork, bind, blank, columns_i
 from ddpm.nets import build
 from ddpm.nets.condition import NOTHING, Condition, merged
 
-OPTIONS = {
-    "kind": "unet",
-    "width": 8,
-    "multipliers": (1, 2),
-    "blocks": 1,
-    "attention_resolutions": (4,),
-    "groups": 4,
-    "dropout": 0.0,
-}
 NAMES = ("a", "b", "c")
 
 
@@ -41,7 +33,7 @@ class Other:
 def conditional(*, droppable: bool = True, **options) -> ConditionalNetwork:
     """A small U-Net whose last layer is not zero, so that its output depends on its inputs."""
     torch.manual_seed(0)
-    network = build({**OPTIONS, **options}, image_size=8, channels=1)
+    network = build({**UNET, **options}, image_size=8, channels=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return ConditionalNetwork(network, [LabelColumn(NAMES, droppable=droppable)])
@@ -92,7 +84,7 @@ def test_a_null_row_of_zeros_is_the_unconditional_network():
 
 
 def test_bind_leaves_an_unconditional_network_as_it_is():
-    plain = build(OPTIONS, image_size=8, channels=1)
+    plain = build(UNET, image_size=8, channels=1)
     assert bind(plain, {}) is plain
     assert (columns_in(plain), guidable(plain)) == ((), False)
     network = conditional()
@@ -170,7 +162,7 @@ def test_guidance_moves_the_first_channels_away_from_the_null_class(learned: boo
     network = conditional(width=8)
     if learned:
         torch.manual_seed(0)
-        plain = build(OPTIONS, image_size=8, channels=1, out_channels=2)
+        plain = build(UNET, image_size=8, channels=1, out_channels=2)
         for parameter in plain.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         network = ConditionalNetwork(plain, network.columns)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from loops import train_with
 from prompts import Prompt, Words
+from tiny import UNET
 
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.conditioning.guidance import ClassifierFree, guidable
@@ -23,15 +24,6 @@ from ddpm.nets import build
 from ddpm.nets.text import TextTransformer
 from ddpm.training.tasks import Denoise
 
-UNET = {
-    "kind": "unet",
-    "width": 8,
-    "multipliers": (1, 2),
-    "blocks": 1,
-    "attention_resolutions": (4,),
-    "groups": 4,
-    "dropout": 0.0,
-}
 COLUMN = Prompt(Words(10), (6,))
 SIZES = {"width": 12, "layers": 2, "heads": 3}
 # Of GLIDE: 64×64 from a caption, and to 256×256 (Nichol et al. 2022, §4; their code's defaults).

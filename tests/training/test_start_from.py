@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny import UNET
 
 import ddpm
 from ddpm.cli.main import main
@@ -22,15 +23,6 @@ from ddpm.files import read_json, sha256_of, write_json
 from ddpm.nets import build
 from ddpm.training.start import copy
 
-UNET = {
-    "kind": "unet",
-    "width": 8,
-    "multipliers": (1, 2),
-    "blocks": 1,
-    "attention_resolutions": (4,),
-    "groups": 4,
-    "dropout": 0.0,
-}
 DATA = {"shape": (8, 8, 1), "classes": ("a", "b")}
 
 
