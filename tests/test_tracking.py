@@ -192,6 +192,13 @@ def measured_with(root: Path, guide: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "guide": guide}))
 
 
+def record_guide(root: Path) -> Path:
+    """As after the training of the guide."""
+    lock = root / "dvc.lock"
+    lock.write_text(f"{lock.read_text()}  train-guide@classifier:\n    outs: [{{path: x, md5: '1'}}]\n")
+    return lock
+
+
 def test_a_registered_model_with_a_guide_takes_classes_and_a_scale_from_0(project, request):
     """What it came of has the training of its guide in it."""
     from ddpm.deploy.runtime import Sampler
@@ -199,10 +206,9 @@ def test_a_registered_model_with_a_guide_takes_classes_and_a_scale_from_0(projec
     deploy = project / "deploy" / VARIANT
     write_guide(deploy, classes=["dark", "light"])
     measured_with(project, "classifier g")
-    lock = project / "dvc.lock"
     with pytest.raises(UserError, match=r"no entry for train-guide@classifier"):
         tracking.register(VARIANT)
-    lock.write_text(f"{lock.read_text()}  train-guide@classifier:\n    outs: [{{path: x, md5: '1'}}]\n")
+    lock = record_guide(project)
     ask = request.getfixturevalue("ask")
     answer = ask('[{"n": 2, "label": "light"}, {"n": 2, "label": 1, "guidance_scale": 0, "sampler": "ancestral"}]')
     exported = Sampler(deploy)
@@ -223,6 +229,7 @@ def test_a_registered_model_with_a_guide_takes_classes_and_a_scale_from_0(projec
 def test_figures_of_another_guide_are_not_registered(project):
     write_guide(project / "deploy" / VARIANT, classes=["dark", "light"])
     measured_with(project, "classifier h")
+    record_guide(project)
     with pytest.raises(UserError, match=r"measured with the guide classifier h, but .* with classifier g: evaluate"):
         tracking.register(VARIANT)
 
