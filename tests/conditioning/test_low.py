@@ -385,3 +385,12 @@ def test_a_side_that_does_not_fit_the_data_is_refused_before_training(project: P
     assert "models.tiny.condition.low.side is 3, expected a proper divisor of the images' 8×8" in (
         capsys.readouterr().err
     )
+
+
+def test_what_an_upsampler_cannot_do_yet_is_said_in_a_line(project_of_low: Path, capsys):
+    for command in ("export", "evaluate"):
+        assert main([command, "tiny"]) == 2
+        said = capsys.readouterr().err
+        assert "low" in said
+        assert said.count("\n") == 1
+    assert not Path("deploy/tiny").exists()
