@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for
-from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of
+from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.config.base import Section, validate
@@ -222,9 +222,7 @@ class Model(Drawer):
     @property
     def columns(self) -> tuple[Column, ...]:
         """Those that its network is told, and those that a classifier guides it by."""
-        own = {column.name: column for column in columns_in(self.network)}
-        answered = answered_by(self.guide.network) if self.guide else ()
-        return tuple(({column.name: column for column in answered} | own).values())
+        return united(answered_by(self.guide.network) if self.guide else (), columns_in(self.network))
 
     @property
     def choices(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.conditioning.pictures import low_columns, mask_columns
+from ddpm.conditioning.pictures import (
+    ImageColumn,
+    LowColumn,
+    LowGaussColumn,
+    LowNoiseColumn,
+    MaskColumn,
+    low_columns,
+    mask_columns,
+    repeated,
+)
 from ddpm.conditioning.text_limits import check_text
 from ddpm.conditioning.tokenizers import Tokenizer, tokenizer_of
 from ddpm.diffusion.noise import stream
@@ -182,7 +191,7 @@ class LabelColumn:
         if not values:
             raise ValueError("label: expected at least one class, found none")
         numbers = np.array([self._number(value) for value in values], np.int64)
-        return numbers[np.arange(first, first + count) % len(numbers)]
+        return repeated(numbers, count, first)
 
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.int64]:
         weights = np.asarray(self.counts or [1] * len(self.classes), np.float64)
@@ -254,7 +263,7 @@ class PromptColumn:
         if not texts:
             raise ValueError("prompt: expected at least one text, found none")
         ids, _ = self.tokenizer.encode([_prompt(text) for text in texts])
-        return ids[np.arange(first, first + count) % len(ids)]
+        return repeated(ids, count, first)
 
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.int64]:
         rows = [int(stream(seed, first + i, purpose=2).integers(len(self.captions))) for i in range(count)]
@@ -286,9 +295,9 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column
 }
 
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
-NAMES = ("label", "prompt")
+NAMES = (LabelColumn.name, PromptColumn.name)
 # Those that are asked for by arrays, with their keys.
-PICTURES = {"image": "mask", "mask": "mask", "low": "low", "low_noise": "low", "low_gauss": "low"}
+PICTURES = {column.name: column.key for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn)}
 
 
 def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -306,6 +315,11 @@ def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[C
     if unknown := sorted(told.keys() - COLUMNS.keys()):
         raise ValueError(f"condition.{unknown[0]}: there are no such columns")
     return tuple(column for key in COLUMNS if key in told for column in COLUMNS[key](told[key], data))
+
+
+def united(guiding: Sequence[Column], told: Sequence[Column]) -> tuple[Column, ...]:
+    """The columns of a guide and of the network that it guides, each name once: the network's."""
+    return tuple(({column.name: column for column in guiding} | {column.name: column for column in told}).values())
 
 
 def stored(columns: Sequence[Column]) -> list[Stored]:

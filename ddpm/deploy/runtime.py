@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, blank, untold
+from ddpm.conditioning.columns import Column, Given, blank, united, untold
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
 from ddpm.diffusion.noise import ImageNoise
@@ -129,7 +129,7 @@ class Sampler(Drawer):
     @property
     def columns(self) -> tuple[Column, ...]:
         """Those that its network is told, and those that a classifier guides it by."""
-        return self._told or (self._guide.columns if self._guide else ())
+        return united(self._guide.columns if self._guide else (), self._told)
 
     @property
     def attribution(self) -> str | None:

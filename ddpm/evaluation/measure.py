@@ -17,7 +17,7 @@ from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.store import PreparedData
+from ddpm.data.store import Manifest, PreparedData
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
@@ -52,9 +52,8 @@ class ModelFacts(NamedTuple):
     """Of its process, which the ancestral sampler has unless the plan says otherwise."""
     weights: str
     """Which of a training's weights it has."""
-    conditional: bool = False
-    frequencies: bool = True
-    """Whether it knows how often each class is in its training data; an imported model does not."""
+    columns: Sequence[Column] = ()
+    """What it is told."""
     guide: str | None = None
     """The model that guides it, if another does."""
 
@@ -78,16 +77,20 @@ def asked_for(options: EvaluationConfig, columns: Sequence[Column]) -> dict[str,
     return {column.name: range(len(column.classes)) for column in columns if isinstance(column, LabelColumn)}
 
 
-def _labels(options: EvaluationConfig, facts: ModelFacts) -> str | None:
-    """How the labels are chosen; a model that does not know the frequencies draws all classes equally often."""
-    if not facts.conditional:
-        return None
-    return options.labels if facts.frequencies else "balanced"
+def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manifest) -> dict[str, Any]:
+    """The fields of the protocol on what a model is asked for.
 
-
-def knows_frequencies(columns: Sequence[Column]) -> bool:
-    """Whether each column knows how often its values are in the training data."""
-    return all(column.counts is not None for column in columns if isinstance(column, LabelColumn))
+    A model that does not know how often each class is in its training data, as an imported one, draws all equally
+    often.
+    """
+    asked: dict[str, Any] = {}
+    for column in columns:
+        if isinstance(column, LabelColumn):
+            asked["labels"] = "balanced" if column.counts is None else options.labels
+            asked["labels_sha256"] = manifest.labels_sha256
+        if isinstance(column, PromptColumn):
+            asked["captions_sha256"] = manifest.captions_sha256
+    return asked
 
 
 def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:
@@ -204,8 +207,7 @@ def protocol_of(
         samples=options.samples,
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
-        labels=_labels(options, facts),
-        labels_sha256=data.manifest.labels_sha256 if facts.conditional else None,
+        **_asked(options, facts.columns, data.manifest),
         splits=score_splits(options, len(validation)) if data.codec.name == "images" else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,

@@ -40,6 +40,7 @@ class EvaluationProtocol:
     nll_timesteps: int | None = None  # that the bound is estimated from; None: all of them
     labels: str | None = None  # that a conditional model is asked for: "frequencies", those of the training data
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
+    captions_sha256: str | None = None  # of the data's captions, which a model is asked for that is told them
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
     guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256

@@ -18,7 +18,7 @@ from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, 
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
-from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, finite, knows_frequencies, measure
+from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, finite, measure
 from ddpm.evaluation.pictures import captioned, origin, save_png
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.protocol import mark_of
@@ -125,8 +125,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
             config.sampling,
             config.process.variance,
             model.card.training.weights,
-            bool(model.columns),
-            knows_frequencies(model.columns),
+            model.columns,
             model.guide_mark,
         ),
         data=data,

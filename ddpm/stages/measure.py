@@ -11,7 +11,7 @@ from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
-from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, knows_frequencies, measure
+from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, measure
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, find_model, is_uri
 from ddpm.stages.progress import show
@@ -77,7 +77,6 @@ def facts_of(params: Params, sampler: Sampler) -> ModelFacts:
         sampling,
         sampler.facts["process"]["variance"],
         sampler.facts.get("training", {}).get("weights", "ema"),
-        bool(sampler.columns),
-        knows_frequencies(sampler.columns),
+        sampler.columns,
         sampler.sampled_by(sampling.model_dump()).guide_mark,
     )

@@ -171,7 +171,7 @@ def _measured(model: Model, params: Params, seed: int, data: PreparedData, root:
     return measure(
         model.batches(options.samples, seed=seed, batch_size=options.batch_size, **asked),
         params,
-        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, conditional=True),
+        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, model.columns),
         data=data,
         root=root,
         device=model.device,

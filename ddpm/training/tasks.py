@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     Attributes:
         x0: [N, C, ...] in about [−1, 1].
         given: a value of each column, [N, ...].
-        uniform: [N, task.draws] in [0, 1); None where the task draws nothing.
+        uniform: [N, task.draws] in [0, 1); None: the task is to draw nothing.
     """
 
     x0: Tensor

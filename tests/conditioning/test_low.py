@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import train_with
 from PIL import Image
+from projects import trained_with
 from prompts import Prompt, Words
 from tiny import UNET
 
@@ -309,17 +308,9 @@ def test_derived_columns_are_told_from_those_that_data_have():
 @pytest.fixture(scope="module")
 def trained_project(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with an upsampler of digits from 4×4, that predicts x_0."""
-    directory = tmp_path_factory.mktemp("low") / "project"
-    shutil.copytree(prepared_template, directory)
-    params = yaml.safe_load((directory / "params.yaml").read_text())
-    tiny = params["models"]["tiny"]
-    tiny |= {"condition": {"low": {"side": 4, "noise": 0.2}, "label": {"drop": 0.2}}}
-    tiny["process"] |= {"prediction": "x0", "schedule": "cosine"}
-    tiny["training"] |= {"steps": 60, "batch_size": 32, "learning_rate": 5e-3, "sample_every": 60}
-    (directory / "params.yaml").write_text(yaml.safe_dump(params))
-    with contextlib.chdir(directory):
-        assert main(["train", "tiny"]) == 0
-    return directory
+    return trained_with(
+        {"low": {"side": 4, "noise": 0.2}, "label": {"drop": 0.2}}, prepared_template, tmp_path_factory.mktemp("low")
+    )
 
 
 @pytest.fixture

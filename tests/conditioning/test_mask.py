@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projects import trained_with
 from prompts import Prompt, Words
 from tiny import UNET
 
@@ -214,17 +212,7 @@ def test_glide_for_inpainting_has_its_published_sizes(multipliers, blocks, side,
 @pytest.fixture(scope="module")
 def trained_project(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with a model that fills in digits."""
-    directory = tmp_path_factory.mktemp("mask") / "project"
-    shutil.copytree(prepared_template, directory)
-    params = yaml.safe_load((directory / "params.yaml").read_text())
-    tiny = params["models"]["tiny"]
-    tiny |= {"condition": {"mask": {}}}
-    tiny["process"] |= {"prediction": "x0", "schedule": "cosine"}
-    tiny["training"] |= {"steps": 60, "batch_size": 32, "learning_rate": 5e-3, "sample_every": 60}
-    (directory / "params.yaml").write_text(yaml.safe_dump(params))
-    with contextlib.chdir(directory):
-        assert main(["train", "tiny"]) == 0
-    return directory
+    return trained_with({"mask": {}}, prepared_template, tmp_path_factory.mktemp("mask"))
 
 
 @pytest.fixture

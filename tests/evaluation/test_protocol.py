@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ddpm.conditioning.columns import LabelColumn, PromptColumn
+from ddpm.conditioning.tokenizers import fit_tokenizer
 from ddpm.config.base import validate
 from ddpm.config.evaluation import PROTOCOLS, EvaluationConfig
 from ddpm.config.params import Params
@@ -70,15 +72,40 @@ def test_what_is_asked_is_in_the_protocol_of_a_conditional_model_alone(project: 
     data = PreparedData.open(project / "prepared")
     extractor = {"kind": "classifier", "sha256": "a" * 64}
     found = {
-        conditional: protocol_of(
-            params(labels=labels), ModelFacts(SamplingConfig(), "fixed_small", "ema", conditional), data, extractor
+        bool(columns): protocol_of(
+            params(labels=labels), ModelFacts(SamplingConfig(), "fixed_small", "ema", columns), data, extractor
         )
-        for conditional in (False, True)
+        for columns in ((), (LabelColumn(("a", "b"), (1, 2)),))
     }
     assert found[True].as_dict()["labels"] == labels
     assert "labels" not in found[False].as_dict()
     assert found[True].as_dict()["labels_sha256"] == data.manifest.labels_sha256
     assert found[False] == replace(found[True], labels=None, labels_sha256=None)
+
+
+def test_a_model_without_frequencies_is_asked_for_all_classes_equally_often(project: Path):
+    facts = ModelFacts(SamplingConfig(), "fixed_small", "ema", (LabelColumn(("a", "b")),))
+    extractor = {"kind": "classifier", "sha256": "a" * 64}
+    found = protocol_of(params(labels="frequencies"), facts, PreparedData.open(project / "prepared"), extractor)
+    assert found.labels == "balanced"
+
+
+def test_the_captions_are_in_the_protocol_of_a_model_that_is_told_them(project: Path):
+    data = PreparedData.open(project / "prepared")
+    data.manifest = data.manifest.model_copy(update={"captions_sha256": "c" * 64})
+    prompt = PromptColumn(fit_tokenizer(["a cat"], {"tokenizer": "words", "length": 4, "minimum_count": 1}), ("a cat",))
+    found = [
+        protocol_of(
+            params(),
+            ModelFacts(SamplingConfig(), "fixed_small", "ema", columns),
+            data,
+            {"kind": "classifier", "sha256": "a" * 64},
+        )
+        for columns in ((), (prompt,))
+    ]
+    assert [each.as_dict().get("captions_sha256") for each in found] == [None, "c" * 64]
+    assert found[1].labels is None
+    assert found[0].id != found[1].id
 
 
 def test_equal_protocols_mix():
