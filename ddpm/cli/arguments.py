@@ -126,7 +126,10 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
 
 def add_tune_guidance(tune: argparse.ArgumentParser) -> None:
     tune.add_argument(
-        "--scales", type=_numbers, metavar="S[,…]", help="guidance scales to try (default: 1,1.25,1.5,2,3,5)"
+        "--scales",
+        type=_numbers,
+        metavar="S[,…]",
+        help="guidance scales to try (default: 1,1.25,1.5,2,3,5; with a classifier as guide: 0,0.5,1,2,4,8)",
     )
     tune.add_argument(
         "--intervals",

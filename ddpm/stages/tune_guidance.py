@@ -25,6 +25,7 @@ from ddpm.stages.progress import Bar, bar, show
 Interval = tuple[float, float] | None  # None: the scale holds everywhere
 
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
+CLASSIFIER_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # with a classifier as guide
 INTERVALS: tuple[Interval, ...] = (None, (0.2, 0.8))
 
 # Beside the figure that decides.
@@ -85,7 +86,7 @@ def tune_guidance(
     params: Params,
     variant: str,
     *,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] | None = None,
     intervals: Sequence[Interval] = INTERVALS,
     samples: int | None = None,
     root: Path = Path(),
@@ -97,32 +98,31 @@ def tune_guidance(
     figures, and those of `ddpm evaluate` are of three seeds: no figure is of samples that it was chosen by.
 
     Args:
-        scales, intervals: every pair is a setting.
+        scales, intervals: every pair is a setting. Scales None: `SCALES`, or `CLASSIFIER_SCALES` of a model whose guide
+            is a classifier.
         samples: of each setting; None: `evaluation.samples`.
 
     Raises:
         UserError: no such model, one that cannot be guided, or numbers that are no scale or no interval.
     """
     own = params.variant(variant).sampling
-    if own.guide is not None:
-        raise UserError(
-            f"models.{variant}.sampling.guide is {own.guide}: the search is for guidance without another model; leave "
-            "the guide out"
-        )
-    plans = _plans(own, scales, intervals)
     count = params.evaluation.samples if samples is None else samples
     options = params.evaluation.model_copy(update={"samples": count, "sampling": None})
     params = params.model_copy(update={"evaluation": options})
     device, data = pick_device(), PreparedData.open(root / PREPARED)
-    model = load(root / MODELS / variant, device)
-    check_fit(model.sampled_by(own.model_copy(update={"guidance_scale": 1.0})), data, f"models/{variant}", "its plan")
+    model = load(root / MODELS / variant, device).sampled_by(own, root=root)
     if not model.guidable:
         why = (
             "was trained without dropping its label (condition.label.drop is 0)"
             if model.columns
-            else "is unconditional: it has no condition.label"
+            else "is unconditional: it has no condition.label, and its plan has no guide"
         )
         raise UserError(f"models/{variant} cannot be guided: it {why}")
+    unguided = model.unguided_scale
+    check_fit(model.sampled_by(guided(own, unguided, "", None)), data, f"models/{variant}", "its plan")
+    if scales is None:
+        scales = CLASSIFIER_SCALES if model.by_classifier else SCALES
+    plans = _plans(own, scales, intervals, unguided)
     scores = scores_of(params, data, root, device, show)
     if options.samples < scores.least:
         raise UserError(f"--samples must be at least {scores.least}, found {options.samples}")
@@ -133,12 +133,14 @@ def tune_guidance(
     return Tuned(best, own, len(plans), seeds.search, seeds.tuned, measured)
 
 
-def _plans(own: SamplingConfig, scales: Sequence[float], intervals: Sequence[Interval]) -> list[SamplingConfig]:
-    """Each setting once: at scale 1 the interval says nothing, and [0, 1] is everywhere."""
+def _plans(
+    own: SamplingConfig, scales: Sequence[float], intervals: Sequence[Interval], unguided: float
+) -> list[SamplingConfig]:
+    """Each setting once: at the scale without guidance the interval has no effect, and [0, 1] is everywhere."""
     plans: list[SamplingConfig] = []
     for scale in scales:
         for interval in intervals:
-            everywhere = interval in (None, (0.0, 1.0)) or scale == 1
+            everywhere = interval in (None, (0.0, 1.0)) or scale == unguided
             plan = guided(own, scale, "--scales or --intervals", None if everywhere else interval)
             if plan not in plans:
                 plans.append(plan)
@@ -171,7 +173,9 @@ def _measured(model: Model, params: Params, seed: int, data: PreparedData, root:
     return measure(
         model.batches(options.samples, seed=seed, batch_size=options.batch_size, **asked),
         params,
-        ModelFacts(config.sampling, config.process.variance, model.card.training.weights, model.columns),
+        ModelFacts(
+            config.sampling, config.process.variance, model.card.training.weights, model.columns, model.guide_mark
+        ),
         data=data,
         root=root,
         device=model.device,

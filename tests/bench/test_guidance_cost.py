@@ -23,6 +23,7 @@ def test_it_counts_two_evaluations_for_a_guided_step_and_writes_its_page(project
     assert guidance.main(["--quick", "--model", "models/tiny", *out]) == 0
     results = json.loads((project / "out/guidance-cpu.json").read_text())
     for case in results["cases"]:
-        assert [row["evaluations"] for row in case["rows"]] == [4, 8, 6] * 3
-        assert [row["ratio"] for row in case["rows"]][::3] == [1.0] * 3
+        assert [row["evaluations"] for row in case["rows"]] == [4, 8, 6, 8] * 3
+        assert [row["ratio"] for row in case["rows"]][::4] == [1.0] * 3
+        assert 0 < case["same_in_both"] < 0.2
     assert (project / "out.md").read_text() in capsys.readouterr().out

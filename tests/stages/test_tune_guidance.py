@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -58,6 +59,21 @@ def test_figures_are_of_other_seeds_than_the_search_and_the_evaluation(models):
     lines = tuned.lines("told")
     assert lines[-2] == f"  guidance_scale: {tuned.best.guidance_scale:g}"
     assert lines[-1] in ("  guidance_interval: null", "  guidance_interval: [0.2, 0.8]")
+
+
+def test_a_guide_is_searched_from_the_scale_without_it(models):
+    """A weaker model; that a classifier's scale counts from 0 is of `unguided_scale`."""
+    params = load_params()
+    (models / "models/weak").mkdir()
+    for file in ("model.json", "model.safetensors"):
+        shutil.copy(models / "models/plain" / file, models / "models/weak")
+    plain = params.models["plain"]
+    own = plain.sampling.model_copy(update={"guide": "models/weak", "guidance_scale": 2.0})
+    described = {**params.models, "plain": plain.model_copy(update={"sampling": own})}
+    tuned = tune_guidance(params.model_copy(update={"models": described}), "plain", scales=[1, 2])
+    assert tuned.tried == 3
+    assert tuned.measured[0].protocol.guide.startswith("plain ")
+    assert tuned.own.guide == "models/weak"
 
 
 def test_the_winner_is_the_one_with_the_lowest_figure_of_the_search(models):
