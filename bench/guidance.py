@@ -185,8 +185,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "evaluates the network on each image twice, with its class and without, both halves in one batch. A step whose "
         "weight is 0 evaluates it once.",
         "Twice the work takes twice the time, less the cost of a call, which does not depend on the batch. torch "
-        "spends more on a call than onnxruntime, so its ratio is lower. Sampling twice as many images without guidance needs "
-        "the same evaluations and nothing else, so its ratio is the least that a guided step can cost. Only the "
+        "spends more on a call than onnxruntime, so its ratio is lower. Sampling twice as many images without guidance "
+        "needs the same evaluations and nothing else, so its ratio is the least that a guided step can cost. Only the "
         "operations before the class enters, in the first block, are the same in both halves; their share is given for "
         "each network.",
         f"Here: {where}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}; DDIM in {steps} steps, "
