@@ -46,6 +46,7 @@ from ddpm.interop.diffusers import convert, find, read, write
 from ddpm.interop.diffusers.scheduler import SchedulerConfig
 from ddpm.interop.diffusers.unet import UNet2DConfig
 from ddpm.interop.published import Classes, Flags, Published
+from ddpm.nets.condition import Shapes
 from ddpm.nets.unet import UNet
 
 SMALL = {
@@ -220,7 +221,7 @@ def network_of_ours(options, process=None, *, classes=None, null=False, **sampli
     process = process or ProcessConfig()
     out_channels = 2 if process.variance == "learned_range" else 1
     torch.manual_seed(0)
-    network = UNet(8, 1, out_channels=out_channels, **options)
+    network = UNet(Shapes((1, 8, 8), out_channels), **options)
     if classes:
         network = ConditionalNetwork(network, [LabelColumn(tuple("abcdefgh"[:classes]), droppable=null)])
     network = randomised(network)

@@ -22,6 +22,7 @@ from ddpm.errors import UserError
 from ddpm.files import sha256_of
 from ddpm.interop.openai import module_names
 from ddpm.interop.published import Flags
+from ddpm.nets.condition import Shapes
 from ddpm.nets.unet import UNet
 from ddpm.stages.interop import import_model
 
@@ -47,7 +48,7 @@ SAID = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "c
 def saved_as_openai(path: Path, classes: int = 0, **options) -> UNet:
     """A network of ours, whose state dict is saved under their names; with an embedding of classes if asked to."""
     torch.manual_seed(0)
-    network = UNet(8, 1, out_channels=2, **GUIDED, **options)
+    network = UNet(Shapes((1, 8, 8), 2), **GUIDED, **options)
     torch.nn.init.normal_(network.out_conv.weight, std=0.1)
     torch.nn.init.normal_(network.down[0].residuals[0].conv2.weight, std=0.1)  # else no time or class is seen
     modules = dict(module_names(NetworkConfig(**GUIDED, **options), 8))
