@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from loops import train_with
+from weights import awake
 
 from ddpm.codecs.scale import ValueCodec
 from ddpm.conditioning.columns import LabelColumn
@@ -37,14 +38,6 @@ OPTIONS = [
     {"frequency_shift": 0},
     {"scale_shift": True, "resample": "residual", "head_channels": 2, "rescale_residuals": True, "multipliers": (2, 3)},
 ]
-
-
-def awake(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random weights throughout: a fresh network says 0 whatever it is asked."""
-    torch.manual_seed(seed)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval()
 
 
 def parameters(network: torch.nn.Module) -> int:

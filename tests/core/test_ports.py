@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from weights import awake
 
 from ddpm.nets import build
 from ddpm.nets.blocks import AttentionBlock, Style, attend, initialise_by_fans
@@ -15,14 +16,6 @@ from ddpm.nets.unet import UNet
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4, "dropout": 0.0}
 WIDTH, MAPS = 6, 3
-
-
-def awake(network: torch.nn.Module) -> torch.nn.Module:
-    """Random weights throughout: a fresh network says 0 whatever it is asked."""
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval()
 
 
 def inputs(count: int = 2, dims: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
