@@ -9,6 +9,13 @@ import pytest
 from tiny import TINY_PARAMS, run_cli, write_params
 
 
+def entered(template: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project `template` at `directory`, which becomes the current one."""
+    shutil.copytree(template, directory)
+    monkeypatch.chdir(directory)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def prepared_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits fetched, prepared, and an extractor fitted."""
@@ -23,10 +30,7 @@ def prepared_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(prepared_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the prepared tiny project, and the current directory."""
-    directory = tmp_path / "project"
-    shutil.copytree(prepared_template, directory)
-    monkeypatch.chdir(directory)
-    return directory
+    return entered(prepared_template, tmp_path / "project", monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +47,7 @@ def trained_template(prepared_template: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def trained(trained_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the trained tiny project, and the current directory."""
-    directory = tmp_path / "trained"
-    shutil.copytree(trained_template, directory)
-    monkeypatch.chdir(directory)
-    return directory
+    return entered(trained_template, tmp_path / "trained", monkeypatch)
 
 
 @pytest.fixture

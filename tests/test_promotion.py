@@ -77,19 +77,9 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
             "but FID (small CNN) 11 against 10 is worse by more",
         ),
         # A lower FID does not pay for the diversity that is gone.
-        (
-            candidate(5, recall=0.4),
-            candidate(9, recall=0.5),
-            False,
-            "but recall (small CNN) 0.4 against 0.5",
-        ),
+        (candidate(5, recall=0.4), candidate(9, recall=0.5), False, "but recall (small CNN) 0.4 against 0.5"),
         (candidate(5, recall=0.46), candidate(9, recall=0.5), True, "lower FID"),
-        (
-            candidate(5, kid=0.03),
-            candidate(9, kid=0.02),
-            False,
-            "0.03 against 0.02 is worse by more than 25 %",
-        ),
+        (candidate(5, kid=0.03), candidate(9, kid=0.02), False, "0.03 against 0.02 is worse by more than 25 %"),
         # Nor for samples that are not of the class that was asked.
         (
             candidate(5, class_accuracy=0.8),
@@ -106,12 +96,7 @@ def test_of_figures_without_intervals_the_lower_fid_wins_and_the_reason_has_both
         (candidate(5, class_accuracy=0.93), candidate(9, class_accuracy=0.95), True, "lower FID"),
         # Close to zero, a share of it is less than its noise.
         (around(5, kid=4e-4, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), True, "lower FID"),
-        (
-            around(5, kid=4e-3, kid_std=1e-3),
-            around(9, kid=3e-4, kid_std=1e-3),
-            False,
-            "but KID (small CNN) 0.004",
-        ),
+        (around(5, kid=4e-3, kid_std=1e-3), around(9, kid=3e-4, kid_std=1e-3), False, "but KID (small CNN) 0.004"),
         # An older version lacks the figure.
         (candidate(5, recall=0.1), candidate(9), True, "lower FID"),
     ],

@@ -22,6 +22,17 @@ UNET = {
     "groups": 4,
     "dropout": 0.0,
 }
+# Such a network as diffusers describes it.
+UNET_OF_DIFFUSERS = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
 TINY_PARAMS = {
     "seed": 3,
     "data": {"source": "digits"},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.nets.classifier import Classifier
-from ddpm.nets.condition import Network, Ports
+from ddpm.nets.condition import Network, Ports, Shapes
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
 from ddpm.nets.unet import UNet
@@ -56,8 +56,8 @@ def build(
             f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes and other != "classifier"
         )
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
-    widths = {name: width for name, width in ports._asdict().items() if width and name in NETWORKS[kind].takes}
-    network: Network = NETWORKS[kind](image_size, channels, out_channels=out_channels, dims=dims, **options, **widths)
+    ports = Ports(**{name: width for name, width in ports._asdict().items() if name in NETWORKS[kind].takes})
+    network = NETWORKS[kind](Shapes((channels, *[image_size] * dims), out_channels, ports), **options)
     if dims == 2:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
     return network

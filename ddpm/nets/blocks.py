@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -91,6 +92,48 @@ def _is_cpu_bf16(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """What the blocks of one U-Net have in common: they differ in nothing but their channels.
+
+    Attributes:
+        dims: 2 for images, 1 for sequences.
+        time_width: of the embedding of the timestep.
+        tokens: width of the tokens that every attention attends to as well; 0: there are none.
+        heads: of an attention; must divide the channels.
+        head_channels: instead of `heads`: so many channels a head.
+        groups: of every GroupNorm; must divide the channels.
+        norm_epsilon: of every GroupNorm.
+        scale_shift: the embedding scales and shifts the second norm of a residual block (AdaGN, Dhariwal & Nichol 2021,
+            eq. 3), else it is added before it.
+        rescale_residuals: by 1/√2 every sum of a block's input and output.
+        resample: `conv`: strided convolution and nearest neighbour + convolution; `plain`: average pooling and nearest
+            neighbour; `residual`: residual blocks that do the same (BigGAN, Brock et al. 2019, figure 15).
+        downsample_padding: of `conv`: `symmetric`, or `asymmetric`: at each side's end alone, as TensorFlow does.
+    """
+
+    dims: int = 2
+    time_width: int
+    tokens: int = 0
+    heads: int = 1
+    head_channels: int | None = None
+    groups: int = 32
+    norm_epsilon: float = 1e-5
+    dropout: float = 0.1
+    scale_shift: bool = False
+    rescale_residuals: bool = False
+    resample: str = "conv"
+    downsample_padding: str = "symmetric"
+
+    @property
+    def conv(self) -> type[nn.Conv1d] | type[nn.Conv2d]:
+        """The convolution of such data."""
+        return CONVOLUTIONS[self.dims]
+
+    def norm(self, channels: int) -> GroupNorm:
+        return GroupNorm(self.groups, channels, self.norm_epsilon)
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv; the time embedding; GroupNorm, SiLU, dropout, conv; plus the input.
 
@@ -101,32 +144,21 @@ class ResidualBlock(nn.Module):
         self,
         channels: int,
         out_channels: int,
-        time_width: int,
-        *,
-        groups: int,
-        dropout: float,
-        dims: int = 2,
-        epsilon: float = 1e-5,
-        scale_shift: bool = False,
-        rescale: bool = False,
+        style: Style,
         resample: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """
         Args:
-            epsilon: of the norms.
-            scale_shift: AdaGN (Dhariwal & Nichol 2021, eq. 3).
-            rescale: the sum with the input by 1/√2.
-            resample: what changes the side, of the branch (between its first SiLU and conv) and of the input alike:
-                BigGAN's residual up- or downsampling (Brock et al. 2019, figure 15).
+            resample: what changes the side, of the branch (between its first SiLU and conv) and of the input alike.
         """
         super().__init__()
-        conv = CONVOLUTIONS[dims]
-        self.scale_shift, self.rescale, self.resample = scale_shift, rescale, resample
-        self.norm1 = GroupNorm(groups, channels, epsilon)
+        conv = style.conv
+        self.scale_shift, self.rescale, self.resample = style.scale_shift, style.rescale_residuals, resample
+        self.norm1 = style.norm(channels)
         self.conv1 = conv(channels, out_channels, 3, padding=1)
-        self.time = nn.Linear(time_width, 2 * out_channels if scale_shift else out_channels)
-        self.norm2 = GroupNorm(groups, out_channels, epsilon)
-        self.dropout = nn.Dropout(dropout)
+        self.time = nn.Linear(style.time_width, 2 * out_channels if style.scale_shift else out_channels)
+        self.norm2 = style.norm(out_channels)
+        self.dropout = nn.Dropout(style.dropout)
         self.conv2 = zero_initialised(conv(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else conv(channels, out_channels, 1)
 
@@ -154,28 +186,14 @@ class AttentionBlock(nn.Module):
     2022, GLIDE, §2.3).
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        groups: int,
-        heads: int,
-        dims: int = 2,
-        epsilon: float = 1e-5,
-        rescale: bool = False,
-        tokens: int = 0,
-    ) -> None:
-        """
-        Args:
-            tokens: width of the tokens that are attended to as well; 0: there are none.
-        """
+    def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        conv = CONVOLUTIONS[dims]
-        self.heads, self.rescale = heads, rescale
-        self.norm = GroupNorm(groups, channels, epsilon)
-        self.qkv = conv(channels, 3 * channels, 1)
-        self.out = zero_initialised(conv(channels, channels, 1))
-        self.token_kv = nn.Linear(tokens, 2 * channels) if tokens else None
+        self.heads = channels // style.head_channels if style.head_channels else style.heads
+        self.rescale = style.rescale_residuals
+        self.norm = style.norm(channels)
+        self.qkv = style.conv(channels, 3 * channels, 1)
+        self.out = zero_initialised(style.conv(channels, channels, 1))
+        self.token_kv = nn.Linear(style.tokens, 2 * channels) if style.tokens else None
 
     def forward(self, x: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """
@@ -217,17 +235,12 @@ class NoAttention(nn.Identity):
 class Downsample(nn.Module):
     """Halve the side: a strided convolution, or average pooling."""
 
-    def __init__(self, channels: int, *, dims: int = 2, learned: bool = True, padding: str = "symmetric") -> None:
-        """
-        Args:
-            learned: convolve.
-            padding: of the convolution: `symmetric`, or `asymmetric`: at each side's end alone, as TensorFlow does.
-        """
+    def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
         # Two numbers a side: F.pad's (before, after).
-        self.padding = (0, 1) * dims if padding == "asymmetric" else None
-        conv = CONVOLUTIONS[dims]
-        self.conv = conv(channels, channels, 3, stride=2, padding=0 if self.padding else 1) if learned else None
+        self.padding = (0, 1) * style.dims if style.downsample_padding == "asymmetric" else None
+        learned, padding = style.resample == "conv", 0 if self.padding else 1
+        self.conv = style.conv(channels, channels, 3, stride=2, padding=padding) if learned else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """`time` is there for the residual blocks that stand in this one's place."""
@@ -239,9 +252,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the side: nearest neighbour, then a convolution if it is to be learned."""
 
-    def __init__(self, channels: int, *, dims: int = 2, learned: bool = True) -> None:
+    def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        self.conv = CONVOLUTIONS[dims](channels, channels, 3, padding=1) if learned else None
+        self.conv = style.conv(channels, channels, 3, padding=1) if style.resample == "conv" else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """`time` is there for the residual blocks that stand in this one's place."""

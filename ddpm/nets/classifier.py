@@ -3,7 +3,6 @@ Nichol 2021, §4, table 12)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.nets.blocks import GroupNorm, attend
-from ddpm.nets.condition import NOTHING, Condition
+from ddpm.nets.blocks import attend
+from ddpm.nets.condition import NOTHING, Condition, Shapes
 from ddpm.nets.unet import Encoder
 
 
@@ -43,42 +42,33 @@ class Classifier(Encoder):
 
     def __init__(
         self,
-        image_size: int,
-        channels: int,
+        shapes: Shapes,
         *,
-        out_channels: int | None = None,
-        dims: int = 2,
         width: int = 128,
         multipliers: Sequence[float] = (1, 2, 3, 4),
         head_channels: int = 64,
-        groups: int = 32,
-        norm_epsilon: float = 1e-5,
         **options: Any,
     ) -> None:
         """
         Args:
-            out_channels: K, the number of classes; by default 1, for what counts operations or memory.
+            shapes: `out_channels` is K, the number of classes; by default 1, for what counts operations or memory.
             options: the others of `Encoder`.
 
         Raises:
             ValueError: the numbers do not fit together; the message names the key.
         """
         super().__init__(
-            image_size,
-            channels,
-            dims=dims,
+            shapes,
             width=width,
             stem_width=round(width * multipliers[0]),
             multipliers=multipliers,
             head_channels=head_channels,
-            groups=groups,
-            norm_epsilon=norm_epsilon,
             **options,
         )
         bottom = self._levels[-1][0]
-        positions = math.prod([image_size // 2 ** (len(multipliers) - 1)] * dims)
-        self.out_norm = GroupNorm(groups, bottom, norm_epsilon)
-        self.pool = AttentionPool(bottom, positions, out_channels or 1, bottom // head_channels)
+        positions = (shapes.side // 2 ** (len(multipliers) - 1)) ** shapes.dims
+        self.out_norm = self._style.norm(bottom)
+        self.pool = AttentionPool(bottom, positions, shapes.out_channels or 1, bottom // head_channels)
 
     def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
         """x [N, C, H, W] noisy images, t [N] integer timesteps → logits [N, K]."""

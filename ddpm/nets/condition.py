@@ -40,6 +40,35 @@ class Ports(NamedTuple):
     maps: int = 0
 
 
+class Shapes(NamedTuple):
+    """What a network is built for.
+
+    Attributes:
+        x: of a datum, (C, *sides), all sides equal; (C,) for points.
+        out_channels: of the output; None: the network's default, for most the C of x.
+        ports: how wide they are.
+    """
+
+    x: tuple[int, ...]
+    out_channels: int | None = None
+    ports: Ports = Ports()
+
+    @property
+    def channels(self) -> int:
+        """Of x; for points, their coordinates."""
+        return self.x[0]
+
+    @property
+    def side(self) -> int:
+        """The side of an image, the length of a sequence; points have none."""
+        return self.x[1]
+
+    @property
+    def dims(self) -> int:
+        """Axes beside the channels: 2 for images, 1 for sequences, 0 for points."""
+        return len(self.x) - 1
+
+
 NOTHING = Condition()
 
 

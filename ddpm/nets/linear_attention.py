@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm.nets.blocks import CONVOLUTIONS, attend, double
-from ddpm.nets.condition import NOTHING, Condition, Network, embedded
+from ddpm.nets.condition import NOTHING, Condition, Network, Shapes, embedded
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.unet import level_sides
 
@@ -148,11 +148,8 @@ class LinearAttentionUNet(Network):
 
     def __init__(
         self,
-        image_size: int,
-        channels: int,
+        shapes: Shapes,
         *,
-        out_channels: int | None = None,
-        dims: int = 2,
         width: int = 64,
         multipliers: Sequence[int] = (1, 2, 4, 8),
         heads: int = 4,
@@ -165,10 +162,7 @@ class LinearAttentionUNet(Network):
     ) -> None:
         """
         Args:
-            image_size: the side, or a sequence's length; must halve evenly once a level but the last.
-            channels: of the data.
-            out_channels: of the output; the data's by default, twice as many where the variance is learned.
-            dims: 1 for sequences, 2 for images.
+            shapes: the side must halve evenly once a level but the last.
             width: channels of the first convolution, even and at least 4; a level has width × multiplier.
             heads, head_width: of every attention; their product need not be the level's channels.
             memory: learned keys and values in every attention.
@@ -181,7 +175,8 @@ class LinearAttentionUNet(Network):
             ValueError: the numbers do not fit together; the message names the key.
         """
         super().__init__()
-        level_sides(image_size, len(multipliers))
+        dims = shapes.dims
+        level_sides(shapes.side, len(multipliers))
         _check(dims, width, len(multipliers), full_attention, downsample)
         self.width = width
         conv = CONVOLUTIONS[dims]
@@ -206,7 +201,7 @@ class LinearAttentionUNet(Network):
             return conv(c_in, c_out, 3, padding=1)
 
         self.time_mlp = nn.Sequential(nn.Linear(width, time_width), nn.GELU(), nn.Linear(time_width, time_width))
-        self.stem = conv(channels, width, 7, padding=3)
+        self.stem = conv(shapes.channels, width, 7, padding=3)
         self.down = nn.ModuleList(
             Stage(
                 residual(c_in, c_in),
@@ -229,7 +224,7 @@ class LinearAttentionUNet(Network):
             for level, (c_in, c_out) in reversed(levels)
         )
         self.out_block = residual(2 * width, width)
-        self.out_conv = conv(width, out_channels or channels, 1)
+        self.out_conv = conv(width, shapes.out_channels or shapes.channels, 1)
 
     def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
         """x [N, C, ...] noisy data, t [N] integer timesteps → [N, out_channels, ...].

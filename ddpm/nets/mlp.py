@@ -8,7 +8,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.nets.condition import NOTHING, Condition, Network, embedded
+from ddpm.nets.condition import NOTHING, Condition, Network, Shapes, embedded
 from ddpm.nets.embeddings import timestep_embedding
 
 
@@ -31,23 +31,9 @@ class MLP(Network):
     axes = (0,)
     takes = frozenset({"vector"})
 
-    def __init__(
-        self,
-        image_size: int,
-        channels: int,
-        *,
-        out_channels: int | None = None,
-        dims: int = 0,
-        width: int = 128,
-        layers: int = 4,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, shapes: Shapes, *, width: int = 128, layers: int = 4, dropout: float = 0.0) -> None:
         """
         Args:
-            image_size: unused: a point has no sides.
-            channels: coordinates of a point.
-            out_channels: of the output; the points' by default, twice as many where the variance is learned.
-            dims: 0: points have no axis beside their coordinates.
             width: of every layer, even.
             layers: residual ones.
 
@@ -59,11 +45,11 @@ class MLP(Network):
             raise ValueError(f"width must be even, found {width}")
         self.width = self.vector_width = width
         self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.stem = nn.Linear(channels, width)
+        self.stem = nn.Linear(shapes.channels, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
         self.out_norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, out_channels or channels)
+        self.out = nn.Linear(width, shapes.out_channels or shapes.channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,19 +12,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm.nets.blocks import (
-    CONVOLUTIONS,
     AttentionBlock,
     Downsample,
-    GroupNorm,
     NoAttention,
     ResidualBlock,
+    Style,
     Upsample,
     double,
     halve,
     initialise_by_fans,
     zero_initialised,
 )
-from ddpm.nets.condition import NOTHING, Condition, Network, embedded
+from ddpm.nets.condition import NOTHING, Condition, Network, Shapes, embedded
 from ddpm.nets.embeddings import timestep_embedding
 
 
@@ -49,95 +47,59 @@ class Encoder(Network):
 
     def __init__(
         self,
-        image_size: int,
-        channels: int,
+        shapes: Shapes,
         *,
-        dims: int = 2,
         width: int = 128,
         stem_width: int | None = None,
         multipliers: Sequence[float] = (1, 2, 2, 2),
         blocks: int = 2,
         attention_resolutions: Sequence[int] = (16,),
         middle_attention: bool = True,
-        heads: int = 1,
-        head_channels: int | None = None,
-        groups: int = 32,
-        norm_epsilon: float = 1e-5,
-        dropout: float = 0.1,
-        scale_shift: bool = False,
-        resample: str = "conv",
-        downsample_padding: str = "symmetric",
-        rescale_residuals: bool = False,
         frequency_shift: int = 1,
         timestep_scale: float = 1.0,
         checkpointing: bool = False,
-        tokens: int = 0,
-        maps: int = 0,
+        **style: Any,
     ) -> None:
         """
         Args:
-            image_size: the side in pixels, or a sequence's length; must halve evenly once a level but the last.
-            channels: of the images.
-            dims: 2 for images [N, C, H, W], 1 for sequences [N, C, L].
+            shapes: the side must halve evenly once a level but the last.
             width: the timestep is embedded in this many numbers, even; a level has width × multiplier channels.
             stem_width: channels of the first convolution; `width` by default.
             blocks: residual blocks a level on the way down.
             attention_resolutions: the sides, in pixels, whose blocks are followed by self-attention.
             middle_attention: self-attention between the two blocks at the bottom too.
-            heads: attention heads; must divide the channels where there is attention.
-            head_channels: instead of `heads`: so many channels a head.
-            groups: of every GroupNorm; must divide every level's channels.
-            norm_epsilon: of every GroupNorm.
-            scale_shift: the time embedding scales and shifts the second norm of every block (AdaGN), else it is added.
-            resample: `conv`: strided convolution and nearest neighbour + convolution; `plain`: average pooling and
-                nearest neighbour; `residual`: residual blocks that do the same (BigGAN).
-            downsample_padding: of `conv`: `symmetric`, or `asymmetric`: at each side's end alone, as TensorFlow does.
-            rescale_residuals: by 1/√2 every sum of a block's input and output.
             frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
             timestep_scale: what t is multiplied by before it is embedded.
             checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
-            tokens: width of the port `tokens`; 0: the network has no such port.
-            maps: of the port `maps`, how many; 0: the network has no such port.
+            style: of the blocks: the options of `Style`.
 
         Raises:
             ValueError: the numbers do not fit together; the message names the key.
         """
         super().__init__()
+        tokens, maps = shapes.ports
         stem_width = stem_width or width
-        sides = level_sides(image_size, len(multipliers))
-        widths = [round(width * multiplier) for multiplier in multipliers]
-        _check_channels(width, [stem_width, *widths], groups)
-        _check_attention(sides, widths, attention_resolutions, middle_attention, heads, head_channels)
-        if tokens and not attention_resolutions and not middle_attention:
-            raise ValueError("attention_resolutions is empty and middle_attention false, so nothing attends to tokens")
         self.width, self.checkpointing = width, checkpointing
         self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
         self.vector_width = time_width = 4 * width
-        self._parts = parts = _Parts(
-            dims=dims,
-            time_width=time_width,
-            groups=groups,
-            epsilon=norm_epsilon,
-            dropout=dropout,
-            scale_shift=scale_shift,
-            rescale=rescale_residuals,
-            heads=heads,
-            head_channels=head_channels,
-            resample=resample,
-            downsample_padding=downsample_padding,
-            tokens=tokens,
-        )
+        self._style = Style(dims=shapes.dims, time_width=time_width, tokens=tokens, **style)
+        sides = level_sides(shapes.side, len(multipliers))
+        widths = [round(width * multiplier) for multiplier in multipliers]
+        _check_channels(width, [stem_width, *widths], self._style.groups)
+        _check_attention(sides, widths, attention_resolutions, middle_attention, self._style)
+        if tokens and not attention_resolutions and not middle_attention:
+            raise ValueError("attention_resolutions is empty and middle_attention false, so nothing attends to tokens")
         self._levels = [(c, side in attention_resolutions) for side, c in zip(sides, widths, strict=True)]
 
         self.time_mlp = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
-        self.stem = CONVOLUTIONS[dims](channels, stem_width, 3, padding=1)
-        self.down, self._skips = _way_down(parts, stem_width, self._levels, blocks)
-        self.middle_in = parts.residual(widths[-1], widths[-1])
-        self.middle_attention = parts.attention(widths[-1], middle_attention)
-        self.middle_out = parts.residual(widths[-1], widths[-1])
+        self.stem = self._style.conv(shapes.channels, stem_width, 3, padding=1)
+        self.down, self._skips = _way_down(self._style, stem_width, self._levels, blocks)
+        self.middle_in = ResidualBlock(widths[-1], widths[-1], self._style)
+        self.middle_attention = _attention(widths[-1], self._style, middle_attention)
+        self.middle_out = ResidualBlock(widths[-1], widths[-1], self._style)
         # A convolution of x and the maps together is the sum of one of each. So the weights for x have the same name
         # and shape with maps and without.
-        self.stem_maps = CONVOLUTIONS[dims](maps, stem_width, 3, padding=1, bias=False) if maps else None
+        self.stem_maps = self._style.conv(maps, stem_width, 3, padding=1, bias=False) if maps else None
 
     def encode(self, x: Tensor, t: Tensor, c: Condition) -> tuple[Tensor, Tensor, list[Tensor]]:
         """x [N, C, H, W], t [N] → the bottom [N, width × last multiplier, …], the embedding [N, 4 width] that blocks
@@ -185,22 +147,9 @@ class UNet(Encoder):
 
     takes = Encoder.takes | {"residuals"}
 
-    def __init__(
-        self,
-        image_size: int,
-        channels: int,
-        *,
-        out_channels: int | None = None,
-        dims: int = 2,
-        blocks: int = 2,
-        groups: int = 32,
-        norm_epsilon: float = 1e-5,
-        init: str = "torch",
-        **options: Any,
-    ) -> None:
+    def __init__(self, shapes: Shapes, *, blocks: int = 2, init: str = "torch", **options: Any) -> None:
         """
         Args:
-            out_channels: of the output; the images' by default, twice as many where the variance is learned.
             blocks: residual blocks a level on the way down, and one more on the way up.
             init: `torch`: its defaults; `fan_avg`: as Ho et al.'s code (`blocks.initialise_by_fans`).
             options: the others of `Encoder`.
@@ -208,13 +157,12 @@ class UNet(Encoder):
         Raises:
             ValueError: the numbers do not fit together; the message names the key.
         """
-        super().__init__(
-            image_size, channels, dims=dims, blocks=blocks, groups=groups, norm_epsilon=norm_epsilon, **options
-        )
-        self.up = _way_up(self._parts, list(self._skips), self._levels, blocks)
+        super().__init__(shapes, blocks=blocks, **options)
+        self.up = _way_up(self._style, list(self._skips), self._levels, blocks)
         first = self._levels[0][0]
-        self.out_norm = GroupNorm(groups, first, norm_epsilon)
-        self.out_conv = zero_initialised(CONVOLUTIONS[dims](first, out_channels or channels, 3, padding=1))
+        self.out_norm = self._style.norm(first)
+        out_channels = shapes.out_channels or shapes.channels
+        self.out_conv = zero_initialised(self._style.conv(first, out_channels, 3, padding=1))
         if init == "fan_avg":
             initialise_by_fans(self)
 
@@ -238,67 +186,22 @@ class UNet(Encoder):
         return self.out_conv(F.silu(self.out_norm(h)))
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Makes the parts of one network, which differ by nothing but their channels."""
+def _attention(c: int, style: Style, wanted: bool) -> nn.Module:
+    return AttentionBlock(c, style) if wanted else NoAttention()
 
-    dims: int
-    time_width: int
-    groups: int
-    epsilon: float
-    dropout: float
-    scale_shift: bool
-    rescale: bool
-    heads: int
-    head_channels: int | None
-    resample: str
-    downsample_padding: str
-    tokens: int
 
-    def residual(self, c_in: int, c_out: int, resample: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
-        return ResidualBlock(
-            c_in,
-            c_out,
-            self.time_width,
-            groups=self.groups,
-            dropout=self.dropout,
-            dims=self.dims,
-            epsilon=self.epsilon,
-            scale_shift=self.scale_shift,
-            rescale=self.rescale,
-            resample=resample,
-        )
+def _downsample(c: int, style: Style) -> nn.Module:
+    return ResidualBlock(c, c, style, halve) if style.resample == "residual" else Downsample(c, style)
 
-    def attention(self, c: int, wanted: bool) -> nn.Module:
-        if not wanted:
-            return NoAttention()
-        return AttentionBlock(
-            c,
-            groups=self.groups,
-            heads=c // self.head_channels if self.head_channels else self.heads,
-            dims=self.dims,
-            epsilon=self.epsilon,
-            rescale=self.rescale,
-            tokens=self.tokens,
-        )
 
-    def downsample(self, c: int) -> nn.Module:
-        if self.resample == "residual":
-            return self.residual(c, c, halve)
-        return Downsample(c, dims=self.dims, learned=self.resample == "conv", padding=self.downsample_padding)
-
-    def upsample(self, c: int) -> nn.Module:
-        if self.resample == "residual":
-            return self.residual(c, c, double)
-        return Upsample(c, dims=self.dims, learned=self.resample == "conv")
+def _upsample(c: int, style: Style) -> nn.Module:
+    return ResidualBlock(c, c, style, double) if style.resample == "residual" else Upsample(c, style)
 
 
 # The order in which modules are made is the order in which they draw their initial weights.
 
 
-def _way_down(
-    parts: _Parts, c: int, levels: Sequence[tuple[int, bool]], blocks: int
-) -> tuple[nn.ModuleList, list[int]]:
+def _way_down(style: Style, c: int, levels: Sequence[tuple[int, bool]], blocks: int) -> tuple[nn.ModuleList, list[int]]:
     """The levels on the way down, and the channels of every skip.
 
     Args:
@@ -309,27 +212,27 @@ def _way_down(
     for number, (c_level, attends) in enumerate(levels):
         residuals, attentions = [], []
         for _ in range(blocks):
-            residuals.append(parts.residual(c, c_level))
-            attentions.append(parts.attention(c_level, attends))
+            residuals.append(ResidualBlock(c, c_level, style))
+            attentions.append(_attention(c_level, style, attends))
             c = c_level
             skips.append(c)
         last = number == len(levels) - 1
-        way.append(Level(residuals, attentions, None if last else parts.downsample(c)))
+        way.append(Level(residuals, attentions, None if last else _downsample(c, style)))
         if not last:
             skips.append(c)
     return way, skips
 
 
-def _way_up(parts: _Parts, skips: list[int], levels: Sequence[tuple[int, bool]], blocks: int) -> nn.ModuleList:
+def _way_up(style: Style, skips: list[int], levels: Sequence[tuple[int, bool]], blocks: int) -> nn.ModuleList:
     """The levels on the way up, whose blocks take up the skips from the last to the first."""
     way, c = nn.ModuleList(), levels[-1][0]
     for number, (c_level, attends) in reversed(list(enumerate(levels))):
         residuals, attentions = [], []
         for _ in range(blocks + 1):
-            residuals.append(parts.residual(c + skips.pop(), c_level))
-            attentions.append(parts.attention(c_level, attends))
+            residuals.append(ResidualBlock(c + skips.pop(), c_level, style))
+            attentions.append(_attention(c_level, style, attends))
             c = c_level
-        way.append(Level(residuals, attentions, parts.upsample(c) if number > 0 else None))
+        way.append(Level(residuals, attentions, _upsample(c, style) if number > 0 else None))
     return way
 
 
@@ -361,8 +264,7 @@ def _check_attention(
     widths: Sequence[int],
     attention_resolutions: Sequence[int],
     middle_attention: bool,
-    heads: int,
-    head_channels: int | None,
+    style: Style,
 ) -> None:
     """Refuse attention that cannot be built, in the words of the configuration."""
     if missing := set(attention_resolutions) - set(sides):
@@ -370,6 +272,7 @@ def _check_attention(
             f"attention_resolutions names {sorted(missing)}, "
             f"but the levels are {', '.join(map(str, sides))} pixels a side"
         )
+    heads, head_channels = style.heads, style.head_channels
     if head_channels and heads != 1:
         raise ValueError(f"heads is {heads} and head_channels is {head_channels}: give one of them")
     key, value = ("head_channels", head_channels) if head_channels else ("heads", heads)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ddpm.nets.condition import NOTHING, Condition, Network
+from ddpm.nets.condition import NOTHING, Condition, Network, Shapes
 
 
 class VAE(Network):
@@ -20,22 +20,10 @@ class VAE(Network):
 
     axes = (0, 1, 2)
 
-    def __init__(
-        self,
-        image_size: int,
-        channels: int,
-        *,
-        out_channels: int | None = None,
-        dims: int = 2,
-        latent: int = 16,
-        hidden: Sequence[int] = (512, 256),
-    ) -> None:
+    def __init__(self, shapes: Shapes, *, latent: int = 16, hidden: Sequence[int] = (512, 256)) -> None:
         """
         Args:
-            image_size: the side, or a sequence's length; unused of points.
-            channels: of the data.
-            out_channels: the data's; no variance of a reverse step is learned.
-            dims: 2 for images, 1 for sequences, 0 for points.
+            shapes: the output has the channels of x: no variance of a reverse step is learned.
             latent: numbers of z, at most those of a datum.
             hidden: widths of the encoder's layers, from the data on; the decoder's are the same in reverse.
 
@@ -43,12 +31,14 @@ class VAE(Network):
             ValueError: a number does not fit; the message names the key.
         """
         super().__init__()
-        self.shape = (channels, *[image_size] * dims)
+        self.shape = shapes.x
         numbers = math.prod(self.shape)
         if latent > numbers:
             raise ValueError(f"latent is {latent}, but a datum has only {numbers} numbers")
-        if out_channels not in (None, channels):
-            raise ValueError(f"kind: vae answers with the data's {channels} channels, not with {out_channels}")
+        if shapes.out_channels not in (None, shapes.channels):
+            raise ValueError(
+                f"kind: vae answers with the data's {shapes.channels} channels, not with {shapes.out_channels}"
+            )
         self.latent = latent
         self.encoder = perceptron([numbers, *hidden, 2 * latent])
         self.decoder = perceptron([latent, *reversed(hidden), numbers])

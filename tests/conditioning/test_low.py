@@ -16,6 +16,7 @@ from PIL import Image
 from projects import trained_with
 from prompts import Prompt, Words
 from tiny import UNET
+from weights import awake
 
 import ddpm
 from ddpm.cli.main import main
@@ -45,13 +46,6 @@ def upsampler(condition: dict, data: dict = DATA, **options) -> ConditionalNetwo
     size, channels = data["shape"][1:]
     network = build({**UNET, **options}, image_size=size, channels=channels, ports=ports_for(columns, condition))
     return ConditionalNetwork(network, columns, condition)
-
-
-def awake(network: torch.nn.Module) -> torch.nn.Module:
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return network.eval()
 
 
 def pictures(*shape: int, seed: int = 0) -> np.ndarray:
@@ -183,7 +177,7 @@ def test_the_maps_are_the_low_image_in_the_size_of_x():
 
 
 def test_the_low_image_reaches_the_output():
-    network = awake(upsampler({"low": {"side": 4}}))
+    network = awake(upsampler({"low": {"side": 4}}), std=0.3)
     x, t = torch.randn(1, 1, 8, 8).expand(2, -1, -1, -1), torch.tensor([9, 9])
     with torch.no_grad():
         out = network(x, t, {"low": torch.from_numpy(pictures(2, 4, 4, 1))})
@@ -203,14 +197,14 @@ def test_no_noise_is_the_low_image_itself_and_what_is_added_keeps_the_variance()
     corner = noisy.maps[:, 0, 0, 0]  # one low pixel alone
     assert corner.std().item() == pytest.approx(0.6, rel=5 / 4000**0.5)
     assert (clean.vector == 0).all(), "it begins as if nothing were told"
-    awake(network)
+    awake(network, std=0.3)
     with torch.no_grad():
         two = network.low({"low": low[:2], "low_noise": torch.tensor([0.1, 0.4]), "low_gauss": gauss[:2]})
     assert not torch.allclose(two.vector[0], two.vector[1]), "the network is told how much"
 
 
 def test_gradients_reach_every_weight():
-    network = awake(upsampler(NOISY)).train()
+    network = awake(upsampler(NOISY), std=0.3).train()
     given = {column.name: torch.from_numpy(column.read(value, 2)) for column, value in zip(
         network.columns, (pictures(2, 4, 4, 1), [0.1, 0.4], np.ones((4, 4, 1), np.float32)), strict=True
     )}  # fmt: skip

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from loops import train_with
 from prompts import Prompt, Words
 from tiny import UNET
+from weights import awake
 
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.conditioning.guidance import ClassifierFree, guidable
@@ -39,16 +40,9 @@ def told(options: dict, size: int, columns: list, condition: dict, channels: int
     return ConditionalNetwork(network, columns, condition)
 
 
-def awake(network: torch.nn.Module) -> torch.nn.Module:
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return network.eval()
-
-
 @pytest.fixture
 def network() -> ConditionalNetwork:
-    return awake(told(UNET, 8, [COLUMN], {"prompt": SIZES}))
+    return awake(told(UNET, 8, [COLUMN], {"prompt": SIZES}), std=0.3)
 
 
 def captions() -> torch.Tensor:
@@ -169,7 +163,7 @@ def test_it_is_saved_beside_its_network(network: ConditionalNetwork):
 
 
 def test_gradients_reach_every_weight():
-    network = awake(told(UNET, 8, [LabelColumn(("a", "b")), COLUMN], {"prompt": SIZES})).train()
+    network = awake(told(UNET, 8, [LabelColumn(("a", "b")), COLUMN], {"prompt": SIZES}), std=0.3).train()
     given = {"prompt": captions(), "label": torch.tensor([0, 1, 1])}
     network(*inputs(), given).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
@@ -179,7 +173,7 @@ def test_gradients_reach_every_weight():
 
 def test_a_label_and_a_caption_are_both_told():
     columns = [LabelColumn(("a", "b")), COLUMN]
-    network = awake(told(UNET, 8, columns, {"prompt": SIZES}))
+    network = awake(told(UNET, 8, columns, {"prompt": SIZES}), std=0.3)
     x, t = inputs()
     label, given = {"label": torch.tensor([0, 1, 1])}, {"prompt": captions()}
     with torch.no_grad():

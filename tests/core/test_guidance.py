@@ -13,6 +13,7 @@ from ddpm.diffusion.plans import SAMPLERS, decisive_choices, plan_for, sampling_
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.nets.classifier import AttentionPool, Classifier
+from ddpm.nets.condition import Shapes
 from ddpm.training.adam import Adam
 from ddpm.training.tasks import Batch, Classify
 
@@ -35,14 +36,14 @@ PREDICTIONS = ("epsilon", "x0", "v")
 )
 def test_the_papers_classifiers_have_their_parameters(side, multipliers, blocks, parameters):
     with torch.device("meta"):
-        network = Classifier(side, 3, out_channels=1000, multipliers=multipliers, blocks=blocks, **ADM)
+        network = Classifier(Shapes((3, side, side), 1000), multipliers=multipliers, blocks=blocks, **ADM)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize("dims", [1, 2])
 def test_logits_are_of_each_datum_and_know_the_time(dims):
     torch.manual_seed(0)
-    network = Classifier(8, 3, out_channels=5, dims=dims, **TINY).eval()
+    network = Classifier(Shapes((3, *[8] * dims), 5), **TINY).eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     x, t = torch.randn(4, 3, *[8] * dims), torch.tensor([0, 10, 500, 999])

@@ -4,12 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm.nets import build
+from ddpm.nets.condition import Shapes
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.unet import UNet
 
 
 def test_the_cifar10_network_has_the_papers_size():
-    network = UNet(32, 3)
+    network = UNet(Shapes((3, 32, 32)))
     assert sum(parameter.numel() for parameter in network.parameters()) == 35_746_307
 
 
@@ -23,8 +24,7 @@ def test_the_cifar10_network_has_the_papers_size():
 @settings(max_examples=15, deadline=None)
 def test_output_is_shaped_like_the_input_and_starts_at_zero(side, channels, multipliers, blocks, heads):
     network = UNet(
-        side,
-        channels,
+        Shapes((channels, side, side)),
         width=8,
         multipliers=multipliers,
         blocks=blocks,
@@ -40,7 +40,9 @@ def test_output_is_shaped_like_the_input_and_starts_at_zero(side, channels, mult
 
 def test_every_parameter_learns_and_time_matters():
     torch.manual_seed(0)
-    network = UNet(8, 1, width=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=4, dropout=0.0)
+    network = UNet(
+        Shapes((1, 8, 8)), width=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=4, dropout=0.0
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     x = torch.randn(2, 1, 8, 8)
@@ -52,7 +54,7 @@ def test_every_parameter_learns_and_time_matters():
 
 def test_images_of_a_batch_do_not_see_each_other():
     torch.manual_seed(0)
-    network = UNet(8, 1, width=8, multipliers=(1, 2), attention_resolutions=(8,), groups=4).eval()
+    network = UNet(Shapes((1, 8, 8)), width=8, multipliers=(1, 2), attention_resolutions=(8,), groups=4).eval()
     torch.nn.init.normal_(network.out_conv.weight)
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 500, 999])
     with torch.no_grad():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from loops import train_with
+from weights import awake
 
 from ddpm.codecs.scale import ValueCodec
 from ddpm.conditioning.columns import LabelColumn
@@ -15,7 +16,8 @@ from ddpm.config.params import load_params
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import UserError
 from ddpm.model import build_network, build_process
-from ddpm.nets.blocks import ResidualBlock
+from ddpm.nets.blocks import ResidualBlock, Style
+from ddpm.nets.condition import Shapes
 from ddpm.nets.embeddings import timestep_embedding
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.unet import UNet
@@ -23,6 +25,7 @@ from ddpm.nets.vae import VAE
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4, "dropout": 0.0}
+BLOCK = {"time_width": 6, "groups": 2, "dropout": 0.0}
 OPTIONS = [
     {},
     {"scale_shift": True},
@@ -37,14 +40,6 @@ OPTIONS = [
 ]
 
 
-def awake(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random weights throughout: a fresh network says 0 whatever it is asked."""
-    torch.manual_seed(seed)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval()
-
-
 def parameters(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -52,7 +47,7 @@ def parameters(network: torch.nn.Module) -> int:
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "defaults")
 def test_every_option_in_every_dimension(options, dims):
-    network = awake(UNet(8, 3, **{**TINY, **options}, dims=dims, out_channels=6))
+    network = awake(UNet(Shapes((3, *[8] * dims), 6), **{**TINY, **options}))
     x, t = torch.randn(2, 3, *[8] * dims), torch.tensor([3, 700])
     out = network(x, t)
     assert out.shape == (2, 6, *[8] * dims)
@@ -66,8 +61,8 @@ def test_every_option_in_every_dimension(options, dims):
 def test_every_option_changes_what_is_computed(options):
     x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
     with torch.no_grad():
-        plain = awake(UNet(8, 1, **TINY))(x, t)
-        changed = awake(UNet(8, 1, **{**TINY, **options}))(x, t)
+        plain = awake(UNet(Shapes((1, 8, 8)), **TINY))(x, t)
+        changed = awake(UNet(Shapes((1, 8, 8)), **{**TINY, **options}))(x, t)
     assert not torch.allclose(plain, changed, rtol=1e-3)
 
 
@@ -75,16 +70,14 @@ def test_the_published_networks_have_their_sizes():
     """The CIFAR-10 network of improved DDPM, 52.5 M, also counted layer by layer; ADM's for ImageNet-64, 296 M."""
     options = load_params(PARAMS).models["improved-ddpm-cifar10"].network.model_dump(exclude={"kind"})
     with torch.device("meta"):
-        improved = UNet(32, 3, out_channels=6, **options)
+        improved = UNet(Shapes((3, 32, 32), 6), **options)
     assert parameters(improved) == published_size(
         3, 6, width=128, multipliers=(1, 2, 2, 2), blocks=3, attended={1, 2}, scale_shift=True, residual=False
     )
     assert round(parameters(improved) / 1e5) == 525
     with torch.device("meta"):
         adm = UNet(
-            64,
-            3,
-            out_channels=6,
+            Shapes((3, 64, 64), 6),
             width=192,
             multipliers=(1, 2, 3, 4),
             blocks=3,
@@ -143,7 +136,7 @@ def published_size(
 
 def test_scale_shift_is_equation_3_of_adm():
     """AdaGN(h, y) = y_s GroupNorm(h) + y_b, with y_s around 1."""
-    block = awake(ResidualBlock(4, 4, 6, groups=2, dropout=0.0, scale_shift=True))
+    block = awake(ResidualBlock(4, 4, Style(**BLOCK, scale_shift=True)))
     x, time = torch.randn(2, 4, 3, 3), torch.randn(2, 6)
     scale, shift = block.time(time)[:, :, None, None].chunk(2, dim=1)
     h = block.norm2(block.conv1(torch.nn.functional.silu(block.norm1(x)))) * (1 + scale) + shift
@@ -152,8 +145,8 @@ def test_scale_shift_is_equation_3_of_adm():
 
 def test_rescaled_residuals_keep_the_variance():
     torch.manual_seed(0)
-    block = awake(ResidualBlock(4, 4, 6, groups=2, dropout=0.0, rescale=True))
-    plain = ResidualBlock(4, 4, 6, groups=2, dropout=0.0)
+    block = awake(ResidualBlock(4, 4, Style(**BLOCK, rescale_residuals=True)))
+    plain = ResidualBlock(4, 4, Style(**BLOCK))
     plain.load_state_dict(block.state_dict())
     x, time = torch.randn(2, 4, 3, 3), torch.randn(2, 6)
     torch.testing.assert_close(block(x, time) * 2**0.5, plain(x, time))
@@ -161,8 +154,8 @@ def test_rescaled_residuals_keep_the_variance():
 
 def test_a_one_dimensional_network_is_the_two_dimensional_one_on_a_line():
     """A kernel that looks along one axis alone: every row of the image is then the sequence's answer."""
-    line = awake(UNet(8, 1, **TINY, dims=1))
-    plane = UNet(8, 1, **{**TINY, "resample": "conv"}).eval()
+    line = awake(UNet(Shapes((1, 8)), **TINY))
+    plane = UNet(Shapes((1, 8, 8)), **{**TINY, "resample": "conv"}).eval()
     weights = {}
     for name, tensor in plane.state_dict().items():
         value = line.state_dict()[name]
@@ -183,7 +176,7 @@ def test_recomputed_activations_give_the_same_gradients():
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
     gradients = []
     for checkpointing in (False, True):
-        network = awake(UNet(8, 1, **{**TINY, "dropout": 0.5}, checkpointing=checkpointing)).train()
+        network = awake(UNet(Shapes((1, 8, 8)), **{**TINY, "dropout": 0.5}, checkpointing=checkpointing)).train()
         torch.manual_seed(1)
         network(x, t).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
@@ -192,7 +185,7 @@ def test_recomputed_activations_give_the_same_gradients():
 
 def test_checkpointing_keeps_less():
     def saved_bytes(checkpointing: bool) -> int:
-        network = UNet(8, 1, **TINY, checkpointing=checkpointing)
+        network = UNet(Shapes((1, 8, 8)), **TINY, checkpointing=checkpointing)
         kept: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -208,7 +201,7 @@ def test_checkpointing_keeps_less():
 
 
 def test_class_labels_steer_and_none_is_none():
-    network = awake(ConditionalNetwork(UNet(8, 1, **TINY), [LabelColumn(("a", "b", "c"))]))
+    network = awake(ConditionalNetwork(UNet(Shapes((1, 8, 8)), **TINY), [LabelColumn(("a", "b", "c"))]))
     x, t = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.tensor([9, 9, 9])
     label = {"label": torch.tensor([0, 1, 2])}
     with torch.no_grad():
@@ -222,7 +215,7 @@ def test_class_labels_steer_and_none_is_none():
 @pytest.mark.parametrize("vector", ["add", "concatenate"])
 @pytest.mark.parametrize("perceptron", [False, True])
 def test_both_ways_of_a_class_into_the_linear_attention_network_learn(vector, perceptron):
-    network = LinearAttentionUNet(8, 1, width=8, multipliers=(1, 2), vector=vector)
+    network = LinearAttentionUNet(Shapes((1, 8, 8)), width=8, multipliers=(1, 2), vector=vector)
     columns, condition = [LabelColumn(("a", "b"), droppable=True)], {"label": {"perceptron": perceptron}}
     network = awake(ConditionalNetwork(network, columns, condition))
     x, t = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.tensor([9, 9, 9])
@@ -234,7 +227,7 @@ def test_both_ways_of_a_class_into_the_linear_attention_network_learn(vector, pe
 
 
 def test_what_is_to_be_concatenated_must_be_there():
-    network = LinearAttentionUNet(8, 1, width=8, multipliers=(1, 2), vector="concatenate")
+    network = LinearAttentionUNet(Shapes((1, 8, 8)), width=8, multipliers=(1, 2), vector="concatenate")
     with pytest.raises(ValueError, match=r"vector: concatenate needs a condition"):
         network(torch.randn(1, 1, 8, 8), torch.tensor([1]))
     options = {"network": {"kind": "linear-attention", "vector": "concatenate"}}
@@ -245,7 +238,7 @@ def test_what_is_to_be_concatenated_must_be_there():
 
 def test_labels_for_a_network_without_a_port_are_refused():
     with pytest.raises(ValueError, match=r"condition.label: the network takes no condition"):
-        ConditionalNetwork(VAE(8, 1), [LabelColumn(("a", "b"))])
+        ConditionalNetwork(VAE(Shapes((1, 8, 8))), [LabelColumn(("a", "b"))])
 
 
 def test_the_two_spacings_of_the_timestep_embedding():
@@ -269,11 +262,11 @@ def test_the_two_spacings_of_the_timestep_embedding():
 )
 def test_impossible_options_are_refused_in_the_users_words(options, words):
     with pytest.raises(ValueError, match=words):
-        UNet(8, 1, **{**TINY, **options})
+        UNet(Shapes((1, 8, 8)), **{**TINY, **options})
 
 
 def test_heads_need_not_fit_where_there_is_no_attention():
-    UNet(8, 1, **{**TINY, "attention_resolutions": (), "heads": 3, "middle_attention": False})
+    UNet(Shapes((1, 8, 8)), **{**TINY, "attention_resolutions": (), "heads": 3, "middle_attention": False})
 
 
 @pytest.mark.parametrize(
@@ -313,9 +306,9 @@ def test_initial_weights_of_ho():
     """Variance scaling of 1 over the mean of a unit's inputs and outputs, uniform; biases 0; what starts at 0 stays."""
     options = {**TINY, "width": 64, "groups": 32}
     torch.manual_seed(0)
-    theirs = UNet(8, 3, **options, init="fan_avg")
+    theirs = UNet(Shapes((3, 8, 8)), **options, init="fan_avg")
     torch.manual_seed(0)
-    ours = UNet(8, 3, **options)
+    ours = UNet(Shapes((3, 8, 8)), **options)
     stds = {}
     for name, weight in theirs.named_parameters():
         if name.endswith("bias"):

@@ -7,22 +7,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from weights import awake
 
 from ddpm.nets import build
-from ddpm.nets.blocks import AttentionBlock, attend, initialise_by_fans
-from ddpm.nets.condition import Condition, Ports
+from ddpm.nets.blocks import AttentionBlock, Style, attend, initialise_by_fans
+from ddpm.nets.condition import Condition, Ports, Shapes
 from ddpm.nets.unet import UNet
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4, "dropout": 0.0}
 WIDTH, MAPS = 6, 3
-
-
-def awake(network: torch.nn.Module) -> torch.nn.Module:
-    """Random weights throughout: a fresh network says 0 whatever it is asked."""
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval()
 
 
 def inputs(count: int = 2, dims: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +29,7 @@ def tokens(count: int = 2, length: int = 5) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def network() -> UNet:
-    return awake(UNet(8, 2, **TINY, tokens=WIDTH, maps=MAPS))
+    return awake(UNet(Shapes((2, 8, 8), ports=Ports(WIDTH, MAPS)), **TINY))
 
 
 @pytest.fixture
@@ -46,8 +39,8 @@ def maps() -> torch.Tensor:
 
 def test_a_network_without_ports_has_the_weights_it_had():
     plain, wide = (
-        {name: tensor.shape for name, tensor in UNet(8, 2, **TINY, **more).state_dict().items()}
-        for more in ({}, {"tokens": WIDTH, "maps": MAPS})
+        {name: tensor.shape for name, tensor in UNet(Shapes((2, 8, 8), ports=ports), **TINY).state_dict().items()}
+        for ports in (Ports(), Ports(WIDTH, MAPS))
     )
     added = {name: wide[name] for name in wide.keys() - plain.keys()}
     assert {name: wide[name] for name in plain} == plain
@@ -74,10 +67,10 @@ def test_a_port_is_built_only_where_the_network_can_have_it():
 @pytest.mark.parametrize("dims", [1, 2])
 def test_maps_are_more_channels_of_x(dims: int):
     """A convolution of x and maps side by side, whose weights are those of both side by side."""
-    network = awake(UNet(8, 2, **TINY, dims=dims, maps=MAPS))
+    network = awake(UNet(Shapes((2, *[8] * dims), ports=Ports(maps=MAPS)), **TINY))
     x, t = inputs(dims=dims)
     maps = torch.randn(2, MAPS, *[8] * dims)
-    one = awake(UNet(8, 2 + MAPS, **TINY, dims=dims, out_channels=2))
+    one = awake(UNet(Shapes((2 + MAPS, *[8] * dims), 2), **TINY))
     state = network.state_dict()
     joined = torch.cat([state["stem.weight"], state.pop("stem_maps.weight")], dim=1)
     one.load_state_dict(state | {"stem.weight": joined})
@@ -86,9 +79,9 @@ def test_maps_are_more_channels_of_x(dims: int):
 
 
 def test_zero_weights_for_maps_are_the_network_without_them_to_the_last_bit(maps):
-    network = awake(UNet(8, 2, **TINY, maps=MAPS))
+    network = awake(UNet(Shapes((2, 8, 8), ports=Ports(maps=MAPS)), **TINY))
     torch.nn.init.zeros_(network.stem_maps.weight)
-    base = UNet(8, 2, **TINY).eval()
+    base = UNet(Shapes((2, 8, 8)), **TINY).eval()
     base.load_state_dict({name: w for name, w in network.state_dict().items() if name != "stem_maps.weight"})
     x, t = inputs()
     for memory in (torch.contiguous_format, torch.channels_last):
@@ -103,7 +96,7 @@ def test_zero_weights_for_maps_are_the_network_without_them_to_the_last_bit(maps
 
 def test_tokens_stand_before_the_positions_in_an_attention():
     """Restated: softmax over the tokens' keys and the positions' own."""
-    block = awake(AttentionBlock(8, groups=4, heads=2, tokens=WIDTH))
+    block = awake(AttentionBlock(8, Style(time_width=8, groups=4, heads=2, tokens=WIDTH)))
     x, own = torch.randn(1, 8, 2, 2), tokens(1, 3)
     mask = torch.tensor([[True, False, True]])
     with torch.no_grad():
@@ -165,7 +158,7 @@ def test_the_spelt_out_attention_of_bf16_masks_alike():
 
 
 def test_the_weights_of_tokens_are_drawn_as_two_layers_by_their_fans():
-    block = AttentionBlock(64, groups=4, heads=2, tokens=32)
+    block = AttentionBlock(64, Style(time_width=8, groups=4, heads=2, tokens=32))
     initialise_by_fans(block)
     expected = math.sqrt(2 / (32 + 64))
     assert [half.std().item() for half in block.token_kv.weight.chunk(2)] == pytest.approx([expected] * 2, rel=0.05)
@@ -211,7 +204,7 @@ def test_another_number_of_residuals_is_refused(network: UNet):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_reach_every_weight(checkpointing: bool, maps):
-    network = awake(UNet(8, 2, **TINY, tokens=WIDTH, maps=MAPS, checkpointing=checkpointing)).train()
+    network = awake(UNet(Shapes((2, 8, 8), ports=Ports(WIDTH, MAPS)), **TINY, checkpointing=checkpointing)).train()
     x, t = inputs()
     told = tokens().requires_grad_()
     c = Condition(vector=torch.ones(2, network.vector_width), tokens=told, maps=maps)
@@ -222,7 +215,7 @@ def test_gradients_reach_every_weight(checkpointing: bool, maps):
 
 def test_checkpointing_has_the_same_gradients(maps):
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        network = awake(UNet(8, 2, **TINY, tokens=WIDTH, maps=MAPS, checkpointing=checkpointing)).train()
+        network = awake(UNet(Shapes((2, 8, 8), ports=Ports(WIDTH, MAPS)), **TINY, checkpointing=checkpointing)).train()
         told = tokens().requires_grad_()
         network(*inputs(), Condition(tokens=told, maps=maps)).square().mean().backward()
         return [told.grad, *(p.grad for p in network.parameters())]
@@ -236,9 +229,9 @@ def test_checkpointing_has_the_same_gradients(maps):
 )
 def test_a_condition_for_which_there_is_no_port_is_refused(told: Condition):
     with pytest.raises(ValueError, match="the network was built without this port"):
-        UNet(8, 2, **TINY)(*inputs(), told)
+        UNet(Shapes((2, 8, 8)), **TINY)(*inputs(), told)
 
 
 def test_tokens_without_an_attention_are_refused():
     with pytest.raises(ValueError, match="nothing attends to tokens"):
-        UNet(8, 2, **{**TINY, "attention_resolutions": (), "middle_attention": False}, tokens=WIDTH)
+        UNet(Shapes((2, 8, 8), ports=Ports(WIDTH)), **{**TINY, "attention_resolutions": (), "middle_attention": False})

@@ -18,6 +18,7 @@ from ddpm.diffusion.schedules import SCHEDULES, Schedule
 from ddpm.errors import UserError
 from ddpm.model import build_network, build_process
 from ddpm.nets import build
+from ddpm.nets.condition import Shapes
 from ddpm.nets.vae import VAE
 from ddpm.training.speed import accelerate
 from ddpm.training.tasks import Batch, Reconstruct
@@ -48,7 +49,7 @@ def variant(**changes):
 def test_the_loss_is_the_bound(weight, dims, channels, latent, seed):
     """E_q[−log p(x_0 | z)] with the one z, plus the KL, less log p's constant."""
     torch.manual_seed(seed)
-    network = VAE(3, channels, dims=dims, latent=min(latent, channels), hidden=(8,)).double()
+    network = VAE(Shapes((channels, *[3] * dims)), latent=min(latent, channels), hidden=(8,)).double()
     x0 = torch.rand(4, channels, *[3] * dims).double() * 2 - 1
     noise, t = torch.randn_like(x0), torch.zeros(4, dtype=torch.int64)
     losses = Reconstruct(weight).losses(network, Batch(x0, {}), t, noise)
@@ -67,7 +68,7 @@ def test_the_loss_is_the_bound(weight, dims, channels, latent, seed):
 @settings(deadline=None)
 def test_every_plan_of_its_process_is_one_decoding(sampler, schedule):
     torch.manual_seed(0)
-    network = VAE(4, 1, latent=3, hidden=(8,)).eval()
+    network = VAE(Shapes((1, 4, 4)), latent=3, hidden=(8,)).eval()
     options = {"prediction": "x0", "variance": "fixed_small", "clip": False}
     plan = sampling_plan(Schedule.named(schedule, 1), sampler=sampler, steps=1, **options)
     noise = torch.randn(5, 1, 4, 4)
@@ -78,7 +79,7 @@ def test_every_plan_of_its_process_is_one_decoding(sampler, schedule):
 
 def test_the_shapes_are_the_seeds():
     """d → 512 → 256 → (μ, log σ²), and the same backwards."""
-    network = VAE(28, 1, latent=20)
+    network = VAE(Shapes((1, 28, 28)), latent=20)
     layers = [
         [m.weight.shape[::-1] for m in half if hasattr(m, "weight")] for half in (network.encoder, network.decoder)
     ]

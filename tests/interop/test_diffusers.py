@@ -27,6 +27,8 @@ from diffusers import (
 from diffusers.training_utils import EMAModel
 from networks import answer, ours
 from safetensors.torch import save_file
+from tiny import UNET_OF_DIFFUSERS
+from weights import moved
 
 from ddpm.codecs.scale import PixelCodec
 from ddpm.conditioning.columns import LabelColumn
@@ -46,18 +48,10 @@ from ddpm.interop.diffusers import convert, find, read, write
 from ddpm.interop.diffusers.scheduler import SchedulerConfig
 from ddpm.interop.diffusers.unet import UNet2DConfig
 from ddpm.interop.published import Classes, Flags, Published
+from ddpm.nets.condition import Shapes
 from ddpm.nets.unet import UNet
 
-SMALL = {
-    "sample_size": 8,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
+SMALL = {**UNET_OF_DIFFUSERS, "in_channels": 3, "out_channels": 3}
 # As google/ddpm-cifar10-32's config.json has them, at a smaller width.
 CIFAR10 = {
     "act_fn": "silu",
@@ -101,17 +95,9 @@ PEERS = {
 SCHEDULER = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
 
 
-def randomised(network):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network.eval()
-
-
 def peer(options):
     torch.manual_seed(0)
-    return randomised(UNet2DModel(**options))
+    return moved(UNet2DModel(**options))
 
 
 def config_of(options):
@@ -220,10 +206,10 @@ def network_of_ours(options, process=None, *, classes=None, null=False, **sampli
     process = process or ProcessConfig()
     out_channels = 2 if process.variance == "learned_range" else 1
     torch.manual_seed(0)
-    network = UNet(8, 1, out_channels=out_channels, **options)
+    network = UNet(Shapes((1, 8, 8), out_channels), **options)
     if classes:
         network = ConditionalNetwork(network, [LabelColumn(tuple("abcdefgh"[:classes]), droppable=null)])
-    network = randomised(network)
+    network = moved(network)
     plan = SamplingConfig(**{"sampler": "ancestral", "steps": process.timesteps, "spacing": "leading", **sampling})
     config, codec = NetworkConfig(**options), PixelCodec((8, 8, 1))
     if not classes:

@@ -6,6 +6,7 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, Unet, Unet1D
 from denoising_diffusion_pytorch import classifier_free_guidance as guidance
 from networks import answer, ours
+from weights import moved
 
 from ddpm.conditioning.guidance import ClassifierFree
 from ddpm.errors import UserError
@@ -20,15 +21,6 @@ def flags_of(state):
 
 
 BUFFERS = dict(GaussianDiffusion(Unet(8, dim_mults=(1,)), image_size=8).named_buffers())
-
-
-def randomised(network):
-    """Gains, memories and biases away from where they start."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network.eval()
 
 
 def diffusion_around(network):
@@ -49,7 +41,7 @@ PEERS = {
 @pytest.mark.parametrize("name", PEERS)
 def test_the_network_is_theirs(name):
     torch.manual_seed(0)
-    peer = randomised(PEERS[name]())
+    peer = moved(PEERS[name]())
     state = diffusion_around(peer)
     found = convert(state, flags_of(state))
     network = ours(found)
@@ -72,7 +64,7 @@ def conditional(**options):
 )
 def test_the_conditional_network_is_theirs_with_and_without_a_class(options):
     torch.manual_seed(0)
-    peer = randomised(conditional(**options))
+    peer = moved(conditional(**options))
     found = convert(diffusion_around(peer), Flags(image_size=16))
     network = ours(found)
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in peer.parameters())
@@ -174,7 +166,7 @@ def test_a_flag_of_another_kind_is_refused(network, flags, words):
 
 def test_betas_of_no_name_are_taken_as_they_are():
     """And weights of DataParallel and of torch.compile, in half precision."""
-    peer = randomised(Unet(8, dim_mults=(1, 2)))
+    peer = moved(Unet(8, dim_mults=(1, 2)))
     diffusion = GaussianDiffusion(peer, image_size=8, timesteps=50, objective="pred_v", beta_schedule="linear")
     state = diffusion.state_dict()
     other = GaussianDiffusion(

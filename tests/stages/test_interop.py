@@ -12,7 +12,7 @@ from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, 
 from denoising_diffusion_pytorch import classifier_free_guidance as guidance
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
-from tiny import TINY_PARAMS, write_params
+from tiny import TINY_PARAMS, UNET_OF_DIFFUSERS, write_params
 from torch.utils.data import TensorDataset
 
 import ddpm
@@ -22,20 +22,9 @@ from ddpm.errors import UserError
 from ddpm.files import sha256_of
 from ddpm.interop.openai import module_names
 from ddpm.interop.published import Flags
+from ddpm.nets.condition import Shapes
 from ddpm.nets.unet import UNet
 from ddpm.stages.interop import import_model
-
-PEER = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
-
 
 GUIDED = {
     **{"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)},
@@ -47,7 +36,7 @@ SAID = ["--image-size", "8", "--num-head-channels", "32", "--noise-schedule", "c
 def saved_as_openai(path: Path, classes: int = 0, **options) -> UNet:
     """A network of ours, whose state dict is saved under their names; with an embedding of classes if asked to."""
     torch.manual_seed(0)
-    network = UNet(8, 1, out_channels=2, **GUIDED, **options)
+    network = UNet(Shapes((1, 8, 8), 2), **GUIDED, **options)
     torch.nn.init.normal_(network.out_conv.weight, std=0.1)
     torch.nn.init.normal_(network.down[0].residuals[0].conv2.weight, std=0.1)  # else no time or class is seen
     modules = dict(module_names(NetworkConfig(**GUIDED, **options), 8))
@@ -65,7 +54,7 @@ def saved_as_openai(path: Path, classes: int = 0, **options) -> UNet:
 def published(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     # Betas of no name, which go through every stage as they are.
-    DDPMPipeline(UNet2DModel(**PEER), DDPMScheduler(40, 0.002, 0.4)).save_pretrained(tmp_path / "peer")
+    DDPMPipeline(UNet2DModel(**UNET_OF_DIFFUSERS), DDPMScheduler(40, 0.002, 0.4)).save_pretrained(tmp_path / "peer")
     return tmp_path / "peer"
 
 
@@ -175,7 +164,7 @@ def conditional_of(kind: str) -> tuple[str, list[str]]:
         saved_as_openai(Path("conditional.pt"), classes=5)
         return "conditional.pt", SAID
     if kind == "diffusers":
-        peer = UNet2DModel(**PEER, num_class_embeds=5)
+        peer = UNet2DModel(**UNET_OF_DIFFUSERS, num_class_embeds=5)
         torch.nn.init.normal_(peer.conv_out.weight, std=0.1)
         DDPMPipeline(peer, DDPMScheduler()).save_pretrained("conditional")
         return "conditional", []

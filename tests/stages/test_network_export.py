@@ -10,6 +10,7 @@ from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.export.files import export_denoiser
 from ddpm.interop.published import Published
+from ddpm.nets.condition import Shapes
 from ddpm.nets.unet import UNet
 from ddpm.stages.interop import assemble
 
@@ -33,7 +34,7 @@ def test_every_option_is_exported(kind, options, tmp_path):
     import onnxruntime
 
     torch.manual_seed(0)
-    network = UNet(8, 1, **SMALL, **options, dims=len(kind.network_shape) - 1)
+    network = UNet(Shapes(kind.network_shape), **SMALL, **options)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
