@@ -42,7 +42,7 @@ _STAGES = {
     "fetch": ("stages/fetch.py", {"data"}),
     "prepare": ("stages/prepare.py", {"data"}),
     "fit-extractor": ("stages/extractor.py", {"extractor"}),
-    "train": ("stages/train.py", {"network", "condition", "process", "objective", "training"}),
+    "train": ("stages/train.py", {"network", "condition", "codec", "process", "objective", "training"}),
     "guide": ("stages/guide.py", {"evaluation", "sampling"}),
     "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),
     "export": ("stages/export.py", {"export", "sampling"}),

@@ -16,7 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ddpm.codecs.scale import Codec, KindName, codec_for
+from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
@@ -362,6 +362,24 @@ def _outputs(config: ModelConfig, channels: int, columns: Sequence[Column]) -> i
         return next((len(column.classes) for column in columns if isinstance(column, LabelColumn)), None)
     # The second half says where each pixel's variance lies in its range.
     return 2 * channels if config.process.variance == "learned_range" else channels
+
+
+def codec_of(config: ModelConfig, stored: Codec, where: str) -> Codec:
+    """What stands between the prepared data and the network of a model, by its section `codec`.
+
+    Args:
+        stored: of the prepared data.
+        where: the model is described, for errors.
+
+    Raises:
+        UserError: the section does not fit the data.
+    """
+    if config.codec.side is None:
+        return stored
+    try:
+        return smaller(stored, config.codec.side)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from None
 
 
 def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:

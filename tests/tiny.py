@@ -52,6 +52,7 @@ TINY_PARAMS = {
                 "dropout": 0.1,
             },
             "condition": {},
+            "codec": {},
             "process": {"timesteps": 50, "variance": "fixed_small"},
             "objective": {"loss": "simple"},
             "training": {

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.errors import NotFiniteError
+from ddpm.pixels import shrunk, smaller_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,6 +121,28 @@ class PixelCodec:
         refuse_not_finite(x)
         # A copy, also of one channel: torch's convolutions round by the strides, and stored images have these.
         return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
+
+
+@dataclass(frozen=True)
+class SmallerPixelCodec(PixelCodec):
+    """Pixels that are stored in more of them: `shape` is what is drawn."""
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """As of `PixelCodec`; `stored` is [N, H, W, C], a multiple of the shape's sides."""
+        return encode_pixels(shrunk(encode_pixels(stored), self.shape[:2]).contiguous())
+
+
+def smaller(stored: Codec, side: int) -> SmallerPixelCodec:
+    """The codec of a model that draws stored images in fewer pixels.
+
+    Raises:
+        ValueError: they are no images, or `side` is no proper divisor of their sides.
+    """
+    if stored.name != "images":
+        raise ValueError(f"codec.side is for images; the prepared data are {stored.name}")
+    height, width, channels = stored.shape
+    side = smaller_side("codec.side", side, height, width)
+    return SmallerPixelCodec((side, side, channels))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddpm.diffusion.noise import stream
 from ddpm.errors import brief, listed
+from ddpm.pixels import shrunk, smaller_side, to_levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +56,7 @@ class LowColumn:
 
     def derive(self, x0: Tensor, uniform: Tensor) -> Tensor:
         """As of `Derived`."""
-        squares = [(side, full // side) for side, full in zip(self.shape[:2], self.size, strict=True)]
-        return to_levels(x0.unflatten(3, squares[1]).unflatten(2, squares[0]).mean((3, 5)))
+        return shrunk(x0, self.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,7 @@ def low_columns(
         options: `side` in pixels; `noise`, the largest standard deviation in training.
     """
     height, width, channels = _image_shape("low", data)
-    side, noise = options.get("side"), options.get("noise", 0)
-    if not isinstance(side, int) or side < 1 or height % side or width % side or side >= min(height, width):
-        raise ValueError(
-            f"condition.low.side is {side}, expected a proper divisor of the images' {_size((height, width))}"
-        )
+    side, noise = smaller_side("condition.low.side", options.get("side"), height, width), options.get("noise", 0)
     shape = (side, side, channels)
     low = LowColumn(shape, (height, width))
     return (low, LowNoiseColumn(noise), LowGaussColumn(shape)) if noise else (low,)
@@ -270,11 +266,6 @@ def mask_columns(options: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[I
 def repeated(values: NDArray[Any], count: int, first: int) -> NDArray[Any]:
     """For the data `first` .. `first + count − 1`: datum i gets the value at i modulo their number."""
     return values[np.arange(first, first + count) % len(values)]
-
-
-def to_levels(x: Tensor) -> Tensor:
-    """[N, C, H, W] in about [−1, 1] → uint8 [N, H, W, C], as `PixelCodec` stores pixels."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
 def from_levels(stored: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import (
 )
 
 from ddpm.config.base import Section
+from ddpm.config.codec import CodecConfig
 from ddpm.config.condition import ConditionConfig
 from ddpm.config.network import AnyNetworkConfig, LinearAttentionConfig, NetworkConfig
 from ddpm.config.objective import ObjectiveConfig
@@ -22,6 +23,7 @@ class ModelConfig(Section):
 
     network: AnyNetworkConfig = NetworkConfig()
     condition: ConditionConfig = ConditionConfig()
+    codec: CodecConfig = CodecConfig()
     process: ProcessConfig = ProcessConfig()
     objective: ObjectiveConfig | None = None
     training: TrainingConfig | None = None

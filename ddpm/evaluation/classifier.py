@@ -16,7 +16,7 @@ from ddpm.data.store import PreparedData
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.errors import UserError
 from ddpm.evaluation.plots import Chart, charts
-from ddpm.model import Model
+from ddpm.model import Model, codec_of
 
 LEVELS = 10
 
@@ -72,13 +72,14 @@ def accuracy_by_noise(
     split, facts, process = data.split("validation"), model.card.data, model.process()
     if not model.card.config.classifies:
         raise UserError(f"models/{model.card.variant} is no classifier; run `ddpm train {model.card.variant}`")
-    if split.labels is None or facts.classes != data.manifest.classes or facts.shape != data.codec.shape:
+    codec = codec_of(model.card.config, data.codec, f"models/{model.card.variant}")
+    if split.labels is None or facts.classes != data.manifest.classes or facts.shape != codec.shape:
         raise UserError(f"models/{model.card.variant} is a classifier of other data than the prepared ones")
     steps = levels_of(process.timesteps)
     right, surprise = np.zeros(len(steps)), np.zeros(len(steps))
     for first in range(0, len(split), batch_size):
         rows = np.arange(first, min(first + batch_size, len(split)))
-        x0 = model.codec.encode(torch.from_numpy(split.rows(rows)).to(model.device))
+        x0 = codec.encode(torch.from_numpy(split.rows(rows)).to(model.device))
         label = torch.from_numpy(split.labels[rows]).to(model.device)
         noise = ImageNoise(seed, len(rows), model.codec.network_shape, first=first)
         drawn = torch.from_numpy(noise.draw()).to(model.device)

@@ -29,15 +29,16 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
         UserError: a network does not fit the data.
     """
     # These import torch, which takes 2 seconds; plans need none.
-    from ddpm.model import columns_for
+    from ddpm.model import codec_of, columns_for
     from ddpm.stages.memory import without_memory
     from ddpm.stages.train import data_facts
 
     data = PreparedData.open(root / PREPARED)
     for variant in (*params.variants, *params.guides):
         config = params.variant(variant)
-        facts = data_facts(data, config.condition.prompt, root)
-        without_memory(config, data.codec, columns_for(config, facts, f"models.{variant}"))
+        where = f"models.{variant}"
+        columns = columns_for(config, data_facts(data, config, where, root), where)
+        without_memory(config, codec_of(config, data.codec, where), columns)
 
 
 def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.conditioning.columns import Column
 from ddpm.config.model import VariantConfig
@@ -25,7 +26,7 @@ from ddpm.errors import Interrupted, UserError, ran_out
 from ddpm.evaluation.classifier import accuracy_evaluations, levels_of
 from ddpm.evaluation.likelihood import likelihood_evaluations
 from ddpm.layout import PREPARED
-from ddpm.model import check_end, columns_for
+from ddpm.model import check_end, codec_of, columns_for
 from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory
 from ddpm.stages.train import data_facts
 from ddpm.training.configured import initial, make_fast, parameter_count, train_configured
@@ -48,18 +49,20 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     """
     config, data, device = params.variant(variant), PreparedData.open(root / PREPARED), pick_device()
     check_end(config, f"models.{variant}.process")
-    columns = columns_for(config, data_facts(data, config.condition.prompt, root), f"models.{variant}")
-    unreal, shape = without_memory(config, data.codec, columns), data.codec.network_shape
+    where = f"models.{variant}"
+    codec = codec_of(config, data.codec, where)
+    columns = columns_for(config, data_facts(data, config, where, root), where)
+    unreal, shape = without_memory(config, codec, columns), codec.network_shape
     flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
     tried = None
     if free is None or needed <= free:
         try:
-            tried = _tried(params, config, data, variant, flops, columns, root)
+            tried = _tried(params, config, data, codec, variant, flops, columns, root)
         except Exception as error:
             if not ran_out(error):
                 raise
     if tried is None and (free is None or needed <= free):
-        advice = f"{no_room_for_one(data.codec, device)}: {fewer_values(config, variant)}"
+        advice = f"{no_room_for_one(codec, device)}: {fewer_values(config, variant)}"
     else:
         advice = f"which do not fit ({free_memory(device)}): {smaller(config, variant)}"
     precision = resolve_precision(config.training.precision, device)
@@ -70,7 +73,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
         *(
             tried
             or [
-                f"  operations     {flops / 1e9:.3g} GFLOP for one of the {data.codec.name}, forward and backward",
+                f"  operations     {flops / 1e9:.3g} GFLOP for one of the {codec.name}, forward and backward",
                 f"  memory         {mib(needed)} for weights, gradients, moments and averages, {advice}",
             ]
         ),
@@ -81,6 +84,7 @@ def _tried(
     params: Params,
     config: VariantConfig,
     data: PreparedData,
+    codec: Codec,
     variant: str,
     flops: int,
     columns: Sequence[Column],
@@ -96,14 +100,13 @@ def _tried(
     Raises:
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
-    options, shape, kind = config.training, data.codec.network_shape, data.codec.name
-    network, device, precision, _ = initial(params.seed, config, data.codec, columns, root=root)
+    options, shape, kind = config.training, codec.network_shape, codec.name
+    network, device, precision, _ = initial(params.seed, config, codec, columns, root=root)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
-    make_fast(network, options, data.codec, precision)
+    make_fast(network, options, codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
-    trial = _trial(
-        network, params, config, data, precision, _halved(asked, weights, activations / options.batch_size, device)
-    )
+    at_once = _halved(asked, weights, activations / options.batch_size, device)
+    trial = _trial(network, params, config, data, codec, precision, at_once)
     speed = options.batch_size / trial.step
     memory = f"{mib(weights)} for weights, gradients, moments and averages; "
     memory += f"about {mib(activations)} for a batch of {options.batch_size}"
@@ -132,7 +135,13 @@ class Trial(NamedTuple):
 
 
 def _trial(
-    network: nn.Module, params: Params, config: VariantConfig, data: PreparedData, precision: str, at_once: int
+    network: nn.Module,
+    params: Params,
+    config: VariantConfig,
+    data: PreparedData,
+    codec: Codec,
+    precision: str,
+    at_once: int,
 ) -> Trial:
     """Steps for some seconds; where the memory runs out, again with half as many at once."""
     device, ends = next(network.parameters()).device, list[float]()
@@ -141,7 +150,7 @@ def _trial(
             train_configured(
                 network,
                 config,
-                data.codec,
+                codec,
                 data.split("train"),
                 Hooks(
                     on_step=lambda step: ends.append(_now(device)),
@@ -159,7 +168,7 @@ def _trial(
         step = (timed[-1] - timed[0]) / max(len(timed) - 1, 1) or math.nan
         return Trial(step, len(timed) - 1, at_once)
     network.zero_grad(set_to_none=True)
-    return _trial(network, params, config, data, precision, (at_once + 1) // 2)
+    return _trial(network, params, config, data, codec, precision, (at_once + 1) // 2)
 
 
 def _halved(at_once: int, weights: float, each: float, device: torch.device) -> int:

@@ -35,7 +35,7 @@ def decisions(
         data: hashes of the training split, and of what a condition is made of, which decides nothing without it.
         precision: what `training.precision` comes to on this device.
     """
-    sections = ("network", "condition", "process", "objective", "training")
+    sections = ("network", "condition", "codec", "process", "objective", "training")
     values = {f"{section}.{key}": value for section in sections for key, value in decisive(getattr(config, section))}
     return {
         "configuration": values | {"training.precision": precision, "seed": seed},

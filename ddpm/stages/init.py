@@ -162,6 +162,7 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
                     "dropout": 0.0 if found.count > 1000 else 0.1,
                 },
                 "condition": {},
+                "codec": {},
                 "process": {"variance": "fixed_small"},
                 "objective": {"loss": "simple"},
                 "training": {

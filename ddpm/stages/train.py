@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 
 from ddpm import tracking
+from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.conditioning.tokenizers import fit_tokenizer
 from ddpm.config.condition import PromptConfig
-from ddpm.config.model import VariantConfig
+from ddpm.config.model import ModelConfig, VariantConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
-from ddpm.model import DataFacts, Model, TextFacts, check_end, columns_for, save
+from ddpm.model import DataFacts, Model, TextFacts, check_end, codec_of, columns_for, save
 from ddpm.stages import fingerprint
 from ddpm.stages.live_metrics import Watch
 from ddpm.stages.memory import check_room, explained
@@ -53,28 +54,37 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     config = params.variant(variant)
     check_end(config, f"models.{variant}.process")
     data = PreparedData.open(root / PREPARED)
+    codec = codec_of(config, data.codec, f"models.{variant}")
     for key in ("horizontal_flip", "sample_every"):
-        if getattr(config.training, key) and not data.codec.can_mirror:
-            raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {data.codec.name}")
+        if getattr(config.training, key) and not codec.can_mirror:
+            raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {codec.name}")
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
-        check_room(config, data.codec, pick_device(), variant)  # if it cannot be, one process says so
+        check_room(config, codec, pick_device(), variant)  # if it cannot be, one process says so
         with contextlib.chdir(root):
             launch(config.training.devices, "train", variant, params)
         return
-    with joined() as ranks, explained(config, data.codec, pick_device(), variant):
-        _train(params, config, data, ranks, variant, root)
+    with joined() as ranks, explained(config, codec, pick_device(), variant):
+        _train(params, config, data, codec, ranks, variant, root)
 
 
-def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ranks, variant: str, root: Path) -> None:
+def _train(
+    params: Params,
+    config: VariantConfig,
+    data: PreparedData,
+    codec: Codec,
+    ranks: Ranks,
+    variant: str,
+    root: Path,
+) -> None:
     """`train_variant`, in one of the processes that do it together."""
     if ranks.count > config.training.batch_size:
         raise UserError(
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
-    check_room(config, data.codec, pick_device(), variant)
-    facts = data_facts(data, config.condition.prompt, root)
-    start = initial(params.seed, config, data.codec, columns_for(config, facts, f"models.{variant}"), root=root)
+    check_room(config, codec, pick_device(), variant)
+    facts = data_facts(data, config, f"models.{variant}", root)
+    start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
     network, device, precision, base = start
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
     decided = fingerprint.decisions(config, params.seed, hashes, precision, device)
@@ -89,9 +99,9 @@ def _train(params: Params, config: VariantConfig, data: PreparedData, ranks: Ran
     with exclusive(states / "lock", f"is training {variant}") if ranks.first else contextlib.nullcontext():
         if ranks.first:
             _begin(checkpoints, decided, variant)
-        make_fast(network, config.training, data.codec, precision, ranks)
+        make_fast(network, config.training, codec, precision, ranks)
         try:
-            curve = _run(params, config, start, data, checkpoints, ranks, variant)
+            curve = _run(params, config, start, data, codec, checkpoints, ranks, variant)
         except (DivergedError, Interrupted) as error:
             if not ranks.first:
                 return  # all meet it in the same step; one says it, and ends with its code
@@ -145,15 +155,16 @@ def _run(
     config: VariantConfig,
     start: Start,
     data: PreparedData,
+    codec: Codec,
     checkpoints: Checkpoints,
     ranks: Ranks,
     variant: str,
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out; of several processes only the first is heard."""
     options, network = config.training, start.network
-    watch = Watch(config, data.codec, start.device, params.seed, data.split("validation"))
+    watch = Watch(config, codec, start.device, params.seed, data.split("validation"))
     with (
-        bar(options.steps * options.batch_size, data.codec.unit, variant, shown=ranks.first) as progress,
+        bar(options.steps * options.batch_size, codec.unit, variant, shown=ranks.first) as progress,
         stop_requests() as asked,
         tracking.live_curve() if ranks.first else contextlib.nullcontext(_unheard) as log,
     ):
@@ -186,9 +197,7 @@ def _run(
         hooks = Hooks(
             on_resume=on_resume,
             on_rewind=on_rewind,
-            on_less_memory=lambda at_once: say(
-                f"{variant}: out of memory; from now on {at_once} {data.codec.name} at once"
-            ),
+            on_less_memory=lambda at_once: say(f"{variant}: out of memory; from now on {at_once} {codec.name} at once"),
             on_losses=watch.losses,
             on_average=on_average,
             on_step=lambda step: progress.update(options.batch_size),
@@ -199,7 +208,7 @@ def _run(
         return train_configured(
             network,
             config,
-            data.codec,
+            codec,
             split,
             hooks,
             seed=params.seed,
@@ -221,18 +230,21 @@ def hashes_of(data: PreparedData, facts: DataFacts) -> dict[str, str | None]:
     }
 
 
-def data_facts(data: PreparedData, prompt: PromptConfig | None = None, root: Path = Path()) -> DataFacts:
-    """What the model shall remember of its data.
+def data_facts(data: PreparedData, config: ModelConfig, where: str = "params.yaml", root: Path = Path()) -> DataFacts:
+    """What a model keeps of the data that it is trained on.
 
     Args:
-        prompt: how it is told the captions; None: it is not.
+        where: the model is described, for errors.
         root: the project's folder.
+
+    Raises:
+        UserError: the model cannot be of such data.
     """
-    manifest, split = data.manifest, data.split("train")
+    manifest, split, prompt = data.manifest, data.split("train"), config.condition.prompt
     labels, classes = split.labels, manifest.classes or ()
     return DataFacts(
         name=manifest.name,
-        shape=manifest.shape,
+        shape=codec_of(config, data.codec, where).shape,
         classes=manifest.classes,
         mean=manifest.mean,
         std=manifest.std,

@@ -22,7 +22,7 @@ import ddpm
 from ddpm.cli.main import main
 from ddpm.conditioning.columns import LabelColumn, columns_of, derived, derived_draws, stored
 from ddpm.conditioning.network import ConditionalNetwork, ports_for
-from ddpm.conditioning.pictures import LowColumn, LowGaussColumn, LowNoiseColumn, to_levels
+from ddpm.conditioning.pictures import LowColumn, LowGaussColumn, LowNoiseColumn
 from ddpm.config.params import load_params
 from ddpm.data.loader import InMemoryImages
 from ddpm.data.store import PreparedData
@@ -33,6 +33,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.measure import check_fit
 from ddpm.files import write_json
 from ddpm.nets import build
+from ddpm.pixels import to_levels
 from ddpm.training.tasks import Denoise
 
 DATA = {"kind": "images", "shape": (8, 8, 1)}

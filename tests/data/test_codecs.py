@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ddpm.codecs.scale import PixelCodec, ValueCodec, codec_for
+from ddpm.codecs.scale import PixelCodec, ValueCodec, codec_for, smaller
+from ddpm.conditioning.pictures import LowColumn
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
@@ -62,6 +63,31 @@ def test_every_level_survives_the_round_trip():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     kind = PixelCodec((16, 16, 1))
     np.testing.assert_array_equal(kind.decode(kind.encode(levels).numpy()), levels)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.sampled_from([2, 3, 4]), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_fewer_pixels_are_the_low_image_of_an_upsampler(seed, channels, factor, side):
+    """Of one piece of code: what a base draws is of the kind that an upsampler was trained on."""
+    full = PixelCodec((factor * side, factor * side, channels))
+    stored = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (2, *full.shape), np.uint8))
+    codec = smaller(full, side)
+    assert (codec.shape, codec.network_shape) == ((side, side, channels), (channels, side, side))
+    encoded = codec.encode(stored)
+    assert encoded.is_contiguous(memory_format=torch.channels_last)
+    low = LowColumn(codec.shape, full.shape[:2]).derive(full.encode(stored), torch.empty(2, 0)).numpy()
+    np.testing.assert_array_equal(codec.decode(encoded.numpy()), low)
+    np.testing.assert_array_equal(encoded, PixelCodec(codec.shape).encode(torch.from_numpy(low)))
+    means = stored.numpy().reshape(2, side, factor, side, factor, channels).astype(float).mean((2, 4))
+    assert np.abs(low - means).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("side", [3, 8, 16])
+def test_a_side_that_does_not_divide_the_prepared_images(side):
+    with pytest.raises(ValueError, match=rf"codec.side is {side}, expected a proper divisor of the images' 8×8"):
+        smaller(PixelCodec((8, 8, 1)), side)
+    with pytest.raises(ValueError, match=r"codec.side is for images; the prepared data are points"):
+        smaller(ValueCodec("points", (2,), (0.0, 0.0), (1.0, 1.0)), side)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from finished import VARIANT
 from PIL import Image
 
 from ddpm import tracking
+from ddpm.config.model import ModelConfig
 from ddpm.config.params import load_params
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
@@ -52,7 +53,7 @@ def said_in(content: Path | bytes) -> str | None:
 
 
 def test_a_model_learns_it_from_the_manifest(credited: Path):
-    assert data_facts(PreparedData.open(Path("prepared"))).attribution == CREDIT
+    assert data_facts(PreparedData.open(Path("prepared")), ModelConfig()).attribution == CREDIT
     assert load("models/tiny").attribution == CREDIT
     assert Sampler("deploy/tiny").attribution == CREDIT
 

@@ -15,6 +15,7 @@ from tiny import TINY_PARAMS, run_cli, write_params
 
 import ddpm
 from ddpm.conditioning.guidance import ClassifierGradient
+from ddpm.config.model import ModelConfig
 from ddpm.config.params import Params, load_params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
@@ -96,7 +97,7 @@ def test_a_dry_run_tells_the_evaluations_that_its_measuring_takes(project: Path,
     sections = {**CLASSIFIER, "process": process, "sampling": {"steps": 5}}
     data = PreparedData.open(PREPARED)
     done = []
-    model = ddpm.load(untrained("classifier", Path("models"), data_facts(data), **sections))
+    model = ddpm.load(untrained("classifier", Path("models"), data_facts(data, ModelConfig()), **sections))
     accuracy_by_noise(model, data, seed=0, batch_size=100, on_data=done.append)
     count = len(data.split("validation"))
     told = dry_run(with_models(classifier=sections), "classifier")[-1]
@@ -106,7 +107,7 @@ def test_a_dry_run_tells_the_evaluations_that_its_measuring_takes(project: Path,
 
 def test_a_classifier_is_not_sampled_exported_or_built_by_the_pipeline(project: Path):
     params = with_models(classifier=CLASSIFIER)
-    facts = data_facts(PreparedData.open(PREPARED))
+    facts = data_facts(PreparedData.open(PREPARED), ModelConfig())
     untrained("classifier", Path("models"), facts, **CLASSIFIER)
     with pytest.raises(ValueError, match=r"is a classifier, which draws nothing; it guides other models: .*--guide"):
         ddpm.load("models/classifier").sample(2)
@@ -210,7 +211,7 @@ def test_guides_that_do_not_fit(data, sections, words, tmp_path, facts):
 
 
 def test_a_guide_of_params_yaml_is_the_models_own(project: Path):
-    facts = data_facts(PreparedData.open(PREPARED))
+    facts = data_facts(PreparedData.open(PREPARED), ModelConfig())
     untrained("classifier", Path("models"), facts, **CLASSIFIER)
     tiny = {**TINY_PARAMS["models"]["tiny"], "condition": {}}
     tiny["sampling"] = {"steps": 5, "guide": "models/classifier", "guidance_scale": 2.0}
@@ -229,7 +230,7 @@ def test_a_guide_of_params_yaml_is_the_models_own(project: Path):
 
 def test_a_comparison_draws_each_model_with_its_own_guide(project: Path):
     """Two models of the same weights, of which a classifier guides one."""
-    facts = data_facts(PreparedData.open(PREPARED))
+    facts = data_facts(PreparedData.open(PREPARED), ModelConfig())
     untrained("classifier", Path("models"), facts, **CLASSIFIER)
     for name in ("guided", "plain"):
         untrained(name, Path("models"), facts)
@@ -253,7 +254,7 @@ def test_a_comparison_draws_each_model_with_its_own_guide(project: Path):
 
 
 def test_the_command_line(project: Path):
-    facts = data_facts(PreparedData.open(PREPARED))
+    facts = data_facts(PreparedData.open(PREPARED), ModelConfig())
     untrained("classifier", Path("models"), facts, **CLASSIFIER)
     untrained("tiny", Path("models"), facts)
     options = ("--n", "2", "--out", "a.npz", "--steps", "2")

@@ -78,7 +78,7 @@ def test_a_checkpoint_continues_to_the_same_weights(project: Path, capsys: pytes
     prepare(params)
     data, variant = PreparedData.open(project / "prepared"), params.variant("tiny")
     # The code has changed since, and with it the name under which a training looks for its checkpoints.
-    decided = decisions(variant, params.seed, hashes_of(data, data_facts(data)), "fp32", torch.device("cpu"))
+    decided = decisions(variant, params.seed, hashes_of(data, data_facts(data, variant)), "fp32", torch.device("cpu"))
     (states,) = (path for path in (project / ".ddpm/training/tiny").iterdir() if path.is_dir())
     states.rename(states.with_name(fingerprint(decided)[:16]))
     before = ddpm.load("models/tiny").network.state_dict()

@@ -17,6 +17,7 @@ from test_classifier import CLASSIFIER, untrained, with_models
 import ddpm
 from ddpm.cli.main import main
 from ddpm.conditioning.guidance import ClassifierGradient
+from ddpm.config.model import ModelConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
@@ -305,7 +306,7 @@ def test_what_cannot_be_exported_says_so_in_a_line(by_classifier: Case, tmp_path
 
 def guided_project(**sampling: Any) -> Params:
     """Models of this folder's prepared data, untrained: `tiny`, guided by `classifier`."""
-    facts = data_facts(PreparedData.open(PREPARED))
+    facts = data_facts(PreparedData.open(PREPARED), ModelConfig())
     steep_classifier("classifier", Path("models"), facts, network=SMALL_CLASSIFIER)
     untrained("tiny", Path("models"), facts, network=BARE)
     params = with_models(classifier=CLASSIFIER)

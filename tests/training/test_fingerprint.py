@@ -96,6 +96,8 @@ def test_a_comment_or_a_docstring_decides_nothing(tmp_path, monkeypatch):
 def test_the_code_that_decides_is_what_dvc_watches():
     stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
     # DVC sees the values that params.yaml writes, and the code of their sections for those that it does not.
-    sections = {f"ddpm/config/{name}.py" for name in ("network", "condition", "process", "objective", "training")}
+    sections = {
+        f"ddpm/config/{name}.py" for name in ("network", "condition", "codec", "process", "objective", "training")
+    }
     watched = {f"ddpm/{file}" for file in fingerprint.decisive_code()} | sections | {"prepared"}
     assert set(stages["train"]["deps"]) == watched
