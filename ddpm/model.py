@@ -20,11 +20,13 @@ from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
+from ddpm.conditioning.pictures import known_part, with_known
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
+from ddpm.diffusion.known import Known
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.diffusion.process import GaussianProcess
@@ -265,7 +267,19 @@ class Model(Drawer):
         if given is None:
             given = self.given(count, seed=seed, first=first)
         noise = self.noise(count, seed, first=first)
-        return self.codec.decode(sampling.sample(self.denoiser(given), plan, noise(), noise).cpu().numpy())
+        x0 = self.run(plan, noise(), noise, given).cpu().numpy()
+        return with_known(self.codec.decode(x0), given)
+
+    def run(self, plan: SamplingPlan, x: Tensor, draw: Callable[[], Tensor], given: Given) -> Tensor:
+        """Run a plan from x_T [N, C, ...] to x_0 in about [−1, 1].
+
+        Args:
+            draw: gives the z of each row that adds noise.
+            given: a value of each column, [N, ...].
+        """
+        known = known_part(given)
+        part = None if known is None else Known(*(torch.from_numpy(each).to(self.device) for each in known))
+        return sampling.sample(self.denoiser(given), plan, x, draw, part)
 
     def noise(self, count: int, seed: int, *, first: int = 0) -> Callable[[], Tensor]:
         """Draws of the images `first` .. `first + count − 1` of a seed, [count, C, ...] on the model's device."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.diffusion.known import Known
 from ddpm.diffusion.noise import stream
 from ddpm.errors import brief, listed
 from ddpm.pixels import shrunk, smaller_side, to_levels
@@ -135,7 +136,8 @@ def low_columns(
         options: `side` in pixels; `noise`, the largest standard deviation in training.
     """
     height, width, channels = _image_shape("low", data)
-    side, noise = smaller_side("condition.low.side", options.get("side"), height, width), options.get("noise", 0)
+    side = smaller_side("condition.low.side", options.get("side"), height, width)
+    noise = _share("low.noise", options.get("noise", 0))
     shape = (side, side, channels)
     low = LowColumn(shape, (height, width))
     return (low, LowNoiseColumn(noise), LowGaussColumn(shape)) if noise else (low,)
@@ -260,7 +262,31 @@ def mask_columns(options: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[I
         options: `unknown`, see `MaskColumn`.
     """
     height, width, channels = _image_shape("mask", data)
-    return ImageColumn((height, width, channels)), MaskColumn((height, width), options.get("unknown", 0.0))
+    unknown = _share("mask.unknown", options.get("unknown", 0.0))
+    return ImageColumn((height, width, channels)), MaskColumn((height, width), unknown)
+
+
+def known_part(given: Mapping[str, NDArray[Any]]) -> Known[NDArray[Any]] | None:
+    """What is known of images, as executors take it; None: nothing.
+
+    Args:
+        given: values of columns, [N, ...]; those of `ImageColumn` and `MaskColumn` may be among them.
+    """
+    mask = given.get(MaskColumn.name)
+    if mask is None or not mask.any():
+        return None
+    x0 = np.moveaxis(given[ImageColumn.name], 3, 1).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return Known(x0, mask[:, None])
+
+
+def with_known(drawn: NDArray[Any], given: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Drawn data with what is known in its place, to the last bit.
+
+    Args:
+        given: as of `known_part`.
+    """
+    mask = given.get(MaskColumn.name)
+    return drawn if mask is None else np.where(mask[..., None], given[ImageColumn.name], drawn)
 
 
 def repeated(values: NDArray[Any], count: int, first: int) -> NDArray[Any]:
@@ -310,6 +336,16 @@ def _image_shape(key: str, data: Mapping[str, Any]) -> tuple[int, int, int]:
         raise ValueError(f"condition.{key} is for images; the data are {kind}")
     height, width, channels = shape
     return height, width, channels
+
+
+def _share(key: str, value: Any) -> float:
+    """
+    Raises:
+        ValueError: it is not in 0..1.
+    """
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"condition.{key} is {brief(value)}, expected a number in 0..1")
+    return value
 
 
 def _size(shape: tuple[int, ...]) -> str:

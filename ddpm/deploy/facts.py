@@ -55,7 +55,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], G
         raise UserError(f"{path}: damaged: {error}") from None
     try:
         _check(facts)
-        guide = _guide(facts.get("guide"))
+        guide = _guide(facts.get("guide"), facts.get("data", {}))
         plan = plan_for(facts["process"], facts["sampling"], by_classifier=guide is not None and guide.classifies)
         columns = _columns(facts)
         _check_told(columns, guide)
@@ -100,8 +100,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _guide(described: Any) -> GuideFacts | None:
+def _guide(described: Any, data: Mapping[str, Any]) -> GuideFacts | None:
     """
+    Args:
+        data: of the model, whose shape is that of the guide's too.
+
     Raises:
         ValueError: of what is wrong with the description of the guide.
     """
@@ -118,7 +121,7 @@ def _guide(described: Any) -> GuideFacts | None:
     if not isinstance(described.get("mark"), str | None):
         raise ValueError(f"`guide.mark`: expected a string, found {described['mark']!r:.50}")
     try:
-        columns = _columns(described)
+        columns = _columns({**described, "data": {**data, **described.get("data", {})}})
     except ValueError as error:
         raise ValueError(f"`guide`: {error}") from None
     if _GUIDES[kind] and not columns:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, united, untold
+from ddpm.conditioning.pictures import known_part, with_known
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
+from ddpm.diffusion.known import Known
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
@@ -180,7 +182,7 @@ class Sampler(Drawer):
         if given is None:
             given = self.given(count, seed=seed, first=first)
         noise = ImageNoise(seed, count, self.codec.network_shape, first=first)
-        return self.decode(self.run(plan, noise.draw(), noise.draw, given))
+        return with_known(self.decode(self.run(plan, noise.draw(), noise.draw, given)), given)
 
     def decode(self, x: Float32) -> NDArray[Any]:
         """What `run` returned as data: images [N, H, W, C] uint8.
@@ -206,7 +208,7 @@ class Sampler(Drawer):
             given = blank(self.columns, len(x))
         if self.in_graph and _fits_the_graph(plan, x.nbytes):
             return self._run_in_graph(plan, x, draw, given)
-        return run(self._bound(given), plan, x, draw)
+        return run(self._bound(given), plan, x, draw, known_part(given))
 
     def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
         """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""
@@ -260,6 +262,7 @@ def run(
     plan: SamplingPlan,
     x: Float32,
     draw: Callable[[], Float32],
+    known: Known[Float32] | None = None,
 ) -> Float32:
     """The numpy executor of a sampling plan; `diffusion.sampling.sample` is torch's, with the same arguments."""
     previous = earlier = np.zeros_like(x)
@@ -270,6 +273,8 @@ def run(
         out = denoise.guided(x, times, weight) if weight else denoise(x, times)  # type: ignore[attr-defined]
         shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
         x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
+        if known is not None:
+            x0 = np.where(known.mask, known.x0, x0)
         x = row.to_x0 * x0 + row.to_x * x
         if row.to_prev:
             x += row.to_prev * previous

@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ddpm.diffusion.known import Known
 from ddpm.diffusion.plans import Row, SamplingPlan
 
 # (x [N, C, ...], t [N] int64) → the network's output, [N, C, ...], or [N, 2C, ...] from one that learns its variance.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
-def sample(denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+def sample(
+    denoise: Denoiser,
+    plan: SamplingPlan,
+    x: Tensor,
+    draw: Callable[[], Tensor],
+    known: Known[Tensor] | None = None,
+) -> Tensor:
     """Run the plan from noise to images.
 
     Args:
@@ -22,18 +29,23 @@ def sample(denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], 
         plan: the sampler.
         x: x_T, [N, C, ...] standard normal, on the device to work on.
         draw: gives the z of each row that adds noise, shaped like x.
+        known: what is known of x_0.
 
     Returns:
         x_0 in about [−1, 1], shaped like x.
     """
-    for state, _ in trajectory(denoise, plan, x, draw):
+    for state, _ in trajectory(denoise, plan, x, draw, known):
         result = state
     return result
 
 
 @torch.no_grad()
 def trajectory(
-    denoise: Denoiser, plan: SamplingPlan, x: Tensor, draw: Callable[[], Tensor]
+    denoise: Denoiser,
+    plan: SamplingPlan,
+    x: Tensor,
+    draw: Callable[[], Tensor],
+    known: Known[Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """As `sample`, yielding (x after the row, the row's x̂_0) for every row."""
     previous = earlier = torch.zeros_like(x)
@@ -43,6 +55,8 @@ def trajectory(
         out = _evaluated(denoise, x, times, 0.0 if row.mean_shift else row.guidance)
         shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
         x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
+        if known is not None:
+            x0 = torch.where(known.mask, known.x0, x0)
         x = row.to_x0 * x0 + row.to_x * x
         if row.to_prev:
             x += row.to_prev * previous

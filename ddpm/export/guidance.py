@@ -50,6 +50,17 @@ def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
 
 
 @script(default_opset=op)
+def twice(given: FLOAT, row: FLOAT) -> FLOAT:
+    """Values of any type, of a column without a null value: both halves are told the same."""
+    weight = op.Gather(row, -1)
+    if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
+        given2 = op.Concat(given, given, axis=0)
+    else:
+        given2 = op.Identity(given)
+    return given2
+
+
+@script(default_opset=op)
 def away_from_half(out2: FLOAT, row: FLOAT) -> FLOAT:
     """As `conditioning.guidance.away_from`."""
     weight = op.Gather(row, -1)
@@ -117,11 +128,14 @@ class ClassifierFree(Unguided):
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         graph = GraphProto()
         graph.CopyFrom(denoiser)
-        nodes = _call(doubled, ["x", "t", "row"], [f"{DENOISER}x", f"{DENOISER}t"])
+        nodes = call(doubled, ["x", "t", "row"], [f"{DENOISER}x", f"{DENOISER}t"])
         for column in columns:
-            null = f"{column.name}.null"
-            self.initializers.append(from_array(np.array(column.null or 0, column.dtype), null))
-            nodes += _call(with_null, [column.name, null, "row"], [f"{DENOISER}{column.name}"])
+            null, doubled_values = f"{column.name}.null", [f"{DENOISER}{column.name}"]
+            if column.null is None:
+                nodes += call(twice, [column.name, "row"], doubled_values)
+                continue
+            self.initializers.append(from_array(np.array(column.null, column.dtype), null))
+            nodes += call(with_null, [column.name, null, "row"], doubled_values)
         # Another N than that of x. Without the shapes onnxruntime leaves out some of its optimisations.
         inputs = [_of_another_batch(value) for value in graph.input]
         values = [_of_another_batch(value) for value in graph.value_info]
@@ -132,7 +146,7 @@ class ClassifierFree(Unguided):
 
     def output(self, learned: bool) -> list[NodeProto]:
         functions = {"out": away_from_half, "v": told_half}
-        return [node for name in _outputs(learned) for node in _call(functions[name], [f"all.{name}", "row"], [name])]
+        return [node for name in _outputs(learned) for node in call(functions[name], [f"all.{name}", "row"], [name])]
 
 
 class Autoguidance(Unguided):
@@ -143,7 +157,7 @@ class Autoguidance(Unguided):
         self._guide = _told(guide.graph, GUIDE)
 
     def output(self, learned: bool) -> list[NodeProto]:
-        guided = _call(away_from, ["all.out", f"{GUIDE}out", "row"], ["out.guided"])
+        guided = call(away_from, ["all.out", f"{GUIDE}out", "row"], ["out.guided"])
         plain = [make_node("Identity", ["all.out"], ["out.plain"])]
         nodes = _if_weight(self._guide, guided, plain, ["out"])
         return [*nodes, *(make_node("Identity", ["all.v"], ["v"]) for name in _outputs(learned) if name == "v")]
@@ -159,8 +173,8 @@ class ClassifierGradient(Unguided):
     def output(self, learned: bool) -> list[NodeProto]:
         variance = [make_node("Identity", ["all.v"], ["v"]) for name in _outputs(learned) if name == "v"]
         told = ["all.out", "v", f"{GUIDE}gradient", f"{GUIDE}scale", "row"]
-        guided = _call(along, told, ["out.guided", "shift.guided"])
-        plain = _call(not_along, ["all.out", "x"], ["out.plain", "shift.plain"])
+        guided = call(along, told, ["out.guided", "shift.guided"])
+        plain = call(not_along, ["all.out", "x"], ["out.plain", "shift.plain"])
         return [*variance, *_if_weight(self._guide, guided, plain, ["out", "shift"])]
 
     def moved(self, x: str) -> list[NodeProto]:
@@ -227,14 +241,14 @@ def _if_weight(
         ),
         "else_branch": make_graph(plain, "plain", inputs=[], outputs=[_untyped(f"{name}.plain") for name in results]),
     }
-    return [*_call(has_weight, ["row"], ["weighed"]), make_node("If", ["weighed"], results, **branches)]
+    return [*call(has_weight, ["row"], ["weighed"]), make_node("If", ["weighed"], results, **branches)]
 
 
 def _untyped(name: str) -> ValueInfoProto:
     return make_tensor_value_info(name, TensorProto.FLOAT, None)
 
 
-def _call(function: OnnxFunction, arguments: Sequence[str], results: Sequence[str]) -> list[NodeProto]:
+def call(function: OnnxFunction, arguments: Sequence[str], results: Sequence[str]) -> list[NodeProto]:
     """The nodes of a function, between values of these names."""
     prefix = f"{function.name}.{results[0]}."
     graph = add_prefix_graph(function.to_model_proto().graph, prefix)

@@ -7,7 +7,7 @@ in any number of steps. Its inputs and outputs:
 - `plan`: float32 [S, columns], a row a step, the columns of `diffusion.plans`.
 - `timesteps`: int64 [S], what the network is told.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
-- one input for each column of a conditional model, such as `label` int64 [N].
+- one input for each column of a conditional model, such as `label` int64 [N] or `low` uint8 [N, h, w, C].
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
 - → `x0`: float32 [N, C, ...], the same in about [−1, 1]; NaN where the network's output was NaN or infinite, which
   `images` cannot show.
@@ -22,17 +22,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.compose import add_prefix_graph
-from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
+from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info, np_dtype_to_tensor_dtype
 from onnx.numpy_helper import from_array
-from onnxscript import DOUBLE, FLOAT, INT64, UINT8, script
+from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset20 as op
 
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
+from ddpm.conditioning.pictures import ImageColumn, MaskColumn
 from ddpm.diffusion.plans import COLUMNS
-from ddpm.export.guidance import NEXT, guidance_of
+from ddpm.export.guidance import NEXT, call, guidance_of
 
 # --- what a row does, and what its end is shown as, in ONNX
 
@@ -67,6 +68,20 @@ def update(
 
 
 @script(default_opset=op)
+def known_part(image: UINT8, mask: BOOL) -> tuple[FLOAT, BOOL]:
+    """As `conditioning.pictures.known_part`."""
+    x0 = op.Transpose(op.Cast(image, to=FLOAT.dtype), perm=[0, 3, 1, 2]) / 127.5 - 1.0
+    return x0, op.Unsqueeze(mask, [1])
+
+
+@script(default_opset=op)
+def put_back(after: FLOAT, held: FLOAT, row: FLOAT, x0: FLOAT, mask: BOOL) -> tuple[FLOAT, FLOAT]:
+    """The x and the x̂_0 of a row with what is known of x_0."""
+    whole = op.Where(mask, x0, held)
+    return after + op.Gather(row, 4) * (whole - held), whole
+
+
+@script(default_opset=op)
 def to_pixels(x0: FLOAT) -> UINT8:
     """As `PixelCodec.decode`."""
     return op.Transpose(op.Cast(op.Clip(op.Round((x0 + 1.0) * 127.5), 0.0, 255.0), to=UINT8.dtype), perm=[0, 2, 3, 1])
@@ -94,7 +109,7 @@ def sampler_model(
         columns: that the denoiser or the guide is told.
         guide: as for `export.guidance.guidance_of`.
     """
-    decode = _decoder(codec)
+    decode, known = _decoder(codec), _known_part(columns)
     decoded = _info(
         codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.dtype == np.uint8 else TensorProto.FLOAT
     )
@@ -106,14 +121,14 @@ def sampler_model(
         num_scan_inputs=3,
     )
     graph = make_graph(
-        [make_node("Sub", ["x", "x"], ["nothing"]), scan, *decode.node],
+        [make_node("Sub", ["x", "x"], ["nothing"]), *known, scan, *decode.node],
         "sampler",
         inputs=[
             _state("x", codec),
             _info("plan", ["S", len(COLUMNS)]),
             _info("timesteps", ["S"], TensorProto.INT64),
             _info("z", ["S", "M", *codec.network_shape]),
-            *(_info(column.name, ["N", *column.shape], TensorProto.INT64) for column in columns),
+            *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in columns),
         ],
         outputs=[decoded, _state("x0", codec)],
         initializer=decode.initializer,
@@ -135,7 +150,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         parts = make_node("Identity", [out.name], ["all.out"])
         constants = [from_array(np.zeros(1, np.float32), "v")]
     step = _prefixed(update.to_model_proto().graph, "update.")
-    x, *remembered = (output.name for output in step.output)
+    known, (x, held, previous) = _put_back(columns, [output.name for output in step.output])
     return make_graph(
         [
             make_node("Shape", ["x"], ["batch"], end=1),
@@ -144,6 +159,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
             parts,
             *guidance.output(learned),
             *step.node,
+            *known,
             *guidance.moved(x),
         ],
         "row",
@@ -153,10 +169,34 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
             _info("timestep", [], TensorProto.INT64),
             _info("z", ["M", *codec.network_shape]),
         ],
-        outputs=[_state(name, codec) for name in (NEXT, *remembered)],
+        outputs=[_state(name, codec) for name in (NEXT, held, previous)],
         initializer=[*network.initializer, *guidance.initializers, *constants],
         value_info=network.value_info,
     )
+
+
+def _known_part(columns: Sequence[Column]) -> list[NodeProto]:
+    """From the columns of a model that fills in images to `known.x0` and `known.mask`; of others nothing."""
+    if not _fills_in(columns):
+        return []
+    return call(known_part, [ImageColumn.name, MaskColumn.name], ["known.x0", "known.mask"])
+
+
+def _put_back(columns: Sequence[Column], stepped: Sequence[str]) -> tuple[list[NodeProto], Sequence[str]]:
+    """What `put_back` adds to a row of such a model, and the names of what comes of it.
+
+    Args:
+        stepped: the names of what `update` made.
+    """
+    if not _fills_in(columns):
+        return [], stepped
+    after, held, previous = stepped
+    results = ["known.next", "known.held"]
+    return call(put_back, [after, held, "row", "known.x0", "known.mask"], results), [*results, previous]
+
+
+def _fills_in(columns: Sequence[Column]) -> bool:
+    return any(column.name == MaskColumn.name for column in columns)
 
 
 def _decoder(codec: Codec) -> GraphProto:

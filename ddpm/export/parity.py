@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ddpm.conditioning.columns import Derived, derived, derived_draws
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler
-from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.files import sha256_of
@@ -38,15 +39,15 @@ def measure_parity(
     """
     # CPU against CPU: what is compared is the export, not two devices' arithmetic.
     model = _on_cpu(model)
-    plans, given = _plans(model, steps), model.given(samples)
+    plans = _plans(model, steps)
+    given = _values(model, samples, next(iter(plans.values())))
 
     def drawn(run: Callable[[SamplingPlan, Float32, Callable[[], Float32]], Float32]) -> list[Float32]:
         draws = [ImageNoise(0, samples, model.codec.network_shape).draw for _ in plans]
         return [run(plan, draw(), draw) for plan, draw in zip(plans.values(), draws, strict=True)]
 
     def by_torch(plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
-        denoise = model.denoiser(given)
-        return sampling.sample(denoise, plan, torch.from_numpy(x), lambda: torch.from_numpy(draw())).numpy()
+        return model.run(plan, torch.from_numpy(x), lambda: torch.from_numpy(draw()), given).numpy()
 
     trained = drawn(by_torch)
     files: dict[str, dict[str, Any]] = {}
@@ -70,6 +71,22 @@ def measure_parity(
         "steps": steps,
         "files": files,
     }
+
+
+def _values(model: Model, count: int, plan: SamplingPlan) -> dict[str, NDArray[Any]]:
+    """A value of each column. Those that training derives from images are derived from images that the model draws:
+    those in turn are drawn from what is derived of noise.
+    """
+    if not any(isinstance(column, Derived) for column in model.columns):
+        return model.given(count)
+    noise, draws = np.random.default_rng(0), derived_draws(model.columns)
+    x0 = model.noise(count, 0)().clamp(-1, 1)
+    for _ in range(2):
+        uniform = torch.from_numpy(noise.random((count, draws), np.float32))
+        values: dict[str, Any] = {name: value.numpy() for name, value in derived(model.columns, x0, uniform).items()}
+        given = model.given(count, **values)
+        x0 = model.codec.encode(torch.from_numpy(model.draw(count, plan, seed=0, given=given)))
+    return given
 
 
 def _on_cpu(model: Model) -> Model:

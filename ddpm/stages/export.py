@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ddpm.conditioning.columns import Derived
 from ddpm.config.params import Params
 from ddpm.deploy.runtime import Precision
-from ddpm.errors import NotFiniteError, UserError, listed
+from ddpm.errors import NotFiniteError, UserError
 from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_half, export_sampler
 from ddpm.export.parity import measure_parity
 from ddpm.files import atomic_directory, write_json
@@ -22,8 +21,8 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
     as .fp16.onnx, sampler.json, parity.json.
 
     Raises:
-        UserError: there is no model, or no such guide, the model is told pictures, or an exported one differs from it
-            by more than its tolerance; then nothing is written.
+        UserError: there is no model, or no such guide, or an exported one differs from it by more than its tolerance;
+            then nothing is written.
     """
     config = params.variant(variant)
     if config.classifies:
@@ -33,11 +32,6 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
         model.plan()
     except ValueError as error:
         raise UserError(f"models/{variant} cannot be sampled by models.{variant}.sampling: {error}") from None
-    if pictures := [column.name for column in model.columns if isinstance(column, Derived)]:
-        raise UserError(
-            f"models/{variant} is told pictures ({listed(pictures)}), which exported models cannot be; "
-            f'in Python, ddpm.load("models/{variant}") draws with it'
-        )
     options = params.export
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
     guided = model.guide is not None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import TINY_PARAMS, run_cli, write_params
+from untrained import untrained
 
 import ddpm
 from ddpm.conditioning.guidance import ClassifierGradient
@@ -24,7 +25,7 @@ from ddpm.evaluation.classifier import accuracy_by_noise
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.files import sha256_of
 from ddpm.layout import PREPARED
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
+from ddpm.model import DataFacts
 from ddpm.stages.compare import compare
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.evaluate import evaluate_variant
@@ -45,18 +46,6 @@ def with_models(**models) -> Params:
     return Params.model_validate(
         {**copy.deepcopy(TINY_PARAMS), "models": {**copy.deepcopy(TINY_PARAMS["models"]), **models}}
     )
-
-
-def untrained(name: str, directory: Path, facts: DataFacts, **sections) -> Path:
-    """A model directory with random weights."""
-    config = with_models(**{name: {**TINY_PARAMS["models"]["tiny"], **sections}}).models[name]
-    torch.manual_seed(0)
-    network = build_network(config, facts.codec, columns=columns_for(config, facts, name))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    card = ModelCard(variant=name, config=config, data=facts, training=TrainingFacts(fingerprint=name), parameters=1)
-    save(Model(network, card), directory / name)
-    return directory / name
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_classifier import CLASSIFIER, untrained, with_models
+from test_classifier import CLASSIFIER, with_models
+from untrained import export, untrained
 
 import ddpm
 from ddpm.cli.main import main
@@ -25,7 +26,6 @@ from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.errors import UserError
 from ddpm.export.files import (
     describe_sampler,
-    export_denoiser,
     export_guide,
     export_half,
     export_sampler,
@@ -76,15 +76,6 @@ def steep_classifier(name: str, directory: Path, facts: DataFacts, **sections: A
         model.network.pool.out.weight *= 1000
     save_model(model, path)
     return path
-
-
-def export(model: Model, out: Path) -> None:
-    out.mkdir()
-    networks = [out / "denoiser.onnx", out / "guide.onnx"]
-    export_denoiser(model, networks[0])
-    export_guide(model, *networks)
-    export_sampler(model, networks[0], out / "sampler.onnx", networks[1])
-    describe_sampler(model, out)
 
 
 def exported(directory: Path, guide: Path, **sections: Any) -> Case:

@@ -1,0 +1,39 @@
+"""Models with random weights, and what `ddpm export` makes of them, without a project around them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import TINY_PARAMS
+
+from ddpm.config.model import VariantConfig
+from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_sampler
+from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
+
+
+def untrained(name: str, directory: Path, facts: DataFacts, **sections: Any) -> Path:
+    """A model directory with random weights."""
+    config = VariantConfig.model_validate({**copy.deepcopy(TINY_PARAMS["models"]["tiny"]), **sections})
+    torch.manual_seed(0)
+    network = build_network(config, facts.codec, columns=columns_for(config, facts, name))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    card = ModelCard(variant=name, config=config, data=facts, training=TrainingFacts(fingerprint=name), parameters=1)
+    save(Model(network, card), directory / name)
+    return directory / name
+
+
+def export(model: Model, out: Path) -> Path:
+    """A deploy directory, in the order of `ddpm export`."""
+    out.mkdir(parents=True)
+    networks = [out / "denoiser.onnx"]
+    export_denoiser(model, networks[0])
+    if model.guide is not None:
+        networks.append(out / "guide.onnx")
+        export_guide(model, *networks)
+    export_sampler(model, networks[0], out / "sampler.onnx", *networks[1:])
+    describe_sampler(model, out)
+    return out
