@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.conditioning.columns import Derived, derived, derived_draws
-from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler
+from ddpm.conditioning.columns import Derived, Given, PromptColumn, derived, derived_draws
+from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
+from ddpm.export.text_to_image import beside
 from ddpm.files import sha256_of
 from ddpm.model import Model
 
@@ -39,8 +41,8 @@ def measure_parity(
     """
     # CPU against CPU: what is compared is the export, not two devices' arithmetic.
     model = _on_cpu(model)
-    plans = _plans(model, steps)
-    given = _values(model, samples, next(iter(plans.values())))
+    plans, prompts = _plans(model, steps), _prompts(model, samples)
+    given = _values(model, samples, next(iter(plans.values())), prompts)
 
     def drawn(run: Callable[[SamplingPlan, Float32, Callable[[], Float32]], Float32]) -> list[Float32]:
         draws = [ImageNoise(0, samples, model.codec.network_shape).draw for _ in plans]
@@ -52,8 +54,7 @@ def measure_parity(
     trained = drawn(by_torch)
     files: dict[str, dict[str, Any]] = {}
     for precision, tolerance in tolerances.items():
-        for in_graph in (False, True):
-            exported = Sampler(directory, providers=[CPU], precision=precision, in_graph=in_graph)
+        for exported in _executors(directory, precision, prompts):
             theirs = drawn(partial(exported.run, given=given))
             difference = float(max(np.abs(a - b).max() for a, b in zip(trained, theirs, strict=True)))
             files[exported.file.name] = {
@@ -73,20 +74,62 @@ def measure_parity(
     }
 
 
-def _values(model: Model, count: int, plan: SamplingPlan) -> dict[str, NDArray[Any]]:
-    """A value of each column. Those that training derives from images are derived from images that the model draws:
+def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | None) -> dict[str, NDArray[Any]]:
+    """A value of each column, `prompts` for that of its name. Those that training derives from images are derived from images that the model draws:
     those in turn are drawn from what is derived of noise.
     """
     if not any(isinstance(column, Derived) for column in model.columns):
-        return model.given(count)
+        return model.given(count, prompt=prompts)
     noise, draws = np.random.default_rng(0), derived_draws(model.columns)
     x0 = model.noise(count, 0)().clamp(-1, 1)
     for _ in range(2):
         uniform = torch.from_numpy(noise.random((count, draws), np.float32))
         values: dict[str, Any] = {name: value.numpy() for name, value in derived(model.columns, x0, uniform).items()}
-        given = model.given(count, **values)
+        given = model.given(count, prompt=prompts, **values)
         x0 = model.codec.encode(torch.from_numpy(model.draw(count, plan, seed=0, given=given)))
     return given
+
+
+class _TextToImage:
+    """text_to_image.onnx with prompts, as an executor of plans like `Sampler`."""
+
+    def __init__(self, file: Path, prompts: list[str]) -> None:
+        self.file = file
+        self._prompts = np.array(prompts, object)
+        self._session = import_onnxruntime().InferenceSession(file, providers=[CPU])
+
+    def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
+        feed = {**given, "prompt": self._prompts, "x": x}
+        feed |= {"plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+        noisy = plan.column("to_noise") != 0
+        if noisy.any():
+            feed["z"] = np.stack([draw() if row else np.zeros_like(x) for row in noisy])
+        (x0,) = self._session.run(["x0"], feed)
+        return x0
+
+
+def _executors(directory: Path, precision: Precision, prompts: list[str] | None) -> Iterator[Sampler | _TextToImage]:
+    """The exported files of a precision."""
+    for in_graph in (False, True):
+        exported = Sampler(directory, providers=[CPU], precision=precision, in_graph=in_graph)
+        yield exported
+    file = beside(exported.file)
+    if prompts is not None and file.exists():
+        yield _TextToImage(file, prompts)
+
+
+def _prompts(model: Model, count: int) -> list[str] | None:
+    """As people write them: a caption in capitals, one with a full stop, none, one with a sign that no caption has, and
+    one with more words than are kept; None of a model without prompts.
+    """
+    captions = next((column.captions for column in model.columns if isinstance(column, PromptColumn)), None)
+    if captions is None:
+        return None
+    ways = ("{upper}", "{same}.", "", "🙂 {same}", " ".join(["{same}"] * 99))
+    return [
+        way.format(same=caption, upper=caption.upper())
+        for way, caption in zip(itertools.islice(itertools.cycle(ways), count), itertools.cycle(captions), strict=False)
+    ]
 
 
 def _on_cpu(model: Model) -> Model:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+from ddpm.conditioning.columns import PromptColumn
 from ddpm.config.params import Params
 from ddpm.deploy.runtime import Precision
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_half, export_sampler
 from ddpm.export.parity import measure_parity
+from ddpm.export.text_to_image import beside, export_text_to_image, link_of
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import DEPLOY, MODELS
-from ddpm.model import load
+from ddpm.model import Model, load
 from ddpm.stages.progress import bar
 
 
 def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `deploy/V/`: denoiser.onnx, sampler.onnx, guide.onnx of a model with a guide, with export.fp16 all of them
-    as .fp16.onnx, sampler.json, parity.json.
+    """Write `deploy/V/`: denoiser.onnx, sampler.onnx, guide.onnx of a model with a guide, text_to_image.onnx of one with
+    prompts, with export.fp16 all of them as .fp16.onnx, sampler.json, parity.json.
 
     Raises:
         UserError: there is no model, or no such guide, or an exported one differs from it by more than its tolerance;
@@ -36,15 +39,15 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
     guided = model.guide is not None
     with atomic_directory(root / DEPLOY / variant) as out:
-        networks, loop = [out / "denoiser.onnx"], out / "sampler.onnx"
-        with bar((2 if options.fp16 else 1) * (2 + guided) + 1, "steps", f"export of {variant}") as progress:
+        networks, loops = [out / "denoiser.onnx"], [out / "sampler.onnx"]
+        with bar((2 if options.fp16 else 1) * (2 + guided) + 2, "steps", f"export of {variant}") as progress:
             export_denoiser(model, networks[0])
             progress.update()
             if guided:
                 networks.append(out / "guide.onnx")
                 export_guide(model, *networks)
                 progress.update()
-            export_sampler(model, networks[0], loop, *networks[1:])
+            export_sampler(model, networks[0], loops[0], *networks[1:])
             progress.update()
             if options.fp16:
                 tolerances["fp16"] = options.fp16_tolerance
@@ -52,9 +55,12 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
                 for file, half in zip(networks, halves, strict=True):
                     export_half(file, half)
                     progress.update()
-                export_sampler(model, halves[0], loop.with_suffix(".fp16.onnx"), *halves[1:])
+                loops.append(loops[0].with_suffix(".fp16.onnx"))
+                export_sampler(model, halves[0], loops[1], *halves[1:])
                 progress.update()
             describe_sampler(model, out)
+            left_out = _export_text_to_image(model, loops)
+            progress.update()
             parity = measure_parity(
                 model,
                 out,
@@ -63,6 +69,8 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
                 tolerances=tolerances,
             )
             progress.update()
+        if left_out:
+            print(f"{variant}: text_to_image.onnx is left out: {left_out}")
         run = f"over {parity['steps']} steps of {parity['sampler']}"
         for name, file in parity["files"].items():
             found, allowed = file["max_abs_difference"], file["tolerance"]
@@ -79,3 +87,19 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
                 )
             print(f"{variant}: {name} is the trained model to {found:.1e} {run} (allowed: {allowed:g})")
         write_json(out / "parity.json", parity)
+
+
+def _export_text_to_image(model: Model, samplers: Sequence[Path]) -> str | None:
+    """Write text_to_image.onnx beside each sampler.onnx, if the model takes prompts.
+
+    Returns:
+        Why they are left out, in one line; None: they are not, or the model takes no prompts.
+    """
+    if PromptColumn.name not in {column.name for column in model.columns}:
+        return None
+    try:
+        for sampler in samplers:
+            export_text_to_image({model.card.variant: link_of(model, sampler)}, beside(sampler))
+    except ValueError as error:
+        return str(error)
+    return None

@@ -1,5 +1,4 @@
-"""Tokenizers: what they learn, how they cut, and the same numbers from ONNX's operators and from an algorithm written
-out."""
+"""Tokenizers: what they learn, how they cut, and the same pairs from an algorithm written out."""
 
 from __future__ import annotations
 
@@ -14,15 +13,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
 from ddpm.conditioning.text_limits import MOST_CHARACTERS, check_text
 from ddpm.conditioning.tokenizers import (
-    SEPARATORS,
     TOKENIZERS,
     BytePairs,
     Tokenizer,
@@ -30,7 +26,6 @@ from ddpm.conditioning.tokenizers import (
     fit_tokenizer,
     tokenizer_of,
 )
-from ddpm.deploy.runtime import import_onnxruntime
 from ddpm.errors import UserError
 
 CAPTIONS = (
@@ -152,52 +147,6 @@ def test_words_do_not_depend_on_the_order_of_the_captions(captions: list[str], r
     first = Words.fit(captions, OPTIONS["words"])
     random.shuffle(captions)
     assert Words.fit(captions, OPTIONS["words"]) == first
-
-
-@cache
-def in_onnx() -> object:
-    """`Words` of standard operators alone, as a session: texts [N] → numbers [N, as many as there are pieces], where
-    the pieces between two separators, which are no words, have −1."""
-    words = fitted("words")
-    assert isinstance(words, Words)
-    # In the locale C: others need not be installed where a model runs.
-    nodes = [helper.make_node("StringNormalizer", ["text"], ["0"], case_change_action="LOWER", locale="C")]
-    nodes[0].output[0] = "lower"
-    flat = "lower"
-    for number, sign in enumerate(SEPARATORS):
-        nodes.append(helper.make_node("StringSplit", [flat], [f"split {number}", f"count {number}"], delimiter=sign))
-        flat = f"split {number}"
-    nodes.append(
-        helper.make_node(
-            "LabelEncoder",
-            [flat],
-            ["ids"],
-            domain="ai.onnx.ml",
-            keys_strings=["", *words.words],
-            values_int64s=[-1, *range(2, words.size)],
-            default_int64=words.unknown,
-        )
-    )
-    rank = 1 + len(SEPARATORS)
-    graph = helper.make_graph(
-        nodes,
-        "words",
-        [helper.make_tensor_value_info("text", TensorProto.STRING, [None])],
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, [None] * rank)],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 4)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    onnx.checker.check_model(model)
-    return import_onnxruntime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-@given(st.lists(texts | prose, min_size=1, max_size=3))
-@settings(max_examples=60)
-def test_onnx_can_do_the_same(found: list[str]):
-    """So that an exported model can take the text itself."""
-    (ids,) = in_onnx().run(None, {"text": np.array(found, object)})  # type: ignore[attr-defined]
-    for text, row in zip(found, ids.reshape(len(found), -1), strict=True):
-        assert row[row >= 0].tolist() == fitted("words").ids(text)
 
 
 # --- bpe -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,327 @@
+"""One ONNX file from raw texts to images: of a model, and of a cascade."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from test_classifier import untrained, with_models
+from tiny import TINY_PARAMS
+
+import ddpm
+from ddpm.conditioning.tokenizers import Words, fit_tokenizer
+from ddpm.config.sampling import SamplingConfig
+from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
+from ddpm.diffusion import sampling
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.plans import SamplingPlan
+from ddpm.export.files import export_sampler, write
+from ddpm.export.parity import measure_parity
+from ddpm.export.text_to_image import Link, export_text_to_image, link_of, quiet_plan, text_to_image
+from ddpm.files import sha256_of
+from ddpm.layout import DEPLOY, MODELS
+from ddpm.model import DataFacts, Model, TextFacts, save
+from ddpm.stages.export import export_variant
+
+WORDS = Words(("heart", "red", "blue", "cat"), 4)
+PROMPTS = ["Red HEART!", "", "purple, 猫 🙂", "cat " * 50]
+FACTS = DataFacts(
+    name="signs",
+    shape=(8, 8, 3),
+    classes=None,
+    text=TextFacts(tokenizer=WORDS.as_json(), captions=("red heart", "blue cat")),
+)
+SMALL = {"width": 8, "multipliers": [1], "blocks": 1, "attention_resolutions": [8], "groups": 4}
+PROMPT = {"length": 4, "width": 16, "layers": 1, "heads": 2, "drop": 0.1}
+PROCESS = {"timesteps": 50, "schedule": "cosine", "prediction": "x0", "variance": "fixed_small"}
+QUIET = {"sampler": "ddim", "steps": 5}
+TOLD = {"network": SMALL, "condition": {"prompt": PROMPT}, "process": PROCESS, "sampling": QUIET}
+NOISY = {"sampler": "ancestral", "steps": 4}
+
+
+def session(proto: onnx.ModelProto) -> Any:
+    onnx.checker.check_model(proto, full_check=True)
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=[CPU])
+
+
+def untrained_and_loud(name: str, directory: Path, facts: DataFacts, **sections: Any) -> Model:
+    """With random weights, of which those that have to do with texts show."""
+    model = ddpm.load(untrained(name, directory, facts, **sections))
+    with torch.no_grad():
+        for parameter, weights in model.network.named_parameters():
+            if any(part in parameter for part in ("text.", ".time.", "network.out")):
+                weights *= 3
+    save(model, directory / name)
+    return model
+
+
+def export(name: str, directory: Path, facts: DataFacts, sections: dict[str, Any], **options: bool) -> Path:
+    """An untrained model through the stage: its deploy directory."""
+    sections = {**TINY_PARAMS["models"]["tiny"], **sections}
+    untrained_and_loud(name, directory / MODELS, facts, **sections)
+    params = with_models(**{name: sections})
+    params = params.model_copy(update={"export": params.export.model_copy(update=options)})
+    export_variant(params, name, root=directory)
+    return directory / DEPLOY / name
+
+
+def opened(path: Path) -> Model:
+    """With the plan that it is exported with, which is that of its own card here."""
+    model = ddpm.load(path)
+    return model.sampled_by(model.card.config.sampling)
+
+
+class Case(NamedTuple):
+    """An untrained model, what `ddpm export` made of it, and text_to_image.onnx opened."""
+
+    model: Model
+    deploy: Path
+    file: Any
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    directory = tmp_path_factory.mktemp("single")
+    deploy = export("text", directory, FACTS, TOLD)
+    return Case(opened(directory / MODELS / "text"), deploy, session(onnx.load(deploy / "text_to_image.onnx")))
+
+
+def prompts(*texts: str) -> np.ndarray:
+    return np.array(texts, object)
+
+
+def noise(model: Model, *steps: int, count: int = 2) -> np.ndarray:
+    """x_T, or with a number of steps z too: [1 + steps, N, C, H, W]."""
+    draw = ImageNoise(0, count, model.codec.network_shape).draw
+    return np.stack([draw() for _ in range(1 + steps[0])]) if steps else draw()
+
+
+def as_inputs(plan: SamplingPlan) -> dict[str, np.ndarray]:
+    return {"plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+
+
+def test_what_must_be_given_and_what_may_be(single: Case):
+    required = [(each.name, each.type, each.shape) for each in single.file.get_inputs()]
+    assert required == [("prompt", "tensor(string)", ["N"]), ("x", "tensor(float)", ["N", 3, 8, 8])]
+    optional = {each.name: each.type for each in single.file.get_overridable_initializers()}
+    assert set(optional) == {"plan", "timesteps", "z", "guidance_scale"}
+    assert [each.name for each in single.file.get_outputs()] == ["images", "x0"]
+    about = single.file.get_modelmeta().custom_metadata_map
+    assert json.loads(about["shape"]) == [8, 8, 3]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_text_and_noise_are_an_image(single: Case, count: int):
+    feed = {"prompt": prompts(*PROMPTS[:count]), "x": noise(single.model, count=count)}
+    (images,) = single.file.run(["images"], feed)
+    assert (images.shape, images.dtype) == ((count, 8, 8, 3), np.uint8)
+    assert np.abs(images - single.model.sample(count, prompt=PROMPTS).astype(int)).max() <= 1
+    (others,) = single.file.run(["images"], feed | {"prompt": prompts(*["blue"] * count)})
+    assert (np.abs(others - images.astype(int)).max(axis=(1, 2, 3)) > 1).all()
+
+
+def test_it_is_sampler_onnx_to_the_bit(single: Case):
+    plan = single.model.plan()
+    loop = Sampler(single.deploy, in_graph=True)
+    given = loop.given(2, prompt=PROMPTS)
+    x = noise(single.model)
+    (x0,) = single.file.run(["x0"], {"prompt": prompts(*PROMPTS[:2]), "x": x})
+    np.testing.assert_array_equal(x0, loop.run(plan, x, lambda: x, given))
+
+
+@pytest.mark.parametrize("options", [NOISY, {"sampler": "ddim", "steps": 3}, {"sampler": "dpmpp_2m", "steps": 7}])
+def test_another_plan(single: Case, options: dict):
+    plan = single.model.plan(**options)
+    x, *z = noise(single.model, len(plan))
+    feed = {"prompt": prompts(*PROMPTS[:2]), "x": x, **as_inputs(plan)}
+    noisy = plan.column("to_noise").any()
+    (images,) = single.file.run(["images"], feed | ({"z": np.stack(z)} if noisy else {}))
+    assert np.abs(images - single.model.sample(2, prompt=PROMPTS, **options).astype(int)).max() <= 1
+    if noisy:
+        with pytest.raises(Exception, match="shape"):
+            single.file.run(["images"], feed)
+    with pytest.raises(Exception, match="sequence length"):
+        single.file.run(["images"], feed | {"timesteps": plan.timesteps[1:]})
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_interval": (0.0, 0.5)}], ids=["all rows", "some"])
+def test_the_guidance_scale_is_of_the_rows_that_the_plan_guides(single: Case, options: dict):
+    feed = {"prompt": prompts(*PROMPTS[:2]), "x": noise(single.model)}
+    feed |= as_inputs(single.model.plan(guidance_scale=1.5, **options))
+    drawn = []
+    for scale in (1.5, 4.0, 0.0):
+        asked = {} if scale == 1.5 else {"guidance_scale": np.array(scale, np.float32)}
+        (images,) = single.file.run(["images"], feed | asked)
+        expected = single.model.sample(2, prompt=PROMPTS, guidance_scale=scale, **options).astype(int)
+        assert np.abs(images - expected).max() <= 1
+        drawn.append(expected)
+    assert np.abs(drawn[1] - drawn[0]).max() > 1
+    assert np.abs(drawn[2] - drawn[0]).max() > 1
+
+
+def test_the_guidance_scale_is_of_all_rows_where_the_plan_guides_none(single: Case):
+    feed = {"prompt": prompts(*PROMPTS[:2]), "x": noise(single.model)}
+    for scale in (1.0, 4.0):
+        (images,) = single.file.run(["images"], feed | {"guidance_scale": np.array(scale, np.float32)})
+        expected = single.model.sample(2, prompt=PROMPTS, guidance_scale=scale).astype(int)
+        assert np.abs(images - expected).max() <= 1
+
+
+def test_a_model_whose_own_plan_adds_noise_has_another_by_default(single: Case):
+    assert not quiet_plan(single.model).column("to_noise").any()
+    np.testing.assert_array_equal(quiet_plan(single.model).table, single.model.plan().table)
+    noisy = single.model.sampled_by(SamplingConfig(**NOISY, guidance_scale=2.0))
+    expected = noisy.plan(sampler="dpmpp_2m", steps=20)
+    np.testing.assert_array_equal(quiet_plan(noisy).table, expected.table)
+    assert (expected.column("guidance") == 1).all()
+
+
+def test_a_model_of_few_timesteps_takes_no_more_steps(tmp_path: Path):
+    sections = {**TOLD, "process": {**PROCESS, "timesteps": 6}, "sampling": {"sampler": "ancestral", "steps": 6}}
+    model = ddpm.load(untrained("short", tmp_path, FACTS, **sections))
+    assert len(quiet_plan(model)) == 6
+
+
+def test_the_export_holds_it_against_torch_from_raw_prompts(single: Case):
+    parity = json.loads((single.deploy / "parity.json").read_text())["files"]
+    assert set(parity) == {"denoiser.onnx", "sampler.onnx", "text_to_image.onnx"}
+    assert parity["text_to_image.onnx"]["passed"]
+    assert 0 < parity["text_to_image.onnx"]["max_abs_difference"] <= 1e-3
+    assert parity["text_to_image.onnx"]["sha256"] == sha256_of(single.deploy / "text_to_image.onnx")
+
+
+def test_a_file_that_reads_prompts_otherwise_fails_parity(single: Case, tmp_path: Path):
+    deploy = tmp_path / "deploy"
+    shutil.copytree(single.deploy, deploy)
+    link = link_of(single.model, deploy / "sampler.onnx")
+    column = link.columns["prompt"]
+    other = replace(column, tokenizer=replace(WORDS, words=WORDS.words[::-1]))
+    export_text_to_image({"text": link._replace(columns={"prompt": other})}, deploy / "text_to_image.onnx")
+    parity = measure_parity(single.model, deploy, samples=5, steps=5, tolerances={"fp32": 1e-3})
+    assert {name for name, file in parity["files"].items() if not file["passed"]} == {"text_to_image.onnx"}
+    assert not parity["passed"]
+
+
+@pytest.mark.slow
+def test_in_half_precision(tmp_path: Path):
+    deploy = export("text", tmp_path, FACTS, TOLD, fp16=True)
+    parity = json.loads((deploy / "parity.json").read_text())["files"]
+    assert parity["text_to_image.fp16.onnx"]["max_abs_difference"] > parity["text_to_image.onnx"]["max_abs_difference"]
+    sizes = [(deploy / f"text_to_image{precision}.onnx").stat().st_size for precision in (".fp16", "")]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.slow
+def test_with_another_tokenizer_the_file_is_left_out_and_the_export_says_so(tmp_path: Path, capsys):
+    tokenizer = fit_tokenizer(("red heart",), {"tokenizer": "bpe", "length": 4, "vocabulary_size": 520})
+    text = TextFacts(tokenizer=tokenizer.as_json(), captions=("red heart",))
+    deploy = export("text", tmp_path, FACTS.model_copy(update={"text": text}), TOLD)
+    said = "text: text_to_image.onnx is left out: standard ONNX has no operators for the tokenizer bpe"
+    assert said in capsys.readouterr().out.splitlines()
+    assert not (deploy / "text_to_image.onnx").exists()
+    assert json.loads((deploy / "parity.json").read_text())["passed"]
+
+
+def test_weights_that_do_not_fit_into_a_file(single: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sampler = single.deploy / "sampler.onnx"
+    link = link_of(single.model, sampler)
+    write(onnx.load(single.deploy / "denoiser.onnx"), tmp_path / "denoiser.onnx", most_weights=10_000)
+    export_sampler(single.model, tmp_path / "denoiser.onnx", tmp_path / "sampler.onnx")
+    beside = link_of(single.model, tmp_path / "sampler.onnx")
+    with pytest.raises(ValueError, match="at most 2 GiB"):
+        export_text_to_image({"text": beside}, tmp_path / "one.onnx")
+    size = (single.deploy / "denoiser.onnx").stat().st_size  # of its weights, and more
+    monkeypatch.setattr("ddpm.export.text_to_image.MOST_WEIGHTS", size)
+    export_text_to_image({"one": link}, tmp_path / "one.onnx")
+    with pytest.raises(ValueError, match="at most 2 GiB"):
+        export_text_to_image({"one": link, "two": link}, tmp_path / "two.onnx")
+    assert not (tmp_path / "two.onnx").exists()
+
+
+# --- cascades
+
+
+LARGER = FACTS.model_copy(update={"shape": (16, 16, 3)})
+UPSAMPLING = {**TOLD, "condition": {"prompt": PROMPT, "low": {"side": 8, "noise": 0.5}}, "sampling": NOISY}
+
+
+class TwoLinks(NamedTuple):
+    """Two untrained models, what `ddpm export` made of them, and the file of both opened."""
+
+    base: Model
+    upsampler: Model
+    links: dict[str, Link]
+    file: Any
+
+
+@pytest.fixture(scope="module")
+def cascade(single: Case, tmp_path_factory: pytest.TempPathFactory) -> TwoLinks:
+    directory = tmp_path_factory.mktemp("cascade")
+    deploy = export("upsampler", directory, LARGER, UPSAMPLING)
+    options = {"fed": {"low": "base"}, "asked": {"low_noise": 0.1}}
+    links = {
+        "base": link_of(Sampler(single.deploy), single.deploy / "sampler.onnx"),
+        "upsampler": link_of(Sampler(deploy), deploy / "sampler.onnx", **options),
+    }
+    file = directory / "text_to_image.onnx"
+    export_text_to_image(links, file)
+    upsampler = opened(directory / MODELS / "upsampler")
+    return TwoLinks(single.model, upsampler, links, session(onnx.load(file)))
+
+
+def test_the_inputs_of_two_links(cascade: TwoLinks):
+    required = {each.name: (each.type, each.shape) for each in cascade.file.get_inputs()}
+    assert required == {
+        "prompt": ("tensor(string)", ["N"]),
+        "base_x": ("tensor(float)", ["N", 3, 8, 8]),
+        "upsampler_x": ("tensor(float)", ["N", 3, 16, 16]),
+    }
+    optional = {each.name for each in cascade.file.get_overridable_initializers()}
+    of_both = {f"{link}_{name}" for link in cascade.links for name in ("plan", "timesteps", "z", "guidance_scale")}
+    assert optional == of_both | {"upsampler_low_noise", "upsampler_low_gauss"}
+    about = cascade.file.get_modelmeta().custom_metadata_map
+    assert [json.loads(about[f"{link}_shape"]) for link in cascade.links] == [[8, 8, 3], [16, 16, 3]]
+
+
+def drawn_by_torch(case: TwoLinks, x: dict[str, np.ndarray], **options: Any) -> np.ndarray:
+    """x_0 of the second link, of what the first draws."""
+
+    def run(model: Model, plan: SamplingPlan, x: np.ndarray, given: dict[str, np.ndarray]) -> np.ndarray:
+        return sampling.sample(model.denoiser(given), plan, torch.from_numpy(x), lambda: None).numpy()
+
+    told = case.base.given(2, prompt=PROMPTS)
+    low = case.base.codec.decode(run(case.base, case.base.plan(guidance_scale=2.0), x["base"], told))
+    given = case.upsampler.given(2, prompt=PROMPTS, low=low, **options)
+    return run(case.upsampler, quiet_plan(case.upsampler), x["upsampler"], given)
+
+
+@pytest.mark.parametrize("noise_of_low", [None, 0.0, 0.4])
+def test_two_links_draw_what_they_draw_in_torch_one_after_the_other(cascade: TwoLinks, noise_of_low: float | None):
+    x = {"base": noise(cascade.base), "upsampler": noise(cascade.upsampler)}
+    gauss = np.random.default_rng(1).standard_normal((2, 8, 8, 3), np.float32)
+    feed = {"prompt": prompts(*PROMPTS[:2]), **{f"{link}_x": values for link, values in x.items()}}
+    feed |= {"base_guidance_scale": np.array(2, np.float32), "upsampler_low_gauss": gauss}
+    if noise_of_low is not None:
+        feed["upsampler_low_noise"] = np.full(2, noise_of_low, np.float32)
+    images, x0 = cascade.file.run(["images", "x0"], feed)
+    assert (images.shape, images.dtype) == ((2, 16, 16, 3), np.uint8)
+    expected = drawn_by_torch(cascade, x, low_noise=0.1 if noise_of_low is None else noise_of_low, low_gauss=gauss)
+    np.testing.assert_allclose(x0, expected, atol=1e-3)
+    other_low = {**x, "base": -x["base"]}
+    assert np.abs(drawn_by_torch(cascade, other_low, low_noise=0.1, low_gauss=gauss) - expected).max() > 0.01
+
+
+def test_weights_are_in_the_file_once(cascade: TwoLinks):
+    proto = text_to_image(cascade.links)
+    own = sum(link.loop.ByteSize() for link in cascade.links.values())
+    assert proto.ByteSize() < 1.2 * own
