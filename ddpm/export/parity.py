@@ -75,8 +75,11 @@ def measure_parity(
 
 
 def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | None) -> dict[str, NDArray[Any]]:
-    """A value of each column, `prompts` for that of its name. Those that training derives from images are derived from images that the model draws:
+    """A value of each column. Those that training derives from images are derived from images that the model draws:
     those in turn are drawn from what is derived of noise.
+
+    Args:
+        prompts: for the column of prompts, if there is one.
     """
     if not any(isinstance(column, Derived) for column in model.columns):
         return model.given(count, prompt=prompts)
@@ -122,14 +125,13 @@ def _prompts(model: Model, count: int) -> list[str] | None:
     """As people write them: a caption in capitals, one with a full stop, none, one with a sign that no caption has, and
     one with more words than are kept; None of a model without prompts.
     """
-    captions = next((column.captions for column in model.columns if isinstance(column, PromptColumn)), None)
-    if captions is None:
+    column = next((column for column in model.columns if isinstance(column, PromptColumn)), None)
+    if column is None:
         return None
-    ways = ("{upper}", "{same}.", "", "🙂 {same}", " ".join(["{same}"] * 99))
-    return [
-        way.format(same=caption, upper=caption.upper())
-        for way, caption in zip(itertools.islice(itertools.cycle(ways), count), itertools.cycle(captions), strict=False)
-    ]
+    long = " ".join(["{0}"] * (1 + column.tokenizer.length))
+    ways = itertools.cycle(("{1}", "{0}.", "", "🙂 {0}", long))
+    captions = itertools.islice(itertools.cycle(column.captions), count)
+    return [next(ways).format(caption, caption.upper()) for caption in captions]
 
 
 def _on_cpu(model: Model) -> Model:

@@ -20,8 +20,8 @@ from ddpm.stages.progress import bar
 
 
 def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `deploy/V/`: denoiser.onnx, sampler.onnx, guide.onnx of a model with a guide, text_to_image.onnx of one with
-    prompts, with export.fp16 all of them as .fp16.onnx, sampler.json, parity.json.
+    """Write `deploy/V/`: denoiser.onnx, sampler.onnx; guide.onnx of a model with a guide, text_to_image.onnx of one
+    with prompts; with export.fp16 all of them as .fp16.onnx; sampler.json, parity.json.
 
     Raises:
         UserError: there is no model, or no such guide, or an exported one differs from it by more than its tolerance;

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_classifier import untrained, with_models
 from tiny import TINY_PARAMS
+from untrained import untrained, with_models
 
 import ddpm
 from ddpm.conditioning.tokenizers import Words, fit_tokenizer
