@@ -13,10 +13,11 @@ import onnx
 import pytest
 import torch
 from tiny import TINY_PARAMS
-from untrained import untrained, with_models
+from untrained import untrained
 
 import ddpm
 from ddpm.conditioning.tokenizers import Words, fit_tokenizer
+from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
 from ddpm.diffusion import sampling
@@ -69,9 +70,9 @@ def export(name: str, directory: Path, facts: DataFacts, sections: dict[str, Any
     """An untrained model through the stage: its deploy directory."""
     sections = {**TINY_PARAMS["models"]["tiny"], **sections}
     untrained_and_loud(name, directory / MODELS, facts, **sections)
-    params = with_models(**{name: sections})
-    params = params.model_copy(update={"export": params.export.model_copy(update=options)})
-    export_variant(params, name, root=directory)
+    raw = {**TINY_PARAMS, "variants": [name], "models": {name: sections}}
+    raw["export"] = {**TINY_PARAMS["export"], **options}
+    export_variant(Params.model_validate(raw), name, root=directory)
     return directory / DEPLOY / name
 
 
