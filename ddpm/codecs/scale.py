@@ -60,6 +60,11 @@ class Codec(Protocol):
         ...
 
     @property
+    def pictures(self) -> bool:
+        """Whether a stored datum is a picture, uint8 [H, W, C]: it is shown, sent and measured as one."""
+        ...
+
+    @property
     def levels(self) -> int | None:
         """How many values a number of a stored datum can take; None: it is continuous."""
         ...
@@ -105,6 +110,7 @@ class PixelCodec:
     unit: ClassVar[str] = "img"
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
     can_mirror: ClassVar[bool] = True
+    pictures: ClassVar[bool] = True
     levels: ClassVar[int] = 256
 
     @property
@@ -138,7 +144,7 @@ def smaller(stored: Codec, side: int) -> SmallerPixelCodec:
     Raises:
         ValueError: they are no images, or `side` is no proper divisor of their sides.
     """
-    if stored.name != "images":
+    if not stored.pictures:
         raise ValueError(f"codec.side is for images; the prepared data are {stored.name}")
     height, width, channels = stored.shape
     side = smaller_side("codec.side", side, height, width)
@@ -155,6 +161,7 @@ class ValueCodec:
     high: tuple[float, ...]
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
     can_mirror: ClassVar[bool] = False
+    pictures: ClassVar[bool] = False
     levels: ClassVar[None] = None
 
     @property

@@ -56,7 +56,7 @@ class Denoising(NamedTuple):
 
 def denoising(model: Model, data: PreparedData, seed: int) -> Denoising:
     """What is shown of the model's kind of data."""
-    if model.codec.name == "images":
+    if model.codec.pictures:
         states = list(way(model, FILMS[0][0], seed, STRIP_MOMENTS, *(moments for _, _, moments in FILMS)))
         return Denoising(strip(spread(states, STRIP_MOMENTS)), films(states))
     split = data.split("validation")

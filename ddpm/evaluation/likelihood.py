@@ -106,7 +106,7 @@ def likelihood_evaluations(data: PreparedData, options: EvaluationConfig, total:
         options: as for `split_bounds`.
         total: T of the process.
     """
-    if data.codec.name != "images" or total == 1:
+    if data.codec.levels is None or total == 1:
         return 0
     images = sum(min(options.nll_samples, len(data.split(name))) for name in SPLITS)
     return min(total, options.nll_timesteps or total) * images

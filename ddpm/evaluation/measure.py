@@ -182,7 +182,7 @@ def _measure_of(
     params: Params, data: PreparedData, root: Path, device: torch.device, given: Given, show: Show
 ) -> tuple[ImageMeasure | ValueMeasure, dict[str, Any]]:
     """What measures this kind of data, and the identity of the features it does it in."""
-    if data.codec.name == "images":
+    if data.codec.pictures:
         extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
         measure = ImageMeasure(params, data, extractor, root / FEATURES, show, asked=given.get("label"))
         return measure, extractor.identity
@@ -208,13 +208,13 @@ def protocol_of(
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
         **_asked(options, facts.columns, data.manifest),
-        splits=score_splits(options, len(validation)) if data.codec.name == "images" else options.splits,
+        splits=score_splits(options, len(validation)) if data.codec.pictures else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,
         neighbourhood=NEIGHBOURHOOD,
         nll_samples=options.nll_samples,
-        # No likelihood is bounded of points and sequences.
-        nll_timesteps=options.nll_timesteps if data.codec.name == "images" and options.nll_samples else None,
+        # The likelihood of continuous data is not bounded.
+        nll_timesteps=options.nll_timesteps if data.codec.levels and options.nll_samples else None,
         resamples=options.resamples,
         seed=params.seed,
     )

@@ -126,4 +126,4 @@ def scores_of(
     Raises:
         UserError: the extractor is missing or damaged, or of another kind of data.
     """
-    return (ImageScores if data.codec.name == "images" else ValueScores)(params, data, root, device, show)
+    return (ImageScores if data.codec.pictures else ValueScores)(params, data, root, device, show)

@@ -18,6 +18,11 @@ from ddpm.serve.schemas import Drawn, Format, ImageRequest
 MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "npy": "application/octet-stream", "json": "application/json"}
 
 
+def formats(codec: Codec) -> tuple[Format, ...]:
+    """The forms that an answer can have, the default first."""
+    return ("png", "npy", "json") if codec.pictures else ("json", "npy")
+
+
 def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, asked: ImageRequest) -> bytes:
     """Data [N, *shape], drawn as asked, in a form; of images alone in PNG."""
     if form == "png":
@@ -51,6 +56,6 @@ def _labels(model: ServedModel, asked: ImageRequest) -> list[str] | None:
 
 
 def _entries(data: NDArray[Any], codec: Codec, facts: Mapping[str, str]) -> list[Any]:
-    if codec.name == "images":
+    if codec.pictures:
         return [base64.b64encode(png(as_picture(image), facts)).decode() for image in data]
     return data.tolist()

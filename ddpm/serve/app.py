@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ddpm.diffusion.plans import SAMPLERS, SamplingPlan
 from ddpm.errors import NotFiniteError, first_complaint
-from ddpm.serve.answers import MEDIA_TYPES, encode
+from ddpm.serve.answers import MEDIA_TYPES, encode, formats
 from ddpm.serve.batching import Batcher, QueueFullError
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.middleware import CLIENT_LEFT, ClientLeftError, Envelope
@@ -130,11 +130,13 @@ class Service:
         Raises:
             HTTPException: more than the model or the service will do.
         """
-        kind = model.sampler.codec.name
+        codec = model.sampler.codec
         most_images, most_evaluations = self.most_images(model), self.settings.max_evaluations
-        form = asked.format or ("png" if kind == "images" else "json")
-        if form == "png" and kind != "images":
-            raise HTTPException(422, f"`format`: this model draws {kind}, expected npy or json, found 'png'")
+        possible = formats(codec)
+        form = asked.format or possible[0]
+        if form not in possible:
+            expected = " or ".join(sorted(possible, reverse=True))
+            raise HTTPException(422, f"`format`: this model draws {codec.name}, expected {expected}, found '{form}'")
         if asked.n > most_images:
             raise HTTPException(422, f"`n` must be at most {most_images}, found {asked.n}")
         choice = model.choice(asked.sampler, asked.steps, asked.eta, asked.guidance_scale, asked.guidance_interval)

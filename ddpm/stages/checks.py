@@ -50,7 +50,7 @@ def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
     """
     _check_plans(params, variant)
     data = PreparedData.open(root / PREPARED)
-    if data.codec.name == "images":
+    if data.codec.pictures:
         manifest = data.manifest
         published = manifest.rules.validation_fraction is None
         check_enough(params.evaluation, len(data.split("train")), len(data.split("validation")), published=published)

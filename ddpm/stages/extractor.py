@@ -45,7 +45,7 @@ def fit_extractor(params: Params, *, root: Path = Path()) -> None:
         UserError: the kind asked for does not fit the data, or its weights are not at hand.
     """
     data = PreparedData.open(root / PREPARED)
-    if data.codec.name != "images":
+    if not data.codec.pictures:
         _measure_coordinates(params, data, root)
         return
     kind = resolve_kind(params, labelled=data.manifest.classes is not None, channels=data.manifest.shape[2])

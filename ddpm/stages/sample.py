@@ -51,7 +51,7 @@ def sample_to(
         if not hasattr(opened, "guided_by"):
             raise UserError(f"--guide is for a trained model, such as models/V; {model} is an exported one")
         opened = opened.guided_by(guide)
-    if write is _write_directory and opened.codec.name != "images":
+    if write is _write_directory and not opened.codec.pictures:
         raise UserError(
             f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"
         )
@@ -157,7 +157,7 @@ def _write_picture(images: NDArray[Any], out: Path, codec: Codec, facts: dict[st
     from ddpm.evaluation.plots import side_by_side
 
     with atomic_file(out) as temporary:
-        if codec.name == "images":
+        if codec.pictures:
             save_png(grid(images, max(1, round(len(images) ** 0.5)), width=WIDTH), temporary, facts)
         else:
             save_png(side_by_side([("generated", images)]), temporary, facts)
