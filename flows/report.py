@@ -62,8 +62,8 @@ class Result:
         for figure, reading in readings(self.metrics):
             name = figure.named(self.protocol)
             figures[name] = reading.value
-            if reading.real is not None:
-                figures[f"{name}, real data"] = reading.real
+            for what, value in reading.beside.items():
+                figures[f"{name}, {what}"] = value
         return {label: float(number(value)) for label, value in figures.items()}
 
     def __str__(self) -> str:

@@ -24,6 +24,8 @@ class Tolerances(Section):
     recall: Tolerance | None = Field(0.1, description="lower by")
     class_accuracy: Tolerance | None = Field(0.05, description="of conditional models: lower by")
     fid_within_classes: Tolerance | None = Field(0.1, description="of conditional models: higher by")
+    retrieval_5_pixels: Tolerance | None = Field(0.1, description="of models that are told captions: lower by")
+    held_out_retrieval_5_pixels: Tolerance | None = Field(0.25, description="the same, of captions held out")
     mmd: Tolerance | None = Field(None, description="higher by")
     nll_validation: Tolerance | None = Field(0.05, description="higher by")
     gflops_per_image: Tolerance | None = Field(None, description="higher by")

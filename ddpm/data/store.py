@@ -190,7 +190,9 @@ class Split:
         sha256: str,
         captions: Captions | None = None,
     ) -> None:
-        self._images, self._index, self._captions = images, index, captions
+        self._images, self._captions = images, captions
+        self.index = index
+        """Which row of the data each is, int64 [n]."""
         self.labels = None if labels is None else labels[index]
         """int64 [n], or None."""
         self.sha256 = sha256
@@ -203,10 +205,10 @@ class Split:
         Raises:
             UserError: as `Captions.all`.
         """
-        return None if self._captions is None else [self._captions.all[row] for row in self._index]
+        return None if self._captions is None else [self._captions.all[row] for row in self.index]
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     def rows(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Gather images from the memory map.
@@ -222,7 +224,7 @@ class Split:
             IndexError: a position that is not in this split.
         """
         # The look-up has checked the bounds, so numpy need not, which would make it buffer `out`.
-        return np.take(self._images, self._index[indices], axis=0, out=out, mode="clip")
+        return np.take(self._images, self.index[indices], axis=0, out=out, mode="clip")
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All images in order, uint8 [≤ size, H, W, C] at a time."""
@@ -271,6 +273,15 @@ class PreparedData:
         if wanted == "published":
             wanted = "train" if self.manifest.rules.validation_fraction is None else "all"
         return SPLITS if wanted == "all" else ("train",)
+
+    @property
+    def held_out_captions(self) -> list[tuple[str, ...]]:
+        """The captions of pictures that a model should be able to draw though it has not seen them: of the combinations
+        held out, or where there are none, of the validation split. Of each picture one or more; empty without captions.
+        """
+        validation, chosen = self._splits["validation"], set(self.manifest.combinations)
+        rows = zip(validation.index.tolist(), validation.captions or (), strict=False)
+        return [texts for row, texts in rows if not chosen or row in chosen]
 
     def split(self, name: SplitName) -> Split:
         """The training or the validation images."""

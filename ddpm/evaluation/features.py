@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.store import Split
 from ddpm.evaluation.extractor import Extractor, Features
-from ddpm.evaluation.progress import Done, Show, unseen
+from ddpm.evaluation.progress import Show, unseen
 from ddpm.files import atomic_file
 
 BATCH = 100  # images through the extractor together: InceptionV3 enlarges each to 299×299
@@ -24,9 +24,10 @@ def extract(
     extractor: Extractor,
     batches: Iterable[NDArray[np.uint8]],
     count: int,
-    on_images: Done = lambda count: None,
+    on_part: Callable[[NDArray[np.uint8], Features], object] = lambda images, features: None,
 ) -> Features:
-    """Run batches [n, H, W, C] uint8, `count` ≥ 1 images in all, through the extractor, and keep their features alone.
+    """Run batches [n, H, W, C] uint8, `count` ≥ 1 images in all, through the extractor, and keep their features alone;
+    `on_part` gets some of the images at a time with their features.
 
     The room for them is taken at once: small results left between large activations would keep the allocator from
     using those again.
@@ -35,11 +36,12 @@ def extract(
     done = 0
     for images in batches:
         for first in range(0, len(images), BATCH):
-            part = extractor(images[first : first + BATCH])
+            few = images[first : first + BATCH]
+            part = extractor(few)
             whole = whole or part.room_for(count)
             whole.put(done, part)
             done += len(part)
-            on_images(len(part))
+            on_part(few, part)
     if whole is None or done != count:
         raise ValueError(f"{done} images, not {count}")
     return whole
@@ -55,7 +57,7 @@ def cached_features(extractor: Extractor, split: Split, cache: Path, show: Show 
     if (found := _read(path)) is not None and len(found) == len(split):
         return found
     with show(len(split), "img", "features of real images") as done:
-        features = extract(extractor, split.batches(BATCH), len(split), done)
+        features = extract(extractor, split.batches(BATCH), len(split), lambda images, _: done(len(images)))
     arrays = {"features": features.features.numpy(), "logits": features.logits.numpy()}
     if features.spatial is not None:
         arrays["spatial"] = features.spatial.numpy()

@@ -30,6 +30,7 @@ from ddpm.evaluation.metrics import (
 from ddpm.evaluation.pictures import WIDTH, grid
 from ddpm.evaluation.progress import Done, Show, unseen
 from ddpm.evaluation.requirements import check_enough, score_splits
+from ddpm.evaluation.retrieval import Captioned, Retrieval, retrieval
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
 GRID_CLASSES = 10  # rows of a conditional model's grid; of more classes, that many are chosen
@@ -53,12 +54,14 @@ class ImageMeasure:
         show: Show = unseen,
         *,
         asked: NDArray[np.int64] | None = None,
+        captioned: Captioned | None = None,
     ) -> None:
         """
         Args:
             cache: a directory for the features of the real images.
             show: the progress of long computations.
             asked: the class asked of each generated image, [evaluation.samples]; None: of an unconditional model.
+            captioned: the captions asked for; None: of a model that is told none.
 
         Raises:
             UserError: the extractor is not the protocol's or not the data's, or there are too few images.
@@ -77,6 +80,12 @@ class ImageMeasure:
         self._labels = None
         if asked is not None:
             self._labels = _Labels.of(asked, data, data.reference(options.reference), extractor, self._train)
+        self._retrievals: dict[str, Retrieval] = {}
+        if captioned is not None:
+            real = _both(self._train, self._validation).features
+            self._retrievals["retrieval"] = retrieval(captioned.tokenizer, captioned.asked, data, real)
+            held_out = retrieval(captioned.tokenizer, captioned.asked_held_out, data, real)
+            self._retrievals |= {"held_out_retrieval": held_out} if captioned.held_out else {}
         self._splits = score_splits(options, len(validation))
         self._resamples, self._seed = options.resamples, params.seed
         self._features, self._count = self._train.room_for(options.samples), 0
@@ -86,12 +95,19 @@ class ImageMeasure:
         self._neighbours = min(NEIGHBOURS, len(self._train))
         self._closest = _Closest(self._shown, torch.empty(0), torch.empty((0, self._neighbours), dtype=torch.int64))
 
+    def add_held_out(self, generated: NDArray[np.uint8]) -> None:
+        """Take images [n, H, W, C] of the held-out captions into account, which have no other figures."""
+        features = extract(self._extractor, [generated], len(generated))
+        self._retrievals["held_out_retrieval"].add(generated, features.features)
+
     def add(self, generated: NDArray[np.uint8]) -> None:
         """Take generated images [n, H, W, C] into account, evaluation.samples in all."""
         features = extract(self._extractor, [generated], len(generated))
         distances, positions = nearest(features.features, self._train.features, self._neighbours)
         self._features.put(self._count, features)
         self._distances[self._count : self._count + len(features)] = distances[:, 0]
+        if "retrieval" in self._retrievals:
+            self._retrievals["retrieval"].add(generated, features.features)
         if self._labels:
             self._by_class.add(generated, self._labels.asked[self._count : self._count + len(features)].numpy())
         self._count += len(features)
@@ -114,6 +130,8 @@ class ImageMeasure:
           `class_accuracy_real` that of the validation images; of a conditional model, by an extractor fitted to the
           data's classes alone.
         - `fid_within_classes`: of a conditional model, see `frechet_distance_within`.
+        - `retrieval_1_pixels`, `retrieval_5_features` and so on: of a model that is told captions, see
+          `Retrieval.figures`; `held_out_retrieval_…`, of captions that training has not seen.
         """
         generated = self._features[: self._count]
         parts: tuple[Callable[[Features], dict[str, float]], ...]
@@ -126,6 +144,8 @@ class ImageMeasure:
             for part in parts:
                 figures |= part(generated)
                 done(1)
+            for name, found in self._retrievals.items():
+                figures |= found.figures(name)
         return {**figures, "samples": len(generated), "same_count": self._same_count(generated)}
 
     def pictures(self) -> dict[str, Image.Image]:

@@ -19,12 +19,14 @@ from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import Manifest, PreparedData
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
+from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.image_metrics import ImageMeasure
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
+from ddpm.evaluation.retrieval import Captioned, evenly
 from ddpm.evaluation.value_metrics import ValueMeasure
 from ddpm.figures.protocol import EvaluationProtocol
 from ddpm.layout import EXTRACTOR, FEATURES
@@ -90,7 +92,21 @@ def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manif
             asked["labels_sha256"] = manifest.labels_sha256
         if isinstance(column, PromptColumn):
             asked["captions_sha256"] = manifest.captions_sha256
+            asked["held_out_samples"] = options.held_out_samples
     return asked
+
+
+def captioned_of(drawer: Drawer, given: Given, data: PreparedData, options: EvaluationConfig) -> Captioned | None:
+    """What a model that is told captions is asked for when it is measured; None: it is told none.
+
+    Args:
+        given: what it is told of each sample, as `Drawer.given` has it.
+    """
+    for column in drawer.columns:
+        if isinstance(column, PromptColumn):
+            held_out = evenly(data.held_out_captions, options.held_out_samples)
+            return Captioned(column.tokenizer, given[column.name], held_out)
+    return None
 
 
 def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:
@@ -124,7 +140,7 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
 
 
 def measure(
-    drawn: Iterable[NDArray[Any]],
+    drawer: Drawer,
     params: Params,
     facts: ModelFacts,
     *,
@@ -132,28 +148,38 @@ def measure(
     root: Path,
     device: torch.device,
     name: str,
-    given: Given | None = None,
+    drawn: Iterable[NDArray[Any]] | None = None,
     show: Show = unseen,
 ) -> Measurement:
     """Compute the figures of a model that fits the data.
 
     Args:
-        drawn: evaluation.samples data of the model's, in batches.
+        drawer: the model, with the plan it is measured under.
         facts: of the model.
         name: what messages call it.
-        given: what the model was told of each datum, as `Drawer.given` has it; of an unconditional one nothing.
+        drawn: its evaluation.samples data of params.seed, in batches, asked for as `asked_for` says; None: they are
+            drawn here.
         show: the progress of long computations.
 
     Raises:
         UserError: the extractor is missing or damaged, or of other classes.
         NotFiniteError: the model draws NaN or infinite values, or a figure is one.
     """
-    figures, identity = _measure_of(params, data, root, device, given or {}, show)
     options = params.evaluation
-    with show(options.samples, data.codec.unit, f"samples of {name}") as done:
+    asked = asked_for(options, drawer.columns)
+    given = drawer.given(options.samples, seed=params.seed, **asked)
+    captioned = captioned_of(drawer, given, data, options)
+    figures, identity = _measure_of(params, data, root, device, given, captioned, show)
+    draws: dict[str, Any] = {"seed": params.seed, "batch_size": options.batch_size}
+    texts = captioned.held_out if captioned else []
+    with show(options.samples + len(texts), data.codec.unit, f"samples of {name}") as done:
         try:
-            for batch in drawn:
+            for batch in drawn or drawer.batches(options.samples, **draws, **asked):
                 figures.add(batch)
+                done(len(batch))
+            for batch in drawer.batches(len(texts), **draws, prompt=texts) if texts else ():
+                assert isinstance(figures, ImageMeasure)  # points and sequences have no captions
+                figures.add_held_out(batch)
                 done(len(batch))
         except NotFiniteError as error:
             raise NotFiniteError(f"{name} cannot be measured: {error}") from None
@@ -179,12 +205,19 @@ def finite(figures: dict[str, float], name: str) -> dict[str, float]:
 
 
 def _measure_of(
-    params: Params, data: PreparedData, root: Path, device: torch.device, given: Given, show: Show
+    params: Params,
+    data: PreparedData,
+    root: Path,
+    device: torch.device,
+    given: Given,
+    captioned: Captioned | None,
+    show: Show,
 ) -> tuple[ImageMeasure | ValueMeasure, dict[str, Any]]:
     """What measures this kind of data, and the identity of the features it does it in."""
     if data.codec.pictures:
         extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
-        measure = ImageMeasure(params, data, extractor, root / FEATURES, show, asked=given.get("label"))
+        asked = given.get("label")
+        measure = ImageMeasure(params, data, extractor, root / FEATURES, show, asked=asked, captioned=captioned)
         return measure, extractor.identity
     identity = load_coordinates(root / EXTRACTOR)
     return ValueMeasure(params, data, identity["bandwidth"], show), identity

@@ -65,7 +65,7 @@ def _group(protocol: str | None, group: Sequence[Compared]) -> dict[str, Any]:
 def _figure_row(figure: Figure, group: Sequence[Compared]) -> dict[str, Any]:
     readings = [model.reading(figure.key) for model in group]
     chosen = best(group, figure)
-    real = next((number(reading.real) for reading in readings if reading and reading.real is not None), "")
+    real = next((reading.column for reading in readings if reading and reading.beside), "")
     return {
         "name": figure.named(group[0].recorded.protocol),
         "better": figure.better,

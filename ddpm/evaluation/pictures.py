@@ -31,6 +31,7 @@ def grid(
     width: int = 0,
     captions: Sequence[str] = (),
     names: Sequence[str] = (),
+    longest_name: int = LONGEST_NAME,
 ) -> Image.Image:
     """Images [N, H, W, C] row by row on white, small ones enlarged by a whole factor without smoothing.
 
@@ -38,6 +39,7 @@ def grid(
         width: pixels that the grid gets at least.
         captions: a text above each column.
         names: a text at the left of each row.
+        longest_name: characters of it that are shown.
     """
     zoom = max(1, SHOWN_SIDE // images.shape[1], -(-(width - gap * (columns + 1)) // (columns * images.shape[2])))
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -52,7 +54,7 @@ def grid(
     if captions:
         picture = _under_captions(picture, captions, gap, width + gap)
     top = gap + (CAPTION_HEIGHT if captions else 0)
-    return _beside_names(picture, names, top, height + gap) if names else picture
+    return _beside_names(picture, names, top, height + gap, longest_name) if names else picture
 
 
 def as_picture(image: NDArray[np.uint8]) -> Image.Image:
@@ -86,9 +88,9 @@ def _under_captions(image: Image.Image, captions: Sequence[str], left: int, step
     return canvas
 
 
-def _beside_names(image: Image.Image, names: Sequence[str], top: int, step: int) -> Image.Image:
+def _beside_names(image: Image.Image, names: Sequence[str], top: int, step: int, longest: int) -> Image.Image:
     """The picture with a text at the left of each of its rows, which begin at `top` and lie `step` apart."""
-    shown = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+    shown = [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in names]
     measured = ImageDraw.Draw(image)
     room = math.ceil(max(measured.textlength(name) for name in shown)) + 6
     canvas = Image.new(image.mode, (image.width + room, image.height), "white")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.config.params import Params
-from ddpm.data.store import PreparedData
+from ddpm.data.store import SPLITS, PreparedData, SplitName
 from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
 from ddpm.evaluation.extractor import Features, coordinates, load_coordinates, load_extractor
 from ddpm.evaluation.features import cached_features, extract
@@ -22,6 +22,7 @@ from ddpm.evaluation.pictures import grid
 from ddpm.evaluation.plots import SHOWN, side_by_side
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
+from ddpm.evaluation.retrieval import Captioned, retrieval
 from ddpm.layout import EXTRACTOR, FEATURES
 
 SHOWN_IMAGES, GRID_COLUMNS = 16, 4
@@ -42,8 +43,14 @@ class Scores(Protocol):
         """The figure `key` of `count` data that come in batches."""
         ...
 
-    def figures(self, drawn: Iterable[NDArray[Any]], count: int) -> dict[str, float]:
-        """That figure and those that are to be seen with it, by their keys in metrics.json."""
+    def figures(
+        self, drawn: Iterable[NDArray[Any]], count: int, captioned: Captioned | None = None
+    ) -> dict[str, float]:
+        """That figure and those that are to be seen with it, by their keys in metrics.json.
+
+        Args:
+            captioned: the captions asked for; None: of a model that is told none.
+        """
         ...
 
     def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[Image.Image]:
@@ -63,21 +70,31 @@ class ImageScores:
 
     @cached_property
     def _reference(self) -> torch.Tensor:
-        """The features of the real images, [N, F]; not before they are needed, since they may take long."""
-        names = self._data.reference(self._params.evaluation.reference)
+        """The features of the real images that samples are held against, [N, F]; not before they are needed, since they
+        may take long.
+        """
+        return self._of(self._data.reference(self._params.evaluation.reference))
+
+    def _of(self, names: Sequence[SplitName]) -> torch.Tensor:
+        """The features of the real images of splits, [N, F]."""
         splits = [
             cached_features(self._extractor, self._data.split(name), self._features, self._show) for name in names
         ]
         return torch.cat([split.features for split in splits])
 
-    def _extracted(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> Features:
-        return extract(self._extractor, drawn, count)
-
     def distance(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> float:
-        return frechet_distance(self._extracted(drawn, count).features, self._reference)
+        return frechet_distance(extract(self._extractor, drawn, count).features, self._reference)
 
-    def figures(self, drawn: Iterable[NDArray[np.uint8]], count: int) -> dict[str, float]:
-        found = self._extracted(drawn, count)
+    def figures(
+        self, drawn: Iterable[NDArray[np.uint8]], count: int, captioned: Captioned | None = None
+    ) -> dict[str, float]:
+        ranked = captioned and retrieval(captioned.tokenizer, captioned.asked, self._data, self._of(SPLITS))
+
+        def rank(images: NDArray[np.uint8], features: Features) -> None:
+            if ranked:
+                ranked.add(images, features.features)
+
+        found = extract(self._extractor, drawn, count, rank)
         options = self._params.evaluation.model_copy(update={"samples": count})
         splits = score_splits(options, len(self._data.split("validation")))
         precision, recall = precision_recall(found.features, self._reference)
@@ -86,6 +103,7 @@ class ImageScores:
             "inception_score": inception_score(found.logits, splits)[0],
             "precision": precision,
             "recall": recall,
+            **(ranked.figures("retrieval") if ranked else {}),
         }
 
     def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:
@@ -110,7 +128,9 @@ class ValueScores:
         reference = self._train.rows(chosen(len(self._train), count, self._seed))
         return wasserstein(coordinates(self._codec, values[:count]), coordinates(self._codec, reference))
 
-    def figures(self, drawn: Iterable[NDArray[np.float32]], count: int) -> dict[str, float]:
+    def figures(
+        self, drawn: Iterable[NDArray[np.float32]], count: int, captioned: Captioned | None = None
+    ) -> dict[str, float]:
         return {self.key: self.distance(drawn, count)}
 
     def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.float32]]) -> list[Image.Image]:

@@ -23,6 +23,9 @@ class Figure:
     in_features: bool = False
     """Whether it is computed in an extractor's features: its value says nothing without the extractor's name."""
 
+    chance: str | None = None
+    """The key of what guesses score."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "short", self.short or self.name)
 
@@ -51,6 +54,20 @@ def extractor_name(protocol: Mapping[str, Any]) -> str:
     return _EXTRACTORS.get(kind, kind)
 
 
+# Beside the extractor's features, in pixels; of the training captions and of captions held out.
+_RETRIEVAL = tuple(
+    Figure(
+        f"{of}_{place}_{space}",
+        f"R@{place}{' (pixels)' if space == 'pixels' else ''}{ending}",
+        "higher",
+        in_features=space == "features",
+        chance=f"{of}_{place}_chance",
+    )
+    for of, ending in (("retrieval", ""), ("held_out_retrieval", ", held-out captions"))
+    for place in (1, 5)
+    for space in ("pixels", "features")
+)
+
 FIGURES = {
     figure.key: figure
     for figure in (
@@ -77,6 +94,7 @@ FIGURES = {
             in_features=True,
         ),
         Figure("fid_within_classes", "FID within classes", "lower", in_features=True),
+        *_RETRIEVAL,
         Figure("wasserstein", "Wasserstein distance", "lower", real="wasserstein_floor"),
         Figure("mmd", "MMD", "lower", real="mmd_floor"),
         Figure("nll_validation", "NLL of validation images, bits/dim", "lower", short="NLL"),
@@ -112,6 +130,8 @@ class Reading:
     """`…_std`, over parts of the data."""
     real: float | None
     """What held-out real data score."""
+    chance: float | None = None
+    """What guesses score."""
 
     @classmethod
     def of(cls, metrics: Mapping[str, float], key: str) -> Reading | None:
@@ -125,6 +145,7 @@ class Reading:
             interval=None if low is None or high is None else (min(low, high), max(low, high)),
             deviation=metrics.get(f"{key}_std"),
             real=None if figure.real is None else metrics.get(figure.real),
+            chance=None if figure.chance is None else metrics.get(figure.chance),
         )
 
     def __str__(self) -> str:
@@ -132,6 +153,18 @@ class Reading:
         if self.interval is not None:
             return f"{number(self.value)} [{', '.join(map(number, self.interval))}]"
         return number(self.value) + ("" if self.deviation is None else f" ± {number(self.deviation)}")
+
+    @property
+    def beside(self) -> dict[str, float]:
+        """What it is to be seen beside, by its name: what real data or guesses score."""
+        known = {"real data": self.real, "chance": self.chance}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def column(self) -> str:
+        """What stands in the column for real data, which says so where it is of something else."""
+        others = [f"{name} {number(value)}" for name, value in self.beside.items()]
+        return " ".join(others).removeprefix("real data ")
 
     def overlaps(self, other: Reading) -> bool:
         """Whether the two may well be the same: their intervals, or deviations to each side, have a value in common."""
@@ -161,6 +194,7 @@ def number(value: float) -> str:
 # The figures in the table of a model, as far as they were measured.
 _SHOWN = (
     *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
+    *("retrieval_1_pixels", "retrieval_5_pixels", "held_out_retrieval_5_pixels"),
     *("wasserstein", "mmd", "nll_validation"),
 )
 
@@ -180,9 +214,7 @@ def rows(metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, s
         protocol: as in protocol.json.
     """
     figures = {
-        figure.named(protocol): str(reading)
-        if reading.real is None
-        else f"{reading}; real data: {number(reading.real)}"
+        figure.named(protocol): "; ".join([str(reading), *(f"{k}: {number(v)}" for k, v in reading.beside.items())])
         for figure, reading in readings(metrics)
     }
     return {"samples": _counts(metrics), **figures}

@@ -41,6 +41,7 @@ class EvaluationProtocol:
     labels: str | None = None  # that a conditional model is asked for: "frequencies", those of the training data
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
     captions_sha256: str | None = None  # of the data's captions, which a model is asked for that is told them
+    held_out_samples: int | None = None  # drawn of captions that training has not seen
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
     guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256

@@ -20,11 +20,12 @@ from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import likelihood_table, split_bounds
-from ddpm.evaluation.measure import ModelFacts, asked_for, protocol_of
+from ddpm.evaluation.measure import ModelFacts, asked_for, captioned_of, protocol_of
 from ddpm.evaluation.page import Pictures, page
 from ddpm.evaluation.pictures import beside, credit, enlarged, save_png
 from ddpm.evaluation.scores import Scores, scores_of
 from ddpm.figures.comparison import Compared, Comparison, Curve, Recorded, ranked
+from ddpm.figures.figure import FIGURES
 from ddpm.figures.seeds import seeds_of
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import (
@@ -117,7 +118,7 @@ def compare(
         conditions=_conditions(drawing, plans[0], count, data, measure),
         ranked=rank,
         guidance={each.compared.name: found for each in opened if (found := each.guidance)},
-        over_guidance=_over_guidance(opened, scales, measure, count, drawing) if scales else {},
+        over_guidance=_over_guidance(opened, scales, measure, count, drawing, data) if scales else {},
         attributions=list(dict.fromkeys(text for each in opened if (text := each.samples.attribution))),
     )
     with atomic_directory(out) as temporary:
@@ -367,7 +368,12 @@ def _check_guidance(opened: Sequence[Opened], count: int, least: int) -> None:
 
 
 def _over_guidance(
-    opened: Sequence[Opened], scales: Sequence[float], measure: Scores, count: int, params: Params
+    opened: Sequence[Opened],
+    scales: Sequence[float],
+    measure: Scores,
+    count: int,
+    params: Params,
+    data: PreparedData,
 ) -> dict[str, list[Curve]]:
     """By the figure's key, the curve of each model; empty of one that cannot be guided."""
     curves: dict[str, list[Curve]] = {}
@@ -378,7 +384,10 @@ def _over_guidance(
             for scale in scales:
                 samples = each.sampled_by(guided(each.plan, scale, "--guidance-scale"))
                 drawn = _watched(_drawn(samples, count, params), [], 0, progress, 1)
-                for key, value in measure.figures(drawn, count).items():
+                given = samples.given(count, seed=params.seed, **asked_for(params.evaluation, samples.columns))
+                captioned = captioned_of(samples, given, data, params.evaluation)
+                found = measure.figures(drawn, count, captioned)
+                for key, value in ((key, value) for key, value in found.items() if key in FIGURES):
                     curves.setdefault(key, [[] for _ in opened])[position].append((scale, value))
     return curves
 

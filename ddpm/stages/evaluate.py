@@ -119,7 +119,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         return None
     config = model.card.config
     measured = measure(
-        drawn,
+        model,
         params,
         ModelFacts(
             config.sampling,
@@ -132,7 +132,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         root=root,
         device=device,
         name=f"models/{variant}",
-        given=model.given(options.samples, seed=params.seed, **asked),
+        drawn=drawn,
         show=show,
     )
     bounds = split_bounds(model, data, options, seed=params.seed, show=show)

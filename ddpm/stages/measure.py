@@ -11,7 +11,7 @@ from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
-from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, measure
+from ddpm.evaluation.measure import Measurement, ModelFacts, check_fit, measure
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, find_model, is_uri
 from ddpm.stages.progress import show
@@ -51,16 +51,14 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
     facts, data, name = facts_of(params, sampler), PreparedData.open(root / PREPARED), name or str(deploy)
     options, sampler = params.evaluation, sampler.sampled_by(facts.sampling.model_dump())
     check_fit(sampler, data, name, "evaluation.sampling" if options.sampling else "its own plan")
-    asked = asked_for(options, sampler.columns)
     return measure(
-        sampler.batches(options.samples, seed=params.seed, batch_size=options.batch_size, **asked),
+        sampler,
         params,
         facts,
         data=data,
         root=root,
         device=pick_device(),
         name=name,
-        given=sampler.given(options.samples, seed=params.seed, **asked),
         show=show,
     )
 

@@ -64,7 +64,7 @@ def sample_to(
             _warn_of_cuts(column, overrides[column.name])
     with _progress(count, opened.codec, f"samples of {model}") as on_batch:
         images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
-    write(images, out, opened.codec, _origin_of(opened, seed, overrides))
+    write(images, out, opened.codec, origin_of(opened, seed, overrides))
     return images
 
 
@@ -92,7 +92,7 @@ def _progress(count: int, codec: Codec, describe: str) -> Iterator[Callable[[int
         yield progress.reach
 
 
-def _origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) -> dict[str, str]:
+def origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) -> dict[str, str]:
     """What pictures of the samples say of where they are from."""
     from ddpm.evaluation.pictures import origin
     from ddpm.figures.protocol import mark_of

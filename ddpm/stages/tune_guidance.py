@@ -29,7 +29,7 @@ CLASSIFIER_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # with a classifier as guide
 INTERVALS: tuple[Interval, ...] = (None, (0.2, 0.8))
 
 # Beside the figure that decides.
-_SHOWN = ("class_accuracy", "precision", "recall")
+_SHOWN = ("class_accuracy", "retrieval_5_pixels", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,8 @@ def _counted(drawn: Iterator[NDArray[Any]], progress: Bar) -> Iterator[NDArray[A
 def _measured(model: Model, params: Params, seed: int, data: PreparedData, root: Path, variant: str) -> Measurement:
     """As an evaluation, with another seed."""
     params, config = params.model_copy(update={"seed": seed}), model.card.config
-    options, asked = params.evaluation, asked_for(params.evaluation, model.columns)
     return measure(
-        model.batches(options.samples, seed=seed, batch_size=options.batch_size, **asked),
+        model,
         params,
         ModelFacts(
             config.sampling, config.process.variance, model.card.training.weights, model.columns, model.guide_mark
@@ -180,7 +179,6 @@ def _measured(model: Model, params: Params, seed: int, data: PreparedData, root:
         root=root,
         device=model.device,
         name=f"models/{variant}",
-        given=model.given(options.samples, seed=seed, **asked),
         show=show,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from ddpm.figures.figure import FIGURES, Reading, number
+from ddpm.figures.figure import FIGURES, Reading
 
 NOTE = "mlflow.note.content"
 
@@ -20,7 +20,7 @@ def run_note(
         protocol: protocol.json.
     """
     rows = [
-        f"| {figure.named(protocol)} | {reading} | {'' if reading.real is None else number(reading.real)} |"
+        f"| {figure.named(protocol)} | {reading} | {reading.column} |"
         for figure in FIGURES.values()
         if (reading := Reading.of(metrics, figure.key))
     ]
