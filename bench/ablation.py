@@ -51,6 +51,7 @@ PRESET_AS = ("simple", "linear")  # the one of the six that is sampled by every 
 GUIDED = Subjects(conditional="conditional", unconditional="ddpm", classifier="classifier", weaker="weaker")
 WEAKER: dict[str, dict[str, Any]] = {"network": {"width": 8, "groups": 4}, "training": {"steps": 500}}
 FASHION = "conditional-fashion"
+GUIDANCE_DATA = ("digits", "fashion-mnist")
 
 # What a column of the first tables changes of the default plan.
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -126,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.ablation", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the whole way in seconds; the figures mean nothing")
     parser.add_argument(
-        "--guidance", action="store_true", help="measure guidance alone; the other results stay as they were written"
+        "--guidance",
+        nargs="?",
+        const="all",
+        choices=["all", *GUIDANCE_DATA],
+        help="measure guidance alone, on all data or on one data set; the other results stay as they were written",
     )
     parser.add_argument(
         "--fashion",
@@ -141,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         params = load_params()
         results = _read(scale.results) if arguments.guidance else study(params, scale)
-        results["guidance"] = guidance(params, scale, arguments.fashion)
+        data = GUIDANCE_DATA if arguments.guidance in (None, "all") else (arguments.guidance,)
+        results["guidance"] = guidance(params, scale, arguments.fashion, data, results.get("guidance", []))
         write_json(scale.results, results)
         write_bytes(scale.page, markdown(results).encode())
         print(f"\n{scale.page.read_text(encoding='utf-8')}\n{scale.results} and {scale.page} written", flush=True)
@@ -189,20 +195,37 @@ def _read(results: Path) -> dict[str, Any]:
         raise UserError(f"--guidance: {results} is missing or damaged; leave --guidance out to measure all") from None
 
 
-def guidance(params: Params, scale: Scale, fashion: Path) -> list[dict[str, Any]]:
-    """Train the digits' models for guidance and measure them, and Fashion-MNIST's where they are; as JSON, an entry a
-    data set. An entry of one that is left out says why.
+def guidance(
+    params: Params, scale: Scale, fashion: Path, data: Sequence[str], before: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Measure guidance; as JSON, an entry a data set. An entry of one that is left out says why.
+
+    Args:
+        fashion: as the option.
+        data: which of `GUIDANCE_DATA` are measured.
+        before: the entries of an earlier run; those of the other data sets are kept.
     """
-    root = scale.folder
+    measure = {
+        "digits": lambda: _guidance_of_digits(params, scale),
+        "fashion-mnist": lambda: _guidance_of_fashion(params, scale, fashion),
+    }
+    entries = {entry["data"]: entry for entry in before} | {name: measure[name]() for name in data}
+    return [entries[name] for name in GUIDANCE_DATA if name in entries]
+
+
+def _guidance_of_digits(params: Params, scale: Scale) -> dict[str, Any]:
+    """Train the models that it needs, too."""
     digits = guided_models(params, scale)
-    _prepare(digits, root)
-    found = [GuidanceStudy(digits, root, root / "cells", GUIDED, scale.guidance).results()]
+    _prepare(digits, scale.folder)
+    return GuidanceStudy(digits, scale.folder, scale.folder / "cells", GUIDED, scale.guidance).results()
+
+
+def _guidance_of_fashion(params: Params, scale: Scale, fashion: Path) -> dict[str, Any]:
     if not (fashion / MODELS / FASHION / "model.json").is_file():
-        why = f"no trained model {FASHION} in the project {fashion}"
-        return [*found, {"data": "fashion-mnist", "left_out": why}]
-    larger = params.model_copy(update={"models": {FASHION: _changed(params.variant(FASHION), scale.guided_overrides)}})
-    study = GuidanceStudy(larger, fashion, root / "cells", Subjects(FASHION), scale.fashion)
-    return [*found, study.results()]
+        return {"data": "fashion-mnist", "left_out": f"no trained model {FASHION} in the project {fashion}"}
+    models = {FASHION: _changed(params.variant(FASHION), scale.guided_overrides)}
+    larger = params.model_copy(update={"models": models})
+    return GuidanceStudy(larger, fashion, scale.folder / "cells", Subjects(FASHION), scale.fashion).results()
 
 
 def guided_models(params: Params, scale: Scale) -> Params:
