@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import NAMES, PICTURES, Column, Given
+from ddpm.conditioning.columns import NAMES, PICTURES, Column, Given, united
+from ddpm.conditioning.pictures import mask_columns
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
 
 
@@ -93,8 +94,29 @@ class Drawer(ABC):
             return f"was trained without dropping its condition ({', '.join(kept)})"
         return "has no guide, and its condition cannot be dropped" if self.columns else "has no condition and no guide"
 
+    @property
+    def askable(self) -> tuple[Column, ...]:
+        """The model's columns, and `image` and `mask` of any model of images: what is known of an image is put back at
+        each step, whether the model was trained for it or not.
+        """
+        inpainting = mask_columns({}, {"shape": self.codec.shape}) if self.codec.name == "images" else ()
+        return united(inpainting, self.columns)
+
+    def column(self, name: str) -> Column:
+        """One of the askable columns.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        for column in self.askable:
+            if column.name == name:
+                return column
+        key = PICTURES.get(name, name)
+        raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{key}`")
+
     def given(self, count: int, *, seed: int = 0, first: int = 0, **asked: Any) -> dict[str, NDArray[Any]]:
-        """A value of each column for the data `first` .. `first + count − 1` of a seed, [count, ...].
+        """A value of each column for the data `first` .. `first + count − 1` of a seed, [count, ...]; also of `image`
+        and `mask` that the model has no columns for, if they are asked for.
 
         Args:
             asked: what is asked for, by the column's name; None, or left out: drawn as often as in the training data,
@@ -103,17 +125,15 @@ class Drawer(ABC):
         Raises:
             ValueError: it is not a value of the column, or the model has no such column.
         """
-        own = {column.name: column for column in self.columns}
-        for name, value in asked.items():
-            if value is not None and name not in own:
-                key = PICTURES.get(name, name)
-                raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{key}`")
-            other = getattr(own.get(name), "goes_with", name)
-            if value is not None and asked.get(other) is None:
+        asked = {name: value for name, value in asked.items() if value is not None}
+        own = {column.name: column for column in self.columns} | {name: self.column(name) for name in asked}
+        for name in asked:
+            other = getattr(own[name], "goes_with", name)
+            if other not in asked:
                 raise ValueError(f"{name} needs {other} as well: give both or neither")
         return {
             name: column.draw(count, seed=seed, first=first)
-            if asked.get(name) is None
+            if name not in asked
             else column.read(asked[name], count, first=first)
             for name, column in own.items()
         }

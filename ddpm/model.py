@@ -253,11 +253,13 @@ class Model(Drawer):
             given: a value of each column, [N, ...].
         """
         told = tensors(given or {}, self.device)
+        own = {column.name: told[column.name] for column in columns_in(self.network)} if told else {}
         if self.guide is None:
-            return by_itself(self.network, told)
-        denoise = bind(self.network, {column.name: told[column.name] for column in columns_in(self.network)})
+            return by_itself(self.network, own)
+        denoise = bind(self.network, own)
         if not self.by_classifier:
-            return Autoguidance(denoise, bind(self.guide.network, told))
+            weaker = {column.name: told[column.name] for column in columns_in(self.guide.network)}
+            return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
         return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())
 

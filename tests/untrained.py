@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from tiny import TINY_PARAMS
+from weights import awake
 
 from ddpm.config.model import VariantConfig
 from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_sampler
@@ -17,10 +17,7 @@ from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network
 def untrained(name: str, directory: Path, facts: DataFacts, **sections: Any) -> Path:
     """A model directory with random weights."""
     config = VariantConfig.model_validate({**copy.deepcopy(TINY_PARAMS["models"]["tiny"]), **sections})
-    torch.manual_seed(0)
-    network = build_network(config, facts.codec, columns=columns_for(config, facts, name))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    network = awake(build_network(config, facts.codec, columns=columns_for(config, facts, name)), std=0.1)
     card = ModelCard(variant=name, config=config, data=facts, training=TrainingFacts(fingerprint=name), parameters=1)
     save(Model(network, card), directory / name)
     return directory / name

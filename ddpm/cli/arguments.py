@@ -64,6 +64,32 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "one at i modulo their number (default: a training caption for each image)",
     )
     sample.add_argument(
+        "--low",
+        type=a_path,
+        metavar="FILE|DIR",
+        help="of an upsampler: the small image, of the size that the model was trained on; of several in a directory, "
+        "image i gets the one at i modulo their number",
+    )
+    sample.add_argument(
+        "--low-noise",
+        type=float,
+        metavar="S",
+        help="of an upsampler that was trained with noise on the small image: standard deviation of the noise to add "
+        "to it; some hides its faults (default: 0)",
+    )
+    sample.add_argument(
+        "--image",
+        type=a_path,
+        metavar="FILE|DIR",
+        help="an image of which a part is kept, of the size that the model draws; needs --mask",
+    )
+    sample.add_argument(
+        "--mask",
+        type=a_path,
+        metavar="FILE|DIR",
+        help="which part of --image is kept: white is kept, black is drawn again",
+    )
+    sample.add_argument(
         "--guidance-scale",
         type=float,
         metavar="S",

@@ -141,6 +141,7 @@ def run_measure(arguments: Arguments) -> None:
 
 
 def run_sample(arguments: Arguments) -> None:
+    from ddpm.conditioning.columns import PICTURE_NAMES
     from ddpm.stages.sample import sample_to
 
     images = sample_to(
@@ -156,6 +157,8 @@ def run_sample(arguments: Arguments) -> None:
         eta=arguments.eta,
         label=arguments.label,
         prompt=arguments.prompt,
+        low_noise=arguments.low_noise,
+        pictures={name: getattr(arguments, name) for name in PICTURE_NAMES},
         guidance_scale=arguments.guidance_scale,
         guidance_interval=arguments.guidance_interval,
         guide=arguments.guide,

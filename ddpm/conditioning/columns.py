@@ -295,8 +295,10 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column
 }
 
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
-NAMES = (LabelColumn.name, PromptColumn.name)
-# Those that are asked for by arrays, with their keys.
+NAMES = (LabelColumn.name, PromptColumn.name, LowNoiseColumn.name)
+# Those that are asked for by pictures.
+PICTURE_NAMES = (LowColumn.name, ImageColumn.name, MaskColumn.name)
+# All of pictures, with their keys.
 PICTURES = {column.name: column.key for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn)}
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ddpm.conditioning.pictures import LowColumn
 from ddpm.deploy.runtime import Float32, Sampler, import_onnxruntime
-from ddpm.diffusion.noise import ImageNoise
+from ddpm.diffusion.noise import ImageNoise, stream
 from ddpm.files import sha256_of
 
 COUNT, MOST_STEPS = 4, 20
@@ -47,8 +50,14 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     sampler = Sampler(deploy)
     plan = sampler.plan(steps=min(sampler.facts["sampling"]["steps"], MOST_STEPS))
     noise = ImageNoise(0, COUNT, sampler.codec.network_shape)
-    samples = sampler.run(plan, noise.draw(), noise.draw, sampler.given(COUNT))
+    asked: dict[str, Any] = {each.name: _low(each) for each in sampler.columns if isinstance(each, LowColumn)}
+    samples = sampler.run(plan, noise.draw(), noise.draw, sampler.given(COUNT, **asked))
     return samples, f"onnxruntime {import_onnxruntime().__version__}, {sampler.providers[0]}"
+
+
+def _low(column: LowColumn) -> NDArray[np.uint8]:
+    """Small images for an upsampler, which draws nothing without: noise that is always the same."""
+    return (256 * stream(0, 0, purpose=4).random((COUNT, *column.shape))).astype(np.uint8)
 
 
 def find_fault(deploy: Path, recorded: Fingerprint) -> str | None:

@@ -18,6 +18,8 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from pandas.api.types import is_scalar  # type: ignore[import-untyped]
 
+from ddpm.conditioning.columns import PICTURE_NAMES
+from ddpm.data.given import from_base64
 from ddpm.deploy.runtime import MAX_IMAGES, Sampler
 from ddpm.errors import NotFiniteError
 
@@ -38,7 +40,8 @@ class ImageSampler(PythonModel):
             model_input: a DataFrame of requests: `n`, how many, 1 to 1024 in all rows together; and, if it has these
                 columns, `seed`, `sampler`, `steps` and `eta`, for which the model has its own values. Of a conditional
                 model also `label`, a name, a number or a list of them, `prompt`, a text or a list of them, and
-                `guidance_scale` and `guidance_interval`.
+                `guidance_scale` and `guidance_interval`; of an upsampler `low` and perhaps `low_noise`; of any model of
+                images `image` and `mask`, of which white is kept. Pictures are PNG files in base64, or lists of them.
             params: unused, part of MLflow's interface.
 
         Returns:
@@ -50,7 +53,7 @@ class ImageSampler(PythonModel):
                 use; over HTTP status 400. Or the model draws NaN or infinite values; status 500.
         """
         try:
-            requests = [_options(row) for row in model_input.to_dict(orient="records")]
+            requests = [self._options(row) for row in model_input.to_dict(orient="records")]
             count = sum(options["count"] for options in requests)
             if count > MAX_IMAGES:
                 raise ValueError(f"`n` must be at most {MAX_IMAGES} in all rows together, found {count}")
@@ -60,9 +63,19 @@ class ImageSampler(PythonModel):
         except ValueError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
+    def _options(self, row: Mapping[Hashable, Any]) -> dict[str, Any]:
+        """The arguments of `Sampler.sample` that a row comes to.
+
+        Raises:
+            ValueError: one of them is not of its type, or is of a column that the model does not have.
+        """
+        options = _options(row)
+        pictures = {name: options[name] for name in PICTURE_NAMES if name in options}
+        return options | {name: from_base64(self.sampler.column(name), value) for name, value in pictures.items()}
+
 
 def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """The arguments of `Sampler.sample` that a row comes to.
+    """The options of a row in Python's types.
 
     Raises:
         ValueError: one of them is not of its type.
@@ -74,6 +87,8 @@ def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
         "eta": _real,
         "label": _label,
         "prompt": _as_it_is,
+        **dict.fromkeys(PICTURE_NAMES, _as_it_is),
+        "low_noise": _as_it_is,
         "guidance_scale": _real,
         "guidance_interval": _interval,
     }

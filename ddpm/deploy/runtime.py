@@ -202,13 +202,17 @@ class Sampler(Drawer):
 
         Args:
             draw: gives the z of each row that adds noise.
-            given: a value of each column, [N, ...]; None: the null value of each, or 0.
+            given: a value of each column, [N, ...], and of `image` and `mask` if a part is known; None: the null value
+                of each column, or 0.
         """
         if given is None:
             given = blank(self.columns, len(x))
-        if self.in_graph and _fits_the_graph(plan, x.nbytes):
-            return self._run_in_graph(plan, x, draw, given)
-        return run(self._bound(given), plan, x, draw, known_part(given))
+        columns, known = {column.name for column in self.columns}, known_part(given)
+        # sampler.onnx puts back what is known of models alone that were trained for it.
+        told = given.keys() <= columns or known is None
+        if self.in_graph and told and _fits_the_graph(plan, x.nbytes):
+            return self._run_in_graph(plan, x, draw, {name: given[name] for name in columns})
+        return run(self._bound(given), plan, x, draw, known)
 
     def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
         """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""

@@ -23,8 +23,14 @@ def formats(codec: Codec) -> tuple[Format, ...]:
     return ("png", "npy", "json") if codec.pictures else ("json", "npy")
 
 
-def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, asked: ImageRequest) -> bytes:
-    """Data [N, *shape], drawn as asked, in a form; of images alone in PNG."""
+def encode(
+    data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, asked: ImageRequest, told: dict[str, Any]
+) -> bytes:
+    """Data [N, *shape], drawn as asked, in a form; of images alone in PNG.
+
+    Args:
+        told: what was asked of the model's columns.
+    """
     if form == "png":
         columns = max(1, round(len(data) ** 0.5))
         return png(as_picture(data[0]) if len(data) == 1 else grid(data, columns), credit(model.sampler.attribution))
@@ -39,7 +45,7 @@ def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice,
             kind=codec.name,
             shape=list(codec.shape),
             seed=asked.seed,
-            labels=_labels(model, asked),
+            labels=_labels(model, asked, told),
             data=_entries(data, codec, credit(model.sampler.attribution)),
             **choice._asdict(),
         )
@@ -48,11 +54,11 @@ def encode(data: NDArray[Any], form: Format, model: ServedModel, choice: Choice,
     )
 
 
-def _labels(model: ServedModel, asked: ImageRequest) -> list[str] | None:
+def _labels(model: ServedModel, asked: ImageRequest, told: dict[str, Any]) -> list[str] | None:
     """The class of each datum by name, of a conditional model."""
     if (classes := model.classes) is None:
         return None
-    return [classes[number] for number in model.sampler.given(asked.n, seed=asked.seed, **asked.given)["label"]]
+    return [classes[number] for number in model.sampler.given(asked.n, seed=asked.seed, **told)["label"]]
 
 
 def _entries(data: NDArray[Any], codec: Codec, facts: Mapping[str, str]) -> list[Any]:

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from ddpm.conditioning.columns import NAMES, PICTURE_NAMES
 from ddpm.diffusion.plans import SAMPLERS, SamplingPlan
 from ddpm.errors import NotFiniteError, first_complaint
 from ddpm.serve.answers import MEDIA_TYPES, encode, formats
@@ -24,7 +25,7 @@ from ddpm.serve.metrics import Metrics
 from ddpm.serve.middleware import CLIENT_LEFT, ClientLeftError, Envelope
 from ddpm.serve.models import Choice, ModelKeeper, ServedModel
 from ddpm.serve.reference import reference_page
-from ddpm.serve.schemas import EXAMPLES, Drawn, Format, ImageRequest, Limits, ModelCard, Problem, State
+from ddpm.serve.schemas import EXAMPLES, ColumnCard, Drawn, Format, ImageRequest, Limits, ModelCard, Problem, State
 from ddpm.serve.settings import Settings
 from ddpm.version import __version__
 
@@ -124,8 +125,8 @@ class Service:
         """What one request may ask of this model: as many as are allowed and as fit into the bytes that are."""
         return max(1, min(self.settings.max_images, self.settings.max_bytes // model.datum_bytes))
 
-    def accept(self, asked: ImageRequest, model: ServedModel) -> tuple[Format, Choice, SamplingPlan]:
-        """What a request comes to, with this model.
+    def accept(self, asked: ImageRequest, model: ServedModel) -> tuple[Format, Choice, SamplingPlan, dict[str, Any]]:
+        """What a request comes to, with this model: the last is what it asks of the model's columns.
 
         Raises:
             HTTPException: more than the model or the service will do.
@@ -142,14 +143,15 @@ class Service:
         choice = model.choice(asked.sampler, asked.steps, asked.eta, asked.guidance_scale, asked.guidance_interval)
         try:
             plan = model.plan(choice)
-            model.sampler.given(1, **asked.given)
+            told = asked.given(model.sampler)
+            model.sampler.given(1, **told)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         if asked.n * plan.evaluations > most_evaluations:
             guided = plan.evaluations - len(plan)
             found = f"{asked.n} × {len(plan)}" if not guided else f"{asked.n} × ({len(plan)} + {guided} with guidance)"
             raise HTTPException(422, f"`n` × `steps` must be at most {most_evaluations}, found {found}")
-        return form, choice, plan
+        return form, choice, plan, told
 
 
 def _application(service: Service) -> FastAPI:
@@ -196,16 +198,16 @@ def _application(service: Service) -> FastAPI:
     )
     async def images(asked: Annotated[ImageRequest, Body(openapi_examples=EXAMPLES)], request: Request) -> Response:
         model = service.model()
-        form, choice, plan = service.accept(asked, model)
+        form, choice, plan, told = service.accept(asked, model)
         request.state.notes.update(
             n=asked.n, steps=len(plan), sampler=choice.sampler, guidance_scale=choice.guidance_scale, model=model.name
         )
         try:
-            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n, asked=asked.given)
+            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n, asked=told)
         except QueueFullError as full:
             raise HTTPException(429, "too many requests wait", headers={"Retry-After": str(full.retry_after)}) from None
         data = await _drawn(drawing, request, service.settings.timeout)
-        content = await asyncio.to_thread(encode, data, form, model, choice, asked)
+        content = await asyncio.to_thread(encode, data, form, model, choice, asked, told)
         return Response(content, media_type=MEDIA_TYPES[form], headers={"X-Model": quote(model.name, safe=":/@")})
 
     @app.get("/v1/model", summary="What is served", responses={503: {"model": Problem}})
@@ -220,6 +222,7 @@ def _application(service: Service) -> FastAPI:
             sampling=model.sampling,
             samplers=list(SAMPLERS),
             classes=None if model.classes is None else list(model.classes),
+            columns=[ColumnCard.of(each) for each in model.sampler.askable if each.name in (*NAMES, *PICTURE_NAMES)],
             attribution=model.sampler.attribution,
             guidable=model.sampler.guidable,
             unguided_scale=model.sampler.unguided_scale,

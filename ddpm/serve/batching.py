@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.columns import Given
+from ddpm.conditioning.pictures import with_known
 from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
@@ -84,14 +86,24 @@ def draw(shares: Sequence[Share]) -> list[Part]:
         return np.concatenate([each.draw() for each in noises])
 
     told = [sampler.given(share.count, seed=share.job.seed, first=share.first, **share.job.asked) for share in shares]
-    given = {name: np.concatenate([each[name] for each in told]) for name in told[0]}
-    x = sampler.run(job.plan, noise(), noise, given)
-    return [_decoded(sampler, own) for own in np.split(x, np.cumsum([share.count for share in shares])[:-1])]
+    x = sampler.run(job.plan, noise(), noise, _together(sampler, told, [share.count for share in shares]))
+    parts = np.split(x, np.cumsum([share.count for share in shares])[:-1])
+    return [_decoded(sampler, own, given) for own, given in zip(parts, told, strict=True)]
 
 
-def _decoded(sampler: Sampler, x: NDArray[np.float32]) -> Part:
+def _together(sampler: Sampler, told: Sequence[Given], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The values of all columns as one batch. What only some shares have is for the others as if not asked for."""
+    columns = {name: sampler.column(name) for given in told for name in given}
+    whole = [
+        {name: given[name] if name in given else column.draw(count, seed=0) for name, column in columns.items()}
+        for given, count in zip(told, counts, strict=True)
+    ]
+    return {name: np.concatenate([each[name] for each in whole]) for name in columns}
+
+
+def _decoded(sampler: Sampler, x: NDArray[np.float32], given: Given) -> Part:
     try:
-        return sampler.decode(x)
+        return with_known(sampler.decode(x), given)
     except NotFiniteError as error:
         return error
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ddpm.conditioning.columns import NAMES
+from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, Column
+from ddpm.data.given import from_base64
 from ddpm.diffusion.plans import MOST_GUIDANCE, SAMPLERS
+from ddpm.drawer import Drawer
 
 Format = Literal["png", "npy", "json"]
 
@@ -19,6 +21,9 @@ _LABEL: dict[str, Any] = {"anyOf": [*_CLASS, {"type": "array", "items": {"anyOf"
 _PROMPT: dict[str, Any] = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]
 }
+
+_PNG = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+_PICTURES: dict[str, Any] = {"anyOf": [_PNG, {"type": "array", "items": _PNG}, {"type": "null"}]}
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -52,6 +57,27 @@ class ImageRequest(BaseModel):
         "training caption for each image. Of models that were trained on captions alone",
         json_schema_extra=_PROMPT,
     )
+    low: Any = Field(
+        None,
+        description="the small image of an upsampler, a PNG in base64 or as a data URL, or a list of them: image i "
+        "gets the one at i modulo their number. Of upsamplers alone, which need it",
+        json_schema_extra=_PICTURES,
+    )
+    low_noise: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="standard deviation of the noise to add to `low`; null: 0. Of upsamplers that were trained with it",
+    )
+    image: Any = Field(
+        None,
+        description="an image of which a part is kept, in the size that the model draws; as `low`. Of models of images",
+        json_schema_extra=_PICTURES,
+    )
+    mask: Any = Field(
+        None,
+        description="which part of `image` is kept, in the same size: white is kept, black is drawn again, and a grey "
+        "is the nearer of the two",
+        json_schema_extra=_PICTURES,
+    )
     guidance_scale: Annotated[float, Field(ge=0, le=MOST_GUIDANCE, allow_inf_nan=False)] | None = Field(
         None,
         description="how strongly the images follow their class; 1: no guidance, 0: the class is ignored; of a model "
@@ -68,10 +94,18 @@ class ImageRequest(BaseModel):
         "answer. null: png, and json of points and sequences, which no PNG can hold",
     )
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """What is asked of the model's columns, by their names."""
-        return {name: getattr(self, name) for name in NAMES}
+    def given(self, model: Drawer) -> dict[str, Any]:
+        """What is asked of the model's columns, by their names; pictures as arrays.
+
+        Raises:
+            ValueError: a picture cannot be read or has another size, or the model has no such column.
+        """
+        asked = {name: getattr(self, name) for name in (*NAMES, *PICTURE_NAMES)}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        return {
+            name: from_base64(model.column(name), value) if name in PICTURE_NAMES else value
+            for name, value in asked.items()
+        }
 
 
 EXAMPLES: dict[str, Any] = {
@@ -87,6 +121,14 @@ EXAMPLES: dict[str, Any] = {
     "classes": {
         "summary": "Two classes in turn, with guidance: of a conditional model",
         "value": {"n": 4, "label": [0, 1], "guidance_scale": 2.0, "guidance_interval": [0.0, 0.8]},
+    },
+    "prompt": {
+        "summary": "Images of a text: of a model that was trained on captions",
+        "value": {"n": 4, "prompt": "red heart", "guidance_scale": 3.0},
+    },
+    "inpainting": {
+        "summary": "A part of an image drawn again: IMAGE and MASK are PNG files in base64",
+        "value": {"n": 4, "image": "IMAGE", "mask": "MASK"},
     },
 }
 
@@ -116,6 +158,24 @@ class Limits(BaseModel):
     max_evaluations: int = Field(description="of images × steps; a step with guidance counts twice")
 
 
+class ColumnCard(BaseModel):
+    """Something that a request may ask for beside the sampling plan."""
+
+    name: str = Field(description="the key of the request")
+    dtype: str = Field(examples=["uint8"], description="of one value inside the model; pictures have uint8 or bool")
+    shape: list[int] = Field(description="of one value: of a picture [H, W, C], of a mask [H, W]")
+    most: float | None = Field(description="the largest value; null: not a number, or no bound")
+
+    @classmethod
+    def of(cls, column: Column) -> Self:
+        return cls(
+            name=column.name,
+            dtype=column.dtype.name,
+            shape=list(column.shape),
+            most=getattr(column, "most", None),
+        )
+
+
 class ModelCard(BaseModel):
     """The model that the next request gets."""
 
@@ -126,6 +186,7 @@ class ModelCard(BaseModel):
     sampling: dict[str, Any] = Field(description="the model's own sampling plan, guidance included")
     samplers: list[str]
     classes: list[str] | None = Field(description="what `label` may be, in the order of the numbers; null: no label")
+    columns: list[ColumnCard] = Field(description="what a request may ask for beside the sampling plan")
     attribution: str | None = Field(description="credit for the training images; null: none is asked for")
     guidable: bool = Field(description="whether there can be guidance")
     unguided_scale: float = Field(

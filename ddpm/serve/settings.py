@@ -33,8 +33,8 @@ class Settings:
     """Of what one request draws, as NumPy holds it."""
     max_evaluations: int = 65536
     """Images × evaluations of the network an image, of one request; two evaluations a step with guidance."""
-    max_body: int = 16384
-    """Bytes of a request's body."""
+    max_body: int = 2**22
+    """Bytes of a request's body, pictures included."""
     body_seconds: float = 10.0
     """For a request's head to arrive, and again for its body."""
     timeout: float = 60.0

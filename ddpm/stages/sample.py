@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import NAMES, PromptColumn
+from ddpm.conditioning.columns import NAMES, PICTURES, Column, PromptColumn
 from ddpm.errors import DdpmWarning, UserError, brief
 from ddpm.files import atomic_directory, atomic_file
 from ddpm.opening import load
@@ -31,14 +31,20 @@ def sample_to(
     batch_size: int = 64,
     precision: Precision = "fp32",
     guide: str | None = None,
+    pictures: Mapping[str, Path | None] | None = None,
     **overrides: Any,
 ) -> NDArray[Any]:
     """Draw data and write them where `out` says: FILE.npz (key `images`, `points` or `sequences`), FILE.png (a
     picture of all), or, of images, a directory of PNGs.
 
+    Args:
+        pictures: of the columns `low`, `image` and `mask`, a file or a directory of files, which are taken in turn.
+
     Raises:
-        UserError: no such model, numbers that no plan can be made of, or an `out` that cannot be written.
+        UserError: no such model, numbers that no plan can be made of, a picture that cannot be read or has another
+            size, or an `out` that cannot be written.
     """
+    files = {name: path for name, path in (pictures or {}).items() if path is not None}
     if count < 1:
         raise UserError(f"--n must be at least 1, found {count}")
     if batch_size < 1:
@@ -56,6 +62,7 @@ def sample_to(
             f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"
         )
     try:
+        overrides |= {name: _pictures_of(opened.column(name), path) for name, path in files.items()}
         opened.check(overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -64,8 +71,37 @@ def sample_to(
             _warn_of_cuts(column, overrides[column.name])
     with _progress(count, opened.codec, f"samples of {model}") as on_batch:
         images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
-    write(images, out, opened.codec, origin_of(opened, seed, overrides))
+    told = {_title(name): path.name for name, path in files.items()}
+    write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **told})
     return images
+
+
+def _pictures_of(column: Column, path: Path) -> NDArray[Any]:
+    """The pictures of a file or a directory as values of a column, [n, *shape].
+
+    Raises:
+        UserError: a file is missing, is not an image, or has another size.
+    """
+    from ddpm.data.given import pictures_in, read_picture
+    from ddpm.data.images import BadImageError
+
+    files = pictures_in(path)
+    if not files:
+        raise UserError(f"--{column.name} {path}: the directory has no files")
+
+    def read(file: Path) -> NDArray[Any]:
+        def said(count: int) -> None:
+            text = f"--{column.name} {file}: {count} pixels are neither black nor white; each counts as the nearer one"
+            warnings.warn(text, DdpmWarning, stacklevel=2)
+
+        try:
+            return read_picture(column, file, on_grey=said)
+        except OSError as error:
+            raise UserError(f"--{column.name} {file}: {error.strerror}") from None
+        except BadImageError as error:
+            raise UserError(f"--{column.name} {file}: {error}") from None
+
+    return np.stack([read(file) for file in files])
 
 
 def _warn_of_cuts(column: PromptColumn, asked: str | Sequence[str]) -> None:
@@ -104,16 +140,21 @@ def origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) -> 
         model, training = facts.get("variant", ""), facts.get("training", {}).get("fingerprint", "")
     process, sampling = opened.choices
     asked = {name: value for name, value in overrides.items() if value is not None}
-    told = {name.capitalize(): _in_words(asked.pop(name)) for name in NAMES if name in asked}
+    told = {_title(name): _in_words(asked[name]) for name in NAMES if name in asked}
+    chosen = {name: value for name, value in asked.items() if name not in (*NAMES, *PICTURES)}
     found = origin(
         model=model,
         training=mark_of(training),
         seed=seed,
-        sampling={**sampling, **asked},
+        sampling={**sampling, **chosen},
         variance=process["variance"],
         attribution=opened.attribution,
     )
     return {**found, **told}
+
+
+def _title(name: str) -> str:
+    return name.capitalize().replace("_", " ")
 
 
 def _in_words(asked: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.conditioning.columns import NAMES as COLUMN_NAMES
+from ddpm.conditioning.columns import NAMES, PICTURE_NAMES
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.figure import extractor_name
@@ -42,7 +42,7 @@ HISTORY = "champions"
 _NO_SUCH_MODEL = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 # What the exported model needs to sample, besides this package.
-_REQUIREMENTS = ("numpy", "onnxruntime", "pandas")
+_REQUIREMENTS = ("PIL", "numpy", "onnxruntime", "pandas")
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
         ColSpec(AnyType(), "eta", required=False),
     ]
     # Also of a model that cannot be told: MLflow leaves out other columns in silence, and the model itself refuses.
-    told = [*COLUMN_NAMES, "guidance_scale", "guidance_interval"]
+    told = [*NAMES, *PICTURE_NAMES, "guidance_scale", "guidance_interval"]
     request += [ColSpec(AnyType(), name, required=False) for name in told]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
     images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))
