@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # Relative, unlike all others: no stage imports these here, and ddpm.closure follows absolute imports alone.
     from .deploy.runtime import Sampler
+    from .drawer.cascade import Cascade
     from .fitting import fit
     from .model import Model, save
     from .opening import load
 
 from ddpm.version import __version__
 
-__all__ = ["Model", "Sampler", "__version__", "fit", "load", "save"]
+__all__ = ["Cascade", "Model", "Sampler", "__version__", "fit", "load", "save"]
 
 # Imported on first use: most of them need torch.
 _HOMES = {
+    "Cascade": "ddpm.drawer.cascade",
     "Model": "ddpm.model",
     "Sampler": "ddpm.deploy.runtime",
     "fit": "ddpm.fitting",

@@ -44,6 +44,7 @@ _STAGES = {
     "fit-extractor": ("stages/extractor.py", {"extractor"}),
     "train": ("stages/train.py", {"network", "condition", "codec", "process", "objective", "training"}),
     "guide": ("stages/guide.py", {"evaluation", "sampling"}),
+    "compose": ("stages/compose.py", {"cascade", "sampling"}),
     "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),
     "export": ("stages/export.py", {"export", "sampling"}),
 }

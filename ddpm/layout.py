@@ -13,6 +13,8 @@ REPORTS = Path("reports")
 DEPLOY = Path("deploy")
 # Below a model directory: a file for each guide of params.yaml, which says whether it guides the model.
 GUIDES = "guides"
+# In a model or deploy directory of a cascade: what it is, and the directories of its links, in the order they draw.
+CASCADE, LINKS = "cascade.json", ("base", "upsampler")
 # Beside the pipeline: the page of a comparison, the numbers in it, and what each model draws of the same noise.
 COMPARISON = Path("comparison")
 COMPARISON_PAGE, COMPARISON_RECORD, COMPARISON_PICTURE = "report.html", "comparison.json", "samples.png"
@@ -44,7 +46,7 @@ def find_model(model: str | Path, *, trained: bool = True, exported: bool = True
     given, is_name = root / model, Path(model).name == str(model)
     places = [given, *(root / folder / model for folder, _, _ in kinds if is_name)]
     for place in places:
-        if any((place / file).is_file() for _, file, _ in kinds):
+        if any((place / within / file).is_file() for _, file, _ in kinds for within in ("", LINKS[0])):
             return place
     expected = ", ".join(f"{what} ({file})" for _, file, what in kinds)
     expected += " or a URI such as models:/ddpm-digits@champion" if exported else ""

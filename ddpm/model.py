@@ -147,7 +147,6 @@ class Model(Drawer):
     network: nn.Module
     card: ModelCard
     plan_source: str = "model.json"
-    """Where `card.config.sampling`, the model's own sampling plan, comes from."""
     guide: Model | None = None
     """The classifier or the weaker model that guides it; None: it guides itself, if it can."""
     directory: Path | None = None
@@ -212,6 +211,14 @@ class Model(Drawer):
         if config.sampling.guide is not None and self.guide is None:
             raise ValueError(f"the guide {config.sampling.guide} was not opened: use guided_by")
         return super().plan(**overrides)
+
+    @property
+    def variant(self) -> str:
+        return self.card.variant
+
+    @property
+    def fingerprint(self) -> str:
+        return self.card.training.fingerprint
 
     @property
     def attribution(self) -> str | None:

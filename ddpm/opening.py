@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.errors import UserError
-from ddpm.layout import MODELS, find_model, is_uri
+from ddpm.layout import CASCADE, MODELS, find_model, is_uri
 
 if TYPE_CHECKING:
     import torch
 
     from ddpm.deploy.runtime import Precision, Sampler
+    from ddpm.drawer.cascade import Cascade
     from ddpm.model import Model
 
 PARAMS = "params.yaml"
@@ -23,13 +24,14 @@ def load(
     *,
     precision: Precision = "fp32",
     root: Path = Path(),
-) -> Model | Sampler:
+) -> Model | Sampler | Cascade:
     """Open a model to draw with: `load(…).sample(16, seed=0)`.
 
     - A directory with `model.json`, such as models/V: torch. Inside a project its plan is the one that the project's
       params.yaml has for it today, by which it is evaluated and exported. Elsewhere it is a general default, DDIM in
       50 steps, since a training writes no plan. An imported model has its own in model.json.
     - A directory with `sampler.json`, such as deploy/V: onnxruntime, by the plan it was exported with.
+    - Either of a cascade: a directory with `cascade.json` and those of its links.
     - A name V of this project: models/V, or deploy/V if there is no models/V.
     - A URI such as `models:/ddpm-digits@champion`: onnxruntime, by the plan it was registered with. Needs mlflow.
 
@@ -48,10 +50,22 @@ def load(
     if is_uri(str(model)):
         from ddpm import tracking
 
-        return _exported(tracking.resolve(str(model), root), precision)
-    directory = find_model(model, root=root)
+        directory = tracking.resolve(str(model), root)
+    else:
+        directory = find_model(model, root=root)
+    if (directory / CASCADE).is_file():
+        from ddpm.drawer.cascade import open_cascade
+
+        return open_cascade(directory, lambda link: _single(link, device, precision))
+    return _single(directory, device, precision)
+
+
+def _single(directory: Path, device: torch.device | str | None, precision: Precision) -> Model | Sampler:
+    """A model that is no cascade, as of `load`."""
     if not (directory / "model.json").is_file():
-        return _exported(directory, precision)
+        from ddpm.deploy.runtime import Sampler
+
+        return Sampler(directory, precision=precision)
     if precision != "fp32":
         raise UserError(f"precision {precision} is for exported models; {directory} is a trained one")
     if device is None:
@@ -59,12 +73,6 @@ def load(
 
         device = pick_device()
     return trained(directory, device)
-
-
-def _exported(directory: Path, precision: Precision) -> Sampler:
-    from ddpm.deploy.runtime import Sampler
-
-    return Sampler(directory, precision=precision)
 
 
 def trained(directory: Path, device: torch.device | str = "cpu") -> Model:

@@ -41,6 +41,7 @@ TINY_PARAMS = {
     "export": {"parity_samples": 2, "parity_steps": 5},
     "variants": ["tiny"],
     "guides": [],
+    "cascades": {},
     "models": {
         "tiny": {
             "network": {

@@ -78,6 +78,13 @@ def run_train(arguments: Arguments) -> None:
     train_variant(_given_params(arguments), arguments.variant)
 
 
+def run_compose(arguments: Arguments) -> None:
+    from ddpm.stages.compose import compose
+
+    compose(_params(), arguments.cascade)
+    print(f"models/{arguments.cascade}: {' and '.join(_params().cascade(arguments.cascade).links.values())}")
+
+
 def run_record_guide(arguments: Arguments) -> None:
     from ddpm.stages.guide import record_guide
 

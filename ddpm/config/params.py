@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from ddpm.config.base import Section, Seed, validate
+from ddpm.config.cascade import CascadeConfig
 from ddpm.config.data import DataConfig
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
@@ -40,8 +41,11 @@ class Params(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
     promotion: PromotionConfig = PromotionConfig()
-    variants: tuple[str, ...] = Field(("ddpm",), min_length=1, description="the models the pipeline builds")
+    variants: tuple[str, ...] = Field(("ddpm",), description="the models the pipeline builds")
     guides: tuple[str, ...] = Field((), description="the models that guide them, which the pipeline trains first")
+    cascades: dict[VariantName, CascadeConfig] = Field(
+        {}, description="pairs of models that the pipeline builds as one, such as {glide: {base: a, upsampler: b}}"
+    )
     models: dict[VariantName, VariantConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -109,6 +113,60 @@ class Params(Section):
         return {name for plan in self._plans_of(variant).values() if (name := plan.guide_name) is not None}
 
     @model_validator(mode="after")
+    def _something_is_built(self) -> Params:
+        if not self.variants and not self.cascades:
+            raise ValueError("`variants` is empty, and there are no `cascades`: expected a model to build")
+        for name in self.variants:
+            if (side := self.models[name].codec.side) is not None:
+                raise ValueError(
+                    f"`variants` names {brief(name)}, whose codec.side is {side}; what the pipeline measures has the "
+                    "side of the data: name it as the `base` of a cascade"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _cascades_are_of_models(self) -> Params:
+        places = {name: key for key in ("guides", "variants") for name in getattr(self, key)}
+        for cascade, config in self.cascades.items():
+            if cascade in self.models:
+                raise ValueError(f"{cascade} is the name of a cascade and of a model: rename one")
+            for link, name in config.links.items():
+                if name not in self.models:
+                    raise ValueError(
+                        f"cascades.{cascade}.{link} is {brief(name)}, but `models` has only: {listed(self.models)}"
+                    )
+                if self.models[name].classifies:
+                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}, a classifier, which draws nothing")
+                if name in places:
+                    raise ValueError(
+                        f"cascades.{cascade}.{link} is {brief(name)}, which is in `{places[name]}` too: the pipeline "
+                        "would train it twice. Leave it out of one"
+                    )
+                places[name] = f"cascades.{cascade}"
+            if self.evaluation.sampling and self.evaluation.sampling.guide:
+                raise ValueError(f"evaluation.sampling.guide must be null: the cascade {cascade} has no guide")
+            try:
+                config.check(*(self.models[name] for name in config.links.values()))
+            except ValueError as error:
+                raise ValueError(f"the cascade {cascade} {error}") from None
+        return self
+
+    def upsamples(self, name: str) -> bool:
+        """Whether a model is the second of a cascade."""
+        return any(name == cascade.upsampler for cascade in self.cascades.values())
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """All models that the pipeline trains."""
+        links = [name for cascade in self.cascades.values() for name in cascade.links.values()]
+        return (*self.variants, *self.guides, *links)
+
+    @property
+    def built(self) -> tuple[str, ...]:
+        """What the pipeline measures, exports and registers: models and cascades."""
+        return (*self.variants, *self.cascades)
+
+    @model_validator(mode="after")
     def _no_model_starts_from_itself(self) -> Params:
         for name, model in self.models.items():
             if model.training.start_from in (name, f"models/{name}"):
@@ -134,6 +192,13 @@ class Params(Section):
         if name not in self.models:
             raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
         return self.models[name]
+
+    def cascade(self, name: str) -> CascadeConfig:
+        """The named cascade's configuration, or a UserError that lists those there are."""
+        if name not in self.cascades:
+            there = listed(self.cascades) or "none"
+            raise UserError(f"there is no cascade {name!r} among the `cascades` of {PARAMS_FILE}; there are: {there}")
+        return self.cascades[name]
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -168,7 +233,7 @@ def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
     Raises:
         UserError: a section is missing; it names all of them.
     """
-    for name in (*params.variants, *params.guides):
+    for name in params.trained:
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
         if missing:
             lines = ", ".join(f"`{section}: {{}}`" for section in missing)

@@ -64,7 +64,6 @@ class Sampler(Drawer):
         """
         self._directory = Path(directory)
         self.plan_source = "sampler.json"
-        """Where the model's own sampling plan comes from."""
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
         self._told: tuple[Column, ...]
@@ -132,6 +131,14 @@ class Sampler(Drawer):
     def columns(self) -> tuple[Column, ...]:
         """Those that its network is told, and those that a classifier guides it by."""
         return united(self._guide.columns if self._guide else (), self._told)
+
+    @property
+    def variant(self) -> str:
+        return str(self.facts.get("variant", ""))
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.facts.get("training", {}).get("fingerprint", ""))
 
     @property
     def attribution(self) -> str | None:

@@ -18,8 +18,9 @@ def check_all_plans(params: Params) -> None:
     Raises:
         UserError: a plan is not one of its model's.
     """
-    for variant in params.variants:
-        _check_plans(params, variant)
+    for variant in params.trained:
+        if variant not in params.guides:
+            _check_plans(params, variant)
 
 
 def check_all_networks(params: Params, *, root: Path = Path()) -> None:
@@ -34,7 +35,7 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
     from ddpm.stages.train import data_facts
 
     data = PreparedData.open(root / PREPARED)
-    for variant in (*params.variants, *params.guides):
+    for variant in params.trained:
         config = params.variant(variant)
         where = f"models.{variant}"
         columns = columns_for(config, data_facts(data, config, where, root), where)
@@ -58,11 +59,13 @@ def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
 
 
 def _check_plans(params: Params, variant: str) -> None:
-    """The plan that the model is exported with, and the one that it is measured by."""
+    """The plan that the model is exported with, and the one that it is measured by; an upsampler in a cascade is
+    measured by its own."""
     config = params.variant(variant)
+    measured_by = None if params.upsamples(variant) else params.evaluation.sampling
     for sampling, key in (
         (config.sampling, f"models.{variant}.sampling"),
-        (params.evaluation.sampling, "evaluation.sampling"),
+        (measured_by, "evaluation.sampling"),
     ):
         if sampling is None:
             continue

@@ -18,6 +18,7 @@ from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig, guided
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
+from ddpm.drawer.cascade import Cascade
 from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import likelihood_table, split_bounds
 from ddpm.evaluation.measure import ModelFacts, asked_for, captioned_of, protocol_of
@@ -46,6 +47,7 @@ from ddpm.stages.sample import open_model
 if TYPE_CHECKING:
     from ddpm.tracking import Evaluation
 
+Drawn = Model | Sampler | Cascade
 STEPS = (5, 10, 20, 50, 100)
 
 
@@ -186,7 +188,7 @@ class Opened:
     """A model to compare, ready to be drawn from."""
 
     compared: Compared
-    samples: Model | Sampler
+    samples: Drawn
     uri: str | None = None
     """Of a registered version, without an alias."""
     protocols: tuple[str, ...] = ()
@@ -195,9 +197,7 @@ class Opened:
     @property
     def timesteps(self) -> int:
         """T of its process."""
-        if isinstance(self.samples, Model):
-            return self.samples.card.config.process.timesteps
-        return int(self.samples.facts["process"]["timesteps"])
+        return int(self.samples.choices[0]["timesteps"])
 
     @property
     def plan(self) -> SamplingConfig:
@@ -215,15 +215,19 @@ class Opened:
         own = self.plan
         return {name: getattr(own, name) for name in _GUIDANCE}
 
-    def guided_by(self, plan: SamplingConfig) -> Model | Sampler:
+    def guided_by(self, plan: SamplingConfig) -> Drawn:
         """The same weights with another plan, guided as by its own."""
         return self.sampled_by(plan.model_copy(update=self._own_guidance()))
 
-    def sampled_by(self, plan: SamplingConfig) -> Model | Sampler:
-        """The same weights with another plan."""
-        if isinstance(self.samples, Model):
-            return self.samples.sampled_by(plan)
-        return self.samples.sampled_by(plan.model_dump())
+    def sampled_by(self, plan: SamplingConfig) -> Drawn:
+        """The same weights with another plan; of a cascade, the base's."""
+        return _sampled_by(self.samples, plan)
+
+
+def _sampled_by(samples: Drawn, plan: SamplingConfig) -> Drawn:
+    if isinstance(samples, Cascade):
+        return samples.with_base(_sampled_by(cast(Drawn, samples.base), plan))
+    return samples.sampled_by(plan) if isinstance(samples, Model) else samples.sampled_by(plan.model_dump())
 
 
 def _open(
@@ -274,13 +278,9 @@ def _under_one_protocol(opened: Sequence[Opened], root: Path) -> list[Opened]:
     return ranked_under
 
 
-def _opened(name: str, model: str, reports: Path, samples: Model | Sampler) -> Opened:
+def _opened(name: str, model: str, reports: Path, samples: Drawn) -> Opened:
     """With the figures in a reports directory, unless another training of the model has them."""
-    if isinstance(samples, Model):
-        fingerprint = samples.card.training.fingerprint
-    else:
-        fingerprint = samples.facts.get("training", {}).get("fingerprint")
-    return Opened(Compared(name, model, Recorded.read(reports, fingerprint)), samples)
+    return Opened(Compared(name, model, Recorded.read(reports, samples.fingerprint or None)), samples)
 
 
 def _reports_of(directory: Path) -> Path:
@@ -348,7 +348,7 @@ def _over_steps(
     return curves, shown
 
 
-def _drawn(samples: Model | Sampler, count: int, params: Params) -> Iterator[NDArray[Any]]:
+def _drawn(samples: Drawn, count: int, params: Params) -> Iterator[NDArray[Any]]:
     """What an evaluation would draw of the model, but so many."""
     options = params.evaluation
     asked = asked_for(options, samples.columns)

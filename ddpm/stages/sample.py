@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURES, Column, PromptColumn
+from ddpm.drawer import Drawer
 from ddpm.errors import DdpmWarning, UserError, brief
 from ddpm.files import atomic_directory, atomic_file
 from ddpm.opening import load
 
 if TYPE_CHECKING:
     from ddpm.deploy.runtime import Precision, Sampler
+    from ddpm.drawer.cascade import Cascade
     from ddpm.model import Model
 
 
@@ -55,7 +57,8 @@ def sample_to(
     opened = open_model(model, precision)
     if guide is not None:
         if not hasattr(opened, "guided_by"):
-            raise UserError(f"--guide is for a trained model, such as models/V; {model} is an exported one")
+            what = "a cascade" if hasattr(opened, "links") else "an exported one"
+            raise UserError(f"--guide is for a trained model, such as models/V; {model} is {what}")
         opened = opened.guided_by(guide)
     if write is _write_directory and not opened.codec.pictures:
         raise UserError(
@@ -128,23 +131,18 @@ def _progress(count: int, codec: Codec, describe: str) -> Iterator[Callable[[int
         yield progress.reach
 
 
-def origin_of(opened: Model | Sampler, seed: int, overrides: dict[str, Any]) -> dict[str, str]:
+def origin_of(opened: Drawer, seed: int, overrides: dict[str, Any]) -> dict[str, str]:
     """What pictures of the samples say of where they are from."""
     from ddpm.evaluation.pictures import origin
     from ddpm.figures.protocol import mark_of
 
-    if hasattr(opened, "card"):
-        model, training = opened.card.variant, opened.card.training.fingerprint
-    else:
-        facts = opened.facts
-        model, training = facts.get("variant", ""), facts.get("training", {}).get("fingerprint", "")
     process, sampling = opened.choices
     asked = {name: value for name, value in overrides.items() if value is not None}
     told = {_title(name): _in_words(asked[name]) for name in NAMES if name in asked}
     chosen = {name: value for name, value in asked.items() if name not in (*NAMES, *PICTURES)}
     found = origin(
-        model=model,
-        training=mark_of(training),
+        model=opened.variant,
+        training=mark_of(opened.fingerprint),
         seed=seed,
         sampling={**sampling, **chosen},
         variance=process["variance"],
@@ -162,14 +160,14 @@ def _in_words(asked: Any) -> str:
     return ", ".join(map(str, asked if isinstance(asked, (list, tuple)) else [asked]))
 
 
-def open_model(model: str, precision: Precision = "fp32", root: Path = Path()) -> Model | Sampler:
+def open_model(model: str, precision: Precision = "fp32", root: Path = Path()) -> Model | Sampler | Cascade:
     """What MODEL names, as `ddpm.load` has it, on the best device; prints what an exported model runs on.
 
     Raises:
         UserError: no such model, or none of this precision.
     """
     opened = load(model, None, precision=precision, root=root)
-    if not hasattr(opened, "card"):
+    if opened.where:
         print(f"sampling with {opened.where}")
     return opened
 

@@ -16,7 +16,10 @@ from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
 
 
 class Drawer(ABC):
-    """A model that draws data: a trained one, an exported one."""
+    """A model that draws data: a trained one, an exported one, a cascade of either."""
+
+    plan_source: str
+    """Where its own sampling plan comes from."""
 
     @property
     @abstractmethod
@@ -37,6 +40,21 @@ class Drawer(ABC):
     @abstractmethod
     def guidable(self) -> bool:
         """Whether a plan may have guidance."""
+
+    @property
+    def variant(self) -> str:
+        """Its name in params.yaml; empty if nobody said."""
+        return ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decided its weights; empty if nobody said."""
+        return ""
+
+    @property
+    def where(self) -> str | None:
+        """What an exported model runs on, in a line; None of others."""
+        return None
 
     @property
     def attribution(self) -> str | None:

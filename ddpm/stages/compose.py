@@ -1,0 +1,54 @@
+"""`ddpm compose NAME`: the two models of a cascade as one model directory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ddpm.config.params import Params
+from ddpm.drawer.cascade import Cascade, CascadeFacts, LinkFacts
+from ddpm.errors import UserError
+from ddpm.files import atomic_directory, sha256_of, write_json
+from ddpm.layout import MODELS
+from ddpm.model import Model, load
+
+WEIGHTS = "model.safetensors"
+
+
+def compose(params: Params, name: str, *, root: Path = Path()) -> None:
+    """Write `models/NAME/`: cascade.json, and the model directories base/ and upsampler/, each with the plan that
+    params.yaml has for it.
+
+    Raises:
+        UserError: there is no such cascade, a link is not trained, or the two do not fit together.
+    """
+    config = params.cascade(name)
+    models = {link: _sampled(params, variant, root) for link, variant in config.links.items()}
+    try:
+        Cascade(*models.values(), low_noise=config.low_noise)
+    except ValueError as error:
+        raise UserError(f"cascades.{name}: {error}") from None
+    trained_on = {link: model.card.data.train_sha256 for link, model in models.items()}
+    if len({*trained_on.values()}) > 1:
+        names = " and ".join(config.links.values())
+        raise UserError(f"cascades.{name}: {names} were trained on different data: train them again")
+    with atomic_directory(root / MODELS / name) as out:
+        links = {}
+        for link, model in models.items():
+            source = root / MODELS / config.links[link] / WEIGHTS
+            (out / link).mkdir()
+            shutil.copyfile(source, out / link / WEIGHTS)
+            write_json(out / link / "model.json", model.card.model_dump(mode="json"))
+            links[link] = LinkFacts(model.variant, model.fingerprint, sha256_of(source))
+        CascadeFacts(name, links, config.low_noise).write(out)
+
+
+def _sampled(params: Params, variant: str, root: Path) -> Model:
+    """A trained model with its plan of params.yaml, which it can be sampled by."""
+    sampling = params.variant(variant).sampling
+    model = load(root / MODELS / variant).sampled_by(sampling)
+    try:
+        model.plan()
+    except ValueError as error:
+        raise UserError(f"models/{variant} cannot be sampled by models.{variant}.sampling: {error}") from None
+    return model

@@ -1,0 +1,293 @@
+"""Cascades: two models that draw as one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TINY_PARAMS, write_params
+
+import ddpm
+from ddpm.cli.main import main
+from ddpm.codecs.scale import PixelCodec
+from ddpm.conditioning.columns import LabelColumn, columns_of
+from ddpm.config.params import Params, load_params
+from ddpm.diffusion.noise import ImageNoise
+from ddpm.drawer import Drawer
+from ddpm.drawer.cascade import Cascade, link_seed
+from ddpm.errors import UserError
+from ddpm.layout import CASCADE
+
+
+def described(**glide: Any) -> dict[str, Any]:
+    """params.yaml of a cascade from 4×4 to 8×8 digits, both told their class."""
+    tiny = copy.deepcopy(TINY_PARAMS["models"]["tiny"])
+    tiny["process"] |= {"prediction": "x0", "schedule": "cosine"}
+    tiny["training"] |= {"steps": 60, "batch_size": 32, "learning_rate": 5e-3}
+    small = {**tiny, "codec": {"side": 4}, "condition": {"label": {"drop": 0.2}}}
+    low = {"label": {"drop": 0}, "low": {"side": 4, "noise": 0.2}}
+    large = {**copy.deepcopy(tiny), "condition": low, "sampling": {"steps": 4, "sampler": "ddim", "eta": 1.0}}
+    cascades = {"glide": {"base": "small", "upsampler": "large", "low_noise": 0.1, **glide}}
+    return {**TINY_PARAMS, "variants": [], "cascades": cascades, "models": {"small": small, "large": large}}
+
+
+@pytest.fixture(scope="module")
+def composed_template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both links trained for some steps, and composed."""
+    directory = tmp_path_factory.mktemp("cascade") / "project"
+    shutil.copytree(prepared_template, directory)
+    write_params(directory, described())
+    with contextlib.chdir(directory):
+        for command in (["train", "small"], ["train", "large"], ["compose", "glide"]):
+            assert main(command) == 0
+    return directory
+
+
+@pytest.fixture
+def composed(composed_template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(composed_template)
+    return composed_template
+
+
+# --- drawing
+
+
+@pytest.mark.parametrize("asked", [{}, {"label": 3}, {"label": [1, 2, 8], "guidance_scale": 2.0, "steps": 3}])
+def test_an_image_of_a_seed_does_not_depend_on_the_batch(composed: Path, asked: dict):
+    cascade = ddpm.load("models/glide")
+    one, several = (cascade.sample(7, seed=4, batch_size=size, **asked).astype(int) for size in (7, 3))
+    assert one.shape == (7, 8, 8, 1)
+    assert np.abs(one - several).max() <= 1
+    assert np.abs(one - cascade.sample(7, seed=5, **asked)).max() > 10
+
+
+def test_the_base_draws_what_it_draws_alone_and_the_upsampler_makes_it_larger(composed: Path):
+    """By hand: the upsampler is told the base's images, the same labels, and the noise of its own seed."""
+    cascade, small, large = (ddpm.load(f"models/{name}") for name in ("glide", "small", "large"))
+    asked = {"seed": 11, "label": [0, 7]}
+    low = small.sample(5, **asked, steps=3)
+    told = {"low": low, "low_noise": 0.1, "label": [0, 7]}
+    expected = large.sample(5, seed=link_seed(11, 1), **told).astype(int)
+    assert np.abs(cascade.sample(5, **asked, steps=3) - expected).max() <= 1
+    assert np.abs(cascade.sample(5, **asked, steps=5) - expected).max() > 10, "the steps are the base's"
+
+
+def test_both_links_are_told_the_same_label_where_nobody_asks(composed: Path):
+    cascade = ddpm.load("models/glide")
+    labels = cascade.given(6, seed=2)["label"]
+    named = cascade.sample(6, seed=2, label=labels).astype(int)
+    assert np.abs(cascade.sample(6, seed=2) - named).max() <= 1
+
+
+def test_what_a_user_is_asked_for(composed: Path):
+    cascade = ddpm.load("models/glide")
+    assert [column.name for column in cascade.columns] == ["label"]
+    assert (cascade.guidable, cascade.codec.shape, cascade.variant) == (True, (8, 8, 1), "glide")
+    assert list(cascade.links) == ["base", "upsampler"]
+    with pytest.raises(ValueError, match="low: the model is not conditional"):
+        cascade.sample(1, low=np.zeros((4, 4, 1), np.uint8))
+    with pytest.raises(ValueError, match="steps"):
+        cascade.check({"steps": 1000})
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 5))
+@settings(deadline=None)
+def test_links_share_no_noise(seed: int, link: int):
+    other = link_seed(seed, link)
+    assert link_seed(seed, 0) == seed
+    assert 0 <= other < 2**64
+    assert len({link_seed(seed, number) for number in range(6)}) == 6
+    noise = [ImageNoise(each, 1, (1, 8, 8)).draw() for each in (seed, other)]
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.6  # 5 / √64
+
+
+def test_a_command_draws_from_it_by_its_name_and_its_directory(composed: Path, tmp_path: Path):
+    for model in ("glide", "models/glide"):
+        assert main(["sample", model, "--n", "3", "--label", "2", "--out", str(tmp_path / f"{len(model)}.npz")]) == 0
+    drawn = [np.load(path)["images"] for path in sorted(tmp_path.glob("*.npz"))]
+    np.testing.assert_array_equal(*drawn)
+    assert drawn[0].shape == (3, 8, 8, 1)
+
+
+def test_a_picture_says_what_drew_it(composed: Path, tmp_path: Path):
+    from PIL import Image
+
+    assert main(["sample", "glide", "--n", "2", "--out", str(tmp_path / "x.png")]) == 0
+    text = Image.open(tmp_path / "x.png").text
+    assert text["Model"] == "glide"
+    assert ddpm.load("glide").fingerprint[:12] in text.values()
+
+
+# --- what does not fit
+
+
+class Still(Drawer):
+    """A drawer of grey images, told what it is told."""
+
+    choices, guidable, plan_source = ({}, {}), False, "the test"
+
+    def __init__(self, shape: tuple[int, ...], condition: dict, classes: tuple[str, ...] = ("a", "b")) -> None:
+        self._codec = PixelCodec(shape)
+        self._columns = columns_of(condition, {"shape": shape, "kind": "images", "classes": classes})
+
+    codec = property(lambda self: self._codec)
+    columns = property(lambda self: self._columns)
+
+    def draw(self, count, plan, *, seed, first=0, given=None):
+        return np.full((count, *self._codec.shape), 128, np.uint8)
+
+
+LABEL, LOW = {"label": {"drop": 0}}, {"low": {"side": 4}}
+
+
+@pytest.mark.parametrize(
+    ("base", "upsampler", "words"),
+    [
+        (Still((4, 4, 1), {}), Still((8, 8, 1), {}), "the upsampler is not told a low image"),
+        (Still((2, 2, 1), {}), Still((8, 8, 1), LOW), "images of 2×2×1, and the upsampler needs low images of 4×4×1"),
+        (Still((4, 4, 3), {}), Still((8, 8, 1), LOW), "draws images of 4×4×3"),
+        (Still((4, 4, 1), {"mask": {}}), Still((8, 8, 1), LOW), "a picture that no link draws: image"),
+        (Still((4, 4, 1), {"low": {"side": 2}}), Still((8, 8, 1), LOW), "a picture that no link draws: low"),
+        (
+            Still((4, 4, 1), LABEL),
+            Still((8, 8, 1), LABEL | LOW, ("a", "c")),
+            "the links were trained with different classes of the column label",
+        ),
+    ],
+)  # fmt: skip
+def test_models_that_are_no_links(base: Drawer, upsampler: Drawer, words: str):
+    with pytest.raises(ValueError, match=words):
+        Cascade(base, upsampler)
+
+
+def test_noise_that_the_upsampler_does_not_know():
+    base, noisy = Still((4, 4, 1), LABEL), Still((8, 8, 1), {"low": {"side": 4, "noise": 0.3}})
+    assert Cascade(base, noisy, low_noise=0.3).low_noise == 0.3
+    for upsampler, words in ((noisy, r"0\.\.0\.3"), (Still((8, 8, 1), LOW), r"0\.\.0,")):
+        with pytest.raises(ValueError, match=f"low_noise must be in {words}"):
+            Cascade(base, upsampler, low_noise=0.4)
+    # Only the base has the column.
+    assert [type(column) for column in Cascade(base, noisy).columns] == [LabelColumn]
+
+
+GLIDE, SMALL, LARGE = ("cascades", "glide"), ("models", "small"), ("models", "large")
+GUIDE = {"guide": "models/x", "guidance_scale": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "words"),
+    [
+        (GLIDE, {"base": "tiny"}, "cascades.glide.base is 'tiny', but `models` has only: large, small"),
+        (GLIDE, {"base": "large"}, "cascades.glide.upsampler is 'large', which is in `cascades.glide` too"),
+        (GLIDE, {"low_noise": 0.3}, "low_noise 0.3, more than condition.low.noise of large, 0.2"),
+        (GLIDE, {"third": "large"}, "cascades.glide.third"),
+        ((), {"variants": ["large"]}, "cascades.glide.upsampler is 'large', which is in `variants` too"),
+        ((), {"guides": ["small"]}, "cascades.glide.base is 'small', which is in `guides` too"),
+        ((), {"variants": ["small"]}, "`variants` names 'small', whose codec.side is 4"),
+        ((), {"cascades": {}}, "`variants` is empty, and there are no `cascades`"),
+        (("cascades",), {"large": {"base": "small", "upsampler": "large"}}, "large is the name of a cascade and of a"),
+        (SMALL, {"codec": {}}, "codec.side null, and the upsampler large with condition.low.side 4"),
+        (SMALL, {"codec": {"side": 2}}, "codec.side 2, and the upsampler large"),
+        (SMALL, {"condition": {"mask": {}}}, "has small, with condition.mask"),
+        (SMALL, {"sampling": GUIDE}, "whose sampling.guide must be null"),
+        (LARGE, {"condition": {}}, "needs `condition: {low: {side: …}}`"),
+        (LARGE, {"codec": {"side": 4}}, "whose codec.side must be null"),
+        (("evaluation",), {"sampling": GUIDE}, "evaluation.sampling.guide must be null"),
+    ],
+)
+def test_cascades_that_cannot_be(tmp_path: Path, where: tuple[str, ...], change: dict, words: str):
+    params = copy.deepcopy(described())
+    section = params
+    for key in where:
+        section = section[key]
+    section.update(change)
+    if "large" in params["cascades"]:
+        del params["cascades"]["glide"]
+    write_params(tmp_path, params)
+    with pytest.raises(UserError) as error:
+        load_params(tmp_path / "params.yaml")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_captions_are_read_in_the_same_way_by_both():
+    params = copy.deepcopy(described())
+    for name, length in (("small", 8), ("large", 16)):
+        params["models"][name]["condition"]["prompt"] = {"length": length, "width": 8, "layers": 1, "heads": 1}
+    with pytest.raises(ValueError, match=r"condition.prompt.length 8 and 16: the two must be equal"):
+        Params.model_validate(params)
+
+
+def test_the_models_that_the_pipeline_trains_and_builds():
+    params = Params.model_validate(described())
+    assert params.trained == ("small", "large")
+    assert params.built == ("glide",)
+    assert [params.upsamples(name) for name in params.trained] == [False, True]
+
+
+def test_composing_says_what_is_missing(project: Path, capsys: pytest.CaptureFixture[str]):
+    write_params(project, described())
+    assert main(["compose", "tiny"]) == 2
+    assert "there is no cascade 'tiny' among the `cascades` of params.yaml; there are: glide" in capsys.readouterr().err
+    assert main(["compose", "glide"]) == 2
+    assert "`ddpm train small` makes models/small" in capsys.readouterr().err
+    assert not Path("models/glide").exists()
+
+
+# --- the directory
+
+
+def test_the_directory_holds_both_models_with_their_plans(composed: Path):
+    cascade = ddpm.load("models/glide")
+    assert cascade.upsampler.card.config.sampling.eta == 1.0
+    assert cascade.base.card.own_plan
+    facts = json.loads(Path("models/glide", CASCADE).read_text())
+    assert facts["links"]["base"]["variant"] == "small"
+    assert facts["low_noise"] == 0.1
+    for link, name in (("base", "small"), ("upsampler", "large")):
+        weights = [Path("models", *place, "model.safetensors").read_bytes() for place in (("glide", link), (name,))]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda facts: facts.update(format=9), "its format is 9, and this version of ddpm knows 1"),
+        (lambda facts: facts.pop("name"), "the key 'name' is missing"),
+        (lambda facts: facts["links"].pop("base"), "the key 'base' is missing"),
+        (lambda facts: facts["links"]["base"].update(variant=3), "expected texts"),
+        (lambda facts: facts["links"]["base"].update(more=""), "more"),
+        (lambda facts: facts.update(links=[]), "damaged"),
+        (lambda facts: facts.update(low_noise="much"), "a number `low_noise`"),
+        (lambda facts: facts.update(low_noise=0.5), "low_noise must be in 0..0.2"),
+        (lambda facts: facts["links"]["base"].update(fingerprint="0"), "is of another training than"),
+    ],
+)
+def test_a_directory_that_is_damaged(composed_template: Path, tmp_path: Path, change, words: str):
+    shutil.copytree(composed_template / "models" / "glide", tmp_path / "glide")
+    path = tmp_path / "glide" / CASCADE
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+    with pytest.raises(UserError) as error:
+        ddpm.load(tmp_path / "glide")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    path.write_text("{")
+    with pytest.raises(UserError, match=CASCADE):
+        ddpm.load(tmp_path / "glide")
+
+
+def test_a_link_that_is_missing(composed_template: Path, tmp_path: Path):
+    shutil.copytree(composed_template / "models" / "glide", tmp_path / "glide")
+    shutil.rmtree(tmp_path / "glide" / "upsampler")
+    with pytest.raises(UserError, match="upsampler"):
+        ddpm.load(tmp_path / "glide")
