@@ -221,6 +221,10 @@ class Model(Drawer):
         return self.card.training.fingerprint
 
     @property
+    def weights(self) -> str:
+        return self.card.training.weights
+
+    @property
     def attribution(self) -> str | None:
         return self.card.data.attribution
 

@@ -141,6 +141,10 @@ class Sampler(Drawer):
         return str(self.facts.get("training", {}).get("fingerprint", ""))
 
     @property
+    def weights(self) -> str:
+        return str(self.facts.get("training", {}).get("weights", "ema"))
+
+    @property
     def attribution(self) -> str | None:
         return self.facts.get("data", {}).get("attribution")
 

@@ -52,6 +52,16 @@ class Drawer(ABC):
         return ""
 
     @property
+    def weights(self) -> str:
+        """Which of a training's weights it has."""
+        return "ema"
+
+    @property
+    def upsampling(self) -> Mapping[str, Any] | None:
+        """What decides, besides the plan, how a cascade draws; None of others."""
+        return None
+
+    @property
     def where(self) -> str | None:
         """What an exported model runs on, in a line; None of others."""
         return None

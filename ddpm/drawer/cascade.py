@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Derived, Given, united
 from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn
-from ddpm.diffusion.plans import SamplingPlan
+from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.errors import UserError, brief
 from ddpm.files import read_json, write_json
-from ddpm.layout import CASCADE, LINKS
+from ddpm.layout import CASCADE, LINKS, MODELS
 
 FORMAT = 1
 
@@ -99,6 +99,16 @@ class Cascade(Drawer):
         return self.base.guide_mark
 
     @property
+    def weights(self) -> str:
+        return self.base.weights
+
+    @property
+    def upsampling(self) -> dict[str, Any]:
+        """The upsampler's plan, and the noise that it is told."""
+        process, sampling = self.upsampler.choices
+        return {**decisive_choices(sampling, variance=process["variance"]), "low_noise": self.low_noise}
+
+    @property
     def attribution(self) -> str | None:
         return self.upsampler.attribution
 
@@ -120,7 +130,7 @@ class Cascade(Drawer):
     ) -> NDArray[Any]:
         if given is None:
             given = self.given(count, seed=seed, first=first)
-        low = self.base.draw(count, plan, seed=seed, first=first, given=_of(self.base, given))
+        low = self.base.draw(count, plan, seed=seed, first=first, given=given_to(self.base, given))
         return self.upsample(low, seed=seed, first=first, given=given)
 
     def upsample(self, low: NDArray[np.uint8], *, seed: int, first: int = 0, given: Given) -> NDArray[Any]:
@@ -139,7 +149,7 @@ class Cascade(Drawer):
             for column in self.upsampler.columns
             if _is_low(column)
         }
-        told |= _of(self.upsampler, given)
+        told |= given_to(self.upsampler, given)
         return self.upsampler.draw(count, self._second_plan, seed=seed, first=first, given=told)
 
 
@@ -156,7 +166,7 @@ def _is_low(column: Column) -> bool:
     return column.key == LowColumn.key
 
 
-def _of(link: Drawer, given: Given) -> dict[str, NDArray[Any]]:
+def given_to(link: Drawer, given: Given) -> dict[str, NDArray[Any]]:
     """The values of the link's own columns."""
     return {column.name: given[column.name] for column in link.columns if column.name in given}
 
@@ -234,7 +244,10 @@ class CascadeFacts:
             if not all(isinstance(text, str) for text in texts) or type(facts.low_noise) not in (int, float):
                 raise TypeError("expected texts, and a number `low_noise`")
         except FileNotFoundError:
-            raise UserError(f"{directory} is not a cascade: {CASCADE} is missing") from None
+            raise UserError(
+                f"{directory} is not a cascade: {CASCADE} is missing; `ddpm compose {directory.name}` makes "
+                f"{MODELS / directory.name}"
+            ) from None
         except KeyError as error:
             raise UserError(f"{path}: damaged: the key {error} is missing") from None
         except (AttributeError, TypeError, ValueError) as error:

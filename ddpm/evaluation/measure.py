@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn
+from ddpm.config.base import validate
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
@@ -58,6 +59,19 @@ class ModelFacts(NamedTuple):
     """What it is told."""
     guide: str | None = None
     """The model that guides it, if another does."""
+    upsampler: Mapping[str, Any] | None = None
+    """Of a cascade how its upsampler draws; the rest is of its base."""
+
+
+def facts_of(drawer: Drawer) -> ModelFacts:
+    """What of a model enters the protocol it is measured under, with its own plan.
+
+    Raises:
+        UserError: its plan is not one that this version knows.
+    """
+    process, sampling = drawer.choices
+    plan = validate(SamplingConfig, dict(sampling), drawer.plan_source)
+    return ModelFacts(plan, process["variance"], drawer.weights, drawer.columns, drawer.guide_mark, drawer.upsampling)
 
 
 @dataclass(frozen=True)
@@ -240,6 +254,7 @@ def protocol_of(
         samples=options.samples,
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
+        upsampler=facts.upsampler,
         **_asked(options, facts.columns, data.manifest),
         splits=score_splits(options, len(validation)) if data.codec.pictures else options.splits,
         kid_subsets=KID_SUBSETS,

@@ -79,6 +79,13 @@ def beside(images: Sequence[Image.Image], *, gap: int = 12) -> Image.Image:
     return canvas
 
 
+def pairs(small: NDArray[np.uint8], large: NDArray[np.uint8], columns: int = 4) -> Image.Image:
+    """A grid in which each small image [N, h, w, C], in the size of the large one [N, H, W, C], stands before it."""
+    factor = large.shape[1] // small.shape[1]
+    alike = small.repeat(factor, axis=1).repeat(factor, axis=2)
+    return grid(np.stack([alike, large], 1).reshape(-1, *large.shape[1:]), 2 * columns, width=WIDTH)
+
+
 def _under_captions(image: Image.Image, captions: Sequence[str], left: int, step: int) -> Image.Image:
     """The picture with a text above each of its columns, which begin at `left` and lie `step` apart."""
     canvas = Image.new(image.mode, (image.width, image.height + CAPTION_HEIGHT), "white")

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.compute.parallel import Ranks
+from ddpm.drawer import Drawer
 from ddpm.errors import Interrupted
-from ddpm.model import Model
 
 
 def sharded_batches(
-    model: Model, ranks: Ranks, count: int, *, seed: int, batch_size: int, **asked: Any
+    model: Drawer, ranks: Ranks, count: int, *, seed: int, batch_size: int, **asked: Any
 ) -> Iterator[NDArray[Any]]:
-    """`Model.batches`, of which every process draws its share: in the first process all of them, in the others none.
+    """`Drawer.batches`, of which every process draws its share: in the first process all of them, in the others none.
 
     An image of a seed is the same whoever draws it, so these are the batches that one process would draw. All
     processes are to ask for the same, and to take all there is: they draw a batch each, and then meet.
@@ -34,7 +34,7 @@ def sharded_batches(
         if ranks.orphaned():
             raise Interrupted("the process that started this one is gone")
         sizes = [max(0, min(batch_size, count - begin - rank * batch_size)) for rank in range(ranks.count)]
-        own = np.zeros((max(sizes), *model.shape), model.codec.dtype)
+        own = np.zeros((max(sizes), *model.codec.shape), model.codec.dtype)
         if size := sizes[ranks.rank]:
             first = begin + ranks.rank * batch_size
             given = model.given(size, seed=seed, first=first, **asked)

@@ -46,6 +46,8 @@ class EvaluationProtocol:
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
     guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256
 
+    upsampler: Mapping[str, Any] | None = None  # of a cascade, whose base has the fields above: its plan and its noise
+
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that stand for all of it."""

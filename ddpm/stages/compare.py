@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from ddpm.config.base import validate
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig, guided
 from ddpm.data.store import PreparedData
-from ddpm.deploy.runtime import Sampler
-from ddpm.drawer.cascade import Cascade
 from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import likelihood_table, split_bounds
-from ddpm.evaluation.measure import ModelFacts, asked_for, captioned_of, protocol_of
+from ddpm.evaluation.measure import ModelFacts, asked_for, captioned_of, facts_of, protocol_of
 from ddpm.evaluation.page import Pictures, page
 from ddpm.evaluation.pictures import beside, credit, enlarged, save_png
 from ddpm.evaluation.scores import Scores, scores_of
@@ -40,14 +38,13 @@ from ddpm.layout import (
     is_uri,
 )
 from ddpm.model import Model, load
-from ddpm.stages.measure import facts_of
+from ddpm.stages.measure import Drawn, measured_by, sampled_by
 from ddpm.stages.progress import Bar, bar, show
 from ddpm.stages.sample import open_model
 
 if TYPE_CHECKING:
     from ddpm.tracking import Evaluation
 
-Drawn = Model | Sampler | Cascade
 STEPS = (5, 10, 20, 50, 100)
 
 
@@ -221,13 +218,7 @@ class Opened:
 
     def sampled_by(self, plan: SamplingConfig) -> Drawn:
         """The same weights with another plan; of a cascade, the base's."""
-        return _sampled_by(self.samples, plan)
-
-
-def _sampled_by(samples: Drawn, plan: SamplingConfig) -> Drawn:
-    if isinstance(samples, Cascade):
-        return samples.with_base(_sampled_by(cast(Drawn, samples.base), plan))
-    return samples.sampled_by(plan) if isinstance(samples, Model) else samples.sampled_by(plan.model_dump())
+        return sampled_by(self.samples, plan)
 
 
 def _open(
@@ -243,8 +234,8 @@ def _open(
         from ddpm import tracking
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
-        samples = cast(Sampler, open_model(exactly, root=root))
-        today = protocol_of(params, facts_of(params, samples), data, extractor)
+        samples = open_model(exactly, root=root)
+        today = protocol_of(params, facts_of(measured_by(params, samples)), data, extractor)
         found = tracking.evaluation_of(exactly, root, today.id)
         compared = Compared(model.removeprefix("models:/"), model, _recorded(found))
         return Opened(compared, samples, exactly, found.protocols)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
+
 from ddpm.config.params import Params
-from ddpm.drawer.cascade import Cascade, CascadeFacts, LinkFacts
+from ddpm.drawer.cascade import Cascade, CascadeFacts, LinkFacts, open_cascade
 from ddpm.errors import UserError
-from ddpm.files import atomic_directory, sha256_of, write_json
+from ddpm.files import atomic_directory, read_json, sha256_of, write_json
 from ddpm.layout import MODELS
 from ddpm.model import Model, load
 
@@ -52,3 +54,20 @@ def _sampled(params: Params, variant: str, root: Path) -> Model:
     except ValueError as error:
         raise UserError(f"models/{variant} cannot be sampled by models.{variant}.sampling: {error}") from None
     return model
+
+
+def open_composed(params: Params, name: str, device: torch.device | str = "cpu", *, root: Path = Path()) -> Cascade:
+    """The cascade of models/NAME.
+
+    Raises:
+        UserError: it is not composed, or of other trainings than its models have now.
+    """
+    directory = root / MODELS / name
+    cascade = open_cascade(directory, lambda link: load(link, device))
+    for link, variant in params.cascade(name).links.items():
+        card = root / MODELS / variant / "model.json"
+        own = cascade.links[link]
+        now = read_json(card)["training"]["fingerprint"] if card.is_file() else own.fingerprint
+        if (own.variant, own.fingerprint) != (variant, now):
+            raise UserError(f"{directory / link} is not the model {variant} as it is now: run `ddpm compose {name}`")
+    return cascade

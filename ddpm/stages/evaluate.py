@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
+from PIL import Image
 
 from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
+from ddpm.drawer.cascade import Cascade, given_to
 from ddpm.errors import UserError
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
-from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, finite, measure
-from ddpm.evaluation.pictures import captioned, origin, save_png
+from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
+from ddpm.evaluation.pictures import captioned, origin, pairs, save_png
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
+from ddpm.stages.compose import open_composed
 from ddpm.stages.progress import show
 
 # The first process may take long for the features of all real images, for which the others wait.
 _PATIENCE = timedelta(days=1)
+SHOWN_LINKS = 32  # images of a cascade, with those that its base drew
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Measurement | None:
     """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
 
-    Of a classifier it is metrics.json, and accuracy.csv and accuracy.png with its accuracy at levels of noise.
+    Of a cascade it has links.png, with what the base drew beside what became of it, in place of the likelihood and the
+    way to the data. Of a classifier it is metrics.json, and accuracy.csv and accuracy.png with its accuracy at levels of
+    noise.
 
     With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
 
@@ -45,7 +53,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
         UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
             the protocol's plan, or there are fewer devices.
     """
-    if params.variant(variant).classifies:
+    if variant not in params.cascades and params.variant(variant).classifies:
         _evaluate_classifier(params, variant, root)
         return None
     devices = params.evaluation.devices
@@ -59,12 +67,19 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
         return _evaluate(params, variant, ranks, root)
 
 
-def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Model, PreparedData]:
+def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Model | Cascade, PreparedData]:
     """The model with the plan it is measured under, and the data that it fits."""
     sampling, key = params.evaluation.sampling, "evaluation.sampling"
-    if sampling is None:
-        sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
-    model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
+    model: Model | Cascade
+    if variant in params.cascades:
+        model = open_composed(params, variant, device, root=root)
+        key = key if sampling else f"the plan of models/{variant}/base"
+        if sampling:
+            model = model.with_base(cast(Model, model.base).sampled_by(sampling))
+    else:
+        if sampling is None:
+            sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
+        model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
     data = PreparedData.open(root / PREPARED)
     check_fit(model, data, f"models/{variant}", key)
     return model, data
@@ -117,17 +132,11 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         for _ in drawn:
             raise AssertionError("the first process has all batches")
         return None
-    config = model.card.config
+    facts = facts_of(model)
     measured = measure(
         model,
         params,
-        ModelFacts(
-            config.sampling,
-            config.process.variance,
-            model.card.training.weights,
-            model.columns,
-            model.guide_mark,
-        ),
+        facts,
         data=data,
         root=root,
         device=device,
@@ -135,38 +144,75 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         drawn=drawn,
         show=show,
     )
-    bounds = split_bounds(model, data, options, seed=params.seed, show=show)
     protocol = measured.protocol
-    with show(2, "steps", f"cost and way to data of {variant}") as done:
-        cost = gigaflops_per_image(model)
-        done(1)
-        shown = denoising(model, data, params.seed)
-        done(1)
-    metrics = {
-        **measured.metrics,
-        **finite(likelihood_figures(bounds), f"models/{variant}"),
-        "gflops_per_image": cost,
-    }
-    marks = {"protocol": protocol.id, "model": mark_of(model.card.training.fingerprint)}
+    more = _of_cascade(model, params) if isinstance(model, Cascade) else _of_model(model, params, data, loss)
+    metrics = {**measured.metrics, **finite(more.figures, f"models/{variant}")}
+    marks = {"protocol": protocol.id, "model": mark_of(model.fingerprint), **more.marks}
     with atomic_directory(root / REPORTS / variant) as out:
         noted = {} if model.attribution is None else {"attribution": model.attribution}
         write_json(out / "metrics.json", {**marks, **noted, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
-        table = likelihood_table(bounds)
-        write_bytes(out / "nll.csv", table.encode())
-        drawn_curves = curves(loss, table)
-        facts = origin(
+        told = origin(
             model=variant,
-            training=marks["model"],
+            training=mark_of(model.fingerprint),
             seed=params.seed,
-            sampling=config.sampling.model_dump(),
-            variance=config.process.variance,
+            sampling=facts.sampling.model_dump(),
+            variance=facts.variance,
             protocol=protocol.id,
             attribution=model.attribution,
         )
-        for name, picture in {**measured.pictures, "denoising.png": shown.picture}.items():
-            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts)
-        if drawn_curves:
-            save_png(drawn_curves, out / "curves.png", facts)
-        write_bytes(out / "denoising.gif", shown.film(facts))
+        for name, picture in {**measured.pictures, **more.pictures}.items():
+            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, told)
+        more.write(out, told)
     return replace(measured, metrics=metrics)
+
+
+class _More(NamedTuple):
+    """What is said of one kind of model alone.
+
+    Attributes:
+        marks: that stand before the figures in metrics.json.
+        pictures: by file name, without captions.
+        write: writes other files into a directory; the argument after it goes into each picture's file.
+    """
+
+    figures: dict[str, float]
+    marks: dict[str, Any]
+    pictures: dict[str, Image.Image]
+    write: Callable[[Path, Mapping[str, str]], None]
+
+
+def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _More:
+    """The likelihood, the cost, and the way to the data.
+
+    Args:
+        loss: as `_loss_curve` reads it.
+    """
+    bounds = split_bounds(model, data, params.evaluation, seed=params.seed, show=show)
+    with show(2, "steps", f"cost and way to data of {model.variant}") as done:
+        cost = gigaflops_per_image(model)
+        done(1)
+        shown = denoising(model, data, params.seed)
+        done(1)
+    table = likelihood_table(bounds)
+
+    def write(out: Path, told: Mapping[str, str]) -> None:
+        write_bytes(out / "nll.csv", table.encode())
+        if drawn := curves(loss, table):
+            save_png(drawn, out / "curves.png", told)
+        write_bytes(out / "denoising.gif", shown.film(told))
+
+    figures = {**likelihood_figures(bounds), "gflops_per_image": cost}
+    return _More(figures, {}, {"denoising.png": shown.picture}, write)
+
+
+def _of_cascade(cascade: Cascade, params: Params) -> _More:
+    """The cost of both links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
+    cost = sum(gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
+    marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
+    asked = asked_for(params.evaluation, cascade.columns)
+    given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
+    low = cascade.base.draw(SHOWN_LINKS, cascade.plan(), seed=params.seed, given=given_to(cascade.base, given))
+    images = cascade.upsample(low, seed=params.seed, given=given)
+    picture = pairs(low, images)
+    return _More({"gflops_per_image": cost}, {"links": marks}, {"links.png": picture}, lambda out, told: None)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from ddpm import tracking
 from ddpm.compute.device import pick_device
-from ddpm.config.base import validate
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
-from ddpm.evaluation.measure import Measurement, ModelFacts, check_fit, measure
+from ddpm.drawer.cascade import Cascade
+from ddpm.evaluation.measure import Measurement, check_fit, facts_of, measure
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, find_model, is_uri
+from ddpm.model import Model
+from ddpm.opening import load
 from ddpm.stages.progress import show
+
+Drawn = Model | Sampler | Cascade
 
 
 def measure_model(params: Params, model: str, out: Path, *, root: Path = Path()) -> Measurement:
@@ -47,14 +52,13 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
         UserError: the directory, the extractor or the prepared data is missing or damaged, or the data are of another
             kind or shape.
     """
-    sampler = Sampler(deploy)
-    facts, data, name = facts_of(params, sampler), PreparedData.open(root / PREPARED), name or str(deploy)
-    options, sampler = params.evaluation, sampler.sampled_by(facts.sampling.model_dump())
-    check_fit(sampler, data, name, "evaluation.sampling" if options.sampling else "its own plan")
+    sampler = measured_by(params, load(deploy))
+    data, name = PreparedData.open(root / PREPARED), name or str(deploy)
+    check_fit(sampler, data, name, "evaluation.sampling" if params.evaluation.sampling else "its own plan")
     return measure(
         sampler,
         params,
-        facts,
+        facts_of(sampler),
         data=data,
         root=root,
         device=pick_device(),
@@ -63,18 +67,13 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
     )
 
 
-def facts_of(params: Params, sampler: Sampler) -> ModelFacts:
-    """What of an exported model enters the protocol it is measured under.
+def sampled_by(drawer: Drawn, plan: SamplingConfig) -> Drawn:
+    """The same weights with another plan; of a cascade, the base's."""
+    if isinstance(drawer, Cascade):
+        return drawer.with_base(sampled_by(cast(Drawn, drawer.base), plan))
+    return drawer.sampled_by(plan) if isinstance(drawer, Model) else drawer.sampled_by(plan.model_dump())
 
-    Raises:
-        UserError: its plan is not one that this version knows.
-    """
-    described = sampler.file.with_name("sampler.json")
-    sampling = params.evaluation.sampling or validate(SamplingConfig, sampler.facts["sampling"], str(described))
-    return ModelFacts(
-        sampling,
-        sampler.facts["process"]["variance"],
-        sampler.facts.get("training", {}).get("weights", "ema"),
-        sampler.columns,
-        sampler.sampled_by(sampling.model_dump()).guide_mark,
-    )
+
+def measured_by(params: Params, drawer: Drawn) -> Drawn:
+    """The model with the plan that it is measured under: the protocol's, or its own."""
+    return sampled_by(drawer, params.evaluation.sampling) if params.evaluation.sampling else drawer
