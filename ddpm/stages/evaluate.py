@@ -41,8 +41,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
     """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
 
     Of a cascade it has links.png, with what the base drew beside what became of it, in place of the likelihood and the
-    way to the data. Of a classifier it is metrics.json, and accuracy.csv and accuracy.png with its accuracy at levels of
-    noise.
+    way to the data. Of a classifier it is metrics.json, and its accuracy at levels of noise as CSV and as a picture.
 
     With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
 
