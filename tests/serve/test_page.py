@@ -154,6 +154,7 @@ def test_a_part_of_a_drawn_image_is_painted_and_drawn_again(page):
     assert page.run("image") is None, "only where the editor is open"
     page.run('by("part").open = true')
     page.run('document.querySelectorAll("#pictures img")[3].click()')
+    wait_until(lambda: page.run("image !== null"))
     assert page.run("[image.width, image.height]") == [4, 4]
     page.run('by("draw").click()')
     assert settle(page) == "Paint over the part of the image that is to be drawn again."
