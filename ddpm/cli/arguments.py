@@ -90,6 +90,17 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         help="which part of --image is kept: white is kept, black is drawn again",
     )
     sample.add_argument(
+        "--inpainting",
+        choices=["replace", "repaint"],
+        help="how the rest is made to fit: replace denoises it beside the kept part; repaint also goes back into the "
+        "noise again and again, for models that were not trained for it; needs --sampler ancestral or ddim, and takes "
+        "many times as long (default: replace)",
+    )
+    sample.add_argument(
+        "--resamples", type=_count, metavar="N", help="of repaint: how often each part of the way is gone (default: 10)"
+    )
+    sample.add_argument("--jump", type=_count, metavar="N", help="of repaint: steps of such a part (default: 10)")
+    sample.add_argument(
         "--guidance-scale",
         type=float,
         metavar="S",

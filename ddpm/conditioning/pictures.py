@@ -266,6 +266,9 @@ def mask_columns(options: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[I
     return ImageColumn((height, width, channels)), MaskColumn((height, width), unknown)
 
 
+KNOWN = (ImageColumn.name, MaskColumn.name)
+
+
 def known_part(given: Mapping[str, NDArray[Any]]) -> Known[NDArray[Any]] | None:
     """What is known of images, as executors take it; None: nothing.
 
@@ -287,6 +290,21 @@ def with_known(drawn: NDArray[Any], given: Mapping[str, NDArray[Any]]) -> NDArra
     """
     mask = given.get(MaskColumn.name)
     return drawn if mask is None else np.where(mask[..., None], given[ImageColumn.name], drawn)
+
+
+def known_in_fewer_pixels(given: Mapping[str, NDArray[Any]], side: int) -> dict[str, NDArray[Any]]:
+    """What is known of images in `side` × `side` pixels, each of which is known where all that it stands for is; empty
+    if nothing is known.
+
+    Args:
+        given: as of `known_part`.
+    """
+    if MaskColumn.name not in given:
+        return {}
+    mask, image = given[MaskColumn.name], given[ImageColumn.name]
+    squares = (len(mask), side, mask.shape[1] // side, side, mask.shape[2] // side)
+    levels = np.rint(image.reshape(*squares, -1).mean((2, 4))).astype(np.uint8)
+    return {ImageColumn.name: levels, MaskColumn.name: mask.reshape(squares).all((2, 4))}
 
 
 def repeated(values: NDArray[Any], count: int, first: int) -> NDArray[Any]:

@@ -219,8 +219,8 @@ class Sampler(Drawer):
         if given is None:
             given = blank(self.columns, len(x))
         columns, known = {column.name for column in self.columns}, known_part(given)
-        # sampler.onnx puts back what is known of models alone that were trained for it.
-        told = given.keys() <= columns or known is None
+        # sampler.onnx puts back what is known of models alone that were trained for it, and knows no way back.
+        told = (given.keys() <= columns or known is None) and plan.known is None
         if self.in_graph and told and _fits_the_graph(plan, x.nbytes):
             return self._run_in_graph(plan, x, draw, {name: given[name] for name in columns})
         return run(self._bound(given), plan, x, draw, known)
@@ -280,29 +280,48 @@ def run(
     known: Known[Float32] | None = None,
 ) -> Float32:
     """The numpy executor of a sampling plan; `diffusion.sampling.sample` is torch's, with the same arguments."""
-    previous = earlier = np.zeros_like(x)
-    channels = x.shape[1]
+    x0 = previous = np.zeros_like(x)
     for t, row in plan.rows():
-        times = np.full(len(x), t, dtype=np.int64)
-        weight = 0.0 if row.mean_shift else row.guidance
-        out = denoise.guided(x, times, weight) if weight else denoise(x, times)  # type: ignore[attr-defined]
-        shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
-        x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
-        if known is not None:
-            x0 = np.where(known.mask, known.x0, x0)
-        x = row.to_x0 * x0 + row.to_x * x
-        if row.to_prev:
-            x += row.to_prev * previous
-        if row.to_prev2:
-            x += row.to_prev2 * earlier
-        if row.log_noise_from_out and row.to_noise:
-            x += row.to_noise * np.exp(row.log_noise_from_out * out[:, channels:]) * draw()
-        elif row.to_noise:
-            x += row.to_noise * draw()
-        if shift is not None:
-            x += shift
-        previous, earlier = x0, previous
+        z = draw() if row.to_noise or row.known_noise else np.float32(0)
+        if row.x0_from_out:
+            after, found = _denoised(denoise, t, row, x, (x0, previous), z, known)
+            x, x0, previous = after, found, x0
+        else:  # back into the noise
+            x = row.to_x * x + row.to_noise * z
+        if known is not None and row.known_x0:
+            x = np.where(known.mask, row.known_x0 * known.x0 + row.known_noise * z, x)
     return x
+
+
+def _denoised(
+    denoise: Any,
+    t: int,
+    row: Row,
+    x: Float32,
+    before: tuple[Float32, Float32],
+    z: Float32 | np.float32,
+    known: Known[Float32] | None,
+) -> tuple[Float32, Float32]:
+    """As of `diffusion.sampling`."""
+    times, channels = np.full(len(x), t, dtype=np.int64), x.shape[1]
+    weight = 0.0 if row.mean_shift else row.guidance
+    out = denoise.guided(x, times, weight) if weight else denoise(x, times)
+    shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
+    x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
+    if known is not None:
+        x0 = np.where(known.mask, known.x0, x0)
+    x = row.to_x0 * x0 + row.to_x * x
+    if row.to_prev:
+        x += row.to_prev * before[0]
+    if row.to_prev2:
+        x += row.to_prev2 * before[1]
+    if row.log_noise_from_out and row.to_noise:
+        x += row.to_noise * np.exp(row.log_noise_from_out * out[:, channels:]) * z
+    elif row.to_noise:
+        x += row.to_noise * z
+    if shift is not None:
+        x += shift
+    return x, x0
 
 
 def _mean_shift(denoise: Any, x: Float32, t: NDArray[np.int64], row: Row, v: Float32) -> Float32:

@@ -18,6 +18,10 @@ by one row of numbers a step. The executors run the same rows: torch (`diffusion
   `quantile` is not 0 it thresholds dynamically (Saharia et al. 2022, §2.3): s, that
   quantile of the image's |x0| held in 1..clip, clamps to ±s, then divides.
 
+Of data of which a part is known, each x0 has that in its place. A plan for RePaint also draws the known part of x anew
+after each row, known_x0 · known + known_noise · z, and has rows that lead back into the noise: those whose
+`x0_from_out` is 0 only scale x and add noise, and the network is not evaluated.
+
 ε̂ needs no column: it is the combination of x and x0 that the two satisfy together, already folded into `to_x` and
 `to_x0`, and so it follows a clipped x0 as it should. Nor does a solver that goes back to an earlier x, or corrects the
 present one: without noise an earlier x is itself a combination of the present one and the x0 between them.
@@ -37,6 +41,7 @@ from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, spaced_timest
 # What JSON and onnxruntime can both say; every image lies far inside it.
 NO_CLIP = 1e30
 MOST_GUIDANCE = 1000.0
+MOST_RESAMPLES = 1000
 
 
 class Row(NamedTuple):
@@ -54,9 +59,12 @@ class Row(NamedTuple):
     log_noise_from_out: float
     mean_shift: float
     guidance: float
+    # Of `SamplingPlan.known`.
+    known_x0: float = 0.0
+    known_noise: float = 0.0
 
 
-COLUMNS = Row._fields
+COLUMNS = Row._fields[:-2]
 Columns = dict[str, Float64]
 
 
@@ -67,10 +75,12 @@ class SamplingPlan:
     Attributes:
         timesteps: [S] int64, what the network is told, first row first: descending, except to invert.
         table: [S, len(COLUMNS)] float64.
+        known: [S, 2] float64, of each row `known_x0` and `known_noise`; None: the known part of x is drawn as the rest.
     """
 
     timesteps: NDArray[np.int64]
     table: Float64
+    known: Float64 | None = None
 
     def __post_init__(self) -> None:
         if self.table.shape != (len(self.timesteps), len(COLUMNS)):
@@ -81,8 +91,8 @@ class SamplingPlan:
 
     @property
     def evaluations(self) -> int:
-        """Of a network, that drawing one datum takes: two at a step with guidance, else one."""
-        return len(self) + int(np.count_nonzero(self.column("guidance")))
+        """Of a network, for one datum: two at a step with guidance, none at one into the noise, else one."""
+        return sum(int(np.count_nonzero(self.column(name))) for name in ("x0_from_out", "guidance"))
 
     def column(self, name: str) -> Float64:
         """One named column, [S]."""
@@ -90,7 +100,8 @@ class SamplingPlan:
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """(timestep, row) of every step; plain numbers, which leave the images' own precision alone."""
-        for timestep, values in zip(self.timesteps.tolist(), self.table.tolist(), strict=True):
+        known = np.zeros((len(self), 2)) if self.known is None else self.known
+        for timestep, *values in zip(self.timesteps.tolist(), *self.table.T.tolist(), *known.T.tolist(), strict=True):
             yield timestep, Row(*values)
 
 
@@ -285,6 +296,9 @@ def sampling_plan(
     guidance_scale: float = 1.0,
     guidance_interval: Sequence[float] | None = None,
     by_classifier: bool = False,
+    inpainting: str = "replace",
+    resamples: int = 10,
+    jump: int = 10,
 ) -> SamplingPlan:
     """The table of a named sampler on `steps` of the schedule's T timesteps.
 
@@ -303,6 +317,9 @@ def sampling_plan(
             no guidance (Kynkäänniemi et al. 2024). None: everywhere.
         by_classifier: whether guidance is by a classifier. The ancestral sampler then moves its mean by s Σ times the
             gradient (Dhariwal & Nichol 2021, algorithm 1), the others ε̂ (algorithm 2).
+        inpainting: one of `INPAINTING`, of data of which a part is known.
+        resamples: of `repaint`, how often each part of the way is gone, ≥ 1.
+        jump: of `repaint`, the steps of such a part, ≥ 1. Fewer steps than that are gone once.
 
     Raises:
         ValueError: a name is unknown, or a number out of its range.
@@ -319,7 +336,61 @@ def sampling_plan(
     columns["guidance"] = _guidance(visited, len(schedule), guidance_scale, guidance_interval, unguided)
     columns["mean_shift"] = columns.get("mean_shift", np.zeros(steps)) * (columns["guidance"] if by_classifier else 0.0)
     ascending = _plan(visited, prediction, columns)
-    return SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
+    plan = SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
+    if inpainting not in INPAINTING:
+        raise ValueError(f"no inpainting {inpainting!r}; there are: {', '.join(INPAINTING)}")
+    return INPAINTING[inpainting](plan, visited, resamples, jump)
+
+
+def replace(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) -> SamplingPlan:
+    """The plan as it is: what is known has its place in each x̂_0, and so it is denoised with the rest."""
+    return plan
+
+
+def repaint(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) -> SamplingPlan:
+    """RePaint (Lugmayr et al. 2022, algorithm 1 and §4.2): after each row the known part of x is q(x_t | x_0), and
+    after every `jump` rows x goes back into the noise by as many steps, `resamples` − 1 times, so that what is drawn
+    gets to fit what is known.
+
+    Args:
+        plan: of one row for each visited timestep.
+        visited: the timesteps as a schedule.
+
+    Raises:
+        ValueError: a number is out of its range, or the sampler goes by an earlier x̂_0, which is of another x then.
+    """
+    if plan.column("to_prev").any() or plan.column("to_prev2").any():
+        raise ValueError("inpainting repaint needs a sampler without memory: use ancestral or ddim")
+    for name, value in (("resamples", resamples), ("jump", jump)):
+        if not 1 <= value <= MOST_RESAMPLES:
+            raise ValueError(f"{name} must be in 1..{MOST_RESAMPLES}, found {value}")
+    index, back = (np.array(column) for column in zip(*_way(len(plan), resamples, jump), strict=True))
+    before, after = visited.alphas_cumprod[index], visited.alphas_cumprod_prev[index]
+    into_noise = {"to_x": np.sqrt(before / after), "to_noise": np.sqrt(1 - before / after)}
+    rows = np.stack([into_noise.get(name, np.zeros(len(index))) for name in COLUMNS], axis=1)
+    table = np.where(back[:, None], rows, plan.table[len(plan) - 1 - index])
+    reached = np.where(back, before, after)
+    known = np.stack([np.sqrt(reached), np.sqrt(1 - reached)], axis=1)
+    return SamplingPlan(visited.timesteps[index], table, known)
+
+
+def _way(steps: int, resamples: int, jump: int) -> Iterator[tuple[int, bool]]:
+    """Of each row the visited timestep, counted from 0, that x leaves; or, with True, that it goes back to."""
+    stops = range(1, steps - jump + 1, jump)  # steps to go where x turns round
+    for number in reversed(range(steps)):
+        yield number, False
+        if number in stops:
+            part = range(number, number + jump)
+            for _ in range(resamples - 1):
+                yield from ((there, True) for there in part)
+                yield from ((there, False) for there in reversed(part))
+
+
+# What becomes of a plan for data of which a part is known: (plan, visited timesteps, resamples, jump) → plan.
+INPAINTING: dict[str, Callable[[SamplingPlan, Schedule, int, int], SamplingPlan]] = {
+    "replace": replace,
+    "repaint": repaint,
+}
 
 
 def unguided_scale(by_classifier: bool) -> float:
@@ -417,6 +488,9 @@ def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any], unguided:
             raise ValueError(f"{name} is used by the sampler {only} alone, and {whose} is {sampler}; leave {name} out")
     if "clip" in asked and given.get("dynamic_threshold") is not None:
         raise ValueError("dynamic_threshold takes the place of clip; leave clip out")
+    for name in ("resamples", "jump"):
+        if name in asked and given.get("inpainting") != "repaint":
+            raise ValueError(f"{name} is used by inpainting repaint alone; leave {name} out")
     if "guidance_interval" in asked and given.get("guidance_scale", 1.0) == unguided:
         raise ValueError(
             f"guidance_interval is not used at guidance_scale {unguided:g}, which is no guidance: set guidance_scale "

@@ -48,28 +48,51 @@ def trajectory(
     known: Known[Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """As `sample`, yielding (x after the row, the row's x̂_0) for every row."""
-    previous = earlier = torch.zeros_like(x)
-    channels = x.shape[1]
+    x0 = previous = torch.zeros_like(x)
     for t, row in plan.rows():
-        times = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-        out = _evaluated(denoise, x, times, 0.0 if row.mean_shift else row.guidance)
-        shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
-        x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
-        if known is not None:
-            x0 = torch.where(known.mask, known.x0, x0)
-        x = row.to_x0 * x0 + row.to_x * x
-        if row.to_prev:
-            x += row.to_prev * previous
-        if row.to_prev2:
-            x += row.to_prev2 * earlier
-        if row.log_noise_from_out and row.to_noise:
-            x += row.to_noise * torch.exp(row.log_noise_from_out * out[:, channels:]) * draw()
-        elif row.to_noise:
-            x += row.to_noise * draw()
-        if shift is not None:
-            x += shift
-        previous, earlier = x0, previous
+        z = draw() if row.to_noise or row.known_noise else 0.0
+        if row.x0_from_out:
+            after, found = _denoised(denoise, t, row, x, (x0, previous), z, known)
+            x, x0, previous = after, found, x0
+        else:  # back into the noise
+            x = row.to_x * x + row.to_noise * z
+        if known is not None and row.known_x0:
+            x = torch.where(known.mask, row.known_x0 * known.x0 + row.known_noise * z, x)
         yield x, x0
+
+
+def _denoised(
+    denoise: Denoiser,
+    t: int,
+    row: Row,
+    x: Tensor,
+    before: tuple[Tensor, Tensor],
+    z: Tensor | float,
+    known: Known[Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """One row that asks the network: (x after it, its x̂_0).
+
+    Args:
+        before: x̂_0 of the row before it, and of the one before that.
+    """
+    times, channels = torch.full((len(x),), t, dtype=torch.int64, device=x.device), x.shape[1]
+    out = _evaluated(denoise, x, times, 0.0 if row.mean_shift else row.guidance)
+    shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
+    x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
+    if known is not None:
+        x0 = torch.where(known.mask, known.x0, x0)
+    x = row.to_x0 * x0 + row.to_x * x
+    if row.to_prev:
+        x += row.to_prev * before[0]
+    if row.to_prev2:
+        x += row.to_prev2 * before[1]
+    if row.log_noise_from_out and row.to_noise:
+        x += row.to_noise * torch.exp(row.log_noise_from_out * out[:, channels:]) * z
+    elif row.to_noise:
+        x += row.to_noise * z
+    if shift is not None:
+        x += shift
+    return x, x0
 
 
 def _evaluated(denoise: Denoiser, x: Tensor, t: Tensor, weight: float) -> Tensor:

@@ -127,7 +127,7 @@ class Drawer(ABC):
         """The model's columns, and `image` and `mask` of any model of images: what is known of an image is put back at
         each step, whether the model was trained for it or not.
         """
-        inpainting = mask_columns({}, {"shape": self.codec.shape}) if self.codec.name == "images" else ()
+        inpainting = mask_columns({}, {"shape": self.codec.shape}) if self.codec.pictures else ()
         return united(inpainting, self.columns)
 
     def column(self, name: str) -> Column:
@@ -217,4 +217,6 @@ class Drawer(ABC):
     def _split(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingPlan]:
         """What is asked of the columns, and the plan."""
         asked = {name: overrides[name] for name in (*NAMES, *PICTURES) if name in overrides}
+        if overrides.get("inpainting") is not None and asked.get("mask") is None:
+            raise ValueError("inpainting is how a part of an image is kept: it needs image and mask")
         return asked, self.plan(**{name: value for name, value in overrides.items() if name not in asked})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Derived, Given, united
-from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn
+from ddpm.conditioning.pictures import KNOWN, LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.errors import UserError, brief
@@ -31,7 +31,8 @@ class Cascade(Drawer):
     """A base, whose images an upsampler makes larger.
 
     Both are told what is asked for, such as a label or a prompt, if they have that column. The upsampler's column `low`
-    is what the base draws. `plan` and its overrides are the base's; the upsampler has its own plan.
+    is what the base draws. What is known of an image is known to both, to the base in its own size. `plan` and its
+    overrides are the base's; the upsampler has its own plan.
 
     The base draws what it draws alone. The upsampler's seed follows from the base's, so that they share no noise.
     """
@@ -130,7 +131,8 @@ class Cascade(Drawer):
     ) -> NDArray[Any]:
         if given is None:
             given = self.given(count, seed=seed, first=first)
-        low = self.base.draw(count, plan, seed=seed, first=first, given=given_to(self.base, given))
+        told = given_to(self.base, given) | known_in_fewer_pixels(given, self.base.codec.shape[0])
+        low = self.base.draw(count, plan, seed=seed, first=first, given=told)
         return self.upsample(low, seed=seed, first=first, given=given)
 
     def upsample(self, low: NDArray[np.uint8], *, seed: int, first: int = 0, given: Given) -> NDArray[Any]:
@@ -149,7 +151,7 @@ class Cascade(Drawer):
             for column in self.upsampler.columns
             if _is_low(column)
         }
-        told |= given_to(self.upsampler, given)
+        told |= given_to(self.upsampler, given) | {name: given[name] for name in KNOWN if name in given}
         return self.upsampler.draw(count, self._second_plan, seed=seed, first=first, given=told)
 
 

@@ -18,6 +18,7 @@ from ddpm.diffusion import sampling
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.pictures import WIDTH, as_gif, captioned, grid
 from ddpm.evaluation.plots import SHOWN, processes, side_by_side
+from ddpm.evaluation.told_pictures import like_validation, low_column
 from ddpm.model import Model
 
 STRIP_IMAGES, STRIP_MOMENTS = 8, 11
@@ -57,7 +58,10 @@ class Denoising(NamedTuple):
 def denoising(model: Model, data: PreparedData, seed: int) -> Denoising:
     """What is shown of the model's kind of data."""
     if model.codec.pictures:
-        states = list(way(model, FILMS[0][0], seed, STRIP_MOMENTS, *(moments for _, _, moments in FILMS)))
+        rows = np.arange(FILMS[0][0]) % len(data.split("validation"))
+        asked = like_validation(model.columns, data, rows) if low_column(model.columns) else {}
+        moments = [STRIP_MOMENTS, *(number for _, _, number in FILMS)]
+        states = list(way(model, FILMS[0][0], seed, *moments, asked=asked))
         return Denoising(strip(spread(states, STRIP_MOMENTS)), films(states))
     split = data.split("validation")
     real = split.rows(chosen(len(split), SHOWN, seed))
@@ -65,8 +69,8 @@ def denoising(model: Model, data: PreparedData, seed: int) -> Denoising:
     picture = processes(
         [("forward", _timed(forward(model, real, seed))), ("reverse", _timed(spread(states, PANEL_MOMENTS)))]
     )
-    moments = spread(states, FILM_DATA_MOMENTS)
-    frames = [side_by_side([("real", real), (f"t = {state.t}", state.data)]) for state in moments]
+    shown = spread(states, FILM_DATA_MOMENTS)
+    frames = [side_by_side([("real", real), (f"t = {state.t}", state.data)]) for state in shown]
     return Denoising(picture, iter([frames]))
 
 
@@ -74,10 +78,11 @@ def _timed(states: list[State]) -> list[tuple[int, NDArray[Any]]]:
     return [(state.t, state.data) for state in states]
 
 
-def way(model: Model, count: int, seed: int, *moments: int) -> Iterator[State]:
+def way(model: Model, count: int, seed: int, *moments: int, asked: Mapping[str, Any] | None = None) -> Iterator[State]:
     """The states of `count` data from x_T to x_0, by the model's plan.
 
     Args:
+        asked: of the model's columns.
         moments: numbers of states that are wanted; the states are those of each number, spread over the way.
     """
     noise, plan = model.noise(count, seed), model.plan()
@@ -86,7 +91,7 @@ def way(model: Model, count: int, seed: int, *moments: int) -> Iterator[State]:
     x = noise()
     yield State(times[0], model.codec.decode(x.cpu().numpy()), 0)
     for moment, (state, _) in enumerate(
-        sampling.trajectory(model.denoiser(model.given(count, seed=seed)), plan, x, noise), start=1
+        sampling.trajectory(model.denoiser(model.given(count, seed=seed, **(asked or {}))), plan, x, noise), start=1
     ):
         if moment in wanted:
             yield State(times[moment], model.codec.decode(state.cpu().numpy()), moment)

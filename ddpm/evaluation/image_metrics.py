@@ -114,6 +114,10 @@ class ImageMeasure:
         self._shown = np.concatenate([self._shown, generated[: GRID_IMAGES - len(self._shown)]])
         self._closest = self._closest.with_more(generated, distances[:, 0], positions)
 
+    def fid_of(self, images: NDArray[np.uint8]) -> float:
+        """The FID of other images [n, H, W, C], which enter nothing else."""
+        return frechet_distance(extract(self._extractor, [images], len(images)).features, self._reference.features)
+
     def figures(self) -> dict[str, float | int]:
         """What the images score, and what real ones do under the same measures.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,7 +19,7 @@ from ddpm.config.base import validate
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.store import Manifest, PreparedData
+from ddpm.data.store import Manifest, PreparedData, SplitName
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
@@ -28,6 +29,7 @@ from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
 from ddpm.evaluation.retrieval import Captioned, evenly
+from ddpm.evaluation.told_pictures import Enlargement, filling, fills_in, like_validation, low_column
 from ddpm.evaluation.value_metrics import ValueMeasure
 from ddpm.figures.protocol import EvaluationProtocol
 from ddpm.layout import EXTRACTOR, FEATURES
@@ -44,7 +46,7 @@ class Sampled(Protocol):
 
     def plan(self) -> SamplingPlan: ...
 
-    def given(self, count: int) -> Mapping[str, NDArray[Any]]: ...
+    def given(self, count: int, **asked: Any) -> Mapping[str, NDArray[Any]]: ...
 
 
 class ModelFacts(NamedTuple):
@@ -84,10 +86,12 @@ class Measurement:
     """By file name, without captions."""
 
 
-def asked_for(options: EvaluationConfig, columns: Sequence[Column]) -> dict[str, Any]:
+def asked_for(options: EvaluationConfig, columns: Sequence[Column], data: PreparedData) -> dict[str, Any]:
     """What a model is asked for when it is measured, as `Drawer.given` and `Drawer.batches` take it. Nothing, where
-    the values are drawn as often as they are in the training data.
+    the values are drawn as often as they are in the training data. An upsampler enlarges the validation images.
     """
+    if low_column(columns):
+        return like_validation(columns, data, np.arange(min(options.samples, len(data.split("validation")))))
     if options.labels == "frequencies":
         return {}
     return {column.name: range(len(column.classes)) for column in columns if isinstance(column, LabelColumn)}
@@ -99,10 +103,13 @@ def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manif
     A model that does not know how often each class is in its training data, as an imported one, draws all equally
     often.
     """
-    asked: dict[str, Any] = {}
+    lows: SplitName | None = "validation" if low_column(columns) else None
+    asked: dict[str, Any] = {"lows": lows}
+    if fills_in(columns):
+        asked["inpainted"] = min(options.samples, manifest.counts.validation)
     for column in columns:
         if isinstance(column, LabelColumn):
-            asked["labels"] = "balanced" if column.counts is None else options.labels
+            asked["labels"] = lows or ("balanced" if column.counts is None else options.labels)
             asked["labels_sha256"] = manifest.labels_sha256
         if isinstance(column, PromptColumn):
             asked["captions_sha256"] = manifest.captions_sha256
@@ -118,7 +125,8 @@ def captioned_of(drawer: Drawer, given: Given, data: PreparedData, options: Eval
     """
     for column in drawer.columns:
         if isinstance(column, PromptColumn):
-            held_out = evenly(data.held_out_captions, options.held_out_samples)
+            texts = [] if low_column(drawer.columns) else data.held_out_captions  # which have no low images
+            held_out = evenly(texts, options.held_out_samples)
             return Captioned(column.tokenizer, given[column.name], held_out)
     return None
 
@@ -143,8 +151,9 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
             raise UserError(f"{name} was trained on other classes than the prepared data have")
         if isinstance(column, PromptColumn) and data.manifest.captions_sha256 is None:
             raise UserError(f"{name} was trained on captions, and the prepared data have none")
+    one = like_validation(samples.columns, data, np.arange(1)) if low_column(samples.columns) else {}
     try:
-        samples.given(1)
+        samples.given(1, **one)
     except ValueError as error:
         raise UserError(f"{name} cannot be measured by itself: {error}") from None
     try:
@@ -180,16 +189,19 @@ def measure(
         NotFiniteError: the model draws NaN or infinite values, or a figure is one.
     """
     options = params.evaluation
-    asked = asked_for(options, drawer.columns)
+    asked, low = asked_for(options, drawer.columns, data), low_column(drawer.columns)
     given = drawer.given(options.samples, seed=params.seed, **asked)
     captioned = captioned_of(drawer, given, data, options)
     figures, identity = _measure_of(params, data, root, device, given, captioned, show)
+    enlargement = Enlargement(low, data) if low else None
     draws: dict[str, Any] = {"seed": params.seed, "batch_size": options.batch_size}
     texts = captioned.held_out if captioned else []
     with show(options.samples + len(texts), data.codec.unit, f"samples of {name}") as done:
         try:
             for batch in drawn or drawer.batches(options.samples, **draws, **asked):
                 figures.add(batch)
+                if enlargement:
+                    enlargement.add(batch)
                 done(len(batch))
             for batch in drawer.batches(len(texts), **draws, prompt=texts) if texts else ():
                 assert isinstance(figures, ImageMeasure)  # points and sequences have no captions
@@ -203,7 +215,11 @@ def measure(
             f"{name}: the Inception Score has {protocol.splits} parts, not evaluation.splits = {options.splits}: "
             f"there are {len(data.split('validation'))} validation images and {options.samples} samples"
         )
-    return Measurement(finite(figures.figures(), name), protocol, figures.pictures())
+    found = {**figures.figures(), **(enlargement.figures() if enlargement else {})}
+    if protocol.inpainted:
+        assert isinstance(figures, ImageMeasure)  # points and sequences have no masks
+        found |= filling(drawer, data, figures, protocol.inpainted, **draws, show=show)
+    return Measurement(finite(found, name), protocol, figures.pictures())
 
 
 def finite(figures: dict[str, float], name: str) -> dict[str, float]:

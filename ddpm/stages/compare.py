@@ -106,7 +106,7 @@ def compare(
         with bar(measure.shown, data.codec.unit, f"pictures of {each.compared.name}") as progress:
             own.append(each.samples.sample(measure.shown, seed=drawing.seed, on_batch=progress.reach))
     names = [each.compared.name for each in opened]
-    curves, drawn = _over_steps(opened, plans, measure, count, drawing)
+    curves, drawn = _over_steps(opened, plans, measure, count, drawing, data)
     pictures = [Pictures("by its own plan", measure.pictures(names, own))]
     for plan, shown in zip(plans, drawn, strict=True):
         pictures.append(Pictures(f"{sampler}, {plan.steps} steps", measure.pictures(names, shown)))
@@ -322,7 +322,12 @@ def _with_likelihood(opened: Opened, params: Params, data: PreparedData) -> Comp
 
 
 def _over_steps(
-    opened: Sequence[Opened], plans: Sequence[SamplingConfig], measure: Scores, count: int, params: Params
+    opened: Sequence[Opened],
+    plans: Sequence[SamplingConfig],
+    measure: Scores,
+    count: int,
+    params: Params,
+    data: PreparedData,
 ) -> tuple[list[Curve], list[list[NDArray[Any]]]]:
     """Each model's figure by every plan, and of each plan the first data that each model has drawn."""
     curves: list[Curve] = [[] for _ in opened]
@@ -332,17 +337,17 @@ def _over_steps(
         for plan, pictured in zip(plans, shown, strict=True):
             for each, curve in zip(opened, curves, strict=True):
                 first: list[NDArray[Any]] = []
-                drawn = _drawn(each.guided_by(plan), count, params)
+                drawn = _drawn(each.guided_by(plan), count, params, data)
                 value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps), count)
                 curve.append((plan.steps, value))
                 pictured.append(np.concatenate(first))
     return curves, shown
 
 
-def _drawn(samples: Drawn, count: int, params: Params) -> Iterator[NDArray[Any]]:
+def _drawn(samples: Drawn, count: int, params: Params, data: PreparedData) -> Iterator[NDArray[Any]]:
     """What an evaluation would draw of the model, but so many."""
     options = params.evaluation
-    asked = asked_for(options, samples.columns)
+    asked = asked_for(options, samples.columns, data)
     return samples.batches(count, seed=params.seed, batch_size=options.batch_size, **asked)
 
 
@@ -374,8 +379,8 @@ def _over_guidance(
         with bar(count * len(scales), "samples", f"guidance of {each.compared.name}") as progress:
             for scale in scales:
                 samples = each.sampled_by(guided(each.plan, scale, "--guidance-scale"))
-                drawn = _watched(_drawn(samples, count, params), [], 0, progress, 1)
-                given = samples.given(count, seed=params.seed, **asked_for(params.evaluation, samples.columns))
+                drawn = _watched(_drawn(samples, count, params, data), [], 0, progress, 1)
+                given = samples.given(count, seed=params.seed, **asked_for(params.evaluation, samples.columns, data))
                 captioned = captioned_of(samples, given, data, params.evaluation)
                 found = measure.figures(drawn, count, captioned)
                 for key, value in ((key, value) for key, value in found.items() if key in FIGURES):

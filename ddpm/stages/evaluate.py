@@ -125,7 +125,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
     options, device = params.evaluation, pick_device()
     model, data = _opened(params, variant, device, root)
     loss = _loss_curve(root / MODELS / variant / "loss.csv")
-    asked = asked_for(options, model.columns)
+    asked = asked_for(options, model.columns, data)
     drawn = sharded_batches(model, ranks, options.samples, seed=params.seed, batch_size=options.batch_size, **asked)
     if not ranks.first:
         for _ in drawn:

@@ -127,7 +127,7 @@ def tune_guidance(
     if options.samples < scores.least:
         raise UserError(f"--samples must be at least {scores.least}, found {options.samples}")
     seeds = seeds_of(params.seed)
-    best = _search(model, plans, scores, params, seeds.search)
+    best = _search(model, plans, scores, params, data, seeds.search)
     chosen = [best] if best == own else [best, own]
     measured = tuple(_measured(model.sampled_by(plan), params, seeds.tuned, data, root, variant) for plan in chosen)
     return Tuned(best, own, len(plans), seeds.search, seeds.tuned, measured)
@@ -148,10 +148,15 @@ def _plans(
 
 
 def _search(
-    model: Model, plans: Sequence[SamplingConfig], scores: ImageScores | ValueScores, params: Params, seed: int
+    model: Model,
+    plans: Sequence[SamplingConfig],
+    scores: ImageScores | ValueScores,
+    params: Params,
+    data: PreparedData,
+    seed: int,
 ) -> SamplingConfig:
     """The plan whose figure is lowest; the first of equal ones."""
-    count, asked = params.evaluation.samples, asked_for(params.evaluation, model.columns)
+    count, asked = params.evaluation.samples, asked_for(params.evaluation, model.columns, data)
     found = []
     with bar(count * len(plans), "samples", "search of the guidance") as progress:
         for plan in plans:

@@ -98,6 +98,32 @@ def test_what_a_user_is_asked_for(composed: Path):
         cascade.check({"steps": 1000})
 
 
+def test_a_known_part_is_known_to_both_links(composed: Path):
+    cascade, small = ddpm.load("models/glide"), ddpm.load("models/small")
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+    mask = np.ones((8, 8), bool)
+    mask[3:, 5:] = False
+    drawn = cascade.sample(4, seed=1, label=3, image=image, mask=mask)
+    assert (drawn[:, mask] == image[mask]).all()
+    assert (drawn[:, ~mask] != image[~mask]).any()
+    told: list[dict[str, np.ndarray]] = []
+    draw = type(small).draw
+
+    def watched(self, count, plan, *, seed, first=0, given=None):
+        told.append(given)
+        return draw(self, count, plan, seed=seed, first=first, given=given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(small), "draw", watched)
+        cascade.sample(1, label=3, image=image, mask=mask)
+    assert [each["mask"].shape for each in told] == [(1, 4, 4), (1, 8, 8)]
+    expected = np.ones((4, 4), bool)
+    expected[1:, 2:] = False
+    np.testing.assert_array_equal(told[0]["mask"][0], expected)
+    squares = image.reshape(4, 2, 4, 2).mean((1, 3))
+    assert np.abs(told[0]["image"][0, ..., 0] - squares).max() <= 0.5
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(1, 5))
 @settings(deadline=None)
 def test_links_share_no_noise(seed: int, link: int):

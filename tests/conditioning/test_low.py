@@ -29,9 +29,7 @@ from ddpm.data.store import PreparedData
 from ddpm.deploy.facts import read_facts
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
-from ddpm.errors import UserError
-from ddpm.evaluation.measure import check_fit
-from ddpm.files import write_json
+from ddpm.files import read_json, write_json
 from ddpm.nets import build
 from ddpm.pixels import to_levels
 from ddpm.training.tasks import Denoise
@@ -348,8 +346,6 @@ def test_what_a_user_of_an_upsampler_is_told(project_of_low: Path, capsys):
         model.sample(2)
     assert main(["sample", "models/tiny", "--n", "2", "--out", "a.npz"]) == 2
     assert "low: the model needs a picture of 4×4×1" in capsys.readouterr().err
-    with pytest.raises(UserError, match="tiny cannot be measured by itself: low: the model needs a picture"):
-        check_fit(model, PreparedData.open(Path("prepared")), "tiny", "its plan")
     assert load_params().variant("tiny").condition.low.noise == 0.2
 
 
@@ -373,8 +369,30 @@ def test_a_side_that_does_not_fit_the_data_is_refused_before_training(project: P
     )
 
 
-def test_what_an_upsampler_cannot_do_yet_is_said_in_a_line(project_of_low: Path, capsys):
-    assert main(["evaluate", "tiny"]) == 2
-    said = capsys.readouterr().err
-    assert "low" in said
-    assert said.count("\n") == 1
+def test_it_is_measured_on_the_low_images_of_the_validation_split(project_of_low: Path):
+    assert main(["evaluate", "tiny"]) == 0
+    metrics, protocol = (read_json(Path(f"reports/tiny/{name}.json")) for name in ("metrics", "protocol"))
+    assert (protocol["lows"], protocol["labels"]) == ("validation", "validation")
+    assert metrics["fid"] > 0
+    model, data = (
+        ddpm.load("models/tiny").sampled_by(load_params().variant("tiny").sampling),
+        PreparedData.open(Path("prepared")),
+    )
+    rows = np.arange(64)
+    true = data.split("validation").rows(rows)
+    asked = {"low": low_of(true), "label": data.split("validation").labels[rows]}
+    error = (model.sample(64, seed=3, batch_size=32, **asked) - true.astype(float)) ** 2
+    expected = (10 * np.log10(255**2 / error.mean((1, 2, 3)))).mean()
+    assert metrics["psnr"] == pytest.approx(expected, abs=1e-6)
+    plain = np.stack(
+        [np.asarray(Image.fromarray(low[..., 0]).resize((8, 8), Image.Resampling.BILINEAR)) for low in low_of(true)]
+    )
+    error = (plain[..., None] - true.astype(float)) ** 2
+    expected = (10 * np.log10(255**2 / error.mean((1, 2, 3)))).mean()
+    assert metrics["psnr_bilinear"] == pytest.approx(expected, abs=0.1)
+
+
+def low_of(images: np.ndarray) -> np.ndarray:
+    (column,) = columns_of({"low": {"side": 4}}, DATA)
+    x0 = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return column.derive(x0, torch.empty(len(images), 0)).numpy()

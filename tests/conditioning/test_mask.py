@@ -20,6 +20,7 @@ from ddpm.conditioning.columns import columns_of, derived_draws
 from ddpm.conditioning.network import ConditionalNetwork, ports_for
 from ddpm.conditioning.pictures import ImageColumn, LowColumn, MaskColumn
 from ddpm.data.store import PreparedData
+from ddpm.files import read_json
 from ddpm.nets import build
 
 DATA = {"kind": "images", "shape": (8, 8, 3)}
@@ -221,9 +222,11 @@ def filled(trained_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trained_project
 
 
-def test_a_trained_model_keeps_what_it_is_told(filled: Path):
-    """The known half of a digit comes back nearer to it than that of other digits; the model learns it, since nothing
-    puts the pixels back."""
+def test_a_trained_model_keeps_what_it_is_told(filled: Path, monkeypatch: pytest.MonkeyPatch):
+    """The known half of a digit comes back nearer to it than that of other digits, also where nothing puts its pixels
+    back: the model has learned it."""
+    monkeypatch.setattr("ddpm.model.known_part", lambda given: None)
+    monkeypatch.setattr("ddpm.model.with_known", lambda drawn, given: drawn)
     model, data = ddpm.load("models/tiny"), PreparedData.open(Path("prepared"))
     image = data.split("validation").rows(np.arange(8))
     mask = np.zeros((8, 8), bool)
@@ -253,6 +256,11 @@ def test_what_a_user_is_told(filled: Path):
         model.sample(1, guidance_scale=2.0)
 
 
-def test_it_is_measured_as_a_model_that_draws_all(filled: Path):
+def test_it_is_measured_as_a_model_that_draws_all_and_by_the_parts_that_it_draws_again(filled: Path):
     assert main(["evaluate", "tiny"]) == 0
-    assert Path("reports/tiny/metrics.json").is_file()
+    metrics, protocol = (read_json(Path(f"reports/tiny/{name}.json")) for name in ("metrics", "protocol"))
+    assert protocol["inpainted"] == 64
+    assert metrics["fid"] > 0, "of whole images"
+    assert metrics["inpainting_known_error"] == 0
+    assert 0 < metrics["inpainting_rmse"] < 128
+    assert 0 < metrics["inpainting_fid"] < metrics["fid"], "known pixels are real"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from denoisers import write_conditional, write_deploy
 from service import Server
+from untrained import export, untrained
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,30 @@ def deploy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_conditional(tmp_path_factory.mktemp("serve") / "classes")
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An upsampler that is told a prompt too, with noise on its small image."""
+    import ddpm
+    from ddpm.conditioning.tokenizers import Words
+    from ddpm.model import DataFacts
+
+    words = Words(("blue", "heart", "red"), 4)
+    text = {"tokenizer": words.as_json(), "captions": ("red heart", "blue heart")}
+    facts = DataFacts(name="dots", shape=(8, 8, 3), classes=None, text=text)
+    prompt = {"length": 4, "width": 16, "layers": 1, "heads": 2}
+    folder = tmp_path_factory.mktemp("told")
+    condition = {"prompt": prompt, "low": {"side": 4, "noise": 0.5}}
+    return export(ddpm.load(untrained("told", folder, facts, condition=condition)), folder / "deploy")
+
+
+@pytest.fixture(scope="session")
+def told_server(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, of that model."""
+    server = Server(tmp_path_factory.mktemp("told-server"), told)
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_sliders_and_buttons_say_what_is_drawn(page, deploy):
 
 
 def test_classes_and_guidance_are_not_asked_for_where_there_are_none(page):
-    for name in ("label", "guidance"):
+    for name in ("label", "guidance", "prompt", "low", "low_noise"):
         assert page.run(f'by("{name}").parentElement.getClientRects().length') == 0
 
 
@@ -95,6 +95,96 @@ def test_a_class_and_a_scale_can_be_picked(browser, conditional_server, conditio
         assert (expected != sampler.sample(16, seed=0, label=label)).any()
     title = 'document.querySelectorAll("#pictures img")[4].title'
     assert browser.run(title) == "sneaker"
+
+
+def choose(page: Browser, name: str, array: np.ndarray) -> None:
+    """Pick a file as a hand does."""
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    content = base64.b64encode(stream.getvalue()).decode()
+    page.run(f"""(() => {{
+        const bytes = Uint8Array.from(atob("{content}"), letter => letter.charCodeAt(0)), files = new DataTransfer();
+        files.items.add(new File([bytes], "{name}.png", {{type: "image/png"}}));
+        by("{name}").files = files.files;
+        by("{name}").dispatchEvent(new Event("change", {{bubbles: true}}));
+    }})()""")
+
+
+def test_an_upsampler_with_a_prompt_asks_for_both(browser, told_server, told):
+    browser.open(told_server.url)
+    assert settle(browser) == "Choose a small image: this model enlarges it."
+    for name in ("prompt", "low", "low_noise"):
+        assert browser.run(f'by("{name}").parentElement.getClientRects().length') == 1
+    assert browser.run('by("low_noise").max') == "0.5"
+    low = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    choose(browser, "low", low)
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 16)
+    sampler = Sampler(told)
+    np.testing.assert_array_equal(pictures(browser)[..., 0], sampler.sample(16, seed=0, low=low))
+    browser.run('by("prompt").value = "red heart\\n\\nblue <b>heart</b>"')
+    put(browser, low_noise=0.3, n=4)
+    browser.run('by("draw").click()')
+    settle(browser)
+    expected = sampler.sample(4, seed=0, low=low, low_noise=0.3, prompt=["red heart", "blue <b>heart</b>"])
+    np.testing.assert_array_equal(pictures(browser)[..., 0], expected)
+
+
+def test_a_larger_picture_is_reduced_to_the_models_size(browser, told_server):
+    browser.open(told_server.url)
+    settle(browser)
+    choose(browser, "low", np.full((60, 40, 3), 200, np.uint8))
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 16)
+    assert browser.run("[low.width, low.height]") == [4, 4]
+
+
+def stroke(page: Browser, *places: tuple[float, float]) -> None:
+    """Move the pressed mouse over the canvas, from place to place in shares of it."""
+    x, y, width, height = page.run(
+        '(({x, y, width, height}) => [x, y, width, height])(by("paint").getBoundingClientRect())'
+    )
+    for number, (right, down) in enumerate([*places, places[-1]]):
+        kind = "mousePressed" if not number else "mouseReleased" if number == len(places) else "mouseMoved"
+        here = {"x": x + right * width, "y": y + down * height}
+        page.call("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **here)
+
+
+def test_a_part_of_a_drawn_image_is_painted_and_drawn_again(page):
+    first = pictures(page)[3, ..., 0]
+    page.run('document.querySelectorAll("#pictures img")[3].click()')
+    assert page.run("image") is None, "only where the editor is open"
+    page.run('by("part").open = true')
+    page.run('document.querySelectorAll("#pictures img")[3].click()')
+    wait_until(lambda: page.run("image !== null"))
+    assert page.run("[image.width, image.height]") == [4, 4]
+    page.run('by("draw").click()')
+    assert settle(page) == "Paint over the part of the image that is to be drawn again."
+    page.run('by("paint").scrollIntoView()')
+    put(page, brush=1, seed=9)
+    stroke(page, (0.1, 0.1), (0.9, 0.1), (0.9, 0.6))
+    painted = np.array(page.run("[...painted]")).reshape(4, 4).astype(bool)
+    assert painted[0].all()
+    assert painted[:3, 3].all()
+    assert not painted[1:, :3].any()
+    page.run('by("draw").click()')
+    assert settle(page).startswith("16 of seed 9 ")
+    drawn = pictures(page)[..., 0]
+    assert (drawn[:, ~painted] == first[~painted]).all()
+    assert (drawn[:, painted] != first[painted]).any()
+    page.run('by("clear").click()')
+    assert page.run("painted.includes(1)") is False
+    page.run('by("remove").click(); by("draw").click()')
+    settle(page)
+    assert (pictures(page)[..., 0][:, ~painted] != first[~painted]).any()
+
+
+def test_a_file_that_is_no_picture_is_said(page):
+    page.run("""(() => {
+        const files = new DataTransfer();
+        files.items.add(new File(["text"], "cat.png", {type: "image/png"}));
+        by("image").files = files.files;
+        by("image").dispatchEvent(new Event("change", {bubbles: true}));
+    })()""")
+    wait_until(lambda: page.run('by("said").textContent') == "cat.png is not an image that this browser can read")
 
 
 def test_a_refusal_is_shown_in_the_services_words(page):
