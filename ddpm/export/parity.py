@@ -99,7 +99,10 @@ class _TextToImage:
     def __init__(self, file: Path, prompts: list[str]) -> None:
         self.file = file
         self._prompts = np.array(prompts, object)
-        self._session = import_onnxruntime().InferenceSession(file, providers=[CPU])
+        onnxruntime = import_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns of inputs with a default
+        self._session = onnxruntime.InferenceSession(file, options, providers=[CPU])
 
     def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
         feed = {**given, "prompt": self._prompts, "x": x}

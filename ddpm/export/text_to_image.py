@@ -174,8 +174,9 @@ class _Part:
         self.inputs: list[ValueInfoProto] = []
         self.nodes: list[NodeProto] = []
         self.defaults: dict[str, NDArray[Any]] = {}
+        own = {"x": self._x, "plan": self._plan, "timesteps": self._timesteps, "z": self._z}
         for value in link.loop.graph.input:
-            _SOURCES.get(value.name, _Part._column)(self, value, self.inside(value.name))
+            own.get(value.name, self._column)(value, self.inside(value.name))
         # Of what a nested graph takes from outside, initializers are renamed only where they are named here.
         names = {tensor.name: self.inside(tensor.name) for tensor in _initializers(link.loop.graph)}
         loop = add_prefix_graph(link.loop.graph, self.inside(""), name_map=names)
@@ -253,7 +254,3 @@ def _initializers(graph: GraphProto) -> Iterator[TensorProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _initializers(attribute.g)
-
-
-# By the names of a loop's inputs; all others are columns.
-_SOURCES = {"x": _Part._x, "plan": _Part._plan, "timesteps": _Part._timesteps, "z": _Part._z}

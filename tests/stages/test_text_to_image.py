@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from tiny import TINY_PARAMS
 from untrained import untrained
 
@@ -249,11 +253,33 @@ def test_weights_that_do_not_fit_into_a_file(single: Case, tmp_path: Path, monke
     assert not (tmp_path / "two.onnx").exists()
 
 
+def test_the_readmes_example_runs_with_numpy_onnxruntime_and_pillow_alone(single: Case, tmp_path: Path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n([^`]*text_to_image\.onnx.*?)```", readme, flags=re.DOTALL)
+    assert len(example.splitlines()) <= 12
+    shutil.copytree(single.deploy, tmp_path / "deploy/text")
+    alone = "import sys\nfor name in ('ddpm', 'torch', 'onnx'): sys.modules[name] = None\n"
+    command = [sys.executable, "-c", alone + example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+    x = np.random.default_rng(0).standard_normal((3, 3, 8, 8), np.float32)
+    sampler = Sampler(single.deploy)
+    given = sampler.given(3, prompt=["Red heart", "blue heart", "grinning cat with sunglasses"])
+    expected = sampler.decode(sampler.run(sampler.plan(guidance_scale=3.0), x, lambda: x, given))
+    assert np.abs(drawn - np.concatenate(expected, axis=1).astype(int)).max() <= 1
+
+
 # --- cascades
 
 
 LARGER = FACTS.model_copy(update={"shape": (16, 16, 3)})
-UPSAMPLING = {**TOLD, "condition": {"prompt": PROMPT, "low": {"side": 8, "noise": 0.5}}, "sampling": NOISY}
+UPSAMPLING = {
+    **TOLD,
+    "network": SMALL | {"attention_resolutions": [16]},
+    "condition": {"prompt": PROMPT, "low": {"side": 8, "noise": 0.5}},
+    "sampling": NOISY,
+}
 
 
 class TwoLinks(NamedTuple):
