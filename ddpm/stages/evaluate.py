@@ -144,7 +144,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         show=show,
     )
     protocol = measured.protocol
-    more = _of_cascade(model, params) if isinstance(model, Cascade) else _of_model(model, params, data, loss)
+    more = _of_cascade(model, params, data) if isinstance(model, Cascade) else _of_model(model, params, data, loss)
     metrics = {**measured.metrics, **finite(more.figures, f"models/{variant}")}
     marks = {"protocol": protocol.id, "model": mark_of(model.fingerprint), **more.marks}
     with atomic_directory(root / REPORTS / variant) as out:
@@ -205,11 +205,11 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
     return _More(figures, {}, {"denoising.png": shown.picture}, write)
 
 
-def _of_cascade(cascade: Cascade, params: Params) -> _More:
+def _of_cascade(cascade: Cascade, params: Params, data: PreparedData) -> _More:
     """The cost of both links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
     cost = sum(gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
-    asked = asked_for(params.evaluation, cascade.columns)
+    asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
     low = cascade.base.draw(SHOWN_LINKS, cascade.plan(), seed=params.seed, given=given_to(cascade.base, given))
     images = cascade.upsample(low, seed=params.seed, given=given)
