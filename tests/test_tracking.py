@@ -1,6 +1,8 @@
 """MLflow's side of the project, against a real SQLite store, with a small real ONNX model."""
 
+import base64
 import hashlib
+import io
 import json
 import logging
 import os
@@ -281,6 +283,36 @@ def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):
     }.items():
         with pytest.raises(MlflowException, match=words) as refused:
             ask(records)
+        assert refused.value.get_http_status_code() == 400
+
+
+def test_pictures_come_in_base64(project, ask):
+    """Through MLflow's own parsing; what is white in the mask is kept."""
+    image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    mask = np.zeros(SHAPE[:2], np.uint8)
+    mask[1:] = 255
+
+    def png(array) -> str:
+        stream = io.BytesIO()
+        Image.fromarray(array).save(stream, "PNG")
+        return base64.b64encode(stream.getvalue()).decode()
+
+    part = {"image": png(image[..., 0]), "mask": [png(mask)]}
+    answer = ask(json.dumps([{"n": 3, **part}, {"n": 1}]))
+    images = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
+    assert len(images) == 4
+    assert (images[:3, 1:] == image[1:]).all()
+    assert (images[3, 1:] != image[1:]).any()
+    for wrong, words in (
+        ({"image": "cat", "mask": "cat"}, "image: expected a PNG image in base64, found 'cat'"),
+        ({"image": 7, "mask": 7}, "image: expected a PNG image in base64, found 7"),
+        ({"image": part["image"]}, "image needs mask as well"),
+        ({"image": png(np.zeros((9, 9), np.uint8)), "mask": part["mask"]}, "image: 9 pixels wide and 9 high"),
+        ({"low": part["image"]}, "low: the model is not conditional"),
+        ({"low_noise": 0.1}, "low_noise: the model is not conditional"),
+    ):
+        with pytest.raises(MlflowException, match=words) as refused:
+            ask(json.dumps([{"n": 1, **wrong}]))
         assert refused.value.get_http_status_code() == 400
 
 

@@ -41,7 +41,7 @@ from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, spaced_timest
 # What JSON and onnxruntime can both say; every image lies far inside it.
 NO_CLIP = 1e30
 MOST_GUIDANCE = 1000.0
-MOST_RESAMPLES = 1000
+MOST_RESAMPLES, MOST_JUMP = 100, 1000
 
 
 class Row(NamedTuple):
@@ -361,9 +361,9 @@ def repaint(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) ->
     """
     if plan.column("to_prev").any() or plan.column("to_prev2").any():
         raise ValueError("inpainting repaint needs a sampler without memory: use ancestral or ddim")
-    for name, value in (("resamples", resamples), ("jump", jump)):
-        if not 1 <= value <= MOST_RESAMPLES:
-            raise ValueError(f"{name} must be in 1..{MOST_RESAMPLES}, found {value}")
+    for name, value, most in (("resamples", resamples, MOST_RESAMPLES), ("jump", jump, MOST_JUMP)):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be in 1..{most}, found {value}")
     index, back = (np.array(column) for column in zip(*_way(len(plan), resamples, jump), strict=True))
     before, after = visited.alphas_cumprod[index], visited.alphas_cumprod_prev[index]
     into_noise = {"to_x": np.sqrt(before / after), "to_noise": np.sqrt(1 - before / after)}

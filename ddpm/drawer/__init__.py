@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURES, Column, Given, united
-from ddpm.conditioning.pictures import mask_columns
+from ddpm.conditioning.pictures import MaskColumn, mask_columns
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
 
 
@@ -217,6 +217,18 @@ class Drawer(ABC):
     def _split(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingPlan]:
         """What is asked of the columns, and the plan."""
         asked = {name: overrides[name] for name in (*NAMES, *PICTURES) if name in overrides}
-        if overrides.get("inpainting") is not None and asked.get("mask") is None:
-            raise ValueError("inpainting is how a part of an image is kept: it needs image and mask")
+        refuse_without_mask(overrides.get("inpainting"), asked)
         return asked, self.plan(**{name: value for name, value in overrides.items() if name not in asked})
+
+
+def refuse_without_mask(inpainting: str | None, asked: Mapping[str, Any]) -> None:
+    """
+    Args:
+        inpainting: as asked for.
+        asked: of the columns.
+
+    Raises:
+        ValueError: there is no image of which a part is kept.
+    """
+    if inpainting is not None and asked.get(MaskColumn.name) is None:
+        raise ValueError("inpainting is how a part of an image is kept: it needs image and mask")

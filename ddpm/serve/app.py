@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import numpy as np
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES
 from ddpm.diffusion.plans import SAMPLERS, SamplingPlan
+from ddpm.drawer import refuse_without_mask
 from ddpm.errors import NotFiniteError, first_complaint
 from ddpm.serve.answers import MEDIA_TYPES, encode, formats
 from ddpm.serve.batching import Batcher, QueueFullError
@@ -140,16 +142,27 @@ class Service:
             raise HTTPException(422, f"`format`: this model draws {codec.name}, expected {expected}, found '{form}'")
         if asked.n > most_images:
             raise HTTPException(422, f"`n` must be at most {most_images}, found {asked.n}")
-        choice = model.choice(asked.sampler, asked.steps, asked.eta, asked.guidance_scale, asked.guidance_interval)
+        choice = model.choice(
+            asked.sampler,
+            asked.steps,
+            asked.eta,
+            asked.guidance_scale,
+            asked.guidance_interval,
+            inpainting=asked.inpainting,
+            resamples=asked.resamples,
+            jump=asked.jump,
+        )
         try:
             plan = model.plan(choice)
             told = asked.given(model.sampler)
+            refuse_without_mask(choice.inpainting, told)
             model.sampler.given(1, **told)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         if asked.n * plan.evaluations > most_evaluations:
-            guided = plan.evaluations - len(plan)
-            found = f"{asked.n} × {len(plan)}" if not guided else f"{asked.n} × ({len(plan)} + {guided} with guidance)"
+            guided = int(np.count_nonzero(plan.column("guidance")))
+            steps = plan.evaluations - guided
+            found = f"{asked.n} × {steps}" if not guided else f"{asked.n} × ({steps} + {guided} with guidance)"
             raise HTTPException(422, f"`n` × `steps` must be at most {most_evaluations}, found {found}")
         return form, choice, plan, told
 

@@ -18,8 +18,11 @@ Draw images over HTTP from an exported model. Needs ddpm[serve]; for a registere
                     every key is optional; png, npy or json. Image i of a seed is always the same
                     conditional models: "label": a name, a number or a list of them, "guidance_scale": 3.0,
                     "guidance_interval": [0.1, 0.8]
+                    models of captions: "prompt": a text or a list of them
+                    upsamplers: "low"; all models of images: "image" and "mask", of which white is kept;
+                    each a PNG in base64
   GET  /            a page with the pictures and sliders
-  GET  /v1/model    the model, its classes, and the limits of requests
+  GET  /v1/model    the model, its classes, what a request may ask for, and its limits
   GET  /docs        the API; as OpenAPI: /openapi.json
   GET  /health      the process is alive
   GET  /ready       503 until the model is loaded, and after the signal to stop
@@ -68,7 +71,7 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     bound("max_images", int, 1, "images per request")
     bound("max_bytes", int, 1, "bytes of a request's images, before PNG or JSON; a single image is always drawn")
     bound("max_evaluations", int, 1, "images times steps per request; a step with guidance counts twice")
-    bound("max_body", int, 2, "bytes of a request's body")
+    bound("max_body", int, 2, "bytes of a request's body, with its pictures")
     bound(
         "body_seconds",
         float,

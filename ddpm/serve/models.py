@@ -37,6 +37,9 @@ class Choice(NamedTuple):
     eta: float
     guidance_scale: float
     guidance_interval: tuple[float, ...] | None
+    inpainting: str | None = None
+    resamples: int | None = None
+    jump: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +72,13 @@ class ServedModel:
         eta: float | None = None,
         guidance_scale: float | None = None,
         guidance_interval: Sequence[float] | None = None,
+        **inpainting: Any,
     ) -> Choice:
-        """The choice with the model's own values where there is None."""
+        """The choice with the model's own values where there is None.
+
+        Args:
+            inpainting: the last fields of `Choice`.
+        """
         own = self.sampling
         sampler = own["sampler"] if sampler is None else sampler
         if eta is None:
@@ -86,6 +94,7 @@ class ServedModel:
             eta,
             scale,
             None if interval is None else tuple(interval),
+            **inpainting,
         )
 
     def plan(self, choice: Choice) -> SamplingPlan:

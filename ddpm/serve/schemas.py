@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, Column
 from ddpm.data.given import from_base64
-from ddpm.diffusion.plans import MOST_GUIDANCE, SAMPLERS
+from ddpm.diffusion.plans import INPAINTING, MOST_GUIDANCE, MOST_JUMP, MOST_RESAMPLES, SAMPLERS
 from ddpm.drawer import Drawer
 
 Format = Literal["png", "npy", "json"]
@@ -78,6 +78,19 @@ class ImageRequest(BaseModel):
         "is the nearer of the two",
         json_schema_extra=_PICTURES,
     )
+    inpainting: str | None = Field(
+        None,
+        description="how the rest of `image` is made to fit: replace denoises it beside the kept part; repaint also "
+        "goes back into the noise, with the samplers ancestral and ddim, and evaluates the network far more often; "
+        "null: replace",
+        json_schema_extra={"enum": [*INPAINTING, None]},
+    )
+    resamples: Annotated[int, Field(ge=1, le=MOST_RESAMPLES)] | None = Field(
+        None, description="of repaint: how often each part of the way is gone; null: 10"
+    )
+    jump: Annotated[int, Field(ge=1, le=MOST_JUMP)] | None = Field(
+        None, description="of repaint: steps of such a part; null: 10"
+    )
     guidance_scale: Annotated[float, Field(ge=0, le=MOST_GUIDANCE, allow_inf_nan=False)] | None = Field(
         None,
         description="how strongly the images follow their class; 1: no guidance, 0: the class is ignored; of a model "
@@ -145,6 +158,9 @@ class Drawn(BaseModel):
     eta: float
     guidance_scale: float
     guidance_interval: list[float] | None = Field(description="null: everywhere, or no guidance")
+    inpainting: str | None = Field(description="as asked for; so are the next two")
+    resamples: int | None
+    jump: int | None
     labels: list[str] | None = Field(description="the class of each, asked for or drawn; null: not conditional")
     data: list[Any] = Field(
         description="one entry a datum: of images a PNG in base64; of points and sequences nested lists of numbers"

@@ -86,7 +86,7 @@ PROCESS = {"schedule": "linear", "timesteps": 100, "prediction": "epsilon", "var
     ("options", "words"),
     [
         ({"inpainting": "paint"}, "no inpainting 'paint'; there are: replace, repaint"),
-        ({"inpainting": "repaint", "resamples": 0}, r"resamples must be in 1\.\.1000, found 0"),
+        ({"inpainting": "repaint", "resamples": 0}, r"resamples must be in 1\.\.100, found 0"),
         ({"inpainting": "repaint", "jump": 0}, r"jump must be in 1\.\.1000, found 0"),
         ({"resamples": 3}, "resamples is used by inpainting repaint alone"),
         ({"inpainting": "replace", "jump": 3}, "jump is used by inpainting repaint alone"),

@@ -62,6 +62,20 @@ def test_any_model_of_images_keeps_the_known_part_to_the_last_bit(server):
         assert (drawn[:, ~MASK] != IMAGE[~MASK]).any()
 
 
+def test_repaint_over_http(server, deploy):
+    plan = {"sampler": "ddim", "steps": 5, "inpainting": "repaint", "resamples": 3, "jump": 2}
+    drawn = images(server.draw(n=2, format="npy", **plan, **PART))
+    expected = Sampler(deploy).sample(2, image=IMAGE[..., None], mask=MASK, **plan)
+    np.testing.assert_array_equal(drawn, expected)
+    assert (drawn != images(server.draw(n=2, format="npy", sampler="ddim", steps=5, **PART))).any()
+    assert reason(server.draw(**plan)) == "inpainting is how a part of an image is kept: it needs image and mask"
+    assert reason(server.draw(**PART, inpainting="paint")) == "no inpainting 'paint'; there are: replace, repaint"
+    assert reason(server.draw(**PART, resamples=3)).startswith("resamples is used by inpainting repaint alone")
+    assert "resamples" in reason(server.draw(**PART, **{**plan, "resamples": 10**6}))
+    costly = {**plan, "steps": 20, "resamples": 100, "jump": 1}
+    assert reason(server.draw(n=60, **PART, **costly)) == ("`n` × `steps` must be at most 65536, found 60 × 1901")
+
+
 def test_requests_with_and_without_pictures_share_batches(start, deploy):
     """All wait while the first is drawn; each gets what it would get alone."""
     server = start(deploy, "--window", "0.5")

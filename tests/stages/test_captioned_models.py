@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prompts_of_all_kinds import DRAWN, REFUSED
 from tiny import TINY_PARAMS
+from untrained import export
 
 import ddpm
+from ddpm.cli.main import main
 from ddpm.conditioning.network import CONDITIONERS
 from ddpm.conditioning.text import Text
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
+from ddpm.deploy.runtime import Sampler
 from ddpm.errors import DdpmWarning, UserError
 from ddpm.evaluation.likelihood import likelihood_figures, split_bounds
 from ddpm.evaluation.progress import unseen
@@ -78,6 +82,35 @@ def test_from_captions_to_a_picture_of_a_prompt(captioned: Path, prompt: dict):
     assert Image.open("night.png").text["Prompt"] == "night, a, b"
     with pytest.warns(DdpmWarning, match=r"reads the first 4 tokens of 'night night .*; \d+ more are left out"):
         sample_to("models/tiny", Path("night.npz"), count=1, prompt="night " * 9)
+
+
+def test_prompts_of_all_kinds_are_drawn_or_refused_in_a_line(captioned: Path, capsys):
+    """By `ddpm sample`, and by the function that MLflow serves an exported model with."""
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    from ddpm.deploy.pyfunc import ImageSampler
+
+    train_variant(params_of(), "tiny")
+    export(ddpm.load("models/tiny"), Path("deploy/tiny"))
+    served = ImageSampler()
+    served.sampler = Sampler("deploy/tiny")
+    for prompt in DRAWN.values():
+        asked = ["sample", "models/tiny", "--n", "1", "--steps", "2", f"--prompt={prompt}", "--out", "one.png"]
+        assert main(asked) == 0, capsys.readouterr().err
+        drawn = served.predict(None, pd.DataFrame({"n": [1], "steps": [2], "prompt": [prompt]}))
+        expected = ddpm.load("models/tiny").sample(1, prompt=prompt, steps=2)
+        assert np.abs(drawn.astype(int) - expected).max() <= 1
+    capsys.readouterr()
+    for prompt, words in REFUSED.values():
+        assert main(["sample", "models/tiny", "--n", "1", f"--prompt={prompt}", "--out", "none.png"]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+        with pytest.raises(MlflowException, match=f"prompt: {words}") as refused:
+            served.predict(None, pd.DataFrame({"n": [1], "prompt": [prompt]}))
+        assert refused.value.get_http_status_code() == 400
+    assert not Path("none.png").exists()
 
 
 def test_what_decides_the_training_names_captions_and_tokenizer(captioned: Path):
