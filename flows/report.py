@@ -16,7 +16,7 @@ from ddpm import tracking
 from ddpm.figures.figure import aligned, headline, number, readings, rows
 from ddpm.figures.promotion import Decision
 from ddpm.files import read_json
-from ddpm.layout import COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD, DEPLOY, REPORTS
+from ddpm.layout import CASCADE, COMPARISON_PAGE, COMPARISON_PICTURE, COMPARISON_RECORD, DEPLOY, REPORTS
 from ddpm.tracking import Registration
 
 
@@ -36,7 +36,9 @@ class Result:
 
     @property
     def onnx(self) -> Path:
-        return DEPLOY / self.variant / "denoiser.onnx"
+        """A file of the deploy directory; of a cascade, the one that names the others."""
+        cascade = DEPLOY / self.variant / CASCADE
+        return cascade if cascade.is_file() else DEPLOY / self.variant / "denoiser.onnx"
 
     @property
     def picture(self) -> Path:

@@ -1,4 +1,4 @@
-"""Fetch, prepare, fit the extractor; then for each variant train, evaluate, export, register and promote.
+"""Fetch, prepare, fit the extractor; then for each model or cascade train, evaluate, export, register and promote.
 
 `python -m flows.retrain` runs it here and now, with a server of Prefect's own for as long as it takes, or on the
 server that PREFECT_API_URL names; the deployment in prefect.yaml runs it every week.
@@ -15,8 +15,9 @@ from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed, State
 
-from ddpm.config.params import load_params
+from ddpm.config.params import Params, load_params
 from ddpm.errors import UpstreamError, UserError
+from ddpm.layout import LINKS
 from ddpm.tracking import Registration
 from flows import dvc, report, tasks
 from flows.pipeline import shared_state, start_own_server
@@ -28,57 +29,77 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
     """Bring the models up to date with the data, the code and params.yaml; do nothing where nothing has changed.
 
     Args:
-        variants: models named in params.yaml; default: those under its key `variants`.
+        variants: models and cascades named in params.yaml; default: those under its keys `variants` and `cascades`.
         accept_new_data: record what the upstream has now as the data's new version.
     """
     try:
-        names, guides = _names(variants), load_params().guides
+        names, params = _names(variants), load_params()
     except UserError as error:
         return Failed(message=str(error))
     with shared_state():
         known = [tasks.registered.submit(name) for name in names]
         fetched = tasks.fetch.submit(accept_new_data)
         fetched.wait()
-        if fetched.state.is_completed() and not _has_changed(names, guides):
+        if fetched.state.is_completed() and not _has_changed(params, names):
             versions = [future.result(raise_on_failure=False) for future in known]
             if all(isinstance(version, Registration) and version.reason for version in versions):
                 return _nothing_to_do([Result.read(*pair) for pair in zip(names, versions, strict=True)])
 
         prepared = tasks.prepare.submit(wait_for=[fetched])
         extractor = tasks.fit_extractor.submit(wait_for=[prepared])
-        guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in guides]
+        guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
         steps, promoted = [fetched, prepared, extractor, *guiding], {}
         for name in names:
-            trained = tasks.train.submit(name, wait_for=[extractor])
-            guided = [tasks.record_guide.submit(name, guide, wait_for=[trained, *guiding]) for guide in guides]
-            evaluated = tasks.evaluate.submit(name, wait_for=[trained, *guided])
-            exported = tasks.export.submit(name, wait_for=[evaluated])
+            if name in params.cascades:
+                trained, kind = _cascade(name, extractor), "-cascade"
+            else:
+                trained, kind = _model(name, params.guides, extractor, guiding), ""
+            evaluated = tasks.evaluate.submit(name, f"evaluate{kind}", wait_for=trained)
+            exported = tasks.export.submit(name, f"export{kind}", wait_for=[evaluated])
             version = tasks.register.submit(name, wait_for=[exported])
             comparable = tasks.measure_champion.submit(name, wait_for=[version])
             promoted[name] = tasks.promote.submit(name, comparable)
-            steps += [trained, *guided, evaluated, exported, version, comparable, promoted[name]]
+            steps += [*trained, evaluated, exported, version, comparable, promoted[name]]
         wait([*steps, *known])
         done = {name: future.result() for name, future in promoted.items() if future.state.is_completed()}
         return _outcome(steps, [Result.read(name, version) for name, version in done.items()])
 
 
+def _model(
+    name: str, guides: Sequence[str], extractor: PrefectFuture[Any], guiding: Sequence[PrefectFuture[Any]]
+) -> list[PrefectFuture[Any]]:
+    """The training of a model, and the records of what guides it."""
+    trained = tasks.train.submit(name, wait_for=[extractor])
+    return [trained, *(tasks.record_guide.submit(name, guide, wait_for=[trained, *guiding]) for guide in guides)]
+
+
+def _cascade(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
+    """The trainings of a cascade's links, and their composition."""
+    links = [tasks.train_link.submit(name, link, wait_for=[extractor]) for link in LINKS]
+    return [*links, tasks.compose.submit(name, wait_for=links)]
+
+
 def _names(variants: Sequence[str] | None) -> list[str]:
     params = load_params()
-    names = list(variants or params.variants)
+    names = list(variants or params.built)
     for name in names:
-        params.variant(name)
-        if name not in params.variants:
+        params.check_built(name)
+        if name not in params.built:
             raise UserError(
                 f"{name} is not among the `variants` of params.yaml, which are what dvc.yaml has stages for"
             )
     return names
 
 
-def _has_changed(variants: Sequence[str], guides: Sequence[str]) -> bool:
+def _has_changed(params: Params, names: Sequence[str]) -> bool:
     """Whether DVC would run a stage that these models come of, or cannot tell."""
+    variants = [name for name in names if name not in params.cascades]
+    cascades = [name for name in names if name in params.cascades]
     own = {f"{stage}@{name}" for stage in ("train", "evaluate", "export") for name in variants}
-    own |= {f"train-guide@{guide}" for guide in guides}
-    own |= {f"guide@{variant}-{guide}" for variant in variants for guide in guides}
+    own |= {f"train-guide@{guide}" for guide in params.guides}
+    own |= {f"guide@{variant}-{guide}" for variant in variants for guide in params.guides}
+    of_cascade = (*(f"train-{link}" for link in LINKS), "compose", "evaluate-cascade", "export-cascade")
+    own |= {f"{stage}@{name}" for stage in of_cascade for name in cascades}
     try:
         return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
     except RuntimeError as error:  # such as somebody else's `dvc repro` under way

@@ -51,14 +51,24 @@ def record_guide(variant: str, guide: str) -> State | None:
     return _run(f"guide@{variant}-{guide}")
 
 
+@task(name="train-link", task_run_name="train {link} of {cascade}", **OPTIONS)
+def train_link(cascade: str, link: str) -> State | None:
+    return _run(f"train-{link}@{cascade}", on_gpu=True)
+
+
+@task(task_run_name="compose {cascade}", **OPTIONS)
+def compose(cascade: str) -> State | None:
+    return _run(f"compose@{cascade}")
+
+
 @task(task_run_name="evaluate {variant}", **OPTIONS)
-def evaluate(variant: str) -> State | None:
-    return _run(f"evaluate@{variant}", on_gpu=True)
+def evaluate(variant: str, stage: str = "evaluate") -> State | None:
+    return _run(f"{stage}@{variant}", on_gpu=True)
 
 
 @task(task_run_name="export {variant}", **OPTIONS)
-def export(variant: str) -> State | None:
-    return _run(f"export@{variant}")
+def export(variant: str, stage: str = "export") -> State | None:
+    return _run(f"{stage}@{variant}")
 
 
 @task(task_run_name="register {variant}", **OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -69,6 +70,18 @@ TINY_PARAMS = {
         }
     },
 }
+
+
+def cascade_params(**glide: float | str) -> dict:
+    """params.yaml of a cascade from 4×4 to 8×8 digits, both told their class."""
+    tiny = copy.deepcopy(TINY_PARAMS["models"]["tiny"])
+    tiny["process"] |= {"prediction": "x0", "schedule": "cosine"}
+    tiny["training"] |= {"steps": 60, "batch_size": 32, "learning_rate": 5e-3}
+    small = {**tiny, "codec": {"side": 4}, "condition": {"label": {"drop": 0.2}}}
+    low = {"label": {"drop": 0}, "low": {"side": 4, "noise": 0.2}}
+    large = {**copy.deepcopy(tiny), "condition": low, "sampling": {"steps": 4, "sampler": "ddim", "eta": 1.0}}
+    cascades = {"glide": {"base": "small", "upsampler": "large", "low_noise": 0.1, **glide}}
+    return {**TINY_PARAMS, "variants": [], "cascades": cascades, "models": {"small": small, "large": large}}
 
 
 def run_cli(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -110,7 +110,7 @@ def run_export(arguments: Arguments) -> None:
 def run_register(arguments: Arguments) -> None:
     from ddpm import tracking
 
-    _params().variant(arguments.variant)
+    _params().check_built(arguments.variant)
     print(tracking.register(arguments.variant))
 
 
@@ -123,7 +123,7 @@ def run_promote(arguments: Arguments) -> None:
     if arguments.model and arguments.to is None:
         raise UserError("--model NAME goes with --to VERSION")
     if arguments.to is None:
-        params.variant(arguments.variant)
+        params.check_built(arguments.variant)
         print(tracking.promote(arguments.variant, policy=params.promotion))
     else:
         model = arguments.model or params.model_name

@@ -193,6 +193,14 @@ class Params(Section):
             raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
         return self.models[name]
 
+    def check_built(self, name: str) -> None:
+        """
+        Raises:
+            UserError: there is no such model or cascade.
+        """
+        if name not in self.cascades:
+            self.variant(name)
+
     def cascade(self, name: str) -> CascadeConfig:
         """The named cascade's configuration, or a UserError that lists those there are."""
         if name not in self.cascades:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.columns import Given
 from ddpm.conditioning.pictures import LowColumn
-from ddpm.deploy.runtime import Float32, Sampler, import_onnxruntime
+from ddpm.deploy.runtime import Float32, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise, stream
+from ddpm.drawer.cascade import Cascade
 from ddpm.files import sha256_of
 
 COUNT, MOST_STEPS = 4, 20
@@ -39,7 +41,8 @@ class Fingerprint:
             UserError: a file is missing or damaged.
         """
         samples, runtime = _draw(deploy)
-        files = {path.name: sha256_of(path) for path in sorted(deploy.iterdir()) if path.is_file()}
+        paths = [path for path in sorted(deploy.rglob("*")) if path.is_file()]
+        files = {path.relative_to(deploy).as_posix(): sha256_of(path) for path in paths}
         return cls(files, samples, runtime)
 
 
@@ -47,12 +50,32 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     """A few samples from noise that is always the same, by the model's own plan, shortened if it is long; and on what
     they were drawn.
     """
-    sampler = Sampler(deploy)
-    plan = sampler.plan(steps=min(sampler.facts["sampling"]["steps"], MOST_STEPS))
+    opened = open_exported(deploy)
+    if isinstance(opened, Cascade):
+        samples = _of_cascade(opened)
+    else:
+        asked: dict[str, Any] = {each.name: _low(each) for each in opened.columns if isinstance(each, LowColumn)}
+        samples = _run(opened, opened.given(COUNT, **asked))
+    return samples, f"onnxruntime {import_onnxruntime().__version__}, {_provider(opened)}"
+
+
+def _provider(opened: Sampler | Cascade) -> str:
+    first = cast(Sampler, opened.base) if isinstance(opened, Cascade) else opened
+    return first.providers[0]
+
+
+def _run(sampler: Sampler, given: Given) -> Float32:
+    plan = sampler.plan(steps=min(sampler.choices[1]["steps"], MOST_STEPS))
     noise = ImageNoise(0, COUNT, sampler.codec.network_shape)
-    asked: dict[str, Any] = {each.name: _low(each) for each in sampler.columns if isinstance(each, LowColumn)}
-    samples = sampler.run(plan, noise.draw(), noise.draw, sampler.given(COUNT, **asked))
-    return samples, f"onnxruntime {import_onnxruntime().__version__}, {sampler.providers[0]}"
+    return sampler.run(plan, noise.draw(), noise.draw, given)
+
+
+def _of_cascade(cascade: Cascade) -> Float32:
+    """The upsampler's, of what the base draws."""
+    base, upsampler = cast(Sampler, cascade.base), cast(Sampler, cascade.upsampler)
+    given = cascade.given(COUNT)
+    low = base.decode(_run(base, cascade.to_base(given)))
+    return _run(upsampler, cascade.to_upsampler(low, given, seed=0))
 
 
 def _low(column: LowColumn) -> NDArray[np.uint8]:

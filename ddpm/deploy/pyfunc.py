@@ -20,7 +20,7 @@ from pandas.api.types import is_scalar  # type: ignore[import-untyped]
 
 from ddpm.conditioning.columns import PICTURE_NAMES
 from ddpm.data.given import from_base64
-from ddpm.deploy.runtime import MAX_IMAGES, Sampler
+from ddpm.deploy.runtime import MAX_IMAGES, open_exported
 from ddpm.errors import NotFiniteError
 
 
@@ -28,7 +28,7 @@ class ImageSampler(PythonModel):
     """Answers each row of a request with what it asks for."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.sampler = Sampler(context.artifacts["deploy"])
+        self.sampler = open_exported(context.artifacts["deploy"])
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

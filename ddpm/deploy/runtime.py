@@ -27,7 +27,9 @@ from ddpm.diffusion.known import Known
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
+from ddpm.drawer.cascade import Cascade, open_cascade
 from ddpm.errors import NotFiniteError, UserError
+from ddpm.layout import CASCADE
 
 Precision = Literal["fp32", "fp16"]
 
@@ -270,6 +272,21 @@ class Sampler(Drawer):
             self._loop.run_with_iobinding(binding)
             (state,) = binding.get_outputs()
         return state.numpy()
+
+
+def open_exported(directory: Path | str, **options: Any) -> Sampler | Cascade:
+    """A deploy directory, of a model or of a cascade.
+
+    Args:
+        options: as of `Sampler`, of each link.
+
+    Raises:
+        UserError: as `Sampler`, and `open_cascade`.
+    """
+    directory = Path(directory)
+    if (directory / CASCADE).is_file():
+        return open_cascade(directory, lambda link: Sampler(link, **options))
+    return Sampler(directory, **options)
 
 
 def run(

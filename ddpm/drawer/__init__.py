@@ -116,6 +116,10 @@ class Drawer(ABC):
             raise ValueError(f"guidance_scale must be 1: the model {self._why_not_guidable()}")
         return plan
 
+    def evaluations(self, plan: SamplingPlan) -> int:
+        """Evaluations of networks that a datum takes by a plan of the model's."""
+        return plan.evaluations
+
     def _why_not_guidable(self) -> str:
         kept = [f"condition.{c.key}.drop is 0" for c in self.columns if getattr(c, "droppable", None) is False]
         if kept:

@@ -6,7 +6,7 @@ Nichol & Dhariwal 2021, appendix C; Ho et al. 2022, "Cascaded diffusion models".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +67,7 @@ class Cascade(Drawer):
     @property
     def fingerprint(self) -> str:
         """A hash of those of the links."""
-        return hashlib.sha256(" ".join(link.fingerprint for link in self.links.values()).encode()).hexdigest()
+        return united_fingerprint(link.fingerprint for link in self.links.values())
 
     @property
     def where(self) -> str | None:
@@ -119,20 +119,23 @@ class Cascade(Drawer):
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The base's, as of `Drawer`."""
-        _ = self._second_plan  # what is wrong with it is to be said before anything is drawn
+        _ = self.second_plan  # what is wrong with it is to be said before anything is drawn
         return self.base.plan(**overrides)
 
     @cached_property
-    def _second_plan(self) -> SamplingPlan:
+    def second_plan(self) -> SamplingPlan:
+        """The upsampler's own."""
         return self.upsampler.plan()
+
+    def evaluations(self, plan: SamplingPlan) -> int:
+        return plan.evaluations + self.second_plan.evaluations
 
     def draw(
         self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
     ) -> NDArray[Any]:
         if given is None:
             given = self.given(count, seed=seed, first=first)
-        told = given_to(self.base, given) | known_in_fewer_pixels(given, self.base.codec.shape[0])
-        low = self.base.draw(count, plan, seed=seed, first=first, given=told)
+        low = self.base.draw(count, plan, seed=seed, first=first, given=self.to_base(given))
         return self.upsample(low, seed=seed, first=first, given=given)
 
     def upsample(self, low: NDArray[np.uint8], *, seed: int, first: int = 0, given: Given) -> NDArray[Any]:
@@ -143,16 +146,31 @@ class Cascade(Drawer):
             seed: of the cascade.
             given: a value of each of the cascade's columns, [count, ...].
         """
-        count, seed = len(low), link_seed(seed, 1)
-        fed: dict[str, NDArray[Any]] = {LowColumn.name: low}
-        fed[LowNoiseColumn.name] = np.full(count, self.low_noise, np.float32)
-        told = {
-            column.name: fed[column.name] if column.name in fed else column.draw(count, seed=seed, first=first)
+        told = self.to_upsampler(low, given, seed=seed, first=first)
+        return self.upsampler.draw(len(low), self.second_plan, seed=link_seed(seed, 1), first=first, given=told)
+
+    def to_base(self, given: Given) -> dict[str, NDArray[Any]]:
+        """What the base is told: of what the cascade is given its own columns, and what is known in fewer pixels."""
+        own = {column.name: given[column.name] for column in self.base.columns}
+        return own | known_in_fewer_pixels(given, self.base.codec.shape[0])
+
+    def to_upsampler(
+        self, low: NDArray[np.uint8], given: Given, *, seed: int, first: int = 0
+    ) -> dict[str, NDArray[Any]]:
+        """What the upsampler is told; the arguments are those of `upsample`."""
+        count, own_seed = len(low), link_seed(seed, 1)
+        known = {name: given[name] for name in KNOWN if name in given}
+        fed = {**given, LowColumn.name: low, LowNoiseColumn.name: np.full(count, self.low_noise, np.float32)}
+        return known | {
+            column.name: fed[column.name] if column.name in fed else column.draw(count, seed=own_seed, first=first)
             for column in self.upsampler.columns
-            if _is_low(column)
         }
-        told |= given_to(self.upsampler, given) | {name: given[name] for name in KNOWN if name in given}
-        return self.upsampler.draw(count, self._second_plan, seed=seed, first=first, given=told)
+
+
+def united_fingerprint(fingerprints: Iterable[str]) -> str:
+    """A hash of the fingerprints of a cascade's links, in their order; of a single model its own."""
+    first, *others = fingerprints
+    return hashlib.sha256(" ".join([first, *others]).encode()).hexdigest() if others else first
 
 
 def link_seed(seed: int, link: int) -> int:
@@ -166,11 +184,6 @@ def link_seed(seed: int, link: int) -> int:
 
 def _is_low(column: Column) -> bool:
     return column.key == LowColumn.key
-
-
-def given_to(link: Drawer, given: Given) -> dict[str, NDArray[Any]]:
-    """The values of the link's own columns."""
-    return {column.name: given[column.name] for column in link.columns if column.name in given}
 
 
 def _check_links(base: Drawer, upsampler: Drawer, low_noise: float) -> None:

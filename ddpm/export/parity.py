@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.conditioning.columns import Derived, Given, PromptColumn, derived, derived_draws
-from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime
+from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
+from ddpm.drawer.cascade import Cascade
 from ddpm.export.text_to_image import beside
 from ddpm.files import sha256_of
 from ddpm.model import Model
 
+CHAIN_LEVELS = 2  # of 255, by which the images of an exported cascade may differ
 GUIDANCE = 2.0  # of the run, where a model can be guided
 
 
@@ -71,6 +73,39 @@ def measure_parity(
         "sampler": " and ".join(plans),
         "steps": steps,
         "files": files,
+    }
+
+
+def chain_parity(
+    cascade: Cascade, directory: Path, links: Mapping[str, Mapping[str, Any]], *, samples: int
+) -> dict[str, Any]:
+    """Hold an exported cascade against the trained one, by the plans of both links and the same noise.
+
+    What the base draws is rounded to 256 levels before the upsampler sees it: there a difference of any size can become
+    one of a level, and so the images are compared and not numbers.
+
+    Args:
+        directory: of the exported one, with its links and cascade.json.
+        links: what `measure_parity` says of each link.
+
+    Returns:
+        What parity.json says: of the links together what `measure_parity` says of a model, and `chain`.
+    """
+    ours = cascade.sample(samples).astype(int)
+    theirs = open_exported(directory, providers=[CPU], in_graph=False).sample(samples).astype(int)
+    levels = int(np.abs(ours - theirs).max())
+    files = {f"{link}/{name}": file for link, parity in links.items() for name, file in parity["files"].items()}
+    worst = max(links.values(), key=lambda parity: parity["max_abs_difference"])
+    return {
+        **worst,
+        "passed": all(file["passed"] for file in files.values()) and levels <= CHAIN_LEVELS,
+        "files": files,
+        "chain": {
+            "max_level_difference": levels,
+            "tolerance": CHAIN_LEVELS,
+            "passed": levels <= CHAIN_LEVELS,
+            "samples": samples,
+        },
     }
 
 

@@ -159,10 +159,12 @@ class Service:
             model.sampler.given(1, **told)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        if asked.n * plan.evaluations > most_evaluations:
+        if asked.n * model.sampler.evaluations(plan) > most_evaluations:
             guided = int(np.count_nonzero(plan.column("guidance")))
             steps = plan.evaluations - guided
             found = f"{asked.n} × {steps}" if not guided else f"{asked.n} × ({steps} + {guided} with guidance)"
+            if second := model.sampler.evaluations(plan) - plan.evaluations:
+                found = f"{asked.n} × ({plan.evaluations} + {second} of the upsampler)"
             raise HTTPException(422, f"`n` × `steps` must be at most {most_evaluations}, found {found}")
         return form, choice, plan, told
 
@@ -226,12 +228,12 @@ def _application(service: Service) -> FastAPI:
     @app.get("/v1/model", summary="What is served", responses={503: {"model": Problem}})
     async def model_card() -> ModelCard:
         model = service.model()
-        facts, kind = model.sampler.facts, model.sampler.codec
+        kind = model.sampler.codec
         return ModelCard(
             model=model.name,
             kind=kind.name,
             shape=list(kind.shape),
-            timesteps=facts["process"]["timesteps"],
+            timesteps=model.sampler.choices[0]["timesteps"],
             sampling=model.sampling,
             samplers=list(SAMPLERS),
             classes=None if model.classes is None else list(model.classes),

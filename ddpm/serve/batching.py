@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from ddpm.conditioning.pictures import with_known
 from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
+from ddpm.drawer.cascade import Cascade, link_seed
 from ddpm.errors import NotFiniteError
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.models import Choice, ServedModel
@@ -68,6 +69,14 @@ class Share:
     count: int
 
 
+class Place(NamedTuple):
+    """The data `first` .. `first + size − 1` of a seed."""
+
+    seed: int
+    first: int
+    size: int
+
+
 # What a share of a batch comes to: data [count, *shape], or why there are none.
 Part = NDArray[Any] | NotFiniteError
 
@@ -78,16 +87,46 @@ def draw(shares: Sequence[Share]) -> list[Part]:
     Where the network's output is NaN or infinite for one, the others still get theirs.
     """
     job = shares[0].job
-    sampler = job.model.sampler
-    codec = sampler.codec
-    noises = [ImageNoise(share.job.seed, share.count, codec.network_shape, first=share.first) for share in shares]
+    drawer = job.model.sampler
+    told = [drawer.given(share.count, seed=share.job.seed, first=share.first, **share.job.asked) for share in shares]
+    if isinstance(drawer, Cascade):
+        return _draw_both(drawer, job.plan, shares, told)
+    return _run(drawer, job.plan, [Place(share.job.seed, share.first, share.count) for share in shares], told)
+
+
+def _draw_both(cascade: Cascade, plan: SamplingPlan, shares: Sequence[Share], told: Sequence[Given]) -> list[Part]:
+    """`draw`, of a cascade: the base for all shares, then the upsampler for those that the base has drawn."""
+    base, upsampler = cast(Sampler, cascade.base), cast(Sampler, cascade.upsampler)
+    places = [Place(share.job.seed, share.first, share.count) for share in shares]
+    parts = _run(base, plan, places, [cascade.to_base(given) for given in told])
+    drawn = [number for number, part in enumerate(parts) if not isinstance(part, NotFiniteError)]
+    if drawn:
+        second = [
+            cascade.to_upsampler(
+                cast(NDArray[Any], parts[number]), told[number], seed=places[number].seed, first=places[number].first
+            )
+            for number in drawn
+        ]
+        own_places = [places[number]._replace(seed=link_seed(places[number].seed, 1)) for number in drawn]
+        for number, part in zip(drawn, _run(upsampler, cascade.second_plan, own_places, second), strict=True):
+            parts[number] = part
+    return parts
+
+
+def _run(sampler: Sampler, plan: SamplingPlan, places: Sequence[Place], told: Sequence[Given]) -> list[Part]:
+    """Run a plan for several parts of a batch at once.
+
+    Args:
+        told: of each part a value of each column.
+    """
+    counts, shape = [place.size for place in places], sampler.codec.network_shape
+    noises = [ImageNoise(place.seed, place.size, shape, first=place.first) for place in places]
 
     def noise() -> NDArray[np.float32]:
         return np.concatenate([each.draw() for each in noises])
 
-    told = [sampler.given(share.count, seed=share.job.seed, first=share.first, **share.job.asked) for share in shares]
-    x = sampler.run(job.plan, noise(), noise, _together(sampler, told, [share.count for share in shares]))
-    parts = np.split(x, np.cumsum([share.count for share in shares])[:-1])
+    x = sampler.run(plan, noise(), noise, _together(sampler, told, counts))
+    parts = np.split(x, np.cumsum(counts)[:-1])
     return [_decoded(sampler, own, given) for own, given in zip(parts, told, strict=True)]
 
 
@@ -220,7 +259,7 @@ class Batcher:
         if not waiting:
             return [], 0
         shares: list[Share] = []
-        room = min(self._batch_size, waiting[0].model.sampler.largest_batch)
+        room = min(self._batch_size, waiting[0].model.sampler.largest_batch or self._batch_size)
         for job in waiting:
             if room and job.draws_like(waiting[0]):
                 count = min(room, job.count - job.started)

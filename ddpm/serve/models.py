@@ -9,15 +9,16 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ddpm.conditioning.columns import LabelColumn
-from ddpm.deploy.runtime import Precision, Sampler
+from ddpm.deploy.runtime import Precision, Sampler, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
+from ddpm.drawer.cascade import Cascade
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.files import sha256_of
-from ddpm.layout import find_model, is_uri
+from ddpm.layout import CASCADE, find_model, is_uri
 from ddpm.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,12 @@ class ServedModel:
 
     name: str
     """`models:/ddpm-digits/3`; of a directory, its model's name and the start of its description's SHA-256."""
-    sampler: Sampler
+    sampler: Sampler | Cascade
 
     @property
     def datum_bytes(self) -> int:
         """Of one datum as it is drawn: of an image its pixels."""
-        return math.prod(self.sampler.shape) * self.sampler.codec.dtype.itemsize
+        return math.prod(self.sampler.codec.shape) * self.sampler.codec.dtype.itemsize
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -63,7 +64,7 @@ class ServedModel:
     @property
     def sampling(self) -> dict[str, Any]:
         """The model's own choices. Models of before there was guidance do not name it."""
-        return {"guidance_scale": 1.0, "guidance_interval": None, **self.sampler.facts["sampling"]}
+        return {"guidance_scale": 1.0, "guidance_interval": None, **self.sampler.choices[1]}
 
     def choice(
         self,
@@ -125,11 +126,12 @@ def load_model(name: str, *, threads: int = 0, precision: Precision = "fp32") ->
         return ServedModel(name, _load_registered(name, threads, precision))
     directory = find_model(name, trained=False)
     sampler = _load(directory, name, threads, precision)
-    digest = sha256_of(directory / "sampler.json")[:12]
-    return ServedModel(f"{sampler.facts.get('name', directory.resolve().name)}@{digest}", sampler)
+    described = CASCADE if isinstance(sampler, Cascade) else "sampler.json"
+    known_as = sampler.variant if isinstance(sampler, Cascade) else sampler.facts.get("name", directory.resolve().name)
+    return ServedModel(f"{known_as}@{sha256_of(directory / described)[:12]}", sampler)
 
 
-def _load_registered(uri: str, threads: int, precision: Precision) -> Sampler:
+def _load_registered(uri: str, threads: int, precision: Precision) -> Sampler | Cascade:
     """A registered version, of which no file outlasts the loading: a service may see many."""
     from ddpm import tracking
 
@@ -141,10 +143,11 @@ def _load_registered(uri: str, threads: int, precision: Precision) -> Sampler:
             raise UserError(str(error).replace(folder, uri)) from None
 
 
-def _load(directory: Path, name: str, threads: int, precision: Precision) -> Sampler:
-    sampler = Sampler(directory, threads=threads, precision=precision)
-    _try(sampler, name)
-    return sampler
+def _load(directory: Path, name: str, threads: int, precision: Precision) -> Sampler | Cascade:
+    opened = open_exported(directory, threads=threads, precision=precision)
+    for link in opened.links.values() if isinstance(opened, Cascade) else (opened,):
+        _try(cast(Sampler, link), name)
+    return opened
 
 
 def _try(sampler: Sampler, name: str) -> None:

@@ -16,7 +16,7 @@ from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
-from ddpm.drawer.cascade import Cascade, given_to
+from ddpm.drawer.cascade import Cascade
 from ddpm.errors import UserError
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
@@ -211,7 +211,7 @@ def _of_cascade(cascade: Cascade, params: Params, data: PreparedData) -> _More:
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
-    low = cascade.base.draw(SHOWN_LINKS, cascade.plan(), seed=params.seed, given=given_to(cascade.base, given))
+    low = cascade.base.draw(SHOWN_LINKS, cascade.plan(), seed=params.seed, given=cascade.to_base(given))
     images = cascade.upsample(low, seed=params.seed, given=given)
     picture = pairs(low, images)
     return _More({"gflops_per_image": cost}, {"links": marks}, {"links.png": picture}, lambda out, told: None)

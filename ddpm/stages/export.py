@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from ddpm.conditioning.columns import PromptColumn
+from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn
+from ddpm.config.export import ExportConfig
 from ddpm.config.params import Params
 from ddpm.deploy.runtime import Precision
+from ddpm.drawer.cascade import Cascade
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_half, export_sampler
-from ddpm.export.parity import measure_parity
+from ddpm.export.parity import chain_parity, measure_parity
 from ddpm.export.text_to_image import beside, export_text_to_image, link_of
 from ddpm.files import atomic_directory, write_json
-from ddpm.layout import DEPLOY, MODELS
+from ddpm.layout import CASCADE, DEPLOY, LINKS, MODELS
 from ddpm.model import Model, load
+from ddpm.stages.compose import open_composed
 from ddpm.stages.progress import bar
 
 
@@ -23,10 +29,16 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
     """Write `deploy/V/`: denoiser.onnx, sampler.onnx; guide.onnx of a model with a guide, text_to_image.onnx of one
     with prompts; with export.fp16 all of them as .fp16.onnx; sampler.json, parity.json.
 
+    Of a cascade: cascade.json, parity.json, and for each link a directory with its own files; of one with prompts
+    text_to_image.onnx of both links.
+
     Raises:
         UserError: there is no model, or no such guide, or an exported one differs from it by more than its tolerance;
             then nothing is written.
     """
+    if variant in params.cascades:
+        _export_cascade(params, variant, root)
+        return
     config = params.variant(variant)
     if config.classifies:
         raise UserError(f"{variant} is a classifier, which draws nothing: there is nothing to export")
@@ -35,58 +47,118 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
         model.plan()
     except ValueError as error:
         raise UserError(f"models/{variant} cannot be sampled by models.{variant}.sampling: {error}") from None
-    options = params.export
+    with atomic_directory(root / DEPLOY / variant) as out:
+        _export(model, out, params.export, variant)
+
+
+def _export_cascade(params: Params, name: str, root: Path) -> None:
+    """Write `deploy/NAME/` of a cascade."""
+    cascade = open_composed(params, name, root=root)
+    with atomic_directory(root / DEPLOY / name) as out:
+        found = {}
+        for link, model in cascade.links.items():
+            (out / link).mkdir()
+            found[link] = _export(cast(Model, model), out / link, params.export, f"{name}/{link}")
+        shutil.copyfile(root / MODELS / name / CASCADE, out / CASCADE)
+        if left_out := _export_text_to_image_of(cascade, out):
+            print(f"{name}: text_to_image.onnx is left out: {left_out}")
+        parity = chain_parity(cascade, out, found, samples=params.export.parity_samples)
+        chain = parity["chain"]
+        if not chain["passed"]:
+            raise UserError(
+                f"{name}: the exported cascade draws images that differ by {chain['max_level_difference']} of 255 "
+                f"levels from those of the trained one, more than {chain['tolerance']}; nothing was exported"
+            )
+        write_json(out / "parity.json", parity)
+    print(f"{name}: both links together draw the same to {chain['max_level_difference']} of 255 levels")
+
+
+def _export(model: Model, out: Path, options: ExportConfig, name: str) -> dict[str, Any]:
+    """Write the files of one model into a directory.
+
+    Args:
+        name: what messages call it.
+
+    Returns:
+        What parity.json says.
+    """
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
     guided = model.guide is not None
-    with atomic_directory(root / DEPLOY / variant) as out:
-        networks, loops = [out / "denoiser.onnx"], [out / "sampler.onnx"]
-        with bar((2 if options.fp16 else 1) * (2 + guided) + 2, "steps", f"export of {variant}") as progress:
-            export_denoiser(model, networks[0])
+    networks, loops = [out / "denoiser.onnx"], [out / "sampler.onnx"]
+    with bar((2 if options.fp16 else 1) * (2 + guided) + 2, "steps", f"export of {name}") as progress:
+        export_denoiser(model, networks[0])
+        progress.update()
+        if guided:
+            networks.append(out / "guide.onnx")
+            export_guide(model, *networks)
             progress.update()
-            if guided:
-                networks.append(out / "guide.onnx")
-                export_guide(model, *networks)
+        export_sampler(model, networks[0], loops[0], *networks[1:])
+        progress.update()
+        if options.fp16:
+            tolerances["fp16"] = options.fp16_tolerance
+            halves = [file.with_suffix(".fp16.onnx") for file in networks]
+            for file, half in zip(networks, halves, strict=True):
+                export_half(file, half)
                 progress.update()
-            export_sampler(model, networks[0], loops[0], *networks[1:])
+            loops.append(loops[0].with_suffix(".fp16.onnx"))
+            export_sampler(model, halves[0], loops[1], *halves[1:])
             progress.update()
-            if options.fp16:
-                tolerances["fp16"] = options.fp16_tolerance
-                halves = [file.with_suffix(".fp16.onnx") for file in networks]
-                for file, half in zip(networks, halves, strict=True):
-                    export_half(file, half)
-                    progress.update()
-                loops.append(loops[0].with_suffix(".fp16.onnx"))
-                export_sampler(model, halves[0], loops[1], *halves[1:])
-                progress.update()
-            describe_sampler(model, out)
-            left_out = _export_text_to_image(model, loops)
-            progress.update()
-            parity = measure_parity(
-                model,
-                out,
-                samples=options.parity_samples,
-                steps=min(options.parity_steps, len(model.schedule)),
-                tolerances=tolerances,
+        describe_sampler(model, out)
+        left_out = _export_text_to_image(model, loops)
+        progress.update()
+        parity = measure_parity(
+            model,
+            out,
+            samples=options.parity_samples,
+            steps=min(options.parity_steps, len(model.schedule)),
+            tolerances=tolerances,
+        )
+        progress.update()
+    if left_out:
+        print(f"{name}: text_to_image.onnx is left out: {left_out}")
+    run = f"over {parity['steps']} steps of {parity['sampler']}"
+    for file_name, file in parity["files"].items():
+        found, allowed = file["max_abs_difference"], file["tolerance"]
+        if not math.isfinite(found):
+            advice = "; fp16 overflows with this model: set export.fp16 to false" if ".fp16." in file_name else ""
+            raise NotFiniteError(
+                f"{name}: {file_name} draws NaN or infinite values {run}{advice}; nothing was exported"
             )
-            progress.update()
-        if left_out:
-            print(f"{variant}: text_to_image.onnx is left out: {left_out}")
-        run = f"over {parity['steps']} steps of {parity['sampler']}"
-        for name, file in parity["files"].items():
-            found, allowed = file["max_abs_difference"], file["tolerance"]
-            if not math.isfinite(found):
-                advice = "; fp16 overflows with this model: set export.fp16 to false" if ".fp16." in name else ""
-                raise NotFiniteError(
-                    f"{variant}: {name} draws NaN or infinite values {run}{advice}; nothing was exported"
-                )
-            if not file["passed"]:
-                raise UserError(
-                    f"{variant}: {name} differs from the trained model by {found:.3g} {run}, more than "
-                    f"{'export.fp16_tolerance' if '.fp16.' in name else 'export.parity_tolerance'} {allowed:g}; "
-                    "nothing was exported"
-                )
-            print(f"{variant}: {name} is the trained model to {found:.1e} {run} (allowed: {allowed:g})")
-        write_json(out / "parity.json", parity)
+        if not file["passed"]:
+            raise UserError(
+                f"{name}: {file_name} differs from the trained model by {found:.3g} {run}, more than "
+                f"{'export.fp16_tolerance' if '.fp16.' in file_name else 'export.parity_tolerance'} {allowed:g}; "
+                "nothing was exported"
+            )
+        print(f"{name}: {file_name} is the trained model to {found:.1e} {run} (allowed: {allowed:g})")
+    write_json(out / "parity.json", parity)
+    return parity
+
+
+def _export_text_to_image_of(cascade: Cascade, out: Path) -> str | None:
+    """Write text_to_image.onnx of both links, if they take prompts.
+
+    Returns:
+        As `_export_text_to_image`.
+    """
+    if PromptColumn.name not in {column.name for column in cascade.columns}:
+        return None
+    base, upsampler = (out / link / "sampler.onnx" for link in LINKS)
+    noisy = LowNoiseColumn.name in {column.name for column in cascade.upsampler.columns}
+    try:
+        links = {
+            LINKS[0]: link_of(cascade.base, base),
+            LINKS[1]: link_of(
+                cascade.upsampler,
+                upsampler,
+                fed={LowColumn.name: LINKS[0]},
+                asked={LowNoiseColumn.name: cascade.low_noise} if noisy else {},
+            ),
+        }
+        export_text_to_image(links, beside(out / "sampler.onnx"))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _export_text_to_image(model: Model, samplers: Sequence[Path]) -> str | None:

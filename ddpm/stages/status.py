@@ -34,6 +34,8 @@ _COMMON |= {"fit-extractor": EXTRACTOR / "extractor.json"}
 _OF_VARIANT = {"train": MODELS / "{}/model.json", "evaluate": REPORTS / "{}/metrics.json"}
 _OF_VARIANT |= {"export": DEPLOY / "{}/sampler.json"}
 _OF_GUIDE = {"train-guide": MODELS / "{}/model.json"}
+_OF_CASCADE = {"compose": MODELS / "{}/cascade.json", "evaluate-cascade": REPORTS / "{}/metrics.json"}
+_OF_CASCADE |= {"export-cascade": DEPLOY / "{}/cascade.json"}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
 
 _FOLDERS = (*("data", PREPARED, EXTRACTOR, MODELS, REPORTS, DEPLOY, COMPARISON), "mlflow", ".ddpm", ".dvc", ".prefect")
@@ -56,7 +58,7 @@ def status(params: Params, root: Path = Path()) -> dict[str, Any]:
             "project": str(root.absolute()),
             "stages": {},
             "asked": "",
-            "models": {name: _figure(root / REPORTS / name) for name in params.variants},
+            "models": {name: _figure(root / REPORTS / name) for name in params.built},
             "unfinished": list(_unfinished(params, root)),
             "versions": versions,
             "champion": next((each["uri"] for each in versions if "champion" in each["aliases"]), None),
@@ -80,6 +82,9 @@ def _stages(params: Params) -> dict[str, Path]:
     ):
         for names in groups:
             found |= {f"{stage}@{'-'.join(names)}": Path(str(file).format(*names)) for stage, file in files.items()}
+    for cascade, config in params.cascades.items():
+        found |= {f"train-{link}@{cascade}": MODELS / name / "model.json" for link, name in config.links.items()}
+        found |= {f"{stage}@{cascade}": Path(str(file).format(cascade)) for stage, file in _OF_CASCADE.items()}
     return found
 
 

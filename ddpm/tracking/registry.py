@@ -154,7 +154,7 @@ def register(variant: str, root: Path = Path(), run_id: str | None = None) -> Re
 
 def _note(outputs: Outputs, run_id: str) -> str:
     """What stands at the top of the run's and the version's page."""
-    return run_note(outputs.metrics, outputs.protocol, run_id, outputs.card["data"].get("attribution"))
+    return run_note(outputs.metrics, outputs.protocol, run_id, outputs.trained.data.get("attribution"))
 
 
 def _log_model(mlflow: Any, outputs: Outputs) -> str:
@@ -245,7 +245,8 @@ def _version_tags(outputs: Outputs) -> dict[str, str]:
         "extractor": extractor_name(outputs.protocol),
         "data_sha256": outputs.manifest["splits"]["train"]["sha256"],
         "parity_passed": str(outputs.parity["passed"]).lower(),
-        **credit_tag(outputs.card["data"]),
+        **({"links": outputs.trained.links} if outputs.trained.links else {}),
+        **credit_tag(outputs.trained.data),
     }
 
 

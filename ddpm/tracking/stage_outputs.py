@@ -10,22 +10,78 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm.drawer.cascade import united_fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.protocol import mark_of
 from ddpm.files import read_json, sha256_of
-from ddpm.layout import DEPLOY, MODELS, PREPARED, REPORTS
+from ddpm.layout import CASCADE, DEPLOY, LINKS, MODELS, PREPARED, REPORTS
 
-# The stages whose entries in dvc.lock, together, say everything that a model version came of.
+# The stages whose entries in dvc.lock, together, say everything that a model version came of: of a model, of a cascade.
 _LINEAGE = ("prepare", "train@{variant}", "evaluate@{variant}", "export@{variant}")
+_LINEAGE_OF_CASCADE = (
+    *("prepare", "train-base@{variant}", "train-upsampler@{variant}", "compose@{variant}"),
+    *("evaluate-cascade@{variant}", "export-cascade@{variant}"),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What models/V says of a model, or of the links of a cascade.
+
+    Attributes:
+        cards: model.json of each link by its name; of a single model under the empty name.
+        fingerprint: of the training, or of both.
+        facts: of a cascade cascade.json, else empty.
+    """
+
+    cards: dict[str, dict[str, Any]]
+    fingerprint: str
+    facts: dict[str, Any]
+
+    @classmethod
+    def read(cls, variant: str, root: Path) -> Trained:
+        """
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        directory = root / MODELS / variant
+        if not _is_cascade(variant, root):
+            card = read_output(directory / "model.json", f"train@{variant}")
+            return cls({"": card}, card["training"]["fingerprint"], {})
+        stage = f"compose@{variant}"
+        cards = {link: read_output(directory / link / "model.json", stage) for link in LINKS}
+        fingerprint = united_fingerprint(card["training"]["fingerprint"] for card in cards.values())
+        return cls(cards, fingerprint, read_output(directory / CASCADE, stage))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What is known of the data that it draws."""
+        return list(self.cards.values())[-1]["data"]
+
+    @property
+    def links(self) -> str:
+        """The links of a cascade by their names and the start of their weights' SHA-256; empty of a model."""
+        links = self.facts.get("links", {})
+        return ", ".join(f"{links[link]['variant']} {links[link]['sha256'][:12]}" for link in LINKS if link in links)
+
+    def parameters(self) -> dict[str, Any]:
+        """Nested; of each link under its name."""
+        parts = {link: _parameters_of(card) for link, card in self.cards.items()}
+        return parts[""] if "" in parts else {**parts, "low_noise": self.facts["low_noise"], "links": self.links}
+
+
+def _parameters_of(card: dict[str, Any]) -> dict[str, Any]:
+    trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
+    return {**card["config"], "trained": trained, "parameters": card["parameters"]}
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """A variant's finished stages, as far as MLflow shall know of them."""
+    """The finished stages of a model or a cascade, as far as MLflow shall know of them."""
 
     variant: str
     root: Path
-    card: dict[str, Any]
+    trained: Trained
     manifest: dict[str, Any]
     metrics: dict[str, float]
     protocol: dict[str, Any]
@@ -41,30 +97,34 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
+        cascade = _is_cascade(variant, root)
+        evaluate, export = (f"{stage}{'-cascade' if cascade else ''}@{variant}" for stage in ("evaluate", "export"))
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
-        metrics = read_output(reports / "metrics.json", f"evaluate@{variant}")
-        sampler = read_output(deploy / "sampler.json", f"export@{variant}")
+        metrics = read_output(reports / "metrics.json", evaluate)
+        exported = {link: read_output(deploy / link / "sampler.json", export) for link in (LINKS if cascade else ("",))}
+        sampler = next(iter(exported.values()))
         outputs = cls(
             variant=variant,
             root=root,
-            card=read_output(root / MODELS / variant / "model.json", f"train@{variant}"),
+            trained=Trained.read(variant, root),
             manifest=manifest_of(root),
             metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
-            protocol=read_output(reports / "protocol.json", f"evaluate@{variant}"),
+            protocol=read_output(reports / "protocol.json", evaluate),
             sampling=sampler["sampling"],
-            parity=read_output(deploy / "parity.json", f"export@{variant}"),
+            parity=read_output(deploy / "parity.json", export),
             lineage=lineage_of(variant, root),
         )
-        trained = outputs.card["training"]["fingerprint"]
+        trained = outputs.trained.fingerprint
+        marks = [each.get("training", {}).get("fingerprint", "") for each in exported.values()]
         for path, found, expected in (
             (reports, metrics.get("model"), mark_of(trained)),
-            (deploy, sampler.get("training", {}).get("fingerprint"), trained),
+            (deploy, united_fingerprint(marks), trained),
         ):
             if found != expected:
                 model = root / MODELS / variant
                 raise UserError(f"{path} was made of another training than {model}: evaluate and export the model anew")
         _check_guide(reports, outputs.protocol, sampler)
-        if not _is_imported(outputs.card):
+        if not _is_imported(outputs.trained):
             _check_lock(variant, root)
         if not outputs.parity["passed"]:
             raise UserError(
@@ -75,19 +135,24 @@ class Outputs:
 
     def parameters(self) -> dict[str, str]:
         """Every knob that made the model and its figures, flat: `training.learning_rate`, `protocol.steps`, …"""
-        card = self.card
-        trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
         # A tokenizer and captions are longer than MLflow's parameters may be.
-        data = {key: value for key, value in card["data"].items() if key != "text"}
-        parts = {"data": data, "trained": trained, "parameters": card["parameters"], "protocol": self.protocol}
+        data = {key: value for key, value in self.trained.data.items() if key != "text"}
         # The card's own sampling options are those of the time of training.
-        return dict(flatten({**card["config"], "sampling": self.sampling, **parts}))
+        parts = {"sampling": self.sampling, "data": data, "protocol": self.protocol}
+        return dict(flatten({**self.trained.parameters(), **parts}))
 
     def curve(self) -> list[tuple[int, dict[str, float]]]:
-        """The loss curve: a step and its metrics a row."""
-        with (self.root / MODELS / self.variant / "loss.csv").open(newline="", encoding="utf-8") as stream:
+        """The loss curve: a step and its metrics a row; none of a cascade, whose links have been trained apart."""
+        path = self.root / MODELS / self.variant / "loss.csv"
+        if self.trained.facts:
+            return []
+        with path.open(newline="", encoding="utf-8") as stream:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
         return [(int(row.pop("step")), row) for row in rows]
+
+
+def _is_cascade(variant: str, root: Path) -> bool:
+    return (root / MODELS / variant / CASCADE).is_file()
 
 
 def read_output(path: Path, stage: str) -> dict[str, Any]:
@@ -117,7 +182,7 @@ def lineage_of(variant: str, root: Path = Path()) -> str:
         UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
     """
     card = root / MODELS / variant / "model.json"
-    if card.is_file() and _is_imported(read_output(card, f"train@{variant}")):
+    if card.is_file() and _is_imported(Trained.read(variant, root)):
         for folder, command in ((REPORTS, "evaluate"), (DEPLOY, "export")):
             if not (root / folder / variant).is_dir():
                 raise UserError(f"{root / folder / variant}: no such directory; run `ddpm {command} {variant}`")
@@ -128,8 +193,8 @@ def lineage_of(variant: str, root: Path = Path()) -> str:
     return hashlib.sha256(json.dumps(_locked_stages(variant, root), sort_keys=True).encode()).hexdigest()
 
 
-def _is_imported(card: dict[str, Any]) -> bool:
-    return (card.get("training") or {}).get("weights") == "imported"
+def _is_imported(trained: Trained) -> bool:
+    return any((card.get("training") or {}).get("weights") == "imported" for card in trained.cards.values())
 
 
 def _check_guide(reports: Path, protocol: dict[str, Any], sampler: dict[str, Any]) -> None:
@@ -148,7 +213,8 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
-    names = [name.format(variant=variant) for name in _LINEAGE]
+    lineage = _LINEAGE_OF_CASCADE if _is_cascade(variant, root) else _LINEAGE
+    names = [name.format(variant=variant) for name in lineage]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
     for name in names:
         if name not in stages:

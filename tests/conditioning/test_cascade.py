@@ -6,37 +6,30 @@ import contextlib
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TINY_PARAMS, write_params
+from tiny import cascade_params, write_params
 
 import ddpm
 from ddpm.cli.main import main
 from ddpm.codecs.scale import PixelCodec
 from ddpm.conditioning.columns import LabelColumn, columns_of
 from ddpm.config.params import Params, load_params
+from ddpm.deploy.integrity import Fingerprint, find_fault
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.drawer import Drawer
-from ddpm.drawer.cascade import Cascade, link_seed
+from ddpm.drawer.cascade import Cascade, CascadeFacts, link_seed
 from ddpm.errors import UserError
-from ddpm.layout import CASCADE
-
-
-def described(**glide: Any) -> dict[str, Any]:
-    """params.yaml of a cascade from 4×4 to 8×8 digits, both told their class."""
-    tiny = copy.deepcopy(TINY_PARAMS["models"]["tiny"])
-    tiny["process"] |= {"prediction": "x0", "schedule": "cosine"}
-    tiny["training"] |= {"steps": 60, "batch_size": 32, "learning_rate": 5e-3}
-    small = {**tiny, "codec": {"side": 4}, "condition": {"label": {"drop": 0.2}}}
-    low = {"label": {"drop": 0}, "low": {"side": 4, "noise": 0.2}}
-    large = {**copy.deepcopy(tiny), "condition": low, "sampling": {"steps": 4, "sampler": "ddim", "eta": 1.0}}
-    cascades = {"glide": {"base": "small", "upsampler": "large", "low_noise": 0.1, **glide}}
-    return {**TINY_PARAMS, "variants": [], "cascades": cascades, "models": {"small": small, "large": large}}
+from ddpm.evaluation.likelihood import gigaflops_per_image
+from ddpm.files import read_json
+from ddpm.layout import CASCADE, LINKS
+from ddpm.serve.batching import Job, Share, draw
+from ddpm.serve.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def composed_template(prepared_template: Path, tmp_path_factory: pytest.TempPath
     """Both links trained for some steps, and composed."""
     directory = tmp_path_factory.mktemp("cascade") / "project"
     shutil.copytree(prepared_template, directory)
-    write_params(directory, described())
+    write_params(directory, cascade_params())
     with contextlib.chdir(directory):
         for command in (["train", "small"], ["train", "large"], ["compose", "glide"]):
             assert main(command) == 0
@@ -152,6 +145,120 @@ def test_a_picture_says_what_drew_it(composed: Path, tmp_path: Path):
     assert ddpm.load("glide").fingerprint[:12] in text.values()
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_known_part_of_an_image_is_kept_to_the_last_bit(exported: Path, trained: bool):
+    cascade = ddpm.load("models/glide" if trained else "deploy/glide")
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[:, :5] = True
+    drawn = cascade.sample(3, seed=1, label=1, image=image, mask=mask)
+    np.testing.assert_array_equal(drawn[:, mask], np.broadcast_to(image[mask], (3, 40, 1)))
+    # Of the base's pixels the first two columns are known; the third is half known.
+    given = cascade.given(3, seed=1, label=1, image=image, mask=mask)
+    told = cascade.to_base(given)
+    assert told["mask"][0].tolist() == [[True, True, False, False]] * 4
+    low = cascade.base.draw(3, cascade.plan(), seed=1, given=told)
+    np.testing.assert_array_equal(low[:, :, :2], told["image"][:, :, :2])
+
+
+# --- exported, measured, served
+
+
+@pytest.fixture(scope="module")
+def exported_template(composed_template: Path) -> Path:
+    with contextlib.chdir(composed_template):
+        assert main(["export", "glide"]) == 0
+    return composed_template
+
+
+@pytest.fixture
+def exported(exported_template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(exported_template)
+    return exported_template
+
+
+def test_the_exported_cascade_draws_what_the_trained_one_draws(exported: Path):
+    trained, sampler = ddpm.load("models/glide"), ddpm.load("deploy/glide")
+    for asked in ({}, {"label": [3, 4], "guidance_scale": 2.0, "steps": 4}):
+        images = [each.sample(5, seed=9, **asked).astype(int) for each in (trained, sampler)]
+        assert np.abs(images[0] - images[1]).max() <= 2
+    assert np.abs(sampler.sample(5, seed=9, batch_size=2).astype(int) - sampler.sample(5, seed=9)).max() <= 1
+    assert (sampler.fingerprint, sampler.variant) == (trained.fingerprint, trained.variant)
+    assert sampler.upsampling == trained.upsampling
+    parity = read_json(Path("deploy/glide/parity.json"))
+    assert parity["passed"]
+    assert set(parity["files"]) == {f"{link}/{name}.onnx" for link in LINKS for name in ("denoiser", "sampler")}
+
+
+def test_an_export_that_draws_something_else_is_refused(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A chain that feeds the upsampler the wrong noise, though each link is what was trained."""
+    before = Path("deploy/glide", CASCADE).stat().st_mtime_ns
+    read = CascadeFacts.read.__func__
+    monkeypatch.setattr(
+        CascadeFacts,
+        "read",
+        classmethod(lambda cls, path: replace(read(cls, path), low_noise=0.2 if path.parent.name != "models" else 0.1)),
+    )
+    assert main(["export", "glide"]) == 2
+    assert "levels from those of the trained one, more than 2; nothing was exported" in capsys.readouterr().err
+    assert Path("deploy/glide", CASCADE).stat().st_mtime_ns == before
+
+
+def test_a_link_of_another_training_asks_to_be_composed_again(
+    composed_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(composed_template, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    card = Path("models/small/model.json")
+    facts = read_json(card)
+    facts["training"]["fingerprint"] = "0" * 64
+    card.write_text(json.dumps(facts))
+    for command in ("evaluate", "export"):
+        assert main([command, "glide"]) == 2
+        assert "is not the model small as it is now: run `ddpm compose glide`" in capsys.readouterr().err
+
+
+def test_it_is_measured_on_what_its_base_draws(composed: Path):
+    assert main(["evaluate", "glide"]) == 0
+    metrics, protocol = (read_json(Path("reports/glide", f"{name}.json")) for name in ("metrics", "protocol"))
+    cascade = ddpm.load("models/glide")
+    assert {"fid", "inception_score", "precision", "recall", "class_accuracy", "gflops_per_image"} <= metrics.keys()
+    assert not [key for key in metrics if key.startswith("nll")]
+    assert metrics["model"] == cascade.fingerprint[:12]
+    assert metrics["links"]["base"] == f"small {cascade.base.fingerprint[:12]}"
+    assert (protocol["steps"], protocol["upsampler"]["steps"], protocol["upsampler"]["low_noise"]) == (5, 4, 0.1)
+    assert {path.name for path in Path("reports/glide").glob("*.png")} == {"links.png", "neighbours.png", "samples.png"}
+    costs = [gigaflops_per_image(ddpm.load(f"models/{name}")) for name in ("small", "large")]
+    assert metrics["gflops_per_image"] == pytest.approx(sum(costs))
+
+
+def test_requests_that_share_a_batch_get_what_each_would_get_alone(exported: Path):
+    served = load_model("deploy/glide")
+    plan, choice = served.plan(served.choice()), served.choice()
+    asked = [(3, 5, {"label": 2}), (4, 2, {"label": "7"}), (5, 1, {})]
+    jobs = [Job(served, choice, plan, seed, count, None, told) for seed, count, told in asked]
+    parts = draw([Share(job, 0, job.count) for job in jobs])
+    for (seed, count, told), part in zip(asked, parts, strict=True):
+        alone = served.sampler.sample(count, seed=seed, **told).astype(int)
+        assert np.abs(part.astype(int) - alone).max() <= 2
+    assert served.name.startswith("glide@")
+    assert served.sampler.evaluations(plan) == plan.evaluations + 4
+
+
+def test_a_deploy_directory_is_known_by_what_it_draws(exported: Path, tmp_path: Path):
+    recorded = Fingerprint.of(Path("deploy/glide"))
+    assert {"cascade.json", "base/denoiser.onnx", "upsampler/sampler.json"} <= recorded.files.keys()
+    assert find_fault(Path("deploy/glide"), recorded) is None
+    shutil.copytree("deploy/glide", tmp_path / "glide")
+    facts = read_json(tmp_path / "glide" / CASCADE)
+    (tmp_path / "glide" / CASCADE).write_text(json.dumps({**facts, "low_noise": 0.2}))
+    fault = find_fault(tmp_path / "glide", recorded)
+    assert "cascade.json is not the file that was registered" in fault
+    assert "samples that differ" in fault
+
+
 # --- what does not fit
 
 
@@ -230,7 +337,7 @@ GUIDE = {"guide": "models/x", "guidance_scale": 2.0}
     ],
 )
 def test_cascades_that_cannot_be(tmp_path: Path, where: tuple[str, ...], change: dict, words: str):
-    params = copy.deepcopy(described())
+    params = copy.deepcopy(cascade_params())
     section = params
     for key in where:
         section = section[key]
@@ -245,7 +352,7 @@ def test_cascades_that_cannot_be(tmp_path: Path, where: tuple[str, ...], change:
 
 
 def test_captions_are_read_in_the_same_way_by_both():
-    params = copy.deepcopy(described())
+    params = copy.deepcopy(cascade_params())
     for name, length in (("small", 8), ("large", 16)):
         params["models"][name]["condition"]["prompt"] = {"length": length, "width": 8, "layers": 1, "heads": 1}
     with pytest.raises(ValueError, match=r"condition.prompt.length 8 and 16: the two must be equal"):
@@ -253,14 +360,14 @@ def test_captions_are_read_in_the_same_way_by_both():
 
 
 def test_the_models_that_the_pipeline_trains_and_builds():
-    params = Params.model_validate(described())
+    params = Params.model_validate(cascade_params())
     assert params.trained == ("small", "large")
     assert params.built == ("glide",)
     assert [params.upsamples(name) for name in params.trained] == [False, True]
 
 
 def test_composing_says_what_is_missing(project: Path, capsys: pytest.CaptureFixture[str]):
-    write_params(project, described())
+    write_params(project, cascade_params())
     assert main(["compose", "tiny"]) == 2
     assert "there is no cascade 'tiny' among the `cascades` of params.yaml; there are: glide" in capsys.readouterr().err
     assert main(["compose", "glide"]) == 2
