@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.conditioning.columns import Derived, Given, PromptColumn, derived, derived_draws
+from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
@@ -22,6 +22,8 @@ from ddpm.drawer.cascade import Cascade
 from ddpm.export.text_to_image import beside
 from ddpm.files import sha256_of
 from ddpm.model import Model
+
+Draw = Callable[[], Float32]
 
 CHAIN_LEVELS = 2  # of 255, by which the images of an exported cascade may differ
 GUIDANCE = 2.0  # of the run, where a model can be guided
@@ -42,29 +44,21 @@ def measure_parity(
         whether all are; and the float32 files' difference and tolerance by themselves.
     """
     # CPU against CPU: what is compared is the export, not two devices' arithmetic.
-    model = _on_cpu(model)
-    plans, prompts = _plans(model, steps), _prompts(model, samples)
+    model = on_cpu(model)
+    plans, prompts = plans_of(model, steps), raw_prompts(model.columns, samples)
     given = _values(model, samples, next(iter(plans.values())), prompts)
 
-    def drawn(run: Callable[[SamplingPlan, Float32, Callable[[], Float32]], Float32]) -> list[Float32]:
+    def drawn(run: Callable[[SamplingPlan, Float32, Draw], Float32]) -> list[Float32]:
         draws = [ImageNoise(0, samples, model.codec.network_shape).draw for _ in plans]
         return [run(plan, draw(), draw) for plan, draw in zip(plans.values(), draws, strict=True)]
 
-    def by_torch(plan: SamplingPlan, x: Float32, draw: Callable[[], Float32]) -> Float32:
-        return model.run(plan, torch.from_numpy(x), lambda: torch.from_numpy(draw()), given).numpy()
-
-    trained = drawn(by_torch)
+    trained = drawn(partial(by_torch, model, given=given))
     files: dict[str, dict[str, Any]] = {}
     for precision, tolerance in tolerances.items():
         for exported in _executors(directory, precision, prompts):
             theirs = drawn(partial(exported.run, given=given))
             difference = float(max(np.abs(a - b).max() for a, b in zip(trained, theirs, strict=True)))
-            files[exported.file.name] = {
-                "max_abs_difference": difference,
-                "tolerance": tolerance,
-                "passed": difference <= tolerance,
-                "sha256": sha256_of(exported.file),
-            }
+            files[exported.file.name] = verdict(exported.file, difference, tolerance)
     return {
         "max_abs_difference": max(files[name]["max_abs_difference"] for name in ("denoiser.onnx", "sampler.onnx")),
         "tolerance": tolerances["fp32"],
@@ -109,6 +103,21 @@ def chain_parity(
     }
 
 
+def by_torch(model: Model, plan: SamplingPlan, x: Float32, draw: Draw, given: Given) -> Float32:
+    """`Sampler.run` of a trained model on the CPU."""
+    return model.run(plan, torch.from_numpy(x), lambda: torch.from_numpy(draw()), given).numpy()
+
+
+def verdict(file: Path, difference: float, tolerance: float) -> dict[str, Any]:
+    """What parity.json says of a file."""
+    return {
+        "max_abs_difference": difference,
+        "tolerance": tolerance,
+        "passed": difference <= tolerance,
+        "sha256": sha256_of(file),
+    }
+
+
 def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | None) -> dict[str, NDArray[Any]]:
     """A value of each column. Those that training derives from images are derived from images that the model draws:
     those in turn are drawn from what is derived of noise.
@@ -134,19 +143,27 @@ class _TextToImage:
     def __init__(self, file: Path, prompts: list[str]) -> None:
         self.file = file
         self._prompts = np.array(prompts, object)
-        onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns of inputs with a default
-        self._session = onnxruntime.InferenceSession(file, options, providers=[CPU])
+        self._session = open_text_to_image(file)
 
-    def run(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
-        feed = {**given, "prompt": self._prompts, "x": x}
-        feed |= {"plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
-        noisy = plan.column("to_noise") != 0
-        if noisy.any():
-            feed["z"] = np.stack([draw() if row else np.zeros_like(x) for row in noisy])
-        (x0,) = self._session.run(["x0"], feed)
+    def run(self, plan: SamplingPlan, x: Float32, draw: Draw, given: Given) -> Float32:
+        (x0,) = self._session.run(["x0"], {**given, "prompt": self._prompts, **inputs_of(plan, x, draw)})
         return x0
+
+
+def open_text_to_image(file: Path) -> Any:
+    """Its session on the CPU."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of inputs with a default
+    return onnxruntime.InferenceSession(file, options, providers=[CPU])
+
+
+def inputs_of(plan: SamplingPlan, x: Float32, draw: Draw) -> dict[str, NDArray[Any]]:
+    """A plan and its noise as inputs of a loop in a graph."""
+    noisy = plan.column("to_noise") != 0
+    z = [draw() if row else np.zeros_like(x) for row in noisy] if noisy.any() else []
+    inputs: dict[str, NDArray[Any]] = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+    return inputs | ({"z": np.stack(z)} if z else {})
 
 
 def _executors(directory: Path, precision: Precision, prompts: list[str] | None) -> Iterator[Sampler | _TextToImage]:
@@ -159,11 +176,11 @@ def _executors(directory: Path, precision: Precision, prompts: list[str] | None)
         yield _TextToImage(file, prompts)
 
 
-def _prompts(model: Model, count: int) -> list[str] | None:
+def raw_prompts(columns: Sequence[Column], count: int) -> list[str] | None:
     """As people write them: a caption in capitals, one with a full stop, none, one with a sign that no caption has, and
     one with more words than are kept; None of a model without prompts.
     """
-    column = next((column for column in model.columns if isinstance(column, PromptColumn)), None)
+    column = next((column for column in columns if isinstance(column, PromptColumn)), None)
     if column is None:
         return None
     long = " ".join(["{0}"] * (1 + column.tokenizer.length))
@@ -172,12 +189,13 @@ def _prompts(model: Model, count: int) -> list[str] | None:
     return [next(ways).format(caption, caption.upper()) for caption in captions]
 
 
-def _on_cpu(model: Model) -> Model:
-    guide = None if model.guide is None else _on_cpu(model.guide)
+def on_cpu(model: Model) -> Model:
+    """A copy, for evaluation."""
+    guide = None if model.guide is None else on_cpu(model.guide)
     return replace(model, network=copy.deepcopy(model.network).to("cpu").eval(), guide=guide)
 
 
-def _plans(model: Model, steps: int) -> dict[str, SamplingPlan]:
+def plans_of(model: Model, steps: int) -> dict[str, SamplingPlan]:
     """What is run, by the names of the samplers."""
     choices: dict[str, dict[str, Any]] = {}
     learned = model.card.config.process.variance == "learned_range"

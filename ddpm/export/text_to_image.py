@@ -13,7 +13,8 @@ the other. Its inputs:
   plan's. Of models that can be guided without a classifier.
 
 In a cascade the inputs of a link begin with its name, such as `base_x` and `upsampler_x`; only `prompt` and `label` are
-common to all links. The outputs are `images` and `x0` as of sampler.onnx; of a cascade those of the last link.
+common to all links. The outputs are `images` and `x0` as of sampler.onnx; of a cascade those of the last link, and of
+the others by their names, such as `base_images`.
 
 A default is an initializer with the name of an input, so that runtimes do not require that input.
 """
@@ -35,13 +36,17 @@ from onnxscript import FLOAT, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column, Derived, PromptColumn
+from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn
 from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
+from ddpm.drawer.cascade import Cascade
 from ddpm.export.files import MOST_WEIGHTS, write
 from ddpm.export.guidance import call
 from ddpm.export.words import OPSETS, tokenize
+from ddpm.layout import LINKS
 
+SAMPLER = "sampler.onnx"
 # Where a model's own plan adds noise: the best without noise in few steps.
 QUIET = {"sampler": "dpmpp_2m", "steps": 20}
 
@@ -83,6 +88,23 @@ def link_of(
     loop = onnx.load(sampler, load_external_data=False)
     guidable = drawer.guidable and not drawer.by_classifier
     return Link(loop, columns, quiet_plan(drawer), guidable, fed or {}, asked or {})
+
+
+def links_of(cascade: Cascade, deploy: Path) -> dict[str, Link]:
+    """The links of a cascade.
+
+    Args:
+        deploy: holds the deploy directories of the links, by their names.
+
+    Raises:
+        ValueError: as `link_of`.
+    """
+    base, upsampler = LINKS
+    fed, asked = {LowColumn.name: base}, {LowNoiseColumn.name: cascade.low_noise}
+    return {
+        base: link_of(cascade.base, deploy / base / SAMPLER),
+        upsampler: link_of(cascade.upsampler, deploy / upsampler / SAMPLER, fed=fed, asked=asked),
+    }
 
 
 def quiet_plan(drawer: Drawer) -> SamplingPlan:
@@ -142,20 +164,14 @@ def text_to_image(links: Mapping[str, Link]) -> ModelProto:
     parts = [_Part(name, link, f"{name}_" if len(links) > 1 else "") for name, link in links.items()]
     inputs = {value.name: value for part in parts for value in part.inputs}
     defaults = {name: values for part in parts for name, values in part.defaults.items()}
-    last = parts[-1]
-    results = last.link.loop.graph.output
+    last, tensors = parts[-1], [tensor for part in parts for tensor in part.initializers]
+    results = [*last.results(""), *(result for part in parts[:-1] for result in part.results(part.prefix))]
     graph = make_graph(
-        [
-            *(node for part in parts for node in part.nodes),
-            *(make_node("Identity", [last.inside(value.name)], [value.name]) for value in results),
-        ],
+        [*(node for part in parts for node in part.nodes), *(node for node, _ in results)],
         "text_to_image",
         inputs=sorted(inputs.values(), key=lambda value: (value.name in defaults, value.name != PromptColumn.name)),
-        outputs=results,
-        initializer=[
-            *(tensor for part in parts for tensor in part.initializers),
-            *(from_array(values, name) for name, values in defaults.items()),
-        ],
+        outputs=[value for _, value in results],
+        initializer=[*tensors, *(from_array(values, name) for name, values in defaults.items())],
     )
     model = make_model(graph, ir_version=last.link.loop.ir_version, opset_imports=OPSETS)
     set_model_props(model, {name: value for part in parts for name, value in part.metadata.items()})
@@ -170,7 +186,7 @@ class _Part:
         Args:
             prefix: of the inputs that are this link's alone.
         """
-        self.link, self._name, self._prefix = link, name, prefix
+        self.link, self.prefix, self._name = link, prefix, name
         self.inputs: list[ValueInfoProto] = []
         self.nodes: list[NodeProto] = []
         self.defaults: dict[str, NDArray[Any]] = {}
@@ -188,9 +204,19 @@ class _Part:
         """The name that a value of the loop has in the file."""
         return f"{self._name}.{name}"
 
+    def results(self, prefix: str) -> list[tuple[NodeProto, ValueInfoProto]]:
+        """What the loop gives as outputs of the file, and the nodes that make them."""
+        found = []
+        for value in self.link.loop.graph.output:
+            output = ValueInfoProto()
+            output.CopyFrom(value)
+            output.name = prefix + value.name
+            found.append((make_node("Identity", [self.inside(value.name)], [output.name]), output))
+        return found
+
     def _input(self, value: ValueInfoProto, default: NDArray[Any] | None = None) -> str:
         """Add an input of this link alone; returns its name."""
-        name = self._prefix + value.name
+        name = self.prefix + value.name
         tensor = value.type.tensor_type
         # N is the same in all inputs. Other free sizes are not, and a default may be for one image.
         same = "N" if default is None else ""
@@ -218,7 +244,7 @@ class _Part:
     def _z(self, value: ValueInfoProto, inside: str) -> None:
         _, _, *shape = (axis.dim_value for axis in value.type.tensor_type.shape.dim)
         z = self._input(value, np.zeros((0, 0, *shape), np.float32))
-        self.nodes += call(for_each_row, [z, f"{self._prefix}plan"], [inside])
+        self.nodes += call(for_each_row, [z, f"{self.prefix}plan"], [inside])
 
     def _column(self, value: ValueInfoProto, inside: str) -> None:
         """An earlier link's images; an input that all links share; or an input of this link, if it is of pictures."""
@@ -231,7 +257,7 @@ class _Part:
             self.nodes.append(tokenize(column.name, inside, column.tokenizer))
         elif isinstance(column, Derived):
             given = self._input(value, _default(column, self.link.asked.get(column.name)))
-            self.nodes += call(for_each_image, [given, f"{self._prefix}x"], [inside])
+            self.nodes += call(for_each_image, [given, f"{self.prefix}x"], [inside])
         else:
             self.inputs.append(value)
             self.nodes.append(make_node("Identity", [column.name], [inside]))

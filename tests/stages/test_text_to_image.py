@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +26,15 @@ from ddpm.conditioning.tokenizers import Words, fit_tokenizer
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
-from ddpm.diffusion import sampling
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
+from ddpm.drawer.cascade import Cascade, link_seed
+from ddpm.export.cascade_parity import measure_cascade_parity
 from ddpm.export.files import export_sampler, write
 from ddpm.export.parity import measure_parity
-from ddpm.export.text_to_image import Link, export_text_to_image, link_of, quiet_plan, text_to_image
+from ddpm.export.text_to_image import Link, export_text_to_image, link_of, links_of, quiet_plan, text_to_image
 from ddpm.files import sha256_of
-from ddpm.layout import DEPLOY, MODELS
+from ddpm.layout import DEPLOY, LINKS, MODELS
 from ddpm.model import DataFacts, Model, TextFacts, save
 from ddpm.stages.export import export_variant
 
@@ -59,21 +62,20 @@ def session(proto: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=[CPU])
 
 
-def untrained_and_loud(name: str, directory: Path, facts: DataFacts, **sections: Any) -> Model:
-    """With random weights, of which those that have to do with texts show."""
+def untrained_with_norms(name: str, directory: Path, facts: DataFacts, **sections: Any) -> None:
+    """A model directory with random weights. Those of the norms are 1, as in fresh networks: so the text shows."""
     model = ddpm.load(untrained(name, directory, facts, **sections))
     with torch.no_grad():
         for parameter, weights in model.network.named_parameters():
-            if any(part in parameter for part in ("text.", ".time.", "network.out")):
-                weights *= 3
+            if "norm" in parameter and parameter.endswith("weight"):
+                weights.fill_(1)
     save(model, directory / name)
-    return model
 
 
 def export(name: str, directory: Path, facts: DataFacts, sections: dict[str, Any], **options: bool) -> Path:
     """An untrained model through the stage: its deploy directory."""
     sections = {**TINY_PARAMS["models"]["tiny"], **sections}
-    untrained_and_loud(name, directory / MODELS, facts, **sections)
+    untrained_with_norms(name, directory / MODELS, facts, **sections)
     raw = {**TINY_PARAMS, "variants": [name], "models": {name: sections}}
     raw["export"] = {**TINY_PARAMS["export"], **options}
     export_variant(Params.model_validate(raw), name, root=directory)
@@ -288,25 +290,22 @@ class TwoLinks(NamedTuple):
     base: Model
     upsampler: Model
     links: dict[str, Link]
+    path: Path
     file: Any
 
 
 @pytest.fixture(scope="module")
 def cascade(single: Case, tmp_path_factory: pytest.TempPathFactory) -> TwoLinks:
     directory = tmp_path_factory.mktemp("cascade")
-    deploy = export("upsampler", directory, LARGER, UPSAMPLING)
-    options = {"fed": {"low": "base"}, "asked": {"low_noise": 0.1}}
-    links = {
-        "base": link_of(Sampler(single.deploy), single.deploy / "sampler.onnx"),
-        "upsampler": link_of(Sampler(deploy), deploy / "sampler.onnx", **options),
-    }
+    deploy = export("upsampler", directory, LARGER, UPSAMPLING).parent
+    shutil.copytree(single.deploy, deploy / "base")
+    links = links_of(Cascade(*(Sampler(deploy / name) for name in LINKS), low_noise=0.1), deploy)
     file = directory / "text_to_image.onnx"
     export_text_to_image(links, file)
-    upsampler = opened(directory / MODELS / "upsampler")
-    return TwoLinks(single.model, upsampler, links, session(onnx.load(file)))
+    return TwoLinks(single.model, opened(directory / MODELS / "upsampler"), links, file, session(onnx.load(file)))
 
 
-def test_the_inputs_of_two_links(cascade: TwoLinks):
+def test_the_inputs_and_outputs_of_two_links(cascade: TwoLinks):
     required = {each.name: (each.type, each.shape) for each in cascade.file.get_inputs()}
     assert required == {
         "prompt": ("tensor(string)", ["N"]),
@@ -316,39 +315,73 @@ def test_the_inputs_of_two_links(cascade: TwoLinks):
     optional = {each.name for each in cascade.file.get_overridable_initializers()}
     of_both = {f"{link}_{name}" for link in cascade.links for name in ("plan", "timesteps", "z", "guidance_scale")}
     assert optional == of_both | {"upsampler_low_noise", "upsampler_low_gauss"}
+    assert [each.name for each in cascade.file.get_outputs()] == ["images", "x0", "base_images", "base_x0"]
     about = cascade.file.get_modelmeta().custom_metadata_map
     assert [json.loads(about[f"{link}_shape"]) for link in cascade.links] == [[8, 8, 3], [16, 16, 3]]
 
 
-def drawn_by_torch(case: TwoLinks, x: dict[str, np.ndarray], **options: Any) -> np.ndarray:
-    """x_0 of the second link, of what the first draws."""
+def asked_of_both(case: TwoLinks, rows: int) -> dict[str, np.ndarray]:
+    """Prompts with the noise of a cascade's first two images of seed 0, for a plan of the upsampler of so many rows."""
+    seed = link_seed(0, 1)
+    draw = ImageNoise(seed, 2, case.upsampler.codec.network_shape).draw
+    x, *z = (draw() for _ in range(1 + rows))
+    noise_of_low = next(column for column in case.upsampler.columns if column.name == "low_gauss").draw(2, seed=seed)
+    return {
+        "prompt": prompts(*PROMPTS[:2]),
+        "base_x": noise(case.base),
+        "base_guidance_scale": np.array(2, np.float32),
+        "upsampler_x": x,
+        "upsampler_low_gauss": noise_of_low,
+        **({"upsampler_z": np.stack(z)} if z else {}),
+    }
 
-    def run(model: Model, plan: SamplingPlan, x: np.ndarray, given: dict[str, np.ndarray]) -> np.ndarray:
-        return sampling.sample(model.denoiser(given), plan, torch.from_numpy(x), lambda: None).numpy()
 
-    told = case.base.given(2, prompt=PROMPTS)
-    low = case.base.codec.decode(run(case.base, case.base.plan(guidance_scale=2.0), x["base"], told))
-    given = case.upsampler.given(2, prompt=PROMPTS, low=low, **options)
-    return run(case.upsampler, quiet_plan(case.upsampler), x["upsampler"], given)
-
-
-@pytest.mark.parametrize("noise_of_low", [None, 0.0, 0.4])
-def test_two_links_draw_what_they_draw_in_torch_one_after_the_other(cascade: TwoLinks, noise_of_low: float | None):
-    x = {"base": noise(cascade.base), "upsampler": noise(cascade.upsampler)}
-    gauss = np.random.default_rng(1).standard_normal((2, 8, 8, 3), np.float32)
-    feed = {"prompt": prompts(*PROMPTS[:2]), **{f"{link}_x": values for link, values in x.items()}}
-    feed |= {"base_guidance_scale": np.array(2, np.float32), "upsampler_low_gauss": gauss}
-    if noise_of_low is not None:
-        feed["upsampler_low_noise"] = np.full(2, noise_of_low, np.float32)
-    images, x0 = cascade.file.run(["images", "x0"], feed)
+@pytest.mark.parametrize("low_noise", [None, 0.0, 0.4])
+def test_two_links_draw_what_the_cascade_draws(cascade: TwoLinks, low_noise: float | None):
+    """By the upsampler's default plan, and with the cascade's own noise in the low image or with another."""
+    feed = asked_of_both(cascade, 0)
+    if low_noise is not None:
+        feed["upsampler_low_noise"] = np.full(2, low_noise, np.float32)
+    (images,) = cascade.file.run(["images"], feed)
+    upsampler = cascade.upsampler.sampled_by(SamplingConfig(sampler="dpmpp_2m", steps=20))
+    expected = Cascade(cascade.base, upsampler, low_noise=0.1 if low_noise is None else low_noise)
+    drawn = expected.sample(2, prompt=PROMPTS, guidance_scale=2.0).astype(int)
     assert (images.shape, images.dtype) == ((2, 16, 16, 3), np.uint8)
-    expected = drawn_by_torch(cascade, x, low_noise=0.1 if noise_of_low is None else noise_of_low, low_gauss=gauss)
-    np.testing.assert_allclose(x0, expected, atol=1e-3)
-    other_low = {**x, "base": -x["base"]}
-    assert np.abs(drawn_by_torch(cascade, other_low, low_noise=0.1, low_gauss=gauss) - expected).max() > 0.01
+    assert np.abs(images - drawn).max() <= 1
+    for other in ({"guidance_scale": 5.0, "prompt": PROMPTS}, {"guidance_scale": 2.0, "prompt": "blue"}):
+        assert np.abs(expected.sample(2, **other) - drawn).max() > 1
+
+
+def test_a_plan_of_one_link_that_adds_noise(cascade: TwoLinks):
+    plan = cascade.upsampler.plan()
+    feed = asked_of_both(cascade, len(plan))
+    feed |= {f"upsampler_{name}": values for name, values in as_inputs(plan).items()}
+    (images,) = cascade.file.run(["images"], feed)
+    drawn = Cascade(cascade.base, cascade.upsampler, low_noise=0.1).sample(2, prompt=PROMPTS, guidance_scale=2.0)
+    assert np.abs(images - drawn.astype(int)).max() <= 1
+
+
+def test_both_loops_are_held_against_torch(cascade: TwoLinks):
+    parity = partial(measure_cascade_parity, file=cascade.path, samples=5, steps=5, tolerance=1e-3)
+    right = parity(Cascade(cascade.base, cascade.upsampler, low_noise=0.2))
+    assert right["passed"]
+    assert 0 < right["max_abs_difference"] <= 1e-3
+    others = []
+    for model in (cascade.base, cascade.upsampler):
+        network = copy.deepcopy(model.network)
+        with torch.no_grad():
+            next(network.parameters()).mul_(1.1)
+        others.append(replace(model, network=network))
+    for links in ((others[0], cascade.upsampler), (cascade.base, others[1])):
+        assert not parity(Cascade(*links, low_noise=0.2))["passed"]
 
 
 def test_weights_are_in_the_file_once(cascade: TwoLinks):
-    proto = text_to_image(cascade.links)
-    own = sum(link.loop.ByteSize() for link in cascade.links.values())
-    assert proto.ByteSize() < 1.2 * own
+    whole = text_to_image(cascade.links).SerializeToString()
+    loops = [link.loop.SerializeToString() for link in cascade.links.values()]
+    for link in cascade.links.values():
+        (scan,) = (node for node in link.loop.graph.node if node.op_type == "Scan")
+        body = next(attribute.g for attribute in scan.attribute if attribute.HasField("g"))
+        large = [tensor.raw_data for tensor in body.initializer if len(tensor.raw_data) > 1000]
+        assert large
+        assert all(whole.count(data) == sum(loop.count(data) for loop in loops) for data in large)
