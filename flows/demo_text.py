@@ -27,14 +27,16 @@ from ddpm.stages.sample import origin_of
 from flows import retrain
 
 FOLDER, PICTURE = Path(".demo-text"), Path("prompts.png")
-MODEL = "text-emoji"
+CASCADE = "glide"
 LINKED = ("ddpm", "flows", "dvc.yaml")
 
 # What the demo's params.yaml has in place of this repository's.
 DEMO: dict[str, Any] = {
     "data": {"source": "emoji"},
-    "variants": [MODEL],
+    "evaluation": {"samples": 1000, "nll_samples": 0},
+    "variants": [],
     "guides": [],
+    "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},
 }
 
 SCALES = (1.0, 2.0, 4.0)
@@ -97,7 +99,7 @@ def main() -> int:
     os.chdir(project)
     if code := retrain.main([]):
         return code
-    drawer = ddpm.load("models:/ddpm-emoji@champion")
+    drawer = ddpm.load(f"models/{CASCADE}")
     with atomic_file(PICTURE) as temporary:
         save_png(prompts_picture(drawer), temporary, origin_of(drawer, 0, {}), optimize=True)
     print(
