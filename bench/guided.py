@@ -49,7 +49,7 @@ class Extent:
 
 FULL = Extent()
 # Of images of more pixels, whose cells take minutes of a core each.
-LARGER = Extent(scales=(1, 1.1, 1.25, 1.5, 2, 3, 5), within=(1.5, 2), samples=750)
+LARGER = Extent(scales=(1, 1.1, 1.25, 1.5, 2, 3, 5), within=(1.5, 2), samples=500)
 QUICK = Extent((1, 1.5, 3), (1.5,), (0, 2), (1.5,), 80, 80)
 
 
