@@ -81,8 +81,9 @@ def run_train(arguments: Arguments) -> None:
 def run_compose(arguments: Arguments) -> None:
     from ddpm.stages.compose import compose
 
-    compose(_params(), arguments.cascade)
-    print(f"models/{arguments.cascade}: {' and '.join(_params().cascade(arguments.cascade).links.values())}")
+    params = _params()
+    compose(params, arguments.cascade)
+    print(f"models/{arguments.cascade}: {' and '.join(params.cascade(arguments.cascade).links.values())}")
 
 
 def run_record_guide(arguments: Arguments) -> None:

@@ -160,4 +160,7 @@ def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, 
     differing = {name for name in {*champion, *challenger} if champion.get(name) != challenger.get(name)}
     if (champion.get("labels") is None) != (challenger.get("labels") is None):
         return False  # one is conditional and the other is not, which does not change
-    return bool(differing) and "weights" not in differing and not (own_plan and differing & _PLAN_FIELDS)
+    # The upsampler of a cascade always has its own plan.
+    if differing & {"weights", "upsampler"}:
+        return False
+    return bool(differing) and not (own_plan and differing & _PLAN_FIELDS)
