@@ -30,7 +30,7 @@ def measure_cascade_parity(
 
     Args:
         cascade: of trained models; at least one takes prompts.
-        steps: of each link.
+        steps: of each link, at most.
         tolerance: largest absolute difference allowed, in [−1, 1].
 
     Returns:
@@ -60,7 +60,7 @@ class _Link:
         """
         assert isinstance(model, Model)
         self._name, self._model = name, on_cpu(model)
-        self._plan = next(iter(plans_of(model, steps).values()))
+        self._plan = next(iter(plans_of(model, min(steps, len(model.schedule))).values()))
         self._noise = partial(ImageNoise, seed, samples, model.codec.network_shape)
         self.given: dict[str, NDArray[Any]] = {
             column.name: asked[column.name] if column.name in asked else column.draw(samples, seed=seed)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from ddpm.conditioning.columns import PromptColumn
-from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn
 from ddpm.config.export import ExportConfig
 from ddpm.config.params import Params
 from ddpm.deploy.runtime import Precision
 from ddpm.drawer.cascade import Cascade
 from ddpm.errors import NotFiniteError, UserError
+from ddpm.export.cascade_parity import measure_cascade_parity
 from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_half, export_sampler
 from ddpm.export.parity import chain_parity, measure_parity
-from ddpm.export.text_to_image import beside, export_text_to_image, link_of
+from ddpm.export.text_to_image import beside, export_text_to_image, link_of, links_of
 from ddpm.files import atomic_directory, write_json
-from ddpm.layout import CASCADE, DEPLOY, LINKS, MODELS
+from ddpm.layout import CASCADE, DEPLOY, MODELS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
 from ddpm.stages.progress import bar
@@ -29,8 +29,8 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
     """Write `deploy/V/`: denoiser.onnx, sampler.onnx; guide.onnx of a model with a guide, text_to_image.onnx of one
     with prompts; with export.fp16 all of them as .fp16.onnx; sampler.json, parity.json.
 
-    Of a cascade: cascade.json, parity.json, and for each link a directory with its own files; of one with prompts
-    text_to_image.onnx of both links.
+    Of a cascade: cascade.json, parity.json, and for each link a directory with its own files, but text_to_image.onnx,
+    which is one of both links.
 
     Raises:
         UserError: there is no model, or no such guide, or an exported one differs from it by more than its tolerance;
@@ -58,10 +58,9 @@ def _export_cascade(params: Params, name: str, root: Path) -> None:
         found = {}
         for link, model in cascade.links.items():
             (out / link).mkdir()
-            found[link] = _export(cast(Model, model), out / link, params.export, f"{name}/{link}")
+            found[link] = _export(cast(Model, model), out / link, params.export, f"{name}/{link}", is_link=True)
         shutil.copyfile(root / MODELS / name / CASCADE, out / CASCADE)
-        if left_out := _export_text_to_image_of(cascade, out):
-            print(f"{name}: text_to_image.onnx is left out: {left_out}")
+        texts = _export_text_to_image_of(cascade, out, params.export, name)
         parity = chain_parity(cascade, out, found, samples=params.export.parity_samples)
         chain = parity["chain"]
         if not chain["passed"]:
@@ -69,15 +68,17 @@ def _export_cascade(params: Params, name: str, root: Path) -> None:
                 f"{name}: the exported cascade draws images that differ by {chain['max_level_difference']} of 255 "
                 f"levels from those of the trained one, more than {chain['tolerance']}; nothing was exported"
             )
+        parity["files"] |= texts
         write_json(out / "parity.json", parity)
     print(f"{name}: both links together draw the same to {chain['max_level_difference']} of 255 levels")
 
 
-def _export(model: Model, out: Path, options: ExportConfig, name: str) -> dict[str, Any]:
+def _export(model: Model, out: Path, options: ExportConfig, name: str, *, is_link: bool = False) -> dict[str, Any]:
     """Write the files of one model into a directory.
 
     Args:
         name: what messages call it.
+        is_link: of a cascade, whose text_to_image.onnx has this model in it.
 
     Returns:
         What parity.json says.
@@ -104,7 +105,7 @@ def _export(model: Model, out: Path, options: ExportConfig, name: str) -> dict[s
             export_sampler(model, halves[0], loops[1], *halves[1:])
             progress.update()
         describe_sampler(model, out)
-        left_out = _export_text_to_image(model, loops)
+        left_out = None if is_link else _export_text_to_image(model, loops)
         progress.update()
         parity = measure_parity(
             model,
@@ -116,8 +117,23 @@ def _export(model: Model, out: Path, options: ExportConfig, name: str) -> dict[s
         progress.update()
     if left_out:
         print(f"{name}: text_to_image.onnx is left out: {left_out}")
-    run = f"over {parity['steps']} steps of {parity['sampler']}"
-    for file_name, file in parity["files"].items():
+    _check(parity["files"], name, f"over {parity['steps']} steps of {parity['sampler']}")
+    write_json(out / "parity.json", parity)
+    return parity
+
+
+def _check(files: Mapping[str, Mapping[str, Any]], name: str, run: str) -> None:
+    """Print how far each file is from the trained model.
+
+    Args:
+        files: as in parity.json.
+        name: what messages call the model.
+        run: by which they were compared.
+
+    Raises:
+        UserError: one is farther from it than is allowed.
+    """
+    for file_name, file in files.items():
         found, allowed = file["max_abs_difference"], file["tolerance"]
         if not math.isfinite(found):
             advice = "; fp16 overflows with this model: set export.fp16 to false" if ".fp16." in file_name else ""
@@ -131,34 +147,26 @@ def _export(model: Model, out: Path, options: ExportConfig, name: str) -> dict[s
                 "nothing was exported"
             )
         print(f"{name}: {file_name} is the trained model to {found:.1e} {run} (allowed: {allowed:g})")
-    write_json(out / "parity.json", parity)
-    return parity
 
 
-def _export_text_to_image_of(cascade: Cascade, out: Path) -> str | None:
-    """Write text_to_image.onnx of both links, if they take prompts.
+def _export_text_to_image_of(cascade: Cascade, out: Path, options: ExportConfig, name: str) -> dict[str, Any]:
+    """Write text_to_image.onnx of both links, if they take prompts, and hold it against them.
 
     Returns:
-        As `_export_text_to_image`.
+        What parity.json says of the file, by its name; nothing if there is none.
     """
+    file = out / "text_to_image.onnx"
     if PromptColumn.name not in {column.name for column in cascade.columns}:
-        return None
-    base, upsampler = (out / link / "sampler.onnx" for link in LINKS)
-    noisy = LowNoiseColumn.name in {column.name for column in cascade.upsampler.columns}
+        return {}
     try:
-        links = {
-            LINKS[0]: link_of(cascade.base, base),
-            LINKS[1]: link_of(
-                cascade.upsampler,
-                upsampler,
-                fed={LowColumn.name: LINKS[0]},
-                asked={LowNoiseColumn.name: cascade.low_noise} if noisy else {},
-            ),
-        }
-        export_text_to_image(links, beside(out / "sampler.onnx"))
+        export_text_to_image(links_of(cascade, out), file)
     except ValueError as error:
-        return str(error)
-    return None
+        print(f"{name}: {file.name} is left out: {error}")
+        return {}
+    steps, tolerance = options.parity_steps, options.parity_tolerance
+    found = measure_cascade_parity(cascade, file, samples=options.parity_samples, steps=steps, tolerance=tolerance)
+    _check({file.name: found}, name, f"over at most {steps} steps of each link")
+    return {file.name: found}
 
 
 def _export_text_to_image(model: Model, samplers: Sequence[Path]) -> str | None:

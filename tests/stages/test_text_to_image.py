@@ -34,8 +34,9 @@ from ddpm.export.files import export_sampler, write
 from ddpm.export.parity import measure_parity
 from ddpm.export.text_to_image import Link, export_text_to_image, link_of, links_of, quiet_plan, text_to_image
 from ddpm.files import sha256_of
-from ddpm.layout import DEPLOY, LINKS, MODELS
+from ddpm.layout import DEPLOY, MODELS
 from ddpm.model import DataFacts, Model, TextFacts, save
+from ddpm.stages.compose import compose
 from ddpm.stages.export import export_variant
 
 WORDS = Words(("heart", "red", "blue", "cat"), 4)
@@ -295,14 +296,22 @@ class TwoLinks(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cascade(single: Case, tmp_path_factory: pytest.TempPathFactory) -> TwoLinks:
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> TwoLinks:
     directory = tmp_path_factory.mktemp("cascade")
-    deploy = export("upsampler", directory, LARGER, UPSAMPLING).parent
-    shutil.copytree(single.deploy, deploy / "base")
-    links = links_of(Cascade(*(Sampler(deploy / name) for name in LINKS), low_noise=0.1), deploy)
-    file = directory / "text_to_image.onnx"
-    export_text_to_image(links, file)
-    return TwoLinks(single.model, opened(directory / MODELS / "upsampler"), links, file, session(onnx.load(file)))
+    models = {"text": {**TOLD, "codec": {"side": 8}}, "larger": UPSAMPLING}
+    models = {name: {**TINY_PARAMS["models"]["tiny"], **sections} for name, sections in models.items()}
+    for (name, sections), facts in zip(models.items(), (FACTS, LARGER), strict=True):
+        untrained_with_norms(name, directory / MODELS, facts, **sections)
+    glide = {"base": "text", "upsampler": "larger", "low_noise": 0.1}
+    params = Params.model_validate({**TINY_PARAMS, "variants": [], "models": models, "cascades": {"glide": glide}})
+    compose(params, "glide", root=directory)
+    export_variant(params, "glide", root=directory)
+    deploy = directory / DEPLOY / "glide"
+    exported = ddpm.load(deploy)
+    assert isinstance(exported, Cascade)
+    file = deploy / "text_to_image.onnx"
+    trained = [opened(directory / MODELS / name) for name in models]
+    return TwoLinks(*trained, links_of(exported, deploy), file, session(onnx.load(file)))
 
 
 def test_the_inputs_and_outputs_of_two_links(cascade: TwoLinks):
@@ -374,6 +383,15 @@ def test_both_loops_are_held_against_torch(cascade: TwoLinks):
         others.append(replace(model, network=network))
     for links in ((others[0], cascade.upsampler), (cascade.base, others[1])):
         assert not parity(Cascade(*links, low_noise=0.2))["passed"]
+
+
+def test_the_export_of_a_cascade_writes_one_file_of_both_links(cascade: TwoLinks):
+    parity = json.loads((cascade.path.parent / "parity.json").read_text())
+    assert parity["passed"]
+    found = parity["files"]["text_to_image.onnx"]
+    assert 0 < found["max_abs_difference"] <= found["tolerance"] == 1e-3
+    assert found["sha256"] == sha256_of(cascade.path)
+    assert {path.name for path in cascade.path.parent.rglob("text_to_image*")} == {"text_to_image.onnx"}
 
 
 def test_weights_are_in_the_file_once(cascade: TwoLinks):
