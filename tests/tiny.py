@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_server
 import yaml
 
 # Tests compare bytes: one thread makes a run independent of how many cores the machine has.
@@ -86,15 +87,7 @@ def cascade_params(**glide: float | str) -> dict:
 
 def run_cli(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `ddpm` as a user does, in its own process."""
-    return subprocess.run(
-        [sys.executable, "-m", "ddpm", *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return command_server.run(arguments, cwd, {**os.environ, **environment})
 
 
 def run_with_params_of_before(cwd: Path, stage: str) -> subprocess.CompletedProcess[str]:
