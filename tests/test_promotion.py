@@ -169,6 +169,7 @@ def test_the_reason_stays_short_where_hashes_differ():
         ({"id": "x", "samples": 500, "sampler": "ancestral"}, True, False),
         ({"id": "x", "samples": 500, "sampler": "ancestral"}, False, True),
         ({"id": "x", "weights": "imported"}, False, False),
+        ({"id": "x", "upsampler": {"steps": 5}}, False, False),
     ],
 )
 def test_measuring_the_champion_again_helps_unless_what_differs_is_its_own(changed, own_plan, helps):
