@@ -32,7 +32,7 @@ CLIENT_LEFT = 499
 
 # A body that is too long is read to its end, up to this many times the bound, before it is refused: a connection that
 # is closed on a client still sending may take the answer with it.
-_PATIENCE = 1024
+_PATIENCE = 4
 
 
 class ClientLeftError(Exception):

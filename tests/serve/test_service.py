@@ -25,7 +25,7 @@ from PIL import Image
 from service import PATIENCE, ROOT, wait_until
 
 from ddpm.deploy.runtime import Sampler
-from ddpm.evaluation.pictures import grid
+from ddpm.evaluation.pictures import grid, png
 from ddpm.serve.server import _own_names
 
 JSON = {"Content-Type": "application/json"}
@@ -69,6 +69,7 @@ def test_json_holds_each_image_and_how_it_came_about(server, deploy):
     model = answer.pop("model")
     assert model == server.client.get("/v1/model").json()["model"]
     plan = {"sampler": "ddim", "steps": 5, "eta": 0.5, "guidance_scale": 1.0, "guidance_interval": None}
+    plan |= {"inpainting": None, "resamples": None, "jump": None}
     assert answer == {"kind": "images", "shape": [4, 4, 1], "seed": 4, "labels": None, **plan}
 
 
@@ -163,6 +164,10 @@ def test_the_examples_of_the_documentation_work(conditional_server):
     asked = document["paths"]["/v1/images"]["post"]
     examples = asked["requestBody"]["content"]["application/json"]["examples"]
     assert examples
+    words, part = examples.pop("prompt")["value"], examples.pop("inpainting")["value"]
+    assert refusal(server.draw(**words)).startswith("prompt: the model is not conditional")
+    whole = dict.fromkeys(("image", "mask"), base64.b64encode(png(Image.new("L", (4, 4)))).decode())
+    examples["filled in"] = {"value": {**part, **whole}}
     for example in examples.values():
         answer = server.draw(**example["value"])
         assert answer.status_code == 200, answer.text
@@ -259,8 +264,8 @@ def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
         ("[" * 8000, "."),
         (b'{"n": "\xff"}', "."),
         (b"\x00" * 100, "not JSON"),
-        (b"x" * 20_000, "at most 16384 bytes"),
-        (b"x" * 3_000_000, "at most 16384 bytes"),
+        (b"x" * (2**22 + 1), "at most 4194304 bytes"),
+        (b"x" * 2**24, "at most 4194304 bytes"),
     ],
     ids=lambda value: repr(value)[:40],
 )
