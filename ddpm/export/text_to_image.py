@@ -47,7 +47,7 @@ from ddpm.export.words import OPSETS, tokenize
 from ddpm.layout import LINKS
 
 SAMPLER = "sampler.onnx"
-# Where a model's own plan adds noise: the best without noise in few steps.
+# The default where a model's own plan adds noise.
 QUIET = {"sampler": "dpmpp_2m", "steps": 20}
 
 
@@ -65,7 +65,7 @@ class Link(NamedTuple):
     fed: Mapping[str, str]
     """Columns that are the images of an earlier link: the link's name by the column's."""
     asked: Mapping[str, Any]
-    """Values of columns of pictures, if they are not given."""
+    """Defaults of columns of pictures, by the columns' names. The others have what `Column.draw` gives."""
 
 
 def link_of(
@@ -153,8 +153,8 @@ def export_text_to_image(links: Mapping[str, Link], path: Path) -> None:
         ValueError: they do not fit into one file; the message is the reason, in one line.
     """
     tensors = [tensor for link in links.values() for tensor in _initializers(link.loop.graph)]
-    beside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
-    if beside or sum(tensor.ByteSize() for tensor in tensors) > MOST_WEIGHTS:
+    elsewhere = any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
+    if elsewhere or sum(tensor.ByteSize() for tensor in tensors) > MOST_WEIGHTS:
         raise ValueError("an ONNX file holds at most 2 GiB, and the weights are more")
     write(text_to_image(links), path)
 
@@ -264,7 +264,11 @@ class _Part:
 
 
 def _default(column: Column, asked: Any) -> NDArray[Any] | None:
-    """What a column of pictures has for one image if it is not given; None: it must be."""
+    """What a column of pictures has for one image where the caller leaves it out; None: it has to be given.
+
+    Args:
+        asked: as of `Column.read`; None: what the column draws.
+    """
     if asked is not None:
         return column.read(asked, 1)
     try:

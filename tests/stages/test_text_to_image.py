@@ -34,7 +34,7 @@ from ddpm.export.files import export_sampler, write
 from ddpm.export.parity import measure_parity
 from ddpm.export.text_to_image import Link, export_text_to_image, link_of, links_of, quiet_plan, text_to_image
 from ddpm.files import sha256_of
-from ddpm.layout import DEPLOY, MODELS
+from ddpm.layout import DEPLOY, LINKS, MODELS
 from ddpm.model import DataFacts, Model, TextFacts, save
 from ddpm.stages.compose import compose
 from ddpm.stages.export import export_variant
@@ -256,23 +256,6 @@ def test_weights_that_do_not_fit_into_a_file(single: Case, tmp_path: Path, monke
     assert not (tmp_path / "two.onnx").exists()
 
 
-def test_the_readmes_example_runs_with_numpy_onnxruntime_and_pillow_alone(single: Case, tmp_path: Path):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n([^`]*text_to_image\.onnx.*?)```", readme, flags=re.DOTALL)
-    assert len(example.splitlines()) <= 12
-    shutil.copytree(single.deploy, tmp_path / "deploy/text")
-    alone = "import sys\nfor name in ('ddpm', 'torch', 'onnx'): sys.modules[name] = None\n"
-    command = [sys.executable, "-c", alone + example]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
-    x = np.random.default_rng(0).standard_normal((3, 3, 8, 8), np.float32)
-    sampler = Sampler(single.deploy)
-    given = sampler.given(3, prompt=["Red heart", "blue heart", "grinning cat with sunglasses"])
-    expected = sampler.decode(sampler.run(sampler.plan(guidance_scale=3.0), x, lambda: x, given))
-    assert np.abs(drawn - np.concatenate(expected, axis=1).astype(int)).max() <= 1
-
-
 # --- cascades
 
 
@@ -403,3 +386,25 @@ def test_weights_are_in_the_file_once(cascade: TwoLinks):
         large = [tensor.raw_data for tensor in body.initializer if len(tensor.raw_data) > 1000]
         assert large
         assert all(whole.count(data) == sum(loop.count(data) for loop in loops) for data in large)
+
+
+def test_the_readmes_example_runs_with_numpy_onnxruntime_and_pillow_alone(cascade: TwoLinks, tmp_path: Path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n([^`]*text_to_image\.onnx.*?)```", readme, flags=re.DOTALL)
+    assert len(example.splitlines()) <= 12
+    shutil.copytree(cascade.path.parent, tmp_path / "deploy/glide")
+    alone = "import sys\nfor name in ('ddpm', 'torch', 'onnx'): sys.modules[name] = None\n"
+    command = [sys.executable, "-c", alone + example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+
+    asked, draw = ["Red heart", "blue heart", "grinning cat with sunglasses"], np.random.default_rng(0).standard_normal
+    base, upsampler = (Sampler(cascade.path.parent / link) for link in LINKS)
+    x = draw((3, 3, 8, 8), np.float32)
+    low = base.decode(base.run(base.plan(), x, lambda: x, base.given(3, prompt=asked)))
+    gauss = next(column for column in upsampler.columns if column.name == "low_gauss").draw(1, seed=0)
+    given = upsampler.given(3, prompt=asked, low=low, low_noise=0.1, low_gauss=gauss)
+    x = draw((3, 3, 16, 16), np.float32)
+    expected = upsampler.decode(upsampler.run(quiet_plan(upsampler), x, lambda: x, given))
+    assert np.abs(drawn - np.concatenate(expected, axis=1).astype(int)).max() <= 1
