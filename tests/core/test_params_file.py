@@ -267,4 +267,4 @@ def test_the_shell_completes_commands(tmp_path: Path, capsys):
     script.write_text(capsys.readouterr().out)
     asked = f"source {script}; COMP_WORDS=(ddpm com); COMP_CWORD=1; _shtab_ddpm; echo ${{COMPREPLY[@]}}"
     done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split()) == ["compare", "completion"]
+    assert sorted(done.stdout.split()) == ["compare", "completion", "compose"]
