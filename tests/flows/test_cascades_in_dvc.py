@@ -15,7 +15,7 @@ from tiny import cascade_params, write_params
 from ddpm import tracking
 from ddpm.files import read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 def short(**glide) -> dict:
