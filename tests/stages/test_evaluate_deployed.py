@@ -38,7 +38,7 @@ def test_a_plan_for_all_models_has_nothing_of_the_models_own(trained: Path):
 
 def test_a_deploy_directory_without_its_description_is_named(trained: Path):
     Path("deploy/tiny/sampler.json").unlink()
-    with pytest.raises(UserError, match=r"deploy/tiny is not a deploy directory: sampler.json is missing"):
+    with pytest.raises(UserError, match=r"deploy/tiny: expected .* a deploy directory \(sampler.json\)"):
         evaluate_deployed(load_params(), Path("deploy/tiny"))
 
 
