@@ -50,7 +50,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 @given(st.lists(texts | prose, min_size=1, max_size=4))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_texts(found: list[str]):
     np.testing.assert_array_equal(numbers(found), WORDS.encode(found)[0])
 
