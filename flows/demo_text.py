@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,16 @@ LINKED = ("ddpm", "flows", "dvc.yaml")
 # What the demo's params.yaml has in place of this repository's.
 DEMO: dict[str, Any] = {
     "data": {"source": "emoji"},
-    "evaluation": {"samples": 1000, "nll_samples": 0},
+    "extractor": {"steps": 200},
+    "evaluation": {"samples": 1000},
     "variants": [],
     "guides": [],
     "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},
 }
 
 SCALES = (1.0, 2.0, 4.0)
-COLUMNS = 4  # pictures a prompt and a scale
+COLUMNS = 3  # pictures a prompt and a scale
+LETTER = 7  # pixels that a letter of a note takes at most, nearly all of them
 PROMPTS = (
     *("red heart", "blue heart", "green heart", "yellow heart"),
     *("red circle", "blue circle", "purple circle", "red square"),
@@ -91,7 +94,10 @@ def prompts_picture(
     above = [f"guidance scale {scale:g}" if not column else "" for scale in scales for column in range(columns)]
     flat = cells.reshape(-1, *drawer.codec.shape)
     picture = grid(flat, len(scales) * columns, captions=above, names=names, longest_name=max(map(len, names)))
-    return captioned(captioned(picture, "* not among the training captions"), drawer.attribution or "")
+    notes = ["* not among the training captions", drawer.attribution or ""]
+    for line in (line for note in notes for line in textwrap.wrap(note, picture.width // LETTER)):
+        picture = captioned(picture, line)
+    return picture
 
 
 def main() -> int:
