@@ -46,7 +46,8 @@ def find_model(model: str | Path, *, trained: bool = True, exported: bool = True
     given, is_name = root / model, Path(model).name == str(model)
     places = [given, *(root / folder / model for folder, _, _ in kinds if is_name)]
     for place in places:
-        if any((place / within / file).is_file() for _, file, _ in kinds for within in ("", LINKS[0])):
+        within = place / LINKS[0] if (place / CASCADE).is_file() else place
+        if any((within / file).is_file() for _, file, _ in kinds):
             return place
     expected = ", ".join(f"{what} ({file})" for _, file, what in kinds)
     expected += " or a URI such as models:/ddpm-digits@champion" if exported else ""

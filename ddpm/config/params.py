@@ -94,7 +94,13 @@ class Params(Section):
         return self
 
     def _check_process(self, variant: str, guide: str) -> None:
-        """Before anything is trained: a guide is of the same process."""
+        """Before anything is trained: a guide is of the same process and draws images of the same size."""
+        sides = [self.models[name].codec.side for name in (variant, guide)]
+        if sides[0] != sides[1]:
+            raise ValueError(
+                f"models.{guide} guides models.{variant}, but its codec.side is {brief(sides[1])} and not "
+                f"{brief(sides[0])}"
+            )
         own, other = self.models[variant].process, self.models[guide].process
         for key in ("schedule", "timesteps", "betas", *(() if self.models[guide].classifies else ("prediction",))):
             if getattr(own, key) != getattr(other, key):

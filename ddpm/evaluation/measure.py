@@ -19,7 +19,7 @@ from ddpm.config.base import validate
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.store import Manifest, PreparedData, SplitName
+from ddpm.data.store import Manifest, PreparedData
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
@@ -103,32 +103,33 @@ def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manif
     A model that does not know how often each class is in its training data, as an imported one, draws all equally
     often.
     """
-    lows: SplitName | None = "validation" if low_column(columns) else None
-    asked: dict[str, Any] = {"lows": lows}
+    low, asked = low_column(columns), dict[str, Any]()
+    if low is not None:
+        asked["lows"] = f"validation at {'×'.join(map(str, low.shape[:2]))}"
     if fills_in(columns):
         asked["inpainted"] = min(options.samples, manifest.counts.validation)
     for column in columns:
         if isinstance(column, LabelColumn):
-            asked["labels"] = lows or ("balanced" if column.counts is None else options.labels)
+            own = "balanced" if column.counts is None else options.labels
+            asked["labels"] = own if low is None else "validation"
             asked["labels_sha256"] = manifest.labels_sha256
         if isinstance(column, PromptColumn):
             asked["captions_sha256"] = manifest.captions_sha256
-            asked["held_out_samples"] = options.held_out_samples
+            asked["held_out_samples"] = options.held_out_samples if low is None else None
     return asked
 
 
 def captioned_of(drawer: Drawer, given: Given, data: PreparedData, options: EvaluationConfig) -> Captioned | None:
-    """What a model that is told captions is asked for when it is measured; None: it is told none.
+    """What a model with captions is asked for when it is measured. None: it has no captions, or it is an upsampler,
+    whose low images show what to draw.
 
     Args:
-        given: what it is told of each sample, as `Drawer.given` has it.
+        given: the values of its columns for each sample, as `Drawer.given` has them.
     """
-    for column in drawer.columns:
-        if isinstance(column, PromptColumn):
-            texts = [] if low_column(drawer.columns) else data.held_out_captions  # which have no low images
-            held_out = evenly(texts, options.held_out_samples)
-            return Captioned(column.tokenizer, given[column.name], held_out)
-    return None
+    column = next((column for column in drawer.columns if isinstance(column, PromptColumn)), None)
+    if column is None or low_column(drawer.columns) is not None:
+        return None
+    return Captioned(column.tokenizer, given[column.name], evenly(data.held_out_captions, options.held_out_samples))
 
 
 def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> None:

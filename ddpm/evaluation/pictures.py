@@ -124,6 +124,7 @@ def origin(
     variance: str,
     protocol: str | None = None,
     attribution: str | None = None,
+    upsampling: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """What a picture came of, in words; nothing in it differs between two equal runs.
 
@@ -134,6 +135,7 @@ def origin(
         variance: of the model's process.
         protocol: the id of the evaluation's.
         attribution: the credit for the training images.
+        upsampling: of a cascade, the plan of its upsampler.
     """
     plan = decisive_choices({"variance": None, "dynamic_threshold": None, **sampling}, variance=variance)
     facts = {
@@ -141,11 +143,16 @@ def origin(
         "Model": model,
         "Training": training,
         "Seed": str(seed),
-        "Plan": ", ".join(f"{name} {value}" for name, value in plan.items() if value is not None),
+        "Plan": _in_a_line(plan),
+        "Upsampler plan": _in_a_line(upsampling or {}),
         "Protocol": protocol,
         **credit(attribution),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _in_a_line(plan: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in plan.items() if value is not None)
 
 
 def credit(attribution: str | None) -> dict[str, str]:

@@ -75,8 +75,8 @@ def chain_parity(
 ) -> dict[str, Any]:
     """Hold an exported cascade against the trained one, by the plans of both links and the same noise.
 
-    What the base draws is rounded to 256 levels before the upsampler sees it: there a difference of any size can become
-    one of a level, and so the images are compared and not numbers.
+    Images are compared, not numbers. What the base draws is rounded to 256 levels before the upsampler sees it, where a
+    difference of any size can become one of a level; so both upsamplers get what the exported base draws.
 
     Args:
         directory: of the exported one, with its links and cascade.json.
@@ -85,9 +85,14 @@ def chain_parity(
     Returns:
         What parity.json says: of the links together what `measure_parity` says of a model, and `chain`.
     """
-    ours = cascade.sample(samples).astype(int)
-    theirs = open_exported(directory, providers=[CPU], in_graph=False).sample(samples).astype(int)
-    levels = int(np.abs(ours - theirs).max())
+    exported = open_exported(directory, providers=[CPU], in_graph=False)
+    assert isinstance(exported, Cascade)
+    given = cascade.given(samples)
+    ours, low = (
+        each.base.draw(samples, each.plan(), seed=0, given=each.to_base(given)) for each in (cascade, exported)
+    )
+    large = [each.upsample(low, seed=0, given=given) for each in (cascade, exported)]
+    levels = max(int(np.abs(a.astype(int) - b).max()) for a, b in ((ours, low), large))
     files = {f"{link}/{name}": file for link, parity in links.items() for name, file in parity["files"].items()}
     worst = max(links.values(), key=lambda parity: parity["max_abs_difference"])
     return {

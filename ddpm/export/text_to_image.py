@@ -48,7 +48,7 @@ from ddpm.layout import LINKS
 
 SAMPLER = "sampler.onnx"
 # The default where a model's own plan adds noise.
-QUIET = {"sampler": "dpmpp_2m", "steps": 20}
+QUIET = {"sampler": "dpmpp_2m", "steps": 20, "spacing": "trailing"}
 
 
 class Link(NamedTuple):

@@ -42,7 +42,7 @@ class EvaluationProtocol:
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
     captions_sha256: str | None = None  # of the data's captions, which a model is asked for that is told them
     held_out_samples: int | None = None  # drawn of captions that training has not seen
-    lows: str | None = None  # of an upsampler: the split whose images it enlarges
+    lows: str | None = None  # of an upsampler: the split whose images it enlarges, and their size
     inpainted: int | None = None  # validation images of which a part is drawn again, of a model that was trained for it
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds

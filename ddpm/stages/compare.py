@@ -104,7 +104,9 @@ def compare(
     own = []
     for each in opened:
         with bar(measure.shown, data.codec.unit, f"pictures of {each.compared.name}") as progress:
-            own.append(each.samples.sample(measure.shown, seed=drawing.seed, on_batch=progress.reach))
+            batches = list(_drawn(each.samples, measure.shown, drawing, data))
+            progress.reach(measure.shown)
+            own.append(np.concatenate(batches))
     names = [each.compared.name for each in opened]
     curves, drawn = _over_steps(opened, plans, measure, count, drawing, data)
     pictures = [Pictures("by its own plan", measure.pictures(names, own))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -64,10 +65,20 @@ def open_composed(params: Params, name: str, device: torch.device | str = "cpu",
     """
     directory = root / MODELS / name
     cascade = open_cascade(directory, lambda link: load(link, device))
-    for link, variant in params.cascade(name).links.items():
+    config = params.cascade(name)
+    if cascade.low_noise != config.low_noise:
+        raise UserError(
+            f"{directory} has low_noise {cascade.low_noise:g}, and cascades.{name} has {config.low_noise:g}: run "
+            f"`ddpm compose {name}`"
+        )
+    for link, variant in config.links.items():
         card = root / MODELS / variant / "model.json"
-        own = cascade.links[link]
+        own = cast(Model, cascade.links[link])
         now = read_json(card)["training"]["fingerprint"] if card.is_file() else own.fingerprint
         if (own.variant, own.fingerprint) != (variant, now):
             raise UserError(f"{directory / link} is not the model {variant} as it is now: run `ddpm compose {name}`")
+        if own.card.config.sampling != params.variant(variant).sampling:
+            raise UserError(
+                f"{directory / link} has another plan than models.{variant}.sampling: run `ddpm compose {name}`"
+            )
     return cascade

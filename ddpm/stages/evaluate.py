@@ -159,6 +159,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
             variance=facts.variance,
             protocol=protocol.id,
             attribution=model.attribution,
+            upsampling=model.upsampling,
         )
         for name, picture in {**measured.pictures, **more.pictures}.items():
             save_png(captioned(picture, f"protocol {protocol.id}"), out / name, told)

@@ -147,6 +147,7 @@ def origin_of(opened: Drawer, seed: int, overrides: dict[str, Any]) -> dict[str,
         sampling={**sampling, **chosen},
         variance=process["variance"],
         attribution=opened.attribution,
+        upsampling=opened.upsampling,
     )
     return {**found, **told}
 
