@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.conditioning.columns import Column
-from ddpm.data.images import FORMATS, BadImageError, decode, to_array
+from ddpm.data.images import FORMATS, BadImageError, decode, to_array, what_it_is
 from ddpm.errors import brief
 
-_DATA_URL = re.compile(r"data:image/png;base64,")
+_DATA_URL = "data:image/png;base64,"
 
 
 def read_picture(
@@ -34,7 +33,7 @@ def read_picture(
     0 and 1 alone has 1 for white.
 
     Args:
-        formats: that it may have.
+        formats: that it may have; the decoders of others are not run.
         on_grey: called with the number of pixels of a mask that are neither black nor white, if there are some.
 
     Raises:
@@ -44,7 +43,7 @@ def read_picture(
     with file.open("rb") if isinstance(file, Path) else file as stream:
         _check_before_decoding(stream, (width, height), formats)
         stream.seek(0)
-        image = decode(stream)
+        image = decode(stream, formats=formats)
     if image.size != (width, height):
         raise _wrong_size(image.size, (width, height))
     if channels:
@@ -60,19 +59,18 @@ def _check_before_decoding(stream: IO[bytes], size: tuple[int, int], formats: Se
     """By the picture's header: what is too large takes no memory.
 
     Raises:
-        BadImageError: it has more pixels, or another format. What has none that is known, `decode` says more about.
+        BadImageError: it has more pixels, or no header of one of the formats.
     """
     try:
-        with Image.open(stream, formats=FORMATS) as image:
-            found, found_size = image.format, image.size
+        with Image.open(stream, formats=formats) as image:
+            found = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImageError(f"far larger than {size[0]} by {size[1]} pixels") from None
     except Exception:  # damaged bytes make Pillow raise nearly anything
-        return
-    if found not in formats:
-        raise BadImageError(f"a {found} image, expected {' or '.join(formats)}")
-    if found_size[0] * found_size[1] > size[0] * size[1]:
-        raise _wrong_size(found_size, size)
+        stream.seek(0)
+        raise BadImageError(what_it_is(stream.read(1024), formats)) from None
+    if found[0] * found[1] > size[0] * size[1]:
+        raise _wrong_size(found, size)
 
 
 def _wrong_size(found: tuple[int, int], expected: tuple[int, int]) -> BadImageError:
@@ -114,7 +112,7 @@ def _png(text: Any) -> bytes:
     """
     try:
         if isinstance(text, str):
-            return base64.b64decode(_DATA_URL.sub("", text, count=1), validate=True)
+            return base64.b64decode(text.removeprefix(_DATA_URL), validate=True)
     except ValueError:
         pass
     raise BadImageError(f"expected a PNG image in base64, found {brief(text)}")

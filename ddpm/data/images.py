@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -209,10 +209,10 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def decode(file: Path | IO[bytes], levels: Levels | None = None) -> Image.Image:
+def decode(file: Path | IO[bytes], levels: Levels | None = None, *, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Decode an image file to 8 bits a channel, upright and opaque.
 
-    - a file of one of FORMATS, whatever its name; no other program is started;
+    - a file of one of the formats, whatever its name; no other program is started;
     - the first frame of an animation or of a multi-page file;
     - turned as its EXIF orientation says; colour profiles are not applied;
     - samples become 8 bits as `levels` says;
@@ -222,6 +222,7 @@ def decode(file: Path | IO[bytes], levels: Levels | None = None) -> Image.Image:
 
     Args:
         levels: None: the range of the file's format.
+        formats: some of FORMATS; the decoders of the others are not run.
 
     Returns:
         an image of mode L or RGB.
@@ -234,7 +235,7 @@ def decode(file: Path | IO[bytes], levels: Levels | None = None) -> Image.Image:
         head = stream.read(1024)
         stream.seek(0)
         try:
-            with Image.open(stream, formats=FORMATS) as image:
+            with Image.open(stream, formats=formats) as image:
                 bits, cut = _bits_of(image), _loses_bits(image)
                 image.load()
                 return _plain(ImageOps.exif_transpose(image), bits, cut, levels or Levels())
@@ -243,17 +244,19 @@ def decode(file: Path | IO[bytes], levels: Levels | None = None) -> Image.Image:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise BadImageError(f"decodes to more than data.max_pixels ({Image.MAX_IMAGE_PIXELS})") from None
         except Image.UnidentifiedImageError:
-            raise BadImageError(_what_it_is(head)) from None
+            raise BadImageError(what_it_is(head, formats)) from None
         except Exception as error:  # damaged bytes make Pillow's decoders raise nearly anything
             raise BadImageError(f"does not decode: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def _what_it_is(head: bytes) -> str:
-    """Why a file that begins so is not an image."""
+def what_it_is(head: bytes, formats: Sequence[str] = FORMATS) -> str:
+    """Why a file that begins so is not an image of one of the formats."""
     for pattern, what, remedy in _OTHERS:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             return f"{what}, not pixels that can be read: {remedy}"
-    return "empty" if not head else "not an image"
+    if not head:
+        return "empty"
+    return "not an image" if formats == FORMATS else f"not a {' or '.join(formats)} image"
 
 
 def _bits_of(image: Image.Image) -> int | None:
