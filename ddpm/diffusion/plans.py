@@ -42,6 +42,7 @@ from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, spaced_timest
 NO_CLIP = 1e30
 MOST_GUIDANCE = 1000.0
 MOST_RESAMPLES, MOST_JUMP = 100, 1000
+RESAMPLES, JUMP = 10, 10  # where none are asked for, as in the paper
 
 
 class Row(NamedTuple):
@@ -297,8 +298,8 @@ def sampling_plan(
     guidance_interval: Sequence[float] | None = None,
     by_classifier: bool = False,
     inpainting: str = "replace",
-    resamples: int = 10,
-    jump: int = 10,
+    resamples: int = RESAMPLES,
+    jump: int = JUMP,
 ) -> SamplingPlan:
     """The table of a named sampler on `steps` of the schedule's T timesteps.
 
@@ -318,8 +319,8 @@ def sampling_plan(
         by_classifier: whether guidance is by a classifier. The ancestral sampler then moves its mean by s Σ times the
             gradient (Dhariwal & Nichol 2021, algorithm 1), the others ε̂ (algorithm 2).
         inpainting: one of `INPAINTING`, of data of which a part is known.
-        resamples: of `repaint`, how often each part of the way is gone, ≥ 1.
-        jump: of `repaint`, the steps of such a part, ≥ 1. Fewer steps than that are gone once.
+        resamples: of `repaint`, how many times each group of `jump` steps is run, ≥ 1.
+        jump: of `repaint`, the steps in such a group, ≥ 1; fewer than `steps`, unless `resamples` is 1.
 
     Raises:
         ValueError: a name is unknown, or a number out of its range.
@@ -339,7 +340,7 @@ def sampling_plan(
     plan = SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
     if inpainting not in INPAINTING:
         raise ValueError(f"no inpainting {inpainting!r}; there are: {', '.join(INPAINTING)}")
-    return INPAINTING[inpainting](plan, visited, resamples, jump)
+    return INPAINTING[inpainting].plan(plan, visited, resamples, jump)
 
 
 def replace(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) -> SamplingPlan:
@@ -357,13 +358,16 @@ def repaint(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) ->
         visited: the timesteps as a schedule.
 
     Raises:
-        ValueError: a number is out of its range, or the sampler goes by an earlier x̂_0, which is of another x then.
+        ValueError: a number is out of its range, no step would be repeated, or the sampler goes by an earlier x̂_0,
+            which is of another x then.
     """
     if plan.column("to_prev").any() or plan.column("to_prev2").any():
         raise ValueError("inpainting repaint needs a sampler without memory: use ancestral or ddim")
     for name, value, most in (("resamples", resamples, MOST_RESAMPLES), ("jump", jump, MOST_JUMP)):
         if not 1 <= value <= most:
             raise ValueError(f"{name} must be in 1..{most}, found {value}")
+    if resamples > 1 and not _stops(len(plan), jump):
+        raise ValueError(f"inpainting repaint needs more steps than jump, found {len(plan)} steps and jump {jump}")
     index, back = (np.array(column) for column in zip(*_way(len(plan), resamples, jump), strict=True))
     before, after = visited.alphas_cumprod[index], visited.alphas_cumprod_prev[index]
     into_noise = {"to_x": np.sqrt(before / after), "to_noise": np.sqrt(1 - before / after)}
@@ -374,9 +378,21 @@ def repaint(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) ->
     return SamplingPlan(visited.timesteps[index], table, known)
 
 
+def repaint_evaluations(steps: int, resamples: int, jump: int) -> int:
+    """Evaluations of the network in a plan for `repaint` without guidance. Of a plan that would be too long it says so
+    without building it.
+    """
+    return steps + len(_stops(steps, jump)) * jump * (resamples - 1)
+
+
+def _stops(steps: int, jump: int) -> range:
+    """How many steps there are to go where x turns round."""
+    return range(1, steps - jump + 1, jump)
+
+
 def _way(steps: int, resamples: int, jump: int) -> Iterator[tuple[int, bool]]:
     """Of each row the visited timestep, counted from 0, that x leaves; or, with True, that it goes back to."""
-    stops = range(1, steps - jump + 1, jump)  # steps to go where x turns round
+    stops = _stops(steps, jump)
     for number in reversed(range(steps)):
         yield number, False
         if number in stops:
@@ -386,10 +402,21 @@ def _way(steps: int, resamples: int, jump: int) -> Iterator[tuple[int, bool]]:
                 yield from ((there, False) for there in reversed(part))
 
 
-# What becomes of a plan for data of which a part is known: (plan, visited timesteps, resamples, jump) → plan.
-INPAINTING: dict[str, Callable[[SamplingPlan, Schedule, int, int], SamplingPlan]] = {
-    "replace": replace,
-    "repaint": repaint,
+class Inpainting(NamedTuple):
+    """What becomes of a plan for data of which a part is known.
+
+    Attributes:
+        plan: (plan, visited timesteps, resamples, jump) → plan.
+        evaluations: (steps, resamples, jump) → evaluations of the network in that plan, without guidance.
+    """
+
+    plan: Callable[[SamplingPlan, Schedule, int, int], SamplingPlan]
+    evaluations: Callable[[int, int, int], int]
+
+
+INPAINTING: dict[str, Inpainting] = {
+    "replace": Inpainting(replace, lambda steps, resamples, jump: steps),
+    "repaint": Inpainting(repaint, repaint_evaluations),
 }
 
 

@@ -11,7 +11,7 @@ from ddpm.deploy import runtime
 from ddpm.diffusion import sampling
 from ddpm.diffusion.known import Known
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.plans import COLUMNS, SAMPLERS, plan_for, sampling_plan
+from ddpm.diffusion.plans import COLUMNS, SAMPLERS, plan_for, repaint_evaluations, sampling_plan
 from ddpm.diffusion.schedules import Schedule
 
 SCHEDULE = Schedule.named("linear", 200)
@@ -34,6 +34,14 @@ def test_the_papers_setting_takes_as_many_steps_as_its_code():
     """250 steps, r = 10, j = 10 (Lugmayr et al. 2022, §4.2): 4,570 in their code's list of times."""
     plan = repainted(250, 10, 10, schedule=Schedule.named("linear", 1000))
     assert (len(plan), back(plan).sum(), plan.evaluations) == (4570, 2160, 2410)
+    assert repaint_evaluations(250, 10, 10) == 2410
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 11, 37])
+@pytest.mark.parametrize("resamples", [1, 2, 5])
+def test_the_evaluations_are_known_without_the_plan(steps, resamples):
+    for jump in range(1, steps):
+        assert repaint_evaluations(steps, resamples, jump) == repainted(steps, resamples, jump).evaluations
 
 
 @pytest.mark.parametrize(("steps", "resamples", "jump"), [(20, 3, 5), (7, 4, 3), (12, 2, 1), (9, 2, 8)])
@@ -67,10 +75,19 @@ def test_a_row_back_is_the_forward_process():
 
 def test_once_is_the_ordinary_plan_with_the_known_part_drawn_anew():
     ordinary = sampling_plan(SCHEDULE, sampler="ddim", steps=10, **PLAIN)
-    for plan in (repainted(10, 1, 3, "ddim"), repainted(10, 5, 10, "ddim")):
+    for plan in (repainted(10, 1, 3, "ddim"), repainted(10, 1, 10, "ddim")):
         np.testing.assert_array_equal(plan.table, ordinary.table)
         assert plan.known is not None
     assert ordinary.known is None
+
+
+@pytest.mark.parametrize("jump", [10, 11, 1000])
+def test_a_plan_that_would_repeat_no_step_is_refused(jump):
+    with pytest.raises(
+        ValueError, match=f"^inpainting repaint needs more steps than jump, found 10 steps and jump {jump}$"
+    ):
+        repainted(10, 2, jump)
+    assert back(repainted(10, 2, 9)).sum() == 9
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ancestral", "ddim"}))
