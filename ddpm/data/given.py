@@ -23,7 +23,7 @@ def read_picture(
     column: Column,
     file: Path | IO[bytes],
     *,
-    formats: Sequence[str] = FORMATS,
+    formats: tuple[str, ...] = FORMATS,
     on_grey: Callable[[int], object] = lambda count: None,
 ) -> NDArray[Any]:
     """The value that a picture gives a column, [*shape] of its type.
@@ -55,7 +55,7 @@ def read_picture(
     return 2 * levels.astype(np.int64) > white
 
 
-def _check_before_decoding(stream: IO[bytes], size: tuple[int, int], formats: Sequence[str]) -> None:
+def _check_before_decoding(stream: IO[bytes], size: tuple[int, int], formats: tuple[str, ...]) -> None:
     """By the picture's header: what is too large takes no memory.
 
     Raises:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -209,7 +209,7 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def decode(file: Path | IO[bytes], levels: Levels | None = None, *, formats: Sequence[str] = FORMATS) -> Image.Image:
+def decode(file: Path | IO[bytes], levels: Levels | None = None, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Decode an image file to 8 bits a channel, upright and opaque.
 
     - a file of one of the formats, whatever its name; no other program is started;
@@ -249,7 +249,7 @@ def decode(file: Path | IO[bytes], levels: Levels | None = None, *, formats: Seq
             raise BadImageError(f"does not decode: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def what_it_is(head: bytes, formats: Sequence[str] = FORMATS) -> str:
+def what_it_is(head: bytes, formats: tuple[str, ...] = FORMATS) -> str:
     """Why a file that begins so is not an image of one of the formats."""
     for pattern, what, remedy in _OTHERS:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
