@@ -130,11 +130,13 @@ class Service:
     def accept(self, asked: ImageRequest, model: ServedModel) -> tuple[Format, Choice, SamplingPlan, dict[str, Any]]:
         """What a request comes to, with this model: the last is what it asks of the model's columns.
 
+        Pictures are decoded and the plan is built, which takes time: not for the event loop.
+
         Raises:
             HTTPException: more than the model or the service will do.
         """
         codec = model.sampler.codec
-        most_images, most_evaluations = self.most_images(model), self.settings.max_evaluations
+        most_images = self.most_images(model)
         possible = formats(codec)
         form = asked.format or possible[0]
         if form not in possible:
@@ -153,20 +155,35 @@ class Service:
             jump=asked.jump,
         )
         try:
+            refuse_without_mask(choice.inpainting, dict(asked))
+            least = model.least_evaluations(choice)
+            self._refuse_costly(asked.n, least, str(least))  # before the plan, which takes time and memory
             plan = model.plan(choice)
+            self._refuse_costly(asked.n, model.sampler.evaluations(plan), _evaluations(model, plan))
             told = asked.given(model.sampler)
-            refuse_without_mask(choice.inpainting, told)
             model.sampler.given(1, **told)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        if asked.n * model.sampler.evaluations(plan) > most_evaluations:
-            guided = int(np.count_nonzero(plan.column("guidance")))
-            steps = plan.evaluations - guided
-            found = f"{asked.n} × {steps}" if not guided else f"{asked.n} × ({steps} + {guided} with guidance)"
-            if second := model.sampler.evaluations(plan) - plan.evaluations:
-                found = f"{asked.n} × ({plan.evaluations} + {second} of the upsampler)"
-            raise HTTPException(422, f"`n` × `steps` must be at most {most_evaluations}, found {found}")
         return form, choice, plan, told
+
+    def _refuse_costly(self, n: int, evaluations: int, named: str) -> None:
+        """
+        Args:
+            evaluations: of networks, for an image.
+            named: the same as the refusal says it.
+        """
+        most = self.settings.max_evaluations
+        if n * evaluations > most:
+            raise HTTPException(422, f"`n` × `steps` must be at most {most}, found {n} × {named}")
+
+
+def _evaluations(model: ServedModel, plan: SamplingPlan) -> str:
+    """The evaluations of an image, and what they are for."""
+    if second := model.sampler.evaluations(plan) - plan.evaluations:
+        return f"({plan.evaluations} + {second} of the upsampler)"
+    guided = int(np.count_nonzero(plan.column("guidance")))
+    steps = plan.evaluations - guided
+    return f"({steps} + {guided} with guidance)" if guided else str(steps)
 
 
 def _application(service: Service) -> FastAPI:
@@ -213,7 +230,7 @@ def _application(service: Service) -> FastAPI:
     )
     async def images(asked: Annotated[ImageRequest, Body(openapi_examples=EXAMPLES)], request: Request) -> Response:
         model = service.model()
-        form, choice, plan, told = service.accept(asked, model)
+        form, choice, plan, told = await asyncio.to_thread(service.accept, asked, model)
         request.state.notes.update(
             n=asked.n, steps=len(plan), sampler=choice.sampler, guidance_scale=choice.guidance_scale, model=model.name
         )

@@ -67,7 +67,12 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     bound("batch_size", int, 1, "images drawn at once; memory grows with it")
     bound("window", float, 0, "how long a batch that is not full waits for more requests")
     bound("queue", int, 1, "requests that may wait; further ones get 429 and a time to retry")
-    bound("queue_bytes", int, 1, "bytes of the images of all accepted requests; further requests get 429")
+    bound(
+        "queue_bytes",
+        int,
+        1,
+        "bytes of all accepted requests: what they draw and the pictures that they sent; further ones get 429",
+    )
     bound("max_images", int, 1, "images per request")
     bound("max_bytes", int, 1, "bytes of a request's images, before PNG or JSON; a single image is always drawn")
     bound("max_evaluations", int, 1, "images times steps per request; a step with guidance counts twice")

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -54,6 +55,17 @@ class Job:
     drawn: list[NDArray[Any]] = field(default_factory=list)
     started: int = 0
     """How many of the images are drawn, or being drawn."""
+
+    @cached_property
+    def held_bytes(self) -> int:
+        """Of its data, and of the pictures that it was given, until it is done."""
+        given = sum(value.nbytes for value in self.asked.values() if isinstance(value, np.ndarray))
+        return self.count * self.model.datum_bytes + given
+
+    @cached_property
+    def evaluations(self) -> int:
+        """Evaluations of networks for one of its images."""
+        return self.model.sampler.evaluations(self.plan)
 
     def draws_like(self, other: Job) -> bool:
         """Whether the two can share a batch."""
@@ -167,7 +179,8 @@ class Batcher:
                 with the others.
             window: seconds, from a job's arrival, that a batch with room waits for company.
             queue: jobs that may wait.
-            queue_bytes: of the data of all jobs that are not done; one alone may have more.
+            queue_bytes: of the data, and of the pictures that were given, of all jobs that are not done; one alone may
+                have more.
             draw: what a batch is drawn by.
         """
         self._metrics = metrics
@@ -197,12 +210,12 @@ class Batcher:
         Raises:
             QueueFullError: too many jobs wait, or too large ones.
         """
-        held = sum(job.count * job.model.datum_bytes for job in self._unanswered())
-        too_large = held > 0 and held + count * model.datum_bytes > self._capacity_bytes
-        if len(self._queue) >= self._capacity or too_large:
-            raise QueueFullError(self._seconds_to_serve_all())
         images: asyncio.Future[NDArray[Any]] = asyncio.get_running_loop().create_future()
         job = Job(model, choice, plan, seed, count, images, asked or {})
+        held = sum(other.held_bytes for other in self._unanswered())
+        too_large = held > 0 and held + job.held_bytes > self._capacity_bytes
+        if len(self._queue) >= self._capacity or too_large:
+            raise QueueFullError(self._seconds_to_serve_all())
         images.add_done_callback(lambda _: self._forget(job))
         self._queue.append(job)
         self._note_change()

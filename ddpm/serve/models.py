@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.deploy.runtime import Precision, Sampler, open_exported
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.diffusion.plans import SamplingPlan
+from ddpm.diffusion.plans import INPAINTING, JUMP, RESAMPLES, SamplingPlan
 from ddpm.drawer.cascade import Cascade
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.files import sha256_of
@@ -97,6 +97,14 @@ class ServedModel:
             None if interval is None else tuple(interval),
             **inpainting,
         )
+
+    def least_evaluations(self, choice: Choice) -> int:
+        """The evaluations of the network for a datum, without guidance and without an upsampler, from numbers alone: a
+        plan that is too long need not be built. What cannot be planned counts as something that can; `plan` refuses it.
+        """
+        steps = min(choice.steps, self.sampler.choices[0]["timesteps"])
+        inpainting = INPAINTING.get(choice.inpainting or "", INPAINTING["replace"])
+        return inpainting.evaluations(steps, choice.resamples or RESAMPLES, choice.jump or JUMP)
 
     def plan(self, choice: Choice) -> SamplingPlan:
         """The choice's sampling plan.

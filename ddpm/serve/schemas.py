@@ -47,20 +47,20 @@ class ImageRequest(BaseModel):
     )
     label: Any = Field(
         None,
-        description="the class, by name or number, or a list of them: image i gets the one at i modulo their number; "
-        "null: drawn as often as in the training data. Of conditional models alone",
+        description="the class, by name or number, or a list of at most n of them: image i gets the one at i modulo "
+        "their number; null: drawn as often as in the training data. Of conditional models alone",
         json_schema_extra=_LABEL,
     )
     prompt: Any = Field(
         None,
-        description="what to draw, a text or a list of them: image i gets the one at i modulo their number; null: a "
-        "training caption for each image. Of models that were trained on captions alone",
+        description="what to draw, a text or a list of at most n of them: image i gets the one at i modulo their "
+        "number; null: a training caption for each image. Of models that were trained on captions alone",
         json_schema_extra=_PROMPT,
     )
     low: Any = Field(
         None,
-        description="the small image of an upsampler, a PNG in base64 or as a data URL, or a list of them: image i "
-        "gets the one at i modulo their number. Of upsamplers alone, which need it",
+        description="the small image of an upsampler, a PNG in base64 or as a data URL, or a list of at most n of "
+        "them: image i gets the one at i modulo their number. Of upsamplers alone, which need it",
         json_schema_extra=_PICTURES,
     )
     low_noise: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
@@ -111,10 +111,14 @@ class ImageRequest(BaseModel):
         """What is asked of the model's columns, by their names; pictures as arrays.
 
         Raises:
-            ValueError: a picture cannot be read or has another size, or the model has no such column.
+            ValueError: a list has more than `n` entries, a picture cannot be read or has another size, or the model has
+                no such column.
         """
         asked = {name: getattr(self, name) for name in (*NAMES, *PICTURE_NAMES)}
         asked = {name: value for name, value in asked.items() if value is not None}
+        for name, value in asked.items():
+            if isinstance(value, list) and len(value) > self.n:
+                raise ValueError(f"{name}: the list must have at most `n` entries, {self.n}, found {len(value)}")
         return {
             name: from_base64(model.column(name), value) if name in PICTURE_NAMES else value
             for name, value in asked.items()

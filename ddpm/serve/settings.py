@@ -26,7 +26,7 @@ class Settings:
     queue: int = 256
     """Requests that may wait."""
     queue_bytes: int = 2**30
-    """Of what all accepted requests draw; what is drawn of each is held until the whole of it is."""
+    """Of what all accepted requests draw, and of the pictures that they sent; all is held until a request is done."""
     max_images: int = 1024
     """Of one request."""
     max_bytes: int = 2**26

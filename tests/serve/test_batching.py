@@ -285,6 +285,23 @@ def test_jobs_are_accepted_until_their_images_come_to_too_many_bytes_and_one_alw
     with_batcher(test, batch_size=8, window=0.0, queue_bytes=64, draw=gate)
 
 
+def test_the_pictures_of_a_job_count_as_its_images_do(model):
+    """An image of 16 bytes, beside it 16 of the known image and 16 of the mask: with one more image they fill 64."""
+    gate, known = Gate(), {"image": np.zeros((1, 4, 4, 1), np.uint8), "mask": np.ones((1, 4, 4), np.bool_)}
+
+    async def test(batcher: Batcher) -> None:
+        accepted = [submit(batcher, model, 1, seed=0)]
+        await gate.wait()
+        accepted.append(submit(batcher, model, 1, seed=1, **known))
+        with pytest.raises(QueueFullError):
+            submit(batcher, model, 1, seed=2)
+        for _ in range(2):
+            gate.opened.release()
+        await asyncio.gather(*accepted)
+
+    with_batcher(test, batch_size=8, window=0.0, queue_bytes=64, draw=gate)
+
+
 def test_a_batch_that_fails_takes_no_other_with_it(model):
     def fragile(shares: list[Share]) -> list[Any]:
         if shares[0].job.seed == 1:

@@ -110,6 +110,7 @@ def bomb(side: int) -> str:
         ({"low": "data:image/svg+xml;base64,AAAA"}, "low: expected a PNG image in base64"),
         ({"low": "äöü"}, "low: expected a PNG image in base64"),
         ({"low": ""}, "low: empty"),
+        ({"low": ["cat.png"] * 2}, "low: the list must have at most `n` entries, 1, found 2"),
         ({"low": []}, "low: expected at least one picture, found none"),
         ({"low": 7}, "low: expected a PNG image in base64, found 7"),
         ({"low": [[1]]}, "low: expected a PNG image in base64, found [1]"),
@@ -182,6 +183,6 @@ def test_a_prompt_that_is_refused(told_server, prompt, words):
     ],
 )
 def test_what_is_no_text(told_server, prompt, words):
-    body = f'{{"low": {json.dumps(png(LOW))}, "prompt": {prompt}}}'
+    body = f'{{"n": 2, "low": {json.dumps(png(LOW))}, "prompt": {prompt}}}'
     answer = told_server.client.post("/v1/images", content=body, headers={"Content-Type": "application/json"})
     assert reason(answer).startswith(words)

@@ -284,7 +284,7 @@ def test_a_bad_request_is_told_in_a_line_what_is_wrong(server, asked, words):
         ('{"label": 1.0}', "no class 1.0"),
         ('{"label": NaN}', "no class nan"),
         ('{"label": []}', "label: expected at least one class, found none"),
-        ('{"label": [0, "shoe"]}', "no class 'shoe'"),
+        ('{"n": 2, "label": [0, "shoe"]}', "no class 'shoe'"),
         ('{"label": [[0]]}', r"no class \[0\]"),
         ('{"label": {"boot": 1}}', "no class {'boot': 1}"),
         ('{"label": 1' + "0" * 4000 + "}", "no class a number of"),
