@@ -310,7 +310,7 @@ class Batcher:
 
     def _count(self, shares: list[Share], seconds: float) -> None:
         images = sum(share.count for share in shares)
-        evaluations = images * shares[0].job.plan.evaluations
+        evaluations = images * shares[0].job.evaluations
         self._seconds_per_evaluation = seconds / evaluations
         self._metrics.batch_images.observe(images)
         self._metrics.batch_requests.observe(len(shares))
@@ -319,6 +319,6 @@ class Batcher:
 
     def _seconds_to_serve_all(self) -> int:
         """How long all that was accepted should take, at the speed of the last batch: 1 to 60."""
-        drawing = sum(share.count * share.job.plan.evaluations for share in self._running)
-        waiting = sum((job.count - job.started) * job.plan.evaluations for job in self._unanswered())
+        drawing = sum(share.count * share.job.evaluations for share in self._running)
+        waiting = sum((job.count - job.started) * job.evaluations for job in self._unanswered())
         return min(60, max(1, math.ceil((drawing + waiting) * self._seconds_per_evaluation)))
