@@ -288,6 +288,8 @@ def test_what_nothing_can_be_drawn_by_is_refused_over_http(ask):
 
 def test_pictures_come_in_base64(project, ask):
     """Through MLflow's own parsing; what is white in the mask is kept."""
+    from ddpm.deploy.runtime import Sampler
+
     image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
     mask = np.zeros(SHAPE[:2], np.uint8)
     mask[1:] = 255
@@ -303,7 +305,17 @@ def test_pictures_come_in_base64(project, ask):
     assert len(images) == 4
     assert (images[:3, 1:] == image[1:]).all()
     assert (images[3, 1:] != image[1:]).any()
+    repaint = {"sampler": "ancestral", "steps": 4, "inpainting": "repaint", "resamples": 3, "jump": 2}
+    answer = ask(json.dumps([{"n": 2, **part, **repaint}]))
+    drawn = np.array(json.loads(answer.response)["predictions"], dtype=np.uint8)
+    exported = Sampler(project / "deploy" / VARIANT)
+    np.testing.assert_array_equal(drawn, exported.sample(2, image=image, mask=mask > 0, **repaint))
+    assert (drawn != exported.sample(2, image=image, mask=mask > 0, sampler="ancestral", steps=4)).any()
     for wrong, words in (
+        ({"inpainting": "repaint"}, "inpainting is how a part of an image is kept: it needs image and mask"),
+        ({**part, "inpainting": 3}, "`inpainting` must be text, found 3"),
+        ({**part, **repaint, "jump": 1.5}, "`jump` must be an exact whole number, found 1.5"),
+        ({**part, "resamples": 3}, "resamples is used by inpainting repaint alone"),
         ({"image": "cat", "mask": "cat"}, "image: expected a PNG image in base64, found 'cat'"),
         ({"image": 7, "mask": 7}, "image: expected a PNG image in base64, found 7"),
         ({"image": part["image"]}, "image needs mask as well"),

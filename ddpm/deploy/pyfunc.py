@@ -23,6 +23,8 @@ from ddpm.data.given import from_base64
 from ddpm.deploy.runtime import MAX_IMAGES, open_exported
 from ddpm.errors import NotFiniteError
 
+_WHOLE = ("n", "seed", "steps", "resamples", "jump")
+
 
 class ImageSampler(PythonModel):
     """Answers each row of a request with what it asks for."""
@@ -41,7 +43,8 @@ class ImageSampler(PythonModel):
                 columns, `seed`, `sampler`, `steps` and `eta`, for which the model has its own values. Of a conditional
                 model also `label`, a name, a number or a list of them, `prompt`, a text or a list of them, and
                 `guidance_scale` and `guidance_interval`; of an upsampler `low` and perhaps `low_noise`; of any model of
-                images `image` and `mask`, of which white is kept. Pictures are PNG files in base64, or lists of them.
+                images `image` and `mask`, of which white is kept, and with them `inpainting`, `resamples` and `jump`.
+                Pictures are PNG files in base64, or lists of them.
             params: unused, part of MLflow's interface.
 
         Returns:
@@ -81,7 +84,7 @@ def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
         ValueError: one of them is not of its type.
     """
     given = {key: value for key, value in row.items() if not (is_scalar(value) and pd.isna(value))}
-    options: dict[str, Any] = {key: _whole(key, given[key]) for key in ("n", "seed", "steps") if key in given}
+    options: dict[str, Any] = {key: _whole(key, given[key]) for key in _WHOLE if key in given}
     readers = {
         "sampler": _text,
         "eta": _real,
@@ -91,6 +94,7 @@ def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
         "low_noise": _as_it_is,
         "guidance_scale": _real,
         "guidance_interval": _interval,
+        "inpainting": _text,
     }
     for key, read in readers.items():
         if key in given:
