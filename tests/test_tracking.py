@@ -128,7 +128,7 @@ def test_the_registered_model_answers_as_a_server_would_be_asked(project, ask):
     exported = Sampler(project / "deploy" / VARIANT)
     np.testing.assert_array_equal(images, np.concatenate([exported.sample(2, seed=2**64 - 1), exported.sample(1)]))
     for wrong, words in (
-        ('"label": 7', "the model is not conditional"),
+        ('"label": 7', "label: the model takes no such input; it takes: image, mask"),
         ('"guidance_scale": 2', "guidance_scale must be 1"),
     ):
         with pytest.raises(MlflowException, match=words) as refused:
@@ -320,8 +320,8 @@ def test_pictures_come_in_base64(project, ask):
         ({"image": 7, "mask": 7}, "image: expected a PNG image in base64, found 7"),
         ({"image": part["image"]}, "image needs mask as well"),
         ({"image": png(np.zeros((9, 9), np.uint8)), "mask": part["mask"]}, "image: 9 pixels wide and 9 high"),
-        ({"low": part["image"]}, "low: the model is not conditional"),
-        ({"low_noise": 0.1}, "low_noise: the model is not conditional"),
+        ({"low": part["image"]}, "low: the model takes no such input"),
+        ({"low_noise": 0.1}, "low_noise: the model takes no such input"),
     ):
         with pytest.raises(MlflowException, match=words) as refused:
             ask(json.dumps([{"n": 1, **wrong}]))

@@ -97,9 +97,17 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         "many times as long (default: replace)",
     )
     sample.add_argument(
-        "--resamples", type=_count, metavar="N", help="of repaint: how often each part of the way is gone (default: 10)"
+        "--resamples",
+        type=_count,
+        metavar="N",
+        help="of repaint: how many times each group of --jump steps is run (default: 10)",
     )
-    sample.add_argument("--jump", type=_count, metavar="N", help="of repaint: steps of such a part (default: 10)")
+    sample.add_argument(
+        "--jump",
+        type=_count,
+        metavar="N",
+        help="of repaint: the steps in a group, fewer than --steps; of a cascade only the base repaints (default: 10)",
+    )
     sample.add_argument(
         "--guidance-scale",
         type=float,

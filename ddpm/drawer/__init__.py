@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import NAMES, PICTURES, Column, Given, united
+from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, PICTURES, Column, Given, united
 from ddpm.conditioning.pictures import MaskColumn, mask_columns
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
 
@@ -143,8 +143,8 @@ class Drawer(ABC):
         for column in self.askable:
             if column.name == name:
                 return column
-        key = PICTURES.get(name, name)
-        raise ValueError(f"{name}: the model is not conditional: it was trained without `condition.{key}`")
+        names = [each for each in (*NAMES, *PICTURE_NAMES) if each in {column.name for column in self.askable}]
+        raise ValueError(f"{name}: the model takes no such input; it takes: {', '.join(names) or 'none'}")
 
     def given(self, count: int, *, seed: int = 0, first: int = 0, **asked: Any) -> dict[str, NDArray[Any]]:
         """A value of each column for the data `first` .. `first + count − 1` of a seed, [count, ...]; also of `image`

@@ -86,10 +86,12 @@ class ImageRequest(BaseModel):
         json_schema_extra={"enum": [*INPAINTING, None]},
     )
     resamples: Annotated[int, Field(ge=1, le=MOST_RESAMPLES)] | None = Field(
-        None, description="of repaint: how often each part of the way is gone; null: 10"
+        None, description="of repaint: how many times each group of `jump` steps is run; null: 10"
     )
     jump: Annotated[int, Field(ge=1, le=MOST_JUMP)] | None = Field(
-        None, description="of repaint: steps of such a part; null: 10"
+        None,
+        description="of repaint: the steps in a group, fewer than `steps`; of a cascade only the base repaints; "
+        "null: 10",
     )
     guidance_scale: Annotated[float, Field(ge=0, le=MOST_GUIDANCE, allow_inf_nan=False)] | None = Field(
         None,

@@ -101,7 +101,7 @@ def test_guidance_of_a_model_trained_without_dropping(conditional: Path, capsys,
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (["--label", "7"], "label: the model is not conditional: it was trained without `condition.label`"),
+        (["--label", "7"], "label: the model takes no such input; it takes: image, mask"),
         (["--guidance-scale", "3"], "guidance_scale must be 1: the model has no condition and no guide"),
     ],
 )

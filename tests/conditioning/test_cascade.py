@@ -85,7 +85,7 @@ def test_what_a_user_is_asked_for(composed: Path):
     assert [column.name for column in cascade.columns] == ["label"]
     assert (cascade.guidable, cascade.codec.shape, cascade.variant) == (True, (8, 8, 1), "glide")
     assert list(cascade.links) == ["base", "upsampler"]
-    with pytest.raises(ValueError, match="low: the model is not conditional"):
+    with pytest.raises(ValueError, match="low: the model takes no such input; it takes: label, image, mask"):
         cascade.sample(1, low=np.zeros((4, 4, 1), np.uint8))
     with pytest.raises(ValueError, match="steps"):
         cascade.check({"steps": 1000})

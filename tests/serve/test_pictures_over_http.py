@@ -125,7 +125,10 @@ def bomb(side: int) -> str:
         ({"low": png(LOW), "low_noise": 0.7}, "low_noise must be in 0..0.5, found 0.7"),
         ({"low": png(LOW), "low_noise": "much"}, "`low_noise`"),
         ({"low": png(LOW), "image": png(picture(8, 8, 3))}, "image needs mask as well"),
-        ({"low": png(LOW), "label": 1}, "label: the model is not conditional"),
+        (
+            {"low": png(LOW), "label": 1},
+            "label: the model takes no such input; it takes: prompt, low_noise, low,",
+        ),
         ({"low": png(LOW), "low_gauss": [1.0]}, "unknown key `low_gauss`"),
     ],
 )
@@ -136,10 +139,8 @@ def test_what_is_no_picture_for_the_model_is_refused_in_a_line(told_server, aske
 
 
 def test_a_plain_model_has_no_small_image(server):
-    assert reason(server.draw(low=png(LOW))) == (
-        "low: the model is not conditional: it was trained without `condition.low`"
-    )
-    assert reason(server.draw(low_noise=0.1)).startswith("low_noise: the model is not conditional")
+    assert reason(server.draw(low=png(LOW))) == "low: the model takes no such input; it takes: image, mask"
+    assert reason(server.draw(low_noise=0.1)).startswith("low_noise: the model takes no such input")
 
 
 def test_a_body_that_is_too_large_is_not_read(told_server):

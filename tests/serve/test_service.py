@@ -165,7 +165,9 @@ def test_the_examples_of_the_documentation_work(conditional_server):
     examples = asked["requestBody"]["content"]["application/json"]["examples"]
     assert examples
     words, part = examples.pop("prompt")["value"], examples.pop("inpainting")["value"]
-    assert refusal(server.draw(**words)).startswith("prompt: the model is not conditional")
+    assert refusal(server.draw(**words)).startswith(
+        "prompt: the model takes no such input; it takes: label, image, mask"
+    )
     whole = dict.fromkeys(("image", "mask"), base64.b64encode(png(Image.new("L", (4, 4)))).decode())
     examples["filled in"] = {"value": {**part, **whole}}
     for example in examples.values():
@@ -323,7 +325,7 @@ def test_guided_steps_count_twice_in_the_bound_and_others_do_not(conditional_ser
 
 
 def test_a_model_that_is_not_conditional_or_cannot_be_guided_says_so(server, start, tmp_path):
-    assert refusal(server.draw(label=0)).startswith("label: the model is not conditional")
+    assert refusal(server.draw(label=0)).startswith("label: the model takes no such input; it takes: image, mask")
     reason = refusal(server.draw(guidance_scale=2))
     assert reason == "guidance_scale must be 1: the model has no condition and no guide"
     assert server.draw(guidance_scale=1).status_code == 200

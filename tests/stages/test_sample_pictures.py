@@ -140,12 +140,12 @@ def test_pictures_become_what_preparation_makes_of_them(drawn, tmp_path: Path):
         ("up --low large.png", "--low large.png: 16 pixels wide and 16 high, expected 4 wide and 4 high"),
         ("up", "low: the model needs a picture of 4×4×3, found none"),
         ("up --low low.png --low-noise 0.6", "low_noise must be in 0..0.5, found 0.6"),
-        ("plain --low low.png", "low: the model is not conditional: it was trained without `condition.low`"),
-        ("plain --low-noise 0.1", "low_noise: the model is not conditional: it was trained without `condition.low`"),
+        ("plain --low low.png", "low: the model takes no such input; it takes: image, mask"),
+        ("plain --low-noise 0.1", "low_noise: the model takes no such input; it takes: image, mask"),
         ("plain --image image.png", "image needs mask as well: give both or neither"),
         ("fills --mask mask.png", "mask needs image as well: give both or neither"),
         ("fills --image image.png --mask large.png", "--mask large.png: 16 pixels wide and 16 high, expected 8 wide"),
-        ("points --image image.png --mask mask.png", "image: the model is not conditional"),
+        ("points --image image.png --mask mask.png", "image: the model takes no such input; it takes: none"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(capsys, tmp_path: Path, arguments: str, words: str):
