@@ -14,10 +14,10 @@ from ddpm.export.files import describe_sampler, export_denoiser, export_guide, e
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
 
 
-def untrained(name: str, directory: Path, facts: DataFacts, **sections: Any) -> Path:
+def untrained(name: str, directory: Path, facts: DataFacts, *, seed: int = 0, **sections: Any) -> Path:
     """A model directory with random weights."""
     config = VariantConfig.model_validate({**copy.deepcopy(TINY_PARAMS["models"]["tiny"]), **sections})
-    network = awake(build_network(config, facts.codec, columns=columns_for(config, facts, name)), std=0.1)
+    network = awake(build_network(config, facts.codec, columns=columns_for(config, facts, name)), std=0.1, seed=seed)
     card = ModelCard(variant=name, config=config, data=facts, training=TrainingFacts(fingerprint=name), parameters=1)
     save(Model(network, card), directory / name)
     return directory / name

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 
-def awake(network: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
-    """All weights drawn anew, with the same seed for all networks."""
-    torch.manual_seed(0)
+def awake(network: torch.nn.Module, std: float = 0.2, seed: int = 0) -> torch.nn.Module:
+    """All weights drawn anew, with the same seed for all networks, unless another is given."""
+    torch.manual_seed(seed)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return network.eval()

@@ -103,7 +103,7 @@ def _is_number(value: Any) -> bool:
 def _guide(described: Any, data: Mapping[str, Any]) -> GuideFacts | None:
     """
     Args:
-        data: of the model, whose shape is that of the guide's too.
+        data: of the model, which the guide has kind and shape in common with.
 
     Raises:
         ValueError: of what is wrong with the description of the guide.
@@ -121,7 +121,8 @@ def _guide(described: Any, data: Mapping[str, Any]) -> GuideFacts | None:
     if not isinstance(described.get("mark"), str | None):
         raise ValueError(f"`guide.mark`: expected a string, found {described['mark']!r:.50}")
     try:
-        columns = _columns({**described, "data": {**data, **described.get("data", {})}})
+        size = {key: data[key] for key in ("kind", "shape") if key in data}
+        columns = _columns({**described, "data": {**size, **described.get("data", {})}})
     except ValueError as error:
         raise ValueError(f"`guide`: {error}") from None
     if _GUIDES[kind] and not columns:

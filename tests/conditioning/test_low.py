@@ -372,7 +372,7 @@ def test_a_side_that_does_not_fit_the_data_is_refused_before_training(project: P
 def test_it_is_measured_on_the_low_images_of_the_validation_split(project_of_low: Path):
     assert main(["evaluate", "tiny"]) == 0
     metrics, protocol = (read_json(Path(f"reports/tiny/{name}.json")) for name in ("metrics", "protocol"))
-    assert (protocol["lows"], protocol["labels"]) == ("validation", "validation")
+    assert (protocol["lows"], protocol["labels"]) == ("validation at 4×4", "validation")
     assert metrics["fid"] > 0
     model, data = (
         ddpm.load("models/tiny").sampled_by(load_params().variant("tiny").sampling),

@@ -179,6 +179,7 @@ PUBLISHED = {
 for _preset in PUBLISHED.values():
     _preset |= {f"condition.{key}": (None, "no such input", "the networks above") for key in ("prompt", "mask", "low")}
     _preset |= {"training.start_from": (None, "random weights", "the training scripts above")}
+    _preset |= {"codec.side": (None, "the images as they are", "the training scripts above")}
 # Where the presets differ on purpose, or a key says nothing.
 DIFFERENT = {
     "training.precision": "auto: bf16 where the GPU has it. Ho trained on TPUs, ND in float32; set fp32 for theirs",
@@ -331,7 +332,8 @@ DELIBERATE["linear-attention-1d"] = {
 }
 # The others have no published code to be held against: the VAE's and the spiral's papers give neither.
 # The classifiers have ADM's parts at small sizes; its own sizes are in tests/core/test_guidance.py.
-WITHOUT_REFERENCE = {"vae", "swiss-roll", "classifier", "classifier-fashion"}
+# Those of emoji are GLIDE's cascade at a size of its own.
+WITHOUT_REFERENCE = {"vae", "swiss-roll", "classifier", "classifier-fashion", "text-8", "text-32", "emoji"}
 
 
 @pytest.mark.parametrize("name", REFERENCES)

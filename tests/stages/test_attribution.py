@@ -90,8 +90,8 @@ def test_it_is_in_what_the_service_answers(credited: Path):
     for count in (1, 2):
         asked = ImageRequest(n=count)
         images = served.sampler.sample(count)
-        assert said_in(encode(images, "png", served, served.choice(), asked)) == CREDIT
-        answer = json.loads(encode(images, "json", served, served.choice(), asked))
+        assert said_in(encode(images, "png", served, served.choice(), asked, {})) == CREDIT
+        answer = json.loads(encode(images, "json", served, served.choice(), asked, {}))
         assert [said_in(base64.b64decode(image)) for image in answer["data"]] == [CREDIT] * count
 
 

@@ -50,6 +50,7 @@ SMALL_CLASSIFIER = {"kind": "classifier", **SMALL, "head_channels": 8}
 # A classifier with all that its paper's has.
 ADM = {"scale_shift": True, "resample": "residual", "checkpointing": True}
 PLAIN = {"scale_shift": False, "resample": "plain", "timestep_scale": 0.5}
+SEED = 7  # of weights with which guidance and the label move an image
 GUIDED = {"steps": 5, "guide": "", "guidance_scale": 2.0}
 
 
@@ -68,9 +69,9 @@ class Case(NamedTuple):
         return 0.0 if self.model.by_classifier else 1.0
 
 
-def steep_classifier(name: str, directory: Path, facts: DataFacts, **sections: Any) -> Path:
+def steep_classifier(name: str, directory: Path, facts: DataFacts, *, seed: int = 0, **sections: Any) -> Path:
     """Untrained, but with gradients that move an image."""
-    path = untrained(name, directory, facts, **{**CLASSIFIER, **sections})
+    path = untrained(name, directory, facts, seed=seed, **{**CLASSIFIER, **sections})
     model = ddpm.load(path)
     with torch.no_grad():
         model.network.pool.out.weight *= 1000
@@ -79,7 +80,7 @@ def steep_classifier(name: str, directory: Path, facts: DataFacts, **sections: A
 
 
 def exported(directory: Path, guide: Path, **sections: Any) -> Case:
-    model = ddpm.load(untrained("model", directory, FACTS, network=BARE, **sections))
+    model = ddpm.load(untrained("model", directory, FACTS, seed=SEED, network=BARE, **sections))
     model = model.sampled_by(SamplingConfig(**{**GUIDED, "guide": str(guide)}))
     deploy = directory / "deploy"
     export(model, deploy)
@@ -90,7 +91,7 @@ def exported(directory: Path, guide: Path, **sections: Any) -> Case:
 def by_classifier(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """An unconditional model, whose label is the classifier's alone."""
     directory = tmp_path_factory.mktemp("by-classifier")
-    return exported(directory, steep_classifier("classifier", directory, FACTS, network=SMALL_CLASSIFIER))
+    return exported(directory, steep_classifier("classifier", directory, FACTS, seed=SEED, network=SMALL_CLASSIFIER))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A conditional model that learns its variance and predicts v; it could guide itself, too."""
     directory = tmp_path_factory.mktemp("learned")
     process = {"timesteps": 50, "variance": "learned_range", "prediction": "v"}
-    guide = steep_classifier("classifier", directory, FACTS, network=SMALL_CLASSIFIER)
+    guide = steep_classifier("classifier", directory, FACTS, seed=SEED, network=SMALL_CLASSIFIER)
     condition = {"label": {"drop": 0.1}}
     return exported(directory, guide, condition=condition, process=process, objective={"loss": "hybrid"})
 
@@ -107,7 +108,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def by_weaker(tmp_path_factory: pytest.TempPathFactory) -> Case:
     directory = tmp_path_factory.mktemp("by-weaker")
     condition = {"condition": {"label": {"drop": 0}}}
-    weak = untrained("weak", directory, FACTS, **condition, network={**BARE, "width": 4})
+    weak = untrained("weak", directory, FACTS, seed=SEED, **condition, network={**BARE, "width": 4})
     return exported(directory, weak, **condition)
 
 

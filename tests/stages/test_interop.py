@@ -115,7 +115,7 @@ def test_there_and_back_again(trained: Path):
     [
         (["import", "nowhere", "--out", "m"], "nowhere: no such file"),
         (["import", "prepared", "--out", "m"], "prepared: no weights; expected diffusion_pytorch_model.safetensors"),
-        (["import", "params.yaml", "--out", "m"], "params.yaml: damaged or cut short"),
+        (["import", "data.dvc", "--out", "m"], "data.dvc: damaged or cut short"),
         (["import", "prepared", "--out", "models"], "models: exists already"),
         (["import", "models/tiny/model.safetensors", "--out", "m"], "another network: missing input_blocks.0.0.weight"),
         (["import", "cut.pt", "--out", "m"], "cut.pt: damaged or cut short"),

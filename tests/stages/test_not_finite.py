@@ -74,7 +74,7 @@ def test_weights_are_refused_by_name_and_count(trained: Path, value):
 
 def test_a_model_that_draws_nan_is_not_measured(trained: Path, monkeypatch: pytest.MonkeyPatch):
     before = (trained / "reports/tiny/metrics.json").read_bytes()
-    monkeypatch.setattr(sampling, "sample", lambda denoise, plan, x, draw: x * torch.nan)
+    monkeypatch.setattr(sampling, "sample", lambda denoise, plan, x, draw, known: x * torch.nan)
     with pytest.raises(NotFiniteError, match="models/tiny cannot be measured: the network's output is NaN"):
         evaluate_variant(load_params(trained / "params.yaml"), "tiny", root=trained)
     assert (trained / "reports/tiny/metrics.json").read_bytes() == before
