@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import tempfile
@@ -134,9 +135,13 @@ def load_model(name: str, *, threads: int = 0, precision: Precision = "fp32") ->
         return ServedModel(name, _load_registered(name, threads, precision))
     directory = find_model(name, trained=False)
     sampler = _load(directory, name, threads, precision)
-    described = CASCADE if isinstance(sampler, Cascade) else "sampler.json"
-    known_as = sampler.variant if isinstance(sampler, Cascade) else sampler.facts.get("name", directory.resolve().name)
-    return ServedModel(f"{known_as}@{sha256_of(directory / described)[:12]}", sampler)
+    if isinstance(sampler, Cascade):
+        # The plans of both links, which cascade.json does not have, are in their sampler.json.
+        files = [directory / CASCADE, *(directory / link / "sampler.json" for link in sampler.links)]
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        return ServedModel(f"{sampler.variant}@{digest[:12]}", sampler)
+    known_as = sampler.facts.get("name", directory.resolve().name)
+    return ServedModel(f"{known_as}@{sha256_of(directory / 'sampler.json')[:12]}", sampler)
 
 
 def _load_registered(uri: str, threads: int, precision: Precision) -> Sampler | Cascade:

@@ -39,7 +39,7 @@ from ddpm.layout import (
 )
 from ddpm.model import Model, load
 from ddpm.stages.measure import Drawn, measured_by, sampled_by
-from ddpm.stages.progress import Bar, bar, show
+from ddpm.stages.progress import Bar, bar, counted, show
 from ddpm.stages.sample import open_model
 
 if TYPE_CHECKING:
@@ -104,9 +104,7 @@ def compare(
     own = []
     for each in opened:
         with bar(measure.shown, data.codec.unit, f"pictures of {each.compared.name}") as progress:
-            batches = list(_drawn(each.samples, measure.shown, drawing, data))
-            progress.reach(measure.shown)
-            own.append(np.concatenate(batches))
+            own.append(np.concatenate([*counted(_drawn(each.samples, measure.shown, drawing, data), progress)]))
     names = [each.compared.name for each in opened]
     curves, drawn = _over_steps(opened, plans, measure, count, drawing, data)
     pictures = [Pictures("by its own plan", measure.pictures(names, own))]

@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 # Seconds between two drawings of a bar, and between two lines where stderr is no terminal.
@@ -147,3 +148,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def counted(batches: Iterable[NDArray[Any]], progress: Bar) -> Iterator[NDArray[Any]]:
+    """The batches as they are drawn; a bar moves on by the data of each."""
+    for batch in batches:
+        progress.update(len(batch))
+        yield batch

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
@@ -20,7 +17,7 @@ from ddpm.figures.figure import FIGURES, Reading
 from ddpm.figures.seeds import seeds_of
 from ddpm.layout import MODELS, PREPARED
 from ddpm.model import Model, load
-from ddpm.stages.progress import Bar, bar, show
+from ddpm.stages.progress import bar, counted, show
 
 Interval = tuple[float, float] | None  # None: the scale holds everywhere
 
@@ -161,14 +158,8 @@ def _search(
     with bar(count * len(plans), "samples", "search of the guidance") as progress:
         for plan in plans:
             drawn = model.sampled_by(plan).batches(count, seed=seed, batch_size=params.evaluation.batch_size, **asked)
-            found.append(scores.distance(_counted(drawn, progress), count))
+            found.append(scores.distance(counted(drawn, progress), count))
     return plans[found.index(min(found))]
-
-
-def _counted(drawn: Iterator[NDArray[Any]], progress: Bar) -> Iterator[NDArray[Any]]:
-    for batch in drawn:
-        progress.update(len(batch))
-        yield batch
 
 
 def _measured(model: Model, params: Params, seed: int, data: PreparedData, root: Path, variant: str) -> Measurement:

@@ -247,6 +247,14 @@ def test_requests_that_share_a_batch_get_what_each_would_get_alone(exported: Pat
     assert served.sampler.evaluations(plan) == plan.evaluations + 4
 
 
+def test_cascades_that_differ_in_the_upsamplers_plan_are_served_under_two_names(exported: Path, tmp_path: Path):
+    shutil.copytree("deploy/glide", tmp_path / "glide")
+    described = tmp_path / "glide/upsampler/sampler.json"
+    facts = read_json(described)
+    described.write_text(json.dumps({**facts, "sampling": {**facts["sampling"], "steps": 3}}))
+    assert load_model(str(tmp_path / "glide")).name != load_model("deploy/glide").name
+
+
 def test_a_deploy_directory_is_known_by_what_it_draws(exported: Path, tmp_path: Path):
     recorded = Fingerprint.of(Path("deploy/glide"))
     assert {"cascade.json", "base/denoiser.onnx", "upsampler/sampler.json"} <= recorded.files.keys()
