@@ -137,6 +137,9 @@ class Cascade(Drawer):
     def guidable(self) -> bool:
         return self._leading.guidable
 
+    def why_not_guidable(self) -> str:
+        return self._leading.why_not_guidable()
+
     @property
     def by_classifier(self) -> bool:
         return self._leading.by_classifier

@@ -26,6 +26,7 @@ from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, 
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
 from ddpm.evaluation.pictures import captioned, in_turn, origin, save_png
 from ddpm.evaluation.sharding import sharded_batches
+from ddpm.figures.figure import OTHER_LINKS
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import MODELS, PREPARED, REPORTS
@@ -209,10 +210,11 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
 
 def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
     """The cost of all links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
-    cost = sum(gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
+    first, *others = (gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
+    costs = {"gflops_per_image": first + sum(others), OTHER_LINKS: sum(others)}
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
     (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_LINKS, seed=params.seed, given=given)])
     picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
-    return _More({"gflops_per_image": cost}, {"links": marks}, {"links.png": picture}, lambda out, told: None)
+    return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, told: None)
