@@ -123,7 +123,7 @@ def test_a_comparison_is_a_run_that_says_what_was_compared(registered):
     run = client().get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["compared"] == f"tiny, {MODEL}@champion"
-    assert run.data.tags["versions"] == f"models:/{MODEL}/1, models:/{MODEL}/7", "a variant is told by its version too"
+    assert run.data.tags["versions"] == f"models:/{MODEL}/1, models:/{MODEL}/7", "a variant is named by its version too"
     assert run.data.tags["protocols"] == "a, b"
     assert artifacts(run_id) == {"report.html", "samples.png", "comparison.json"}
     history = client().get_metric_history(run_id, "fid_over_steps/tiny")

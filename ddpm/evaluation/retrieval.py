@@ -170,7 +170,7 @@ def retrieval(tokenizer: Tokenizer, asked: NDArray[np.int64], data: PreparedData
 
 
 class Captioned(NamedTuple):
-    """What a model that is told captions is asked for."""
+    """What a model that is conditioned on captions is asked for."""
 
     tokenizer: Tokenizer
     asked: NDArray[np.int64]

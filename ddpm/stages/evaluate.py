@@ -153,7 +153,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         noted = {} if model.attribution is None else {"attribution": model.attribution}
         write_json(out / "metrics.json", {**marks, **noted, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
-        told = origin(
+        facts_of_pictures = origin(
             model=variant,
             training=mark_of(model.fingerprint),
             seed=params.seed,
@@ -164,8 +164,8 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
             other_plans=model.other_plans,
         )
         for name, picture in {**measured.pictures, **more.pictures}.items():
-            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, told)
-        more.write(out, told)
+            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts_of_pictures)
+        more.write(out, facts_of_pictures)
     return replace(measured, metrics=metrics)
 
 
@@ -198,11 +198,11 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         done(1)
     table = likelihood_table(bounds)
 
-    def write(out: Path, told: Mapping[str, str]) -> None:
+    def write(out: Path, facts: Mapping[str, str]) -> None:
         write_bytes(out / "nll.csv", table.encode())
         if drawn := curves(loss, table):
-            save_png(drawn, out / "curves.png", told)
-        write_bytes(out / "denoising.gif", shown.film(told))
+            save_png(drawn, out / "curves.png", facts)
+        write_bytes(out / "denoising.gif", shown.film(facts))
 
     figures = {**likelihood_figures(bounds), "gflops_per_image": cost}
     return _More(figures, {}, {"denoising.png": shown.picture}, write)
@@ -217,4 +217,4 @@ def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
     given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
     (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_LINKS, seed=params.seed, given=given)])
     picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
-    return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, told: None)
+    return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, facts: None)

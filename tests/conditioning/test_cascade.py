@@ -67,7 +67,7 @@ def test_an_image_of_a_seed_does_not_depend_on_the_batch(composed: Path, asked: 
 
 
 def test_the_base_draws_what_it_draws_alone_and_the_upsampler_makes_it_larger(composed: Path):
-    """By hand: the upsampler is told the base's images, the same labels, and the noise of its own seed."""
+    """By hand: the upsampler has the base's images, the same labels, and the noise of its own seed."""
     cascade, small, large = (ddpm.load(f"models/{name}") for name in ("glide", "small", "large"))
     asked = {"seed": 11, "label": [0, 7]}
     low = small.sample(5, **asked, steps=3)
@@ -77,7 +77,7 @@ def test_the_base_draws_what_it_draws_alone_and_the_upsampler_makes_it_larger(co
     assert np.abs(cascade.sample(5, **asked, steps=5) - expected).max() > 10, "the steps are the base's"
 
 
-def test_both_links_are_told_the_same_label_where_nobody_asks(composed: Path):
+def test_both_links_have_the_same_label_where_nobody_asks(composed: Path):
     cascade = ddpm.load("models/glide")
     labels = cascade.given(6, seed=2)["label"]
     named = cascade.sample(6, seed=2, label=labels).astype(int)
@@ -299,7 +299,7 @@ def test_a_deploy_directory_is_known_by_what_it_draws(exported: Path, tmp_path: 
 
 
 class Still(Drawer):
-    """A drawer of grey images, told what it is told."""
+    """A drawer of grey images, whatever its condition."""
 
     choices, guidable, plan_source = ({}, {}), False, "the test"
 

@@ -1,4 +1,4 @@
-"""A folder with captions through the stages, to a model that is told them."""
+"""A folder with captions through the stages, to a model that is conditioned on them."""
 
 from __future__ import annotations
 
