@@ -67,7 +67,7 @@ class DataFacts(Section):
     high: tuple[float, ...] | None = None
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
-    text: TextFacts | None = None  # of a model that is told captions
+    text: TextFacts | None = None  # of a model that is conditioned on captions
 
     @property
     def codec(self) -> Codec:
@@ -112,7 +112,7 @@ class ModelCard(Section):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What the model is told beside the noise.
+        """What the model is conditioned on.
 
         Raises:
             ValueError: the condition does not fit the data.
@@ -240,7 +240,7 @@ class Model(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is told, and those that a classifier guides it by."""
+        """Those that its network is conditioned on, and those that a classifier guides it by."""
         return united(answered_by(self.guide.network) if self.guide else (), columns_in(self.network))
 
     @property
@@ -264,21 +264,21 @@ class Model(Drawer):
         return f"{self.guide.card.variant} {weights[:12]}"
 
     def denoiser(self, given: Given | None = None) -> Denoiser:
-        """The network told its condition, as a function of x and t; guided where a plan's row has a weight.
+        """The network with its condition, as a function of x and t; guided where a plan's row has a weight.
 
         Args:
             given: a value of each column, [N, ...].
         """
-        told = tensors(given or {}, self.device)
-        own = {column.name: told[column.name] for column in columns_in(self.network)} if told else {}
+        values = tensors(given or {}, self.device)
+        own = {column.name: values[column.name] for column in columns_in(self.network)} if values else {}
         if self.guide is None:
             return by_itself(self.network, own)
         denoise = bind(self.network, own)
         if not self.by_classifier:
-            weaker = {column.name: told[column.name] for column in columns_in(self.guide.network)}
+            weaker = {column.name: values[column.name] for column in columns_in(self.guide.network)}
             return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
-        return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())
+        return ClassifierGradient(denoise, self.guide.network, values[answer.name], self.process())
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         def run(draw: Callable[[], Float32], given: Given) -> Float32:
@@ -321,8 +321,8 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
     process, others = model.card.config.process, guide.card.config.process
     if not np.array_equal(model.schedule.alphas_cumprod, guide.schedule.alphas_cumprod):
-        told = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]
-        raise UserError(f"{whose}: it was trained with {told[0]}, and the model with {told[1]}")
+        processes = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]
+        raise UserError(f"{whose}: it was trained with {processes[0]}, and the model with {processes[1]}")
     if not classifies and process.prediction != others.prediction:
         raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
     classes = columns_in(model.network), answered_by(guide.network) if classifies else columns_in(guide.network)
@@ -333,7 +333,7 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         raise UserError(f"{whose}: it has {_classes_of(its)}, and the model {_classes_of(own)}")
     ours, theirs = ([column.name for column in columns] for columns in classes)
     if ours != theirs and not classifies:
-        raise UserError(f"{whose}: it is told {_listed(theirs)}, and the model {_listed(ours)}")
+        raise UserError(f"{whose}: it is conditioned on {_listed(theirs)}, and the model on {_listed(ours)}")
 
 
 def _classes_of(columns: Sequence[Sequence[str]]) -> str:
@@ -351,7 +351,7 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is told, as a `ConditionalNetwork`; or of a classifier, that it answers.
+        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier, that it answers.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -416,7 +416,7 @@ def codec_of(config: ModelConfig, stored: Codec, where: str) -> Codec:
 
 
 def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:
-    """What a model of such data is told beside the noise.
+    """What a model of such data is conditioned on.
 
     Args:
         where: the model is described, for errors.

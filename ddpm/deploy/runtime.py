@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, blank, united, untold
+from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
 from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
@@ -68,9 +68,9 @@ class Sampler(Drawer):
         self.plan_source = "sampler.json"
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
-        self._told: tuple[Column, ...]
+        self._own: tuple[Column, ...]
         self._guide: GuideFacts | None
-        self.facts, self._codec, self._told, self._guide = read_facts(self._directory / "sampler.json")
+        self.facts, self._codec, self._own, self._guide = read_facts(self._directory / "sampler.json")
         self.shape: tuple[int, ...] = self._codec.shape
         self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
@@ -131,8 +131,8 @@ class Sampler(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is told, and those that a classifier guides it by."""
-        return united(self._guide.columns if self._guide else (), self._told)
+        """Those that its network is conditioned on, and those that a classifier guides it by."""
+        return united(self._guide.columns if self._guide else (), self._own)
 
     @property
     def variant(self) -> str:
@@ -152,7 +152,7 @@ class Sampler(Drawer):
 
     @property
     def guidable(self) -> bool:
-        return self._guide is not None or any(column.null is not None for column in self._told)
+        return self._guide is not None or any(column.null is not None for column in self._own)
 
     @property
     def by_classifier(self) -> bool:
@@ -212,8 +212,8 @@ class Sampler(Drawer):
             given = blank(self.columns, len(x))
         columns, known = {column.name for column in self.columns}, known_part(given)
         # sampler.onnx puts back what is known of models alone that were trained for it, and knows no way back.
-        told = (given.keys() <= columns or known is None) and plan.known is None
-        if self.in_graph and told and _fits_the_graph(plan, x.nbytes):
+        complete = (given.keys() <= columns or known is None) and plan.known is None
+        if self.in_graph and complete and _fits_the_graph(plan, x.nbytes):
             return self._run_in_graph(plan, x, draw, {name: given[name] for name in columns})
         return run(self._bound(given), plan, x, draw, known)
 
@@ -222,11 +222,11 @@ class Sampler(Drawer):
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
     def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
-        """The networks told their conditions, as torch's `Model.denoiser`."""
-        told = {column.name: given[column.name] for column in self._told}
+        """The networks with their conditions, as torch's `Model.denoiser`."""
+        own = {column.name: given[column.name] for column in self._own}
         if self._guide is None:
-            return ClassifierFree(self._denoiser, told, untold(self._told, told))
-        denoise = Bound(self._denoiser, told)
+            return ClassifierFree(self._denoiser, own, unconditional(self._own, own))
+        denoise = Bound(self._denoiser, own)
         guiding = {column.name: given[column.name] for column in self._guide.columns}
         if not self._guide.classifies:
             return Autoguidance(denoise, Bound(self._guide_session, guiding))
@@ -363,7 +363,7 @@ def _fits_the_graph(plan: SamplingPlan, row_bytes: int) -> bool:
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them unless told not to."""
+    """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them by default."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -380,6 +380,6 @@ def available_providers() -> list[str]:
 def _described(providers: list[str]) -> list[Any]:
     """Providers with their options: full float32 on CUDA, since TF32's ten bits would break parity."""
     if CUDA in providers or TENSORRT in providers:
-        # The CUDA libraries come as Python packages; onnxruntime finds them only when told to look.
+        # The CUDA libraries come as Python packages; onnxruntime does not look for them by itself.
         import_onnxruntime().preload_dlls()
     return [(name, {"use_tf32": "0"}) if name == CUDA else name for name in providers]

@@ -170,7 +170,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def lineage_of(variant: str, root: Path = Path()) -> str:
     """A hash of everything a variant came of: the entries of its stages in dvc.lock.
 
-    An imported model came of no stage; it is told by its own files, its figures' and its export's.
+    An imported model came of no stage; it is identified by its own files, its figures' and its export's.
 
     Raises:
         UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
