@@ -24,7 +24,7 @@ from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import Interrupted, UserError, ran_out
 from ddpm.evaluation.classifier import accuracy_evaluations, levels_of
-from ddpm.evaluation.likelihood import likelihood_evaluations
+from ddpm.evaluation.likelihood import likelihood_evaluations, ode_evaluations
 from ddpm.layout import PREPARED
 from ddpm.model import check_end, codec_of, columns_for
 from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory
@@ -217,7 +217,8 @@ def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple
         steps = plan_for(config.process.model_dump(), sampling.model_dump(exclude={"guide"})).evaluations
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None
-    likelihood = likelihood_evaluations(data, options, config.process.timesteps)
+    process = config.process.timesteps, config.process.continuous
+    likelihood = likelihood_evaluations(data, options, *process) + ode_evaluations(data, options, *process)
     of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
     what = f"{options.samples:,} {data.codec.name} in {steps} steps{of_likelihood}"
     return what, options.samples * steps + likelihood
