@@ -53,6 +53,8 @@ class ModelConfig(Section):
             raise ValueError(f"objective.timestep_sampler {self.objective.timestep_sampler} {why}")
         if self.network.kind == "vae":
             raise ValueError(f"network.kind vae {why}")
+        if self.training and self.training.cuda_graphs:
+            raise ValueError(f"training.cuda_graphs {why}")
         return self
 
     @model_validator(mode="after")

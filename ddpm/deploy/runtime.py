@@ -342,7 +342,7 @@ def _denoised(
     return x, x0
 
 
-def _mean_shift(denoise: Any, x: Float32, t: NDArray[np.int64], row: Row, v: Float32) -> Float32:
+def _mean_shift(denoise: Any, x: Float32, t: NDArray[Any], row: Row, v: Float32) -> Float32:
     """w Σ ∇_x log p(y | x_t); only a `ClassifierGradient` is given such rows."""
     shift = row.mean_shift * denoise.gradient(x, t)
     return shift * np.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift

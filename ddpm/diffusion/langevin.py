@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ddpm.diffusion.schedules import Float64, Schedule
@@ -66,3 +68,21 @@ def langevin_share(growth: float, steps: int) -> float:
 def langevin_levels(choices: Choices) -> int:
     """One row denoises at the end; the others are divided among the levels."""
     return max(1, -(-(choices.steps - 1) // max(choices.langevin_steps, 1)))
+
+
+def level_growth(dimensions: int) -> float:
+    """The largest σ of a level over that of the next with which neighbouring levels overlap by half: γ of NCSNv2's
+    technique 2 (Song & Ermon 2020, §3.2), Φ(√(2D) (γ−1) + 3γ) − Φ(√(2D) (γ−1) − 3γ) = 1/2. At most 2.
+    """
+    low, high = 1.0, 2.0
+    for _ in range(60):
+        growth = (low + high) / 2
+        shift = math.sqrt(2 * dimensions) * (growth - 1)
+        overlap = (math.erf((shift + 3 * growth) / math.sqrt(2)) - math.erf((shift - 3 * growth) / math.sqrt(2))) / 2
+        low, high = (growth, high) if overlap > 0.5 else (low, growth)
+    return low
+
+
+def enough_levels(dimensions: int, sigma_min: float, sigma_max: float) -> int:
+    """The fewest geometric levels from sigma_min to sigma_max that technique 2 allows."""
+    return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(level_growth(dimensions)))

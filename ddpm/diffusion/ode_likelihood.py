@@ -112,7 +112,7 @@ def ode_likelihood(
     bits, squares, count = 0.0, 0.0, 0
     told = itertools.repeat({}) if given is None else given
     for x0, condition in zip(batches, told, strict=False):
-        bound = denoise if not condition else (lambda x, t, told=condition: denoise(x, t, told))  # type: ignore[call-arg, misc]
+        bound = denoise if not condition else (lambda x, t, told=condition: denoise(x, t, told))  # type: ignore[call-arg]
         logs = _log_densities(bound, visited, prediction, x0, levels, seed, count, on_evaluations).double().cpu()
         each = -logs / (x0[0].numel() * math.log(2))  # [K, N]
         if levels is not None:
@@ -142,7 +142,7 @@ def _log_densities(
     flow, probes = _Flow(denoise, visited, prediction, x0), _probes(x0, seed, first)
     signal, dimensions = float(visited.level.signal[0]), x0[0].numel()
     x = signal * x0
-    gained = 0.0
+    gained = x0.new_zeros(())
     for number, step in enumerate(b - a for a, b in itertools.pairwise(flow.u)):
         speed, divergence = flow.at(number, x, probes)
         speed_after, divergence_after = flow.at(number + 1, x + step * speed, probes)

@@ -178,10 +178,10 @@ def likelihood_figures(
     """`nll_train` and `nll_validation`, in bits per dimension, and `nll_ode_…`; estimates with their standard errors as
     `…_std`.
     """
-    named = {f"nll_{name}": bound for name, bound in bounds.items()}
-    named_ode = {f"nll_ode_{name}": found for name, found in (by_ode or {}).items()}
+    named: dict[str, LikelihoodBound | OdeLikelihood] = {f"nll_{name}": bound for name, bound in bounds.items()}
+    named |= {f"nll_ode_{name}": found for name, found in (by_ode or {}).items()}
     figures: dict[str, float] = {}
-    for name, found in {**named, **named_ode}.items():
+    for name, found in named.items():
         figures[name] = found.bits_per_dim
         if found.standard_error:
             figures[f"{name}_std"] = found.standard_error

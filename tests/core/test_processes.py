@@ -15,7 +15,7 @@ from known_data import CENTRES, MEAN, PROCESSES, STD, WEIGHTS, WIDTH, gaussian, 
 
 from ddpm.deploy import runtime
 from ddpm.diffusion.coordinates import KINDS, PREDICTIONS, Coordinates, Level, preconditioning, target
-from ddpm.diffusion.langevin import langevin_share
+from ddpm.diffusion.langevin import enough_levels, langevin_share, level_growth
 from ddpm.diffusion.objectives import Objective
 from ddpm.diffusion.plans import SAMPLERS, plan_for, sampling_plan
 from ddpm.diffusion.process import GaussianProcess
@@ -231,6 +231,14 @@ def test_ncsns_sigmas_and_technique_4_are_the_papers():
     sigma = np.exp(schedule.level.log_ratio)
     np.testing.assert_allclose(sigma, np.geomspace(0.01, 50, 232), rtol=1e-9)
     assert langevin_share(sigma[1] / sigma[0], 5) * 0.01**2 == pytest.approx(6.2e-6, rel=0.02)
+
+
+def test_technique_2_is_near_the_papers():
+    """NCSNv2 has γ = 1.0376 and 232 levels for CIFAR-10, at an overlap of about a half."""
+    assert level_growth(3072) == pytest.approx(1.0376, abs=0.003)
+    assert enough_levels(3072, 0.01, 50.0) == pytest.approx(232, rel=0.06)
+    assert level_growth(2) == pytest.approx(2)  # in the plane any levels overlap
+    assert level_growth(64) > level_growth(3072)
 
 
 def test_langevin_is_ncsns_algorithm():

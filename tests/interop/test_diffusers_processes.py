@@ -93,7 +93,7 @@ def test_a_saved_pipeline_draws_the_same_images(scheduler, steps, rows, scale, t
         ("EDMEulerScheduler", {"sigma_min": 90.0}, "`sigma_min` must be below sigma_max, 80; it is 90"),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "`use_dynamic_shifting`: .*, found True"),
         ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}, "`num_train_timesteps`: .*1000"),
-        ("ScoreSdeVeScheduler", {}, rr"'ScoreSdeVeScheduler' is no scheduler .* ddpm knows .*EDMEuler"),
+        ("ScoreSdeVeScheduler", {}, r"'ScoreSdeVeScheduler' is no scheduler .* ddpm knows .*EDMEuler"),
     ],
 )
 def test_what_of_a_scheduler_is_not_known_is_named(name, change, words, tmp_path):
@@ -111,5 +111,5 @@ def test_an_edm_solver_of_another_order_is_noted(tmp_path):
 
 def test_a_process_that_their_pipeline_lacks_is_not_written(tmp_path):
     saved(EDMEulerScheduler(), tmp_path)
-    with pytest.raises(UserError, match="process.kind is edm, which diffusers' DDPMScheduler does not have"):
+    with pytest.raises(UserError, match=r"process\.kind is edm, which diffusers' DDPMScheduler does not have"):
         write(read(tmp_path, Flags()), tmp_path / "out")
