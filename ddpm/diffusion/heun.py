@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.diffusion.coordinates import KINDS
+from ddpm.diffusion.coordinates import KINDS, Level
 from ddpm.diffusion.schedules import Float64, Schedule
 from ddpm.diffusion.steps import Choices, Steps
 
@@ -27,30 +27,28 @@ def heun(visited: Schedule, choices: Choices) -> Steps:
     count, plain = len(visited), visited.level
     ratios = np.exp(plain.log_ratio)
     raised = ratios * (1 + _churn(visited, ratios, choices))
-    levels, where = _levels(visited, ratios, raised)
-    hat = levels.level
-    own = KINDS[visited.coordinates.kind].own_scale(plain), KINDS[visited.coordinates.kind].own_scale(hat)
-    rows: dict[str, list[float]] = {name: [] for name in ("to_x0", "to_x", "to_prev", "to_noise", "index")}
+    levels, arrived, begun = _levels(visited, ratios, raised)
+    paired = np.arange(count) >= 2 * count - choices.steps
+    # Of the step that leaves each level: where it begins, and where it arrives, after the last at x_0 itself.
+    hat = Level(*(column[begun] for column in levels.level))
+    signal, noise = np.append(1.0, plain.signal[:-1]), np.append(0.0, plain.noise[:-1])
+    by_factor, by_noise = _raise(ratios, raised, choices.churn_noise)
+    factor, churn = np.append(1.0, by_factor[:-1]), np.append(0.0, by_noise[:-1])
+    euler = {"to_x": noise / hat.noise, "to_x0": signal - noise / hat.noise * hat.signal, "to_prev": np.zeros(count)}
+    scale = KINDS[visited.coordinates.kind].own_scale
+    own = np.append(1.0, scale(plain)[:-1])
+    half = (hat.noise * scale(hat) / (noise * own) - 1) / 2 / own
+    correction = {"to_x": np.ones(count), "to_x0": half, "to_prev": -half}
+    # The row that ends a step adds the churn: the correction, or Euler's where there is none.
+    ends = np.where(paired, 1.0, factor), np.where(paired, 0.0, churn)
+    rows = np.argsort(np.append(2 * np.flatnonzero(paired), 2 * np.arange(count) + 1))  # corrections first: upwards
 
-    def add(index: int, **row: float) -> None:
-        for name, values in rows.items():
-            values.append(row.get(name, float(index) if name == "index" else 0.0))
+    def both(of_correction: Float64, of_euler: Float64) -> Float64:
+        return np.append(of_correction[paired], of_euler)[rows]
 
-    for number in range(count):  # the last row first
-        start, last = where[count + number], number == 0
-        signal, noise = (1.0, 0.0) if last else (plain.signal[number - 1], plain.noise[number - 1])
-        to_x = noise / hat.noise[start]
-        step = {"to_x": to_x, "to_x0": signal - to_x * hat.signal[start]}
-        churned = {} if last else _raised(ratios[number - 1], raised[number - 1], choices.churn_noise)
-        if number < 2 * count - choices.steps:
-            add(start, **_then(step, churned))
-            continue
-        sigma, sigma_next = hat.noise[start] * own[1][start], noise * own[0][number - 1]
-        half = (sigma - sigma_next) / (2 * sigma_next) / own[0][number - 1]
-        add(where[number - 1], **_then({"to_x": 1.0, "to_x0": half, "to_prev": -half}, churned))
-        add(start, **step)
-    index = np.array(rows.pop("index"), np.int64)
-    return Steps({name: np.array(values) for name, values in rows.items()}, levels, index)
+    columns = {name: both(correction[name] * factor, euler[name] * ends[0]) for name in euler}
+    at = np.append(arrived[np.flatnonzero(paired) - 1], begun)[rows]
+    return Steps({**columns, "to_noise": both(churn, ends[1])}, levels, at)
 
 
 def _churn(visited: Schedule, ratios: Float64, choices: Choices) -> Float64:
@@ -64,25 +62,22 @@ def _churn(visited: Schedule, ratios: Float64, choices: Choices) -> Float64:
     return np.where(within, min(choices.churn / len(ratios), np.sqrt(2) - 1), 0.0)
 
 
-def _levels(visited: Schedule, ratios: Float64, raised: Float64) -> tuple[Schedule, NDArray[np.int64]]:
-    """The levels and the raised ones as one schedule, and where in it each of both is, [2 N]."""
+def _levels(
+    visited: Schedule, ratios: Float64, raised: Float64
+) -> tuple[Schedule, NDArray[np.int64], NDArray[np.int64]]:
+    """The levels and the raised ones as one schedule, and where in it each of both is, [N] each."""
     if np.array_equal(ratios, raised):
-        return visited, np.tile(np.arange(len(ratios)), 2)
+        return visited, np.arange(len(ratios)), np.arange(len(ratios))
     together, where = np.unique(np.append(ratios, raised), return_inverse=True)
-    return Schedule.at_ratios(together, visited.coordinates), where
+    return Schedule.at_ratios(together, visited.coordinates), where[: len(ratios)], where[len(ratios) :]
 
 
-def _raised(ratio: float, raised: float, share: float) -> dict[str, float]:
-    """By what x at one σ/a becomes x at a larger one: a factor, and noise."""
+def _raise(ratios: Float64, raised: Float64, share: float) -> tuple[Float64, Float64]:
+    """By what x at each σ/a becomes x at the raised one: a factor, and noise."""
     signal = 1 / np.sqrt(1 + raised**2)
-    return {"factor": signal * np.sqrt(1 + ratio**2), "to_noise": signal * np.sqrt(raised**2 - ratio**2) * share}
-
-
-def _then(step: dict[str, float], churned: dict[str, float]) -> dict[str, float]:
-    """A row with the noise of the next level's churn."""
-    if not churned.get("to_noise"):
-        return step
-    return {name: value * churned["factor"] for name, value in step.items()} | {"to_noise": churned["to_noise"]}
+    changed = raised > ratios
+    noise = signal * np.sqrt(np.maximum(raised**2 - ratios**2, 0)) * share
+    return np.where(changed, signal * np.sqrt(1 + ratios**2), 1.0), np.where(changed, noise, 0.0)
 
 
 def heun_levels(choices: Choices) -> int:
