@@ -187,6 +187,20 @@ def add_tune_guidance(tune: argparse.ArgumentParser) -> None:
     tune.add_argument("--samples", type=_count, help="samples to draw with each setting (default: evaluation.samples)")
 
 
+def add_tune_ema(tune: argparse.ArgumentParser) -> None:
+    tune.add_argument(
+        "--lengths",
+        type=_numbers,
+        metavar="L[,…]",
+        help="lengths to try: standard deviations in time, as shares of the training, at most 0.28 "
+        "(default: 0.01,0.02,0.04,0.06,0.08,0.12,0.16,0.22)",
+    )
+    tune.add_argument("--samples", type=_count, help="samples to draw with each length (default: evaluation.samples)")
+    tune.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the model with the best length as a model directory"
+    )
+
+
 def add_promotion(promote: argparse.ArgumentParser, rollback: argparse.ArgumentParser) -> None:
     chosen = promote.add_mutually_exclusive_group(required=True)
     chosen.add_argument(
