@@ -42,11 +42,17 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     )
     sample.add_argument(
         "--sampler",
-        help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, unipc or unipc_bh1 (default: the model's own)",
+        help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, unipc, unipc_bh1, euler, euler_ancestral, "
+        "euler_maruyama, heun or langevin (default: the model's own)",
     )
     sample.add_argument("--steps", type=_count, help="network evaluations per image (default: the model's own)")
     sample.add_argument(
         "--variance", help="for ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
+    )
+    sample.add_argument(
+        "--spacing",
+        help="which noise levels are visited: leading, trailing, linspace, even, quadratic, native, karras or exponential "
+        "(default: the model's own)",
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument(

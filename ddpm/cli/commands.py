@@ -163,6 +163,7 @@ def run_sample(arguments: Arguments) -> None:
         steps=arguments.steps,
         variance=arguments.variance,
         eta=arguments.eta,
+        spacing=arguments.spacing,
         label=arguments.label,
         prompt=arguments.prompt,
         low_noise=arguments.low_noise,

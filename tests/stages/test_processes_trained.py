@@ -36,7 +36,12 @@ def test_a_model_in_continuous_time_is_trained_measured_exported_and_sampled(pro
         assert np.abs(ours - theirs).max() <= 1
     protocol = json.loads((project / "reports/tiny/protocol.json").read_text())
     assert (protocol["sampler"], protocol["steps"]) == ("heun", 7)
-    assert cli.main(["sample", "deploy/tiny", "--sampler", "dpmpp_2m", "--steps", "4", "--out", "a.npz"]) == 0
+    metrics = json.loads((project / "reports/tiny/metrics.json").read_text())
+    assert np.isfinite(metrics["nll_ode_validation"])
+    assert metrics["nll_ode_validation_std"] > 0
+    assert "nll_validation" not in metrics, "there is no bound in continuous time"
+    asked = ["--sampler", "dpmpp_2m", "--steps", "4", "--spacing", "karras", "--out", "a.npz"]
+    assert cli.main(["sample", "deploy/tiny", *asked]) == 0
 
 
 @pytest.mark.parametrize(
