@@ -38,6 +38,8 @@ DEMO: dict[str, Any] = {
     "evaluation": {"samples": 1000},
     "variants": [],
     "guides": [],
+    "autoencoders": [],
+    "latents": {},
     "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},
 }
 

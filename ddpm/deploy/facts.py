@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -201,10 +202,11 @@ def _latent(described: Any, pixels: Codec) -> Latent:
     Raises:
         ValueError: of what is wrong with the description of the latents.
     """
-    shape, scale = (described.get(key) if isinstance(described, dict) else None for key in ("shape", "scale"))
-    is_shape = isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
-    if not (is_shape and _is_number(scale) and scale > 0):
+    found: dict[str, Any] = described if isinstance(described, dict) else {}
+    shape, scale = found.get("shape"), found.get("scale")
+    sides = shape if isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) else []
+    if len(sides) != 3 or not isinstance(scale, float | int) or not 0 < scale < math.inf:
         raise ValueError(f"`data.latent`: expected a shape of 3 numbers and a scale, found {described!r:.80}")
     if not isinstance(pixels, PixelCodec):
         raise ValueError(f"`data.latent`: expected images, found {pixels.name}")
-    return Latent(pixels, tuple(shape), float(scale))
+    return Latent(pixels, tuple(sides), float(scale))

@@ -69,6 +69,8 @@ class AutoencoderKL(Network):
                 f"kind: autoencoder answers with the {shapes.channels} channels of the images, "
                 f"not with {shapes.out_channels}"
             )
+        if latent_channels * side**2 > shapes.channels * shapes.side**2:
+            raise ValueError(f"latent_channels is {latent_channels}: a latent would have more numbers than an image")
         style = Style(
             time_width=0,
             groups=groups,

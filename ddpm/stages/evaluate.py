@@ -218,6 +218,8 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         loss: as `_loss_curve` reads it.
     """
     bounds = split_bounds(model, data, params.evaluation, seed=params.seed, show=show)
+    if model.autoencoder is not None:
+        print(f"{model.variant}: no likelihood, which is of numbers on 256 levels: latents are continuous")
     with show(2, "steps", f"cost and way to data of {model.variant}") as done:
         cost = gigaflops_per_image(model)
         done(1)

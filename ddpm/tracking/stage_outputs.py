@@ -16,12 +16,19 @@ from ddpm.figures.protocol import mark_of
 from ddpm.files import read_json, sha256_of
 from ddpm.layout import CASCADE, DEPLOY, LINKS, MODELS, PREPARED, REPORTS
 
-# The stages whose entries in dvc.lock, together, say everything that a model version came of: of a model, of a cascade.
-_LINEAGE = ("prepare", "train@{variant}", "evaluate@{variant}", "export@{variant}")
-_LINEAGE_OF_CASCADE = (
-    *("prepare", "train-base@{variant}", "train-upsampler@{variant}", "compose@{variant}"),
-    *("evaluate-cascade@{variant}", "export-cascade@{variant}"),
-)
+# The stages whose entries in dvc.lock, together, say everything that a model version came of, by what the names of its
+# own stages end with: of a model, of one of latents, of a cascade.
+_LINEAGE = {
+    "": ("prepare", "train@{variant}", "evaluate@{variant}", "export@{variant}"),
+    "-latent": (
+        *("prepare", "train-autoencoder@{autoencoder}", "encode@{autoencoder}"),
+        *("train-latent@{variant}", "evaluate-latent@{variant}", "export-latent@{variant}"),
+    ),
+    "-cascade": (
+        *("prepare", "train-base@{variant}", "train-upsampler@{variant}", "compose@{variant}"),
+        *("evaluate-cascade@{variant}", "export-cascade@{variant}"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,8 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
-        cascade = _is_cascade(variant, root)
-        evaluate, export = (f"{stage}{'-cascade' if cascade else ''}@{variant}" for stage in ("evaluate", "export"))
+        cascade, kind = _is_cascade(variant, root), _kind(variant, root)
+        evaluate, export = (f"{stage}{kind}@{variant}" for stage in ("evaluate", "export"))
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", evaluate)
         exported = {link: read_output(deploy / link / "sampler.json", export) for link in (LINKS if cascade else ("",))}
@@ -153,6 +160,18 @@ class Outputs:
 
 def _is_cascade(variant: str, root: Path) -> bool:
     return (root / MODELS / variant / CASCADE).is_file()
+
+
+def _autoencoder(variant: str, root: Path) -> str | None:
+    """The name of the autoencoder of a model of latents; None of another one, or if there is no model."""
+    card = root / MODELS / variant / "model.json"
+    latent = read_output(card, f"train@{variant}").get("data", {}).get("latent") if card.is_file() else None
+    return latent and latent["variant"]
+
+
+def _kind(variant: str, root: Path) -> str:
+    """What the names of its stages end with, before the @."""
+    return "-cascade" if _is_cascade(variant, root) else "-latent" if _autoencoder(variant, root) else ""
 
 
 def read_output(path: Path, stage: str) -> dict[str, Any]:
@@ -213,8 +232,8 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
-    lineage = _LINEAGE_OF_CASCADE if _is_cascade(variant, root) else _LINEAGE
-    names = [name.format(variant=variant) for name in lineage]
+    lineage, autoencoder = _LINEAGE[_kind(variant, root)], _autoencoder(variant, root)
+    names = [name.format(variant=variant, autoencoder=autoencoder) for name in lineage]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
     for name in names:
         if name not in stages:
