@@ -328,6 +328,10 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
     if (data.kind, data.shape, data.low, data.high) != (other.kind, other.shape, other.low, other.high):
         shapes = [f"{each.kind} of {'×'.join(map(str, each.shape))}" for each in (other, data)]
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
+    stages = [each.latent and (each.latent.sha256, each.latent.scale) for each in (other, data)]
+    if stages[0] != stages[1]:
+        told = ["pixels" if each is None else f"latents of the autoencoder {each[0][:12]}" for each in stages]
+        raise UserError(f"{whose}: it was trained on {told[0]}, and the model on {told[1]}")
     process, others = model.card.config.process, guide.card.config.process
     if not np.array_equal(model.schedule.alphas_cumprod, guide.schedule.alphas_cumprod):
         told = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]

@@ -253,7 +253,9 @@ class Sampler(Drawer):
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
         x = np.zeros((batch_size, *self.codec.network_shape), np.float32)
-        self.run(self.plan(steps=1), x, lambda: x)
+        x0 = self.run(self.plan(steps=1), x, lambda: x)
+        if isinstance(self._codec, Latent):
+            self._codec.to_pictures(x0)
 
     def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
         """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""

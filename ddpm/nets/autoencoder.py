@@ -102,6 +102,10 @@ class AutoencoderKL(Network):
         """The image of the mean of q(z | x): x [N, C, H, W] → [N, C, H, W]. An autoencoder has no timesteps."""
         return self.decode(self.encode(x)[0])
 
+    def training_pass(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the loss computes, for `ddpm.nets.training_pass`: both halves, each called by itself."""
+        return self(x, t)
+
 
 class LatentEncoder(nn.Module):
     """Residual blocks at halving resolutions, without skips: [N, C, H, W] → [N, out_channels, h, w]."""

@@ -22,6 +22,7 @@ UNETS = ("ddpm", "conditional", "improved-ddpm", "adm")
 # For other data than the digits, and hours or days.
 LARGE = {"ddpm-cifar10", "improved-ddpm-cifar10", "conditional-fashion", "classifier-fashion", "adm-conditional"}
 TEXT = {"text-8", "text-32", "emoji"}  # tests/flows/test_demo_text.py
+TEXT |= {"autoencoder-emoji", "latent-emoji"}  # tests/flows/test_demo_latent.py
 OTHER_NETWORKS = ("linear-attention", "vae")
 FOR_OTHERS = {
     "swiss-roll": {"source": "swiss-roll"},
