@@ -185,6 +185,10 @@ class Frozen:
     def __init__(self, network: AutoencoderKL) -> None:
         self.network = network.eval().requires_grad_(False)
 
+    def to(self, device: torch.device) -> None:
+        """Move it to where it is to compute."""
+        self.network.to(device)
+
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Tensor:
         """Pictures [N, C, H, W] in [−1, 1] → the means of their latents, [N, Z, h, w], where they are."""

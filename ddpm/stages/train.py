@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ddpm import tracking
 from ddpm.codecs.scale import Codec
@@ -59,7 +60,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
     config = params.variant(variant)
     check_end(config, f"models.{variant}.process")
     data = PreparedData.open(root / PREPARED)
-    first = first_stage(config, data, f"models.{variant}", pick_device(), root=root)
+    first = first_stage(config, data, f"models.{variant}", torch.device("cpu"), root=root)
     codec = codec_of(config, data.codec, f"models.{variant}") if first is None else first.codec
     for key in ("horizontal_flip", "sample_every"):
         if getattr(config.training, key) and not codec.pictures:
@@ -106,6 +107,8 @@ def _train(
         facts = facts.model_copy(update={"latent": first.facts})
     start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
     network, device, precision, base = start
+    if first is not None:
+        first.network.to(device)
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
     if perceptual is not None:
         hashes["features of the perceptual loss"] = perceptual.sha256
