@@ -50,13 +50,15 @@ _STAGES = {
     "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),
     "export": ("stages/export.py", {"export", "sampling"}),
 }
+_SAMPLING = (
+    *("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
+    *("drawer/__init__.py", "drawer/parts.py"),
+)
 # What a stage can reach but does not use.
 _UNUSED = {
     "fetch": ("data/captions.py", "data/images.py", "codecs/scale.py"),  # reading, for `prepare`
     # How a model is sampled, which is not trained.
-    "train": ("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
-    "train-autoencoder": ("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
-    "encode": ("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
+    **dict.fromkeys(("train", "train-autoencoder", "encode"), _SAMPLING),
 }
 
 

@@ -21,7 +21,7 @@ def _float(value: Any) -> Any:
 
 
 class NetworkConfig(Section):
-    """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's and ADM's."""
+    """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's, ADM's and latent diffusion's."""
 
     kind: Literal["unet"] = Field("unet", description="the architecture")
     width: Positive = Field(128, description="channels of the first level")
@@ -31,9 +31,22 @@ class NetworkConfig(Section):
     middle_attention: Bool = Field(True, description="attention between the two blocks at the bottom too")
     heads: Positive = Field(1, description="attention heads; must divide the channels where there is attention")
     head_channels: Positive | None = Field(None, description="instead of heads: channels a head")
+    attention: Literal["plain", "transformer"] = Field(
+        "plain",
+        description="plain: self-attention, to whose keys and values those of a caption's tokens are added (GLIDE); "
+        "transformer: blocks of self-attention, attention to the tokens and a feed-forward layer (latent diffusion)",
+    )
+    transformer_depth: Int = Field(1, gt=0, le=64, description="of attention: transformer, blocks of each")
+    transformer_projection: Literal["conv", "linear"] = Field(
+        "conv",
+        description="of attention: transformer, into and out of its blocks; the same function, with weights as Stable "
+        "Diffusion 1 (conv) or 2 (linear) has them",
+    )
     groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
-    norm_epsilon: Float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
-    dropout: Float = Field(0.1, ge=0, lt=1)
+    norm_epsilon: Float = Field(
+        1e-5, gt=0, lt=1, description="of every GroupNorm; before a transformer it is always 1e-6"
+    )
+    dropout: Float = Field(0.1, ge=0, lt=1, description="of every residual block")
     scale_shift: Bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
     resample: Literal["conv", "plain", "residual"] = Field(
         "conv", description="between levels; plain: pooling and nearest neighbour; residual: blocks that do so (BigGAN)"
@@ -61,6 +74,13 @@ class NetworkConfig(Section):
     def _padding_belongs_to_convolutions(self) -> NetworkConfig:
         if self.downsample_padding != "symmetric" and self.resample != "conv":
             raise ValueError(f"downsample_padding is of resample: conv, found resample: {self.resample}")
+        return self
+
+    @model_validator(mode="after")
+    def _depth_belongs_to_transformers(self) -> NetworkConfig:
+        for key in ("transformer_depth", "transformer_projection"):
+            if self.attention != "transformer" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is of attention: transformer, found attention: {self.attention}")
         return self
 
 

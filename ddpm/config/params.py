@@ -20,6 +20,7 @@ from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
 from ddpm.config.extractor import ExtractorConfig
 from ddpm.config.model import VariantConfig
+from ddpm.config.process import NUMBERS
 from ddpm.config.promotion import PromotionConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.config.yaml_file import aliases, read_yaml
@@ -149,7 +150,14 @@ class Params(Section):
                 f"{brief(sides[0])}"
             )
         own, other = self.models[variant].process, self.models[guide].process
-        for key in ("schedule", "timesteps", "betas", *(() if self.models[guide].classifies else ("prediction",))):
+        for key in (
+            "kind",
+            "schedule",
+            "timesteps",
+            "betas",
+            *NUMBERS,
+            *(() if self.models[guide].classifies else ("prediction",)),
+        ):
             if getattr(own, key) != getattr(other, key):
                 raise ValueError(
                     f"models.{guide} guides models.{variant}, but its process.{key} is {brief(getattr(other, key))} "
@@ -248,6 +256,15 @@ class Params(Section):
         if name not in self.models:
             raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
         return self.models[name]
+
+    def planned(self, name: str) -> str:
+        """The model whose section `sampling` is the plan that users choose: of a cascade its first link, else itself.
+
+        Raises:
+            UserError: there is no such model or cascade.
+        """
+        self.check_built(name)
+        return next(iter(self.cascades[name].links.values())) if name in self.cascades else name
 
     def check_built(self, name: str) -> None:
         """

@@ -36,15 +36,13 @@ from onnxscript import FLOAT, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column, Derived, PromptColumn
-from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn
 from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade
 from ddpm.export.files import MOST_WEIGHTS, write
-from ddpm.export.guidance import call
+from ddpm.export.guidance import WEIGHT, call
 from ddpm.export.words import OPSETS, tokenize
-from ddpm.layout import LINKS
 
 SAMPLER = "sampler.onnx"
 # The default where a model's own plan adds noise.
@@ -99,11 +97,9 @@ def links_of(cascade: Cascade, deploy: Path) -> dict[str, Link]:
     Raises:
         ValueError: as `link_of`.
     """
-    base, upsampler = LINKS
-    fed, asked = {LowColumn.name: base}, {LowNoiseColumn.name: cascade.low_noise}
     return {
-        base: link_of(cascade.base, deploy / base / SAMPLER),
-        upsampler: link_of(cascade.upsampler, deploy / upsampler / SAMPLER, fed=fed, asked=asked),
+        name: link_of(link.drawer, deploy / name / SAMPLER, fed=link.fed, asked=link.fixed)
+        for name, link in cascade.wiring.items()
     }
 
 
@@ -118,10 +114,10 @@ def quiet_plan(drawer: Drawer) -> SamplingPlan:
 @script(default_opset=op)
 def at_scale(plan: FLOAT, guidance_scale: FLOAT) -> FLOAT:
     """The plan with the weights of another guidance scale; with its own where that is NaN."""
-    rest, weights = op.Split(plan, op.Constant(value_ints=[len(COLUMNS) - 1, 1]), axis=1)
+    before, weights, after = op.Split(plan, op.Constant(value_ints=[WEIGHT, 1, len(COLUMNS) - WEIGHT - 1]), axis=1)
     guided = op.Or(op.Not(op.Equal(weights, 0.0)), op.Equal(op.ReduceMax(op.Abs(weights)), 0.0))
     other = op.Where(guided, guidance_scale - 1.0, 0.0)
-    return op.Concat(rest, op.Where(op.IsNaN(guidance_scale), weights, other), axis=1)
+    return op.Concat(before, op.Where(op.IsNaN(guidance_scale), weights, other), after, axis=1)
 
 
 @script(default_opset=op)
@@ -239,7 +235,7 @@ class _Part:
             self.nodes.append(make_node("Identity", [plan], [inside]))
 
     def _timesteps(self, value: ValueInfoProto, inside: str) -> None:
-        self.nodes.append(make_node("Identity", [self._input(value, self.link.plan.timesteps)], [inside]))
+        self.nodes.append(make_node("Identity", [self._input(value, self.link.plan.told)], [inside]))
 
     def _z(self, value: ValueInfoProto, inside: str) -> None:
         _, _, *shape = (axis.dim_value for axis in value.type.tensor_type.shape.dim)

@@ -39,7 +39,7 @@ def initialise_by_fans(network: nn.Module) -> None:
         if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             continue
         # Queries, keys and values are three layers there.
-        for weight in module.weight.chunk({"qkv": 3, "token_kv": 2}.get(name.rpartition(".")[2], 1)):
+        for weight in module.weight.chunk({"qkv": 3, "token_kv": 2, "kv": 2}.get(name.rpartition(".")[2], 1)):
             if weight.is_meta or weight.any():
                 nn.init.xavier_uniform_(weight)
         if module.bias is not None:
@@ -102,6 +102,9 @@ class Style:
         tokens: width of the tokens that every attention attends to as well; 0: there are none.
         heads: of an attention; must divide the channels.
         head_channels: instead of `heads`: so many channels a head.
+        attention: `plain`: an `AttentionBlock`; `transformer`: a `SpatialTransformer`.
+        transformer_depth: blocks of each `SpatialTransformer`.
+        transformer_projection: into and out of it: `conv`, or `linear`, which computes the same.
         groups: of every GroupNorm; must divide the channels.
         norm_epsilon: of every GroupNorm.
         scale_shift: the embedding scales and shifts the second norm of a residual block (AdaGN, Dhariwal & Nichol 2021,
@@ -117,6 +120,9 @@ class Style:
     tokens: int = 0
     heads: int = 1
     head_channels: int | None = None
+    attention: str = "plain"
+    transformer_depth: int = 1
+    transformer_projection: str = "conv"
     groups: int = 32
     norm_epsilon: float = 1e-5
     dropout: float = 0.1

@@ -10,25 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.drawer.cascade import united_fingerprint
+from ddpm.drawer.cascade import CascadeFacts, united_fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.protocol import mark_of
 from ddpm.files import read_json, sha256_of
-from ddpm.layout import CASCADE, DEPLOY, LINKS, MODELS, PREPARED, REPORTS
-
-# The stages whose entries in dvc.lock, together, say everything that a model version came of, by what the names of its
-# own stages end with: of a model, of one of latents, of a cascade.
-_LINEAGE = {
-    "": ("prepare", "train@{variant}", "evaluate@{variant}", "export@{variant}"),
-    "-latent": (
-        *("prepare", "train-autoencoder@{autoencoder}", "encode@{autoencoder}"),
-        *("train-latent@{variant}", "evaluate-latent@{variant}", "export-latent@{variant}"),
-    ),
-    "-cascade": (
-        *("prepare", "train-base@{variant}", "train-upsampler@{variant}", "compose@{variant}"),
-        *("evaluate-cascade@{variant}", "export-cascade@{variant}"),
-    ),
-}
+from ddpm.layout import CASCADE, DEPLOY, MODELS, PREPARED, REPORTS
 
 
 @dataclass(frozen=True)
@@ -38,12 +24,12 @@ class Trained:
     Attributes:
         cards: model.json of each link by its name; of a single model under the empty name.
         fingerprint: of the training, or of both.
-        facts: of a cascade cascade.json, else empty.
+        facts: of a cascade cascade.json, else None.
     """
 
     cards: dict[str, dict[str, Any]]
     fingerprint: str
-    facts: dict[str, Any]
+    facts: CascadeFacts | None = None
 
     @classmethod
     def read(cls, variant: str, root: Path) -> Trained:
@@ -54,11 +40,10 @@ class Trained:
         directory = root / MODELS / variant
         if not _is_cascade(variant, root):
             card = read_output(directory / "model.json", f"train@{variant}")
-            return cls({"": card}, card["training"]["fingerprint"], {})
-        stage = f"compose@{variant}"
-        cards = {link: read_output(directory / link / "model.json", stage) for link in LINKS}
-        fingerprint = united_fingerprint(card["training"]["fingerprint"] for card in cards.values())
-        return cls(cards, fingerprint, read_output(directory / CASCADE, stage))
+            return cls({"": card}, card["training"]["fingerprint"])
+        facts = CascadeFacts.read(directory)
+        cards = {link: read_output(directory / link / "model.json", f"compose@{variant}") for link in facts.links}
+        return cls(cards, united_fingerprint(card["training"]["fingerprint"] for card in cards.values()), facts)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -68,13 +53,16 @@ class Trained:
     @property
     def links(self) -> str:
         """The links of a cascade by their names and the start of their weights' SHA-256; empty of a model."""
-        links = self.facts.get("links", {})
-        return ", ".join(f"{links[link]['variant']} {links[link]['sha256'][:12]}" for link in LINKS if link in links)
+        links = self.facts.links.values() if self.facts else ()
+        return ", ".join(f"{link.variant} {link.sha256[:12]}" for link in links)
 
     def parameters(self) -> dict[str, Any]:
         """Nested; of each link under its name."""
         parts = {link: _parameters_of(card) for link, card in self.cards.items()}
-        return parts[""] if "" in parts else {**parts, "low_noise": self.facts["low_noise"], "links": self.links}
+        if self.facts is None:
+            return parts[""]
+        fixed = {name: value for link in self.facts.links.values() for name, value in link.fixed.items()}
+        return {**parts, **fixed, "links": self.links}
 
 
 def _parameters_of(card: dict[str, Any]) -> dict[str, Any]:
@@ -104,16 +92,16 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
-        cascade, kind = _is_cascade(variant, root), _kind(variant, root)
-        evaluate, export = (f"{stage}{kind}@{variant}" for stage in ("evaluate", "export"))
+        trained = Trained.read(variant, root)
+        evaluate, export = (f"{stage}{_kind(variant, root)}@{variant}" for stage in ("evaluate", "export"))
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", evaluate)
-        exported = {link: read_output(deploy / link / "sampler.json", export) for link in (LINKS if cascade else ("",))}
+        exported = {link: read_output(deploy / link / "sampler.json", export) for link in trained.cards}
         sampler = next(iter(exported.values()))
         outputs = cls(
             variant=variant,
             root=root,
-            trained=Trained.read(variant, root),
+            trained=trained,
             manifest=manifest_of(root),
             metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
             protocol=read_output(reports / "protocol.json", evaluate),
@@ -121,17 +109,16 @@ class Outputs:
             parity=read_output(deploy / "parity.json", export),
             lineage=lineage_of(variant, root),
         )
-        trained = outputs.trained.fingerprint
         marks = [each.get("training", {}).get("fingerprint", "") for each in exported.values()]
         for path, found, expected in (
-            (reports, metrics.get("model"), mark_of(trained)),
-            (deploy, united_fingerprint(marks), trained),
+            (reports, metrics.get("model"), mark_of(trained.fingerprint)),
+            (deploy, united_fingerprint(marks), trained.fingerprint),
         ):
             if found != expected:
                 model = root / MODELS / variant
                 raise UserError(f"{path} was made of another training than {model}: evaluate and export the model anew")
         _check_guide(reports, outputs.protocol, sampler)
-        if not _is_imported(outputs.trained):
+        if not _is_imported(trained):
             _check_lock(variant, root)
         if not outputs.parity["passed"]:
             raise UserError(
@@ -195,7 +182,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def lineage_of(variant: str, root: Path = Path()) -> str:
     """A hash of everything a variant came of: the entries of its stages in dvc.lock.
 
-    An imported model came of no stage; it is told by its own files, its figures' and its export's.
+    An imported model came of no stage; it is identified by its own files, its figures' and its export's.
 
     Raises:
         UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
@@ -232,13 +219,25 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
-    lineage, autoencoder = _LINEAGE[_kind(variant, root)], _autoencoder(variant, root)
-    names = [name.format(variant=variant, autoencoder=autoencoder) for name in lineage]
+    names = ["prepare", *_own_stages(variant, root)]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
     for name in names:
         if name not in stages:
             raise UserError(f"{path}: no entry for {name}; run `dvc repro {name}`")
     return {name: stages[name] for name in names}
+
+
+def _own_stages(variant: str, root: Path) -> list[str]:
+    """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export; of a model of latents
+    with those of its autoencoder."""
+    kind, first = _kind(variant, root), list[str]()
+    trainings = [f"train{kind}"]
+    if autoencoder := _autoencoder(variant, root):
+        first = [f"{stage}@{autoencoder}" for stage in ("train-autoencoder", "encode")]
+    if _is_cascade(variant, root):
+        links = CascadeFacts.read(root / MODELS / variant).links
+        trainings = [*(f"train-{link}" for link in links), "compose"]
+    return [*first, *(f"{stage}@{variant}" for stage in (*trainings, f"evaluate{kind}", f"export{kind}"))]
 
 
 def _guides_of(variant: str, root: Path) -> list[str]:

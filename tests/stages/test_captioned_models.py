@@ -1,4 +1,4 @@
-"""A folder with captions through the stages, to a model that is told them."""
+"""A folder with captions through the stages, to a model that is conditioned on them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captioned import write_pictures
 from PIL import Image
 from prompts_of_all_kinds import DRAWN, REFUSED
 from tiny import TINY_PARAMS
@@ -28,6 +29,7 @@ from ddpm.evaluation.likelihood import likelihood_figures, split_bounds
 from ddpm.evaluation.progress import unseen
 from ddpm.files import read_json, write_json
 from ddpm.stages.dry_run import dry_run
+from ddpm.stages.export import export_variant
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
 from ddpm.stages.sample import sample_to
@@ -46,15 +48,9 @@ def params_of(**prompt) -> Params:
 
 @pytest.fixture
 def captioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sixteen pictures, a light or a dark square, of which the dark ones have two captions; prepared."""
+    """Sixteen pictures, of which the dark ones have two captions; prepared."""
     monkeypatch.chdir(tmp_path)
-    Path("pictures").mkdir()
-    for number in range(16):
-        level, text = (230, "a light square") if number % 2 else (40, "a dark square\nnight")
-        image = np.full((8, 8), level + number, np.uint8)
-        image[2:6, 2:6] = 128
-        Image.fromarray(image).save(f"pictures/{number:02}.png")
-        Path(f"pictures/{number:02}.txt").write_text(text)
+    write_pictures(Path("pictures"))
     fetch(params_of())
     prepare(params_of())
     return tmp_path
@@ -83,6 +79,28 @@ def test_from_captions_to_a_picture_of_a_prompt(captioned: Path, prompt: dict):
     assert Image.open("night.png").text["Prompt"] == "night, a, b"
     with pytest.warns(DdpmWarning, match=r"reads the first 4 tokens of 'night night .*; \d+ more are left out"):
         sample_to("models/tiny", Path("night.npz"), count=1, prompt="night " * 9)
+
+
+def test_the_network_of_latent_diffusion_is_trained_and_exported(captioned: Path):
+    raw = params_of(drop=0.2).model_dump(mode="json")
+    network = raw["models"]["tiny"]["network"]
+    network |= {"attention": "transformer", "transformer_depth": 2, "transformer_projection": "linear", "heads": 2}
+    raw["models"]["tiny"]["sampling"]["guidance_scale"] = 3.0
+    raw["models"]["tiny"]["training"] |= {"steps": 20, "learning_rate": 1e-2}
+    params = Params.model_validate(raw)
+    train_variant(params, "tiny")
+    export_variant(params, "tiny")
+    parity = read_json(Path("deploy/tiny/parity.json"))
+    assert parity["passed"]
+    assert parity["files"].keys() == {"denoiser.onnx", "sampler.onnx", "text_to_image.onnx"}
+    assert parity["max_abs_difference"] <= 1e-4
+    model, exported = ddpm.load("models/tiny"), Sampler("deploy/tiny")
+    x, t = torch.ones(1, 1, 8, 8), np.array([20])
+    told = [model.denoiser(model.given(1, prompt=text))(x, torch.from_numpy(t)) for text in ("night", "")]
+    assert not torch.equal(*told)
+    for text, expected in zip(("night", ""), told, strict=True):
+        answered = exported.denoise(x.numpy(), t, exported.given(1, prompt=text))
+        np.testing.assert_allclose(answered, expected.numpy(), atol=1e-5)
 
 
 def test_prompts_of_all_kinds_are_drawn_or_refused_in_a_line(captioned: Path, capsys):
