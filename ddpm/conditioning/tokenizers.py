@@ -27,7 +27,7 @@ _UPPER, _LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 _NORMAL = str.maketrans(_UPPER + SEPARATORS, _LOWER + " " * len(SEPARATORS))
 
 # CLIP's signs: what a word ends with, and what stands at the end of a text; here the latter fills up short texts.
-_END_OF_WORD, _END = "</w>", "<|endoftext|>"
+_END_OF_WORD, _START, _END = "</w>", "<|startoftext|>", "<|endoftext|>"
 # How CLIP cuts a text before pairs are merged: endings such as 's, letters, single digits, and runs of anything else.
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -52,6 +52,12 @@ class Tokenizer(ABC):
     @abstractmethod
     def padding(self) -> int:
         """The number that fills up a short text; an empty one is nothing else."""
+
+    @property
+    def start(self) -> int:
+        """The number that an encoder which marks the start of a text puts there: the padding's, if there is no other.
+        No text has it."""
+        return self.padding
 
     @classmethod
     @abstractmethod
@@ -156,7 +162,8 @@ class BytePairs(Tokenizer):
     them: the text is composed (NFC), in lower case, its blanks are one space each; any text can be written, since every
     byte is a token.
 
-    CLIP's own `ftfy` and HTML entities are not applied, and no start or end is marked: an empty text is padding alone.
+    CLIP's own `ftfy` and HTML entities are not applied, and no start or end is marked (`nets.text.CLIPText` does that):
+    an empty text is padding alone.
 
     Attributes:
         vocabulary: the tokens by their numbers.
@@ -175,6 +182,10 @@ class BytePairs(Tokenizer):
     @cached_property
     def padding(self) -> int:
         return self.vocabulary.index(_END)
+
+    @cached_property
+    def start(self) -> int:  # type: ignore[override]  # as the padding
+        return self.vocabulary.index(_START) if _START in self.vocabulary else self.padding
 
     @classmethod
     def fit(cls, captions: Sequence[str], options: Mapping[str, Any], root: Path = Path()) -> Self:
