@@ -124,6 +124,23 @@ class VAEConfig(Section):
     )
 
 
+class AutoencoderConfig(Section):
+    """The autoencoder whose latents other models learn: images to a smaller side and back (Rombach et al. 2022). With
+    the defaults it is KL-f8."""
+
+    kind: Literal["autoencoder"]
+    width: Positive = Field(128, description="a level has width x multiplier channels")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 2, 4, 4), min_length=1, description="channels / width, a level each; the latents' side is halved between"
+    )
+    blocks: Positive = Field(2, description="residual blocks a level of the encoder; the decoder has one more")
+    latent_channels: Positive = Field(4, description="channels of the latents")
+    middle_attention: Bool = Field(True, description="attention between the two blocks at the bottom")
+    groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
+    norm_epsilon: Float = Field(1e-6, gt=0, lt=1, description="of every GroupNorm")
+    dropout: Float = Field(0.0, ge=0, lt=1)
+
+
 class ClassifierConfig(Section):
     """The classifier of noisy images that guides other models: ADM's U-Net down to its bottom, and attention pooling
     (Dhariwal & Nichol 2021, table 12)."""
@@ -164,6 +181,7 @@ NETWORKS = {
     "linear-attention": LinearAttentionConfig,
     "mlp": MLPConfig,
     "vae": VAEConfig,
+    "autoencoder": AutoencoderConfig,
     "classifier": ClassifierConfig,
 }
 
@@ -179,6 +197,7 @@ AnyNetworkConfig = Annotated[
     | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
     | Annotated[MLPConfig, Tag("<mlp>")]
     | Annotated[VAEConfig, Tag("<vae>")]
+    | Annotated[AutoencoderConfig, Tag("<autoencoder>")]
     | Annotated[ClassifierConfig, Tag("<classifier>")],
     Discriminator(
         _network_tag,

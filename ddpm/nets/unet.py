@@ -257,7 +257,12 @@ def _check_channels(width: int, widths: Sequence[int], groups: int) -> None:
     """Refuse channels that cannot be built, in the words of the configuration."""
     if width % 2:
         raise ValueError(f"width must be even, found {width}")
-    for c in [width, *widths]:
+    check_groups([width, *widths], groups)
+
+
+def check_groups(widths: Sequence[int], groups: int) -> None:
+    """Refuse channels that cannot be normed in so many groups, in the words of the configuration."""
+    for c in widths:
         if c % groups:
             raise ValueError(f"groups is {groups}, which does not divide a level's {c} channels (width × multiplier)")
 
