@@ -184,7 +184,7 @@ class BytePairs(Tokenizer):
         return self.vocabulary.index(_END)
 
     @cached_property
-    def start(self) -> int:  # type: ignore[override]  # as the padding
+    def start(self) -> int:
         return self.vocabulary.index(_START) if _START in self.vocabulary else self.padding
 
     @classmethod

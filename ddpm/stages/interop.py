@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from ddpm.config.data import DATA_NAME
 from ddpm.config.model import ModelConfig
 from ddpm.config.params import VARIANT_NAME
 from ddpm.errors import UserError
-from ddpm.files import atomic_directory, sha256_of
+from ddpm.files import atomic_directory, combined_sha256
 from ddpm.interop import diffusers, lucidrains, openai, openai_classifier
 from ddpm.interop.published import Classes, Flags, Published, in_short, must_be_a_file, read_saved, shown, tensors_alone
 from ddpm.layout import find_model
@@ -71,7 +70,7 @@ def import_model(
         published,
         variant=variant,
         data_name=data_name or variant,
-        fingerprint=_fingerprint(weights),
+        fingerprint=combined_sha256(weights),
         classes=classes,
     )
     with atomic_directory(out) as temporary:
@@ -150,12 +149,6 @@ def _must_be_a_name(name: str, pattern: str, what: str) -> None:
         raise UserError(
             f"{what}; params.yaml has names of lower-case letters, digits, {marks}; found {shown(name)}, try {likely}"
         )
-
-
-def _fingerprint(weights: Sequence[Path]) -> str:
-    """The SHA-256 of the file of weights; of several files, that of theirs."""
-    hashes = [sha256_of(path) for path in weights]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _read(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
