@@ -23,11 +23,12 @@ from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.evaluation.told_pictures import lows_of
 from ddpm.model import Model
+from ddpm.nets.autoencoder import AutoencoderKL
 
 
 def gigaflops_per_image(model: Model, plan: SamplingPlan | None = None) -> float:
-    """10⁹ floating-point operations of an image under a plan: convolutions and matrix products, a multiplication and an
-    addition each, as torch counts them.
+    """10⁹ floating-point operations of an image under a plan, its decoder's among them: convolutions and matrix
+    products, a multiplication and an addition each, as torch counts them.
 
     Args:
         plan: of the model's; None: its own.
@@ -37,7 +38,19 @@ def gigaflops_per_image(model: Model, plan: SamplingPlan | None = None) -> float
     guiding = once if model.guide is None else _operations(model.guide.network, shape, gradient=model.by_classifier)
     # Rows that go back into the noise evaluate nothing.
     evaluations, guided = (np.count_nonzero(plan.column(name)) for name in ("x0_from_out", "guidance"))
-    return float(evaluations * once + guided * guiding) / 1e9
+    decoding = 0 if model.autoencoder is None else _operations(_Decoding(model.autoencoder.network), shape)
+    return float(evaluations * once + guided * guiding + decoding) / 1e9
+
+
+class _Decoding(nn.Module):
+    """An autoencoder's decoder, called as a network is."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.autoencoder.decode(z)
 
 
 def _operations(network: nn.Module, shape: tuple[int, ...], *, gradient: bool = False) -> int:
@@ -58,8 +71,8 @@ def split_bounds(
     """The bound of `nll_samples` images of each split, chosen at random, or of all if there are fewer, from
     `nll_timesteps` timesteps; the splits share each batch.
 
-    Empty where `nll_samples` is 0; of points and sequences, which are not on 256 levels; and of a process of one step,
-    a VAE's, whose bound with z from the prior says nothing.
+    Empty where `nll_samples` is 0; of points, sequences and latents, which are not on 256 levels; and of a process of
+    one step, a VAE's, whose bound with z from the prior says nothing.
 
     Args:
         options: params.yaml's section `evaluation`.
@@ -67,7 +80,7 @@ def split_bounds(
         show: the progress, in evaluations of the network.
     """
     process = model.process()
-    evaluations = likelihood_evaluations(data, options, process.timesteps)
+    evaluations = likelihood_evaluations(model.codec.levels, data, options, process.timesteps)
     if not evaluations:
         return {}
 
@@ -106,14 +119,15 @@ def split_bounds(
     return dict(zip(SPLITS, bounds, strict=True))
 
 
-def likelihood_evaluations(data: PreparedData, options: EvaluationConfig, total: int) -> int:
+def likelihood_evaluations(levels: int | None, data: PreparedData, options: EvaluationConfig, total: int) -> int:
     """How often `split_bounds` evaluates the network for an image; 0 where there is no bound.
 
     Args:
+        levels: of the model's codec.
         options: as for `split_bounds`.
         total: T of the process.
     """
-    if data.codec.levels is None or total == 1:
+    if levels is None or total == 1:
         return 0
     images = sum(min(options.nll_samples, len(data.split(name))) for name in SPLITS)
     return min(total, options.nll_timesteps or total) * images
