@@ -229,6 +229,18 @@ def add_import(bring: argparse.ArgumentParser) -> None:
     )
     built.add_argument("--seq-length", type=_positive)
     built.add_argument("--auto-normalize", action=argparse.BooleanOptionalAction, default=True)
+    latent = bring.add_argument_group(
+        "for a file of latent diffusion or Stable Diffusion", "what it does not hold; see also --num-heads below"
+    )
+    latent.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="with CLIP's vocab.json and merges.txt, as in a pipeline's tokenizer/",
+    )
+    latent.add_argument(
+        "--parameterization", choices=["eps", "x0", "v"], help="what the network predicts (default: eps)"
+    )
     flags = bring.add_argument_group(
         "for OpenAI's files", "the training command's flags, for what the shapes of the weights do not show"
     )

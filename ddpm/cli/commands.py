@@ -237,8 +237,8 @@ def run_import(arguments: Arguments) -> None:
 def run_export_diffusers(arguments: Arguments) -> None:
     from ddpm.stages.interop import export_diffusers
 
-    export_diffusers(arguments.model, arguments.out)
-    print(f"{arguments.out}: for DDPMPipeline.from_pretrained")
+    name = export_diffusers(arguments.model, arguments.out)
+    print(f"{arguments.out}: for {name}.from_pretrained")
 
 
 def run_init(arguments: Arguments) -> None:

@@ -207,26 +207,27 @@ class BytePairs(Tokenizer):
         return cls((*known, *(pair.replace(" ", "") for pair in merges), _END), merges, options["length"])
 
     @classmethod
-    def read(cls, directory: Path, length: int) -> Self:
-        """CLIP's files: vocab.json and merges.txt.
+    def read(cls, directory: Path, length: int, where: str = "condition.prompt.vocabulary") -> Self:
+        """CLIP's files: vocab.json and merges.txt, or where they are not there, tokenizer.json with both.
+
+        Args:
+            where: what names the directory, for errors.
 
         Raises:
             UserError: one is missing, or not of such a tokenizer.
         """
         try:
-            numbers = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
-            lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+            numbers, merges = _files_of(directory)
             if not isinstance(numbers, dict):
-                raise ValueError("vocab.json is no object")
+                raise ValueError("the vocabulary is no object")
             vocabulary = sorted(numbers, key=numbers.__getitem__)
             if [numbers[token] for token in vocabulary] != list(range(len(vocabulary))):
-                raise ValueError("the numbers in vocab.json are not 0, 1, 2, …")
-            merges = [line for line in lines if line and not line.startswith("#version")]
+                raise ValueError("the numbers of the vocabulary are not 0, 1, 2, …")
             facts = {"vocabulary": " ".join(vocabulary), "merges": "\n".join(merges), "length": length}
             return cls.from_json(facts)
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"condition.prompt.vocabulary: {directory}: expected CLIP's vocab.json and merges.txt; {brief(error)}"
+                f"{where}: {directory}: expected CLIP's vocab.json and merges.txt; {brief(error)}"
             ) from None
 
     @classmethod
@@ -262,6 +263,17 @@ class BytePairs(Tokenizer):
 
     def ids(self, text: str) -> list[int]:
         return self._merger.encode(text).ids
+
+
+def _files_of(directory: Path) -> tuple[Any, list[str]]:
+    """The numbers of CLIP's tokens, and the merges."""
+    both = directory / "tokenizer.json"
+    if both.exists() and not (directory / "vocab.json").exists():
+        model = json.loads(both.read_text(encoding="utf-8"))["model"]
+        return model["vocab"], [_pair(pair) for pair in model["merges"]]
+    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    return json.loads((directory / "vocab.json").read_text(encoding="utf-8")), merges
 
 
 def _pair(pair: str | Sequence[str]) -> str:

@@ -15,13 +15,13 @@ from torch import Tensor
 from ddpm.config.base import Positive, validate
 from ddpm.errors import UserError
 from ddpm.interop.folders import TRANSFORMERS, read_config, read_weights, weights_in
-from ddpm.interop.published import parts_of, refuse_other_keys, shaped_like
+from ddpm.interop.published import fused_names, parts_of, refuse_other_keys, shaped_like
 from ddpm.nets.text import CLIPText, Marks
 
 MARKS = 2  # positions of the start and the end of a text
 # Tensors that a file may have and that say nothing, or are of a use that ours has not.
 _UNUSED = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
-_OUTER = "text_model."
+_OUTER, _POSITIONS = "text_model.", "positions"
 _BLOCK = {
     "norm1": "layer_norm1",
     "q": "self_attn.q_proj",
@@ -31,6 +31,21 @@ _BLOCK = {
     "norm2": "layer_norm2",
     "mlp.0": "mlp.fc1",
     "mlp.2": "mlp.fc2",
+}
+
+
+HEAD = 64  # channels of a head of CLIP's encoders
+_LAYERS, _OPEN_LAYERS = "encoder.layers.", "transformer.resblocks."
+_OPEN_UNUSED = ("text_projection", "logit_scale", "attn_mask")
+_OPEN_NAMES = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "ln_final": "final_layer_norm",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "token_embedding": "embeddings.token_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
 }
 
 
@@ -113,6 +128,52 @@ def convert(config: Mapping[str, Any], theirs: Mapping[str, Tensor], where: str)
     return PublishedText(options, found.vocab_size, shaped_like(weights, ours, where))
 
 
+def by_shapes(theirs: Mapping[str, Tensor], activation: str, where: str) -> PublishedText:
+    """The encoder of weights without a configuration, by their shapes; its heads are 64 wide, as CLIP's all are.
+
+    Raises:
+        UserError: as `read`.
+    """
+    plain = {name.removeprefix(_OUTER): tensor for name, tensor in theirs.items()}
+    telling = [f"embeddings.{name}_embedding.weight" for name in ("token", "position")]
+    refuse_other_keys(plain.keys() & set(telling), telling, where)
+    embedding, positions = (plain[name] for name in telling)
+    width = embedding.shape[-1]
+    config = {
+        "vocab_size": len(embedding),
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": max(1, len({name.split(".")[2] for name in plain if name.startswith(_LAYERS)})),
+        "num_attention_heads": max(1, width // HEAD),
+        "max_position_embeddings": len(positions),
+        "hidden_act": activation,
+    }
+    return convert(config, plain, where)
+
+
+def of_open_clip(theirs: Mapping[str, Tensor], *, without: int = 0) -> dict[str, Tensor]:
+    """The weights of open_clip's text tower under the names of transformers.
+
+    Args:
+        without: how many of the last blocks are left out.
+    """
+    blocks = {int(name.split(".")[2]) for name in theirs if name.startswith(_OPEN_LAYERS)}
+    last = tuple(f"{_OPEN_LAYERS}{number}." for number in sorted(blocks)[len(blocks) - without :])
+    plain: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        if name in _OPEN_UNUSED or (last and name.startswith(last)):
+            continue
+        outer, fused, parameter = name.replace(_OPEN_LAYERS, _LAYERS).partition("attn.in_proj_")
+        if fused:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            plain |= {f"{outer}self_attn.{part}_proj.{parameter}": each for part, each in parts}
+            continue
+        for found, new in _OPEN_NAMES.items():
+            outer = outer.replace(found, new)
+        plain[outer] = tensor
+    return plain
+
+
 def their_config(options: Mapping[str, Any], vocabulary: int, marks: Marks) -> dict[str, Any]:
     """Their config.json of our section `condition.prompt`.
 
@@ -149,15 +210,8 @@ def their_names(ours: Iterable[str]) -> dict[str, list[str]]:
     """Our names, each with theirs, whose tensors one after the other are ours."""
     ours = list(ours)
     modules = dict(_modules(len({name.split(".")[1] for name in ours if name.startswith("blocks.")})))
-    names = {}
-    for name in ours:
-        if name == "positions":
-            names[name] = ["embeddings.position_embedding.weight"]
-            continue
-        module, _, parameter = name.rpartition(".")
-        parts = [module.removesuffix("qkv") + part for part in "qkv"] if module.endswith(".qkv") else [module]
-        names[name] = [f"{modules[part]}.{parameter}" for part in parts]
-    return names
+    others = [name for name in ours if name != _POSITIONS]
+    return {_POSITIONS: ["embeddings.position_embedding.weight"]} | fused_names(others, modules)
 
 
 def _modules(layers: int) -> Iterator[tuple[str, str]]:

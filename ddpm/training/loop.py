@@ -210,7 +210,7 @@ def _noise_like(x0: Tensor, count: int) -> Tensor:
     return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
 
 
-def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
