@@ -209,9 +209,15 @@ def add_import(bring: argparse.ArgumentParser) -> None:
         type=a_path,
         metavar="SOURCE",
         help="a .pt file of openai/improved-diffusion, guided-diffusion (its classifiers too) or "
-        "denoising_diffusion_pytorch, or a directory of diffusers' UNet2DModel",
+        "denoising_diffusion_pytorch, a .ckpt or .safetensors file of latent diffusion or Stable Diffusion, or a "
+        "directory of diffusers' UNet2DModel or StableDiffusionPipeline",
     )
     bring.add_argument("--out", type=a_path, required=True, help="the model directory, such as models/V")
+    bring.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory and the time of an image, from one step; write nothing",
+    )
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
     bring.add_argument("--image-size", type=_positive, help="pixels per side, if SOURCE does not contain it")
     bring.add_argument(

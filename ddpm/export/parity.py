@@ -19,8 +19,8 @@ from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxrun
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.drawer.cascade import Cascade
+from ddpm.export.files import onnx_sha256
 from ddpm.export.text_to_image import beside
-from ddpm.files import sha256_of
 from ddpm.model import Model
 
 Draw = Callable[[], Float32]
@@ -119,7 +119,7 @@ def verdict(file: Path, difference: float, tolerance: float) -> dict[str, Any]:
         "max_abs_difference": difference,
         "tolerance": tolerance,
         "passed": difference <= tolerance,
-        "sha256": sha256_of(file),
+        "sha256": onnx_sha256(file),
     }
 
 

@@ -78,6 +78,22 @@ def import_model(
             apply to it, `out` is there already or its name cannot be a model's.
         NotFiniteError: the weights hold NaN or infinite values.
     """
+    model, notes = imported(source, out, flags, data_name=data_name, classes=classes)
+    with atomic_directory(out) as temporary:
+        save(model, temporary)
+        write_curve([], temporary / "loss.csv")
+    process, shape = model.card.config.process, "×".join(map(str, model.shape))
+    said = "".join(f"; {note}" for note in notes)
+    return (
+        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.codec.name} of {shape}, "
+        f"{process.schedule} schedule of {process.timesteps} steps{said}. {_next_step(model, out)}"
+    )
+
+
+def imported(
+    source: Path, out: Path, flags: Flags, *, data_name: str | None = None, classes: Sequence[str] | None = None
+) -> tuple[Model, tuple[str, ...]]:
+    """The model that `import_model` writes, and what a user should know of the import."""
     _must_be_new(out)
     variant = out.resolve().name
     _must_be_a_name(variant, VARIANT_NAME, f"--out {out}: its last part becomes the model's name")
@@ -95,15 +111,7 @@ def import_model(
         fingerprint=combined_sha256(weights),
         classes=classes,
     )
-    with atomic_directory(out) as temporary:
-        save(model, temporary)
-        write_curve([], temporary / "loss.csv")
-    process, shape = published.process, "×".join(map(str, model.shape))
-    notes = "".join(f"; {note}" for note in [*_note_on(published), *published.notes])
-    return (
-        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.codec.name} of {shape}, "
-        f"{process.schedule} schedule of {process.timesteps} steps{notes}. {_next_step(model, out)}"
-    )
+    return model, (*_note_on(published), *published.notes)
 
 
 def _next_step(model: Model, out: Path) -> str:

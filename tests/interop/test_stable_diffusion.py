@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from weights import moved
 
 import ddpm
+from ddpm.cli.main import main
 from ddpm.conditioning.tokenizers import BytePairs
 from ddpm.errors import UserError
 from ddpm.interop import clip, ldm, openai
@@ -172,6 +174,19 @@ def test_out_and_in_again_is_the_same_model(theirs: Pipeline, ours: Model, tmp_p
     assert again.card.data.text == ours.card.data.text
     state = ours.network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.network.state_dict().items())
+
+
+def test_a_dry_run_says_memory_and_time_and_writes_nothing(theirs: Pipeline, tmp_path: Path, capsys):
+    assert main(["import", str(theirs.directory), "--out", str(tmp_path / "sd"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    counts = [
+        sum(parameter.numel() for part in parts for parameter in part.parameters())
+        for parts in ((theirs.unet, theirs.text), (theirs.vae,))
+    ]
+    assert f"parameters     {sum(counts):,}: {counts[0]:,} of the network, {counts[1]:,} of the autoencoder" in said
+    assert re.search(r"memory +\d+ MiB for the weights; [\d,]+ MiB at most in this run", said)
+    assert re.search(r"an image +about \d+ s: 50 steps, 100 evaluations of the network of [\d.e-]+ s, and", said)
+    assert not (tmp_path / "sd").exists()
 
 
 # --- the original state dict
