@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -20,7 +19,7 @@ from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
-from ddpm.conditioning.pictures import known_part, with_known
+from ddpm.conditioning.pictures import known_part
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
@@ -33,6 +32,7 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.diffusion.schedules import Schedule
 from ddpm.drawer import Drawer
+from ddpm.drawer.parts import Drawn, Float32, Part
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, sha256_of, write_json
 from ddpm.first_stage import PREFIX, LatentFacts, saved
@@ -189,7 +189,11 @@ class Model(Drawer):
         return facts.latent.codec(facts.stored).opened(self.autoencoder)
 
     def sampled_by(
-        self, sampling_config: SamplingConfig, source: str = "the caller", *, root: Path | str = Path()
+        self,
+        sampling: SamplingConfig | Mapping[str, Any],
+        source: str = "the caller",
+        *,
+        root: Path | str = Path(),
     ) -> Model:
         """The same weights with another sampling plan as their own, and the guide that it names.
 
@@ -198,8 +202,10 @@ class Model(Drawer):
             root: the project's folder, where a guide's relative path starts.
 
         Raises:
-            UserError: the guide is missing or damaged, or of other data, another process or other classes.
+            UserError: the section is not valid, or the guide is missing or damaged, or of other data, another process
+                or other classes.
         """
+        sampling_config = validate(SamplingConfig, sampling, source)
         config = self.card.config.model_copy(update={"sampling": sampling_config})
         card = self.card.model_copy(update={"config": config, "own_plan": True})
         name, guide = sampling_config.guide, None
@@ -289,14 +295,14 @@ class Model(Drawer):
         (answer,) = answered_by(self.guide.network)
         return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())
 
-    def draw(
-        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
-    ) -> NDArray[Any]:
-        if given is None:
-            given = self.given(count, seed=seed, first=first)
-        noise = self.noise(count, seed, first=first)
-        x0 = self.run(plan, noise(), noise, given).cpu().numpy()
-        return with_known(self.codec.decode(x0), given)
+    def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
+        def run(draw: Callable[[], Float32], given: Given) -> Float32:
+            def noise() -> Tensor:
+                return torch.from_numpy(draw()).to(self.device)
+
+            return self.run(plan, noise(), noise, given).cpu().numpy()
+
+        return self._in_one_run(parts, run)
 
     def run(self, plan: SamplingPlan, x: Tensor, draw: Callable[[], Tensor], given: Given) -> Tensor:
         """Run a plan from x_T [N, C, ...] to x_0 in about [−1, 1].

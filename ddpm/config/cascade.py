@@ -23,7 +23,9 @@ class CascadeConfig(Section):
 
     @property
     def links(self) -> dict[str, str]:
-        """The names of its models, by their keys, in the order in which they draw."""
+        """The names of its models, by their keys, in the order in which they draw. The keys name the links everywhere:
+        in cascade.json, among the directories, in the stages of dvc.yaml.
+        """
         return {"base": self.base, "upsampler": self.upsampler}
 
     def check(self, base: VariantConfig, upsampler: VariantConfig) -> None:

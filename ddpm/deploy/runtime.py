@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, united, untold
-from ddpm.conditioning.pictures import known_part, with_known
+from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
 from ddpm.diffusion.known import Known
-from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, open_cascade
+from ddpm.drawer.parts import Drawn, Part
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.layout import CASCADE
 
@@ -189,22 +189,12 @@ class Sampler(Drawer):
             other._guide, other.in_graph = None, False
         return other
 
-    def draw(
-        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
-    ) -> NDArray[Any]:
-        if given is None:
-            given = self.given(count, seed=seed, first=first)
-        noise = ImageNoise(seed, count, self.codec.network_shape, first=first)
-        return with_known(self.decode(self.run(plan, noise.draw(), noise.draw, given)), given)
+    def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
+        return self._in_one_run(parts, lambda draw, given: self.run(plan, draw(), draw, given))
 
     def decode(self, x: Float32) -> NDArray[Any]:
-        """What `run` returned as data: images [N, H, W, C] uint8.
-
-        Raises:
-            NotFiniteError: it holds NaN or infinite values.
-        """
         try:
-            return self.codec.decode(x)
+            return super().decode(x)
         except NotFiniteError as error:
             if self._precision == "fp32":
                 raise

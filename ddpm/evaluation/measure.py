@@ -61,8 +61,8 @@ class ModelFacts(NamedTuple):
     """What it is told."""
     guide: str | None = None
     """The model that guides it, if another does."""
-    upsampler: Mapping[str, Any] | None = None
-    """Of a cascade how its upsampler draws; the rest is of its base."""
+    other_plans: Mapping[str, Mapping[str, Any]] = {}
+    """Of a cascade how its other links draw, by their names; the rest is of its first link."""
 
 
 def facts_of(drawer: Drawer) -> ModelFacts:
@@ -73,7 +73,7 @@ def facts_of(drawer: Drawer) -> ModelFacts:
     """
     process, sampling = drawer.choices
     plan = validate(SamplingConfig, dict(sampling), drawer.plan_source)
-    return ModelFacts(plan, process["variance"], drawer.weights, drawer.columns, drawer.guide_mark, drawer.upsampling)
+    return ModelFacts(plan, process["variance"], drawer.weights, drawer.columns, drawer.guide_mark, drawer.other_plans)
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def protocol_of(
         samples=options.samples,
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
-        upsampler=facts.upsampler,
+        **dict[str, Any](facts.other_plans),
         **_asked(options, facts.columns, data.manifest),
         splits=score_splits(options, len(validation)) if data.codec.pictures else options.splits,
         kid_subsets=KID_SUBSETS,

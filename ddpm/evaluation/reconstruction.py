@@ -20,7 +20,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.extractor import Extractor
 from ddpm.evaluation.features import extract
 from ddpm.evaluation.metrics import frechet_distance
-from ddpm.evaluation.pictures import pairs
+from ddpm.evaluation.pictures import in_turn
 from ddpm.evaluation.told_pictures import psnr
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
@@ -141,7 +141,7 @@ def ssim(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64
 def _picture(model: Model, images: NDArray[np.uint8]) -> Image.Image:
     """Images, each beside what became of it."""
     x = model.codec.encode(torch.from_numpy(images).to(model.device))
-    return pairs(images, model.codec.decode(model.network(x).cpu().numpy()))
+    return in_turn([images, model.codec.decode(model.network(x).cpu().numpy())])
 
 
 def table(channels: list[Channel]) -> str:

@@ -179,8 +179,9 @@ class Service:
 
 def _evaluations(model: ServedModel, plan: SamplingPlan) -> str:
     """The evaluations of an image, and what they are for."""
-    if second := model.sampler.evaluations(plan) - plan.evaluations:
-        return f"({plan.evaluations} + {second} of the upsampler)"
+    _, *others = model.sampler.plans(plan).items()
+    if others:
+        return " + ".join([f"({plan.evaluations}", *(f"{own.evaluations} of the {name}" for name, own in others)]) + ")"
     guided = int(np.count_nonzero(plan.column("guidance")))
     steps = plan.evaluations - guided
     return f"({steps} + {guided} with guidance)" if guided else str(steps)

@@ -17,6 +17,7 @@ from ddpm.config.base import validate
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig, guided
 from ddpm.data.store import PreparedData
+from ddpm.drawer import Drawer
 from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import likelihood_table, split_bounds
 from ddpm.evaluation.measure import ModelFacts, asked_for, captioned_of, facts_of, protocol_of
@@ -38,7 +39,7 @@ from ddpm.layout import (
     is_uri,
 )
 from ddpm.model import Model, load
-from ddpm.stages.measure import Drawn, measured_by, sampled_by
+from ddpm.stages.measure import measured_by
 from ddpm.stages.progress import Bar, bar, counted, show
 from ddpm.stages.sample import open_model
 
@@ -185,7 +186,7 @@ class Opened:
     """A model to compare, ready to be drawn from."""
 
     compared: Compared
-    samples: Drawn
+    samples: Drawer
     uri: str | None = None
     """Of a registered version, without an alias."""
     protocols: tuple[str, ...] = ()
@@ -212,13 +213,13 @@ class Opened:
         own = self.plan
         return {name: getattr(own, name) for name in _GUIDANCE}
 
-    def guided_by(self, plan: SamplingConfig) -> Drawn:
+    def guided_by(self, plan: SamplingConfig) -> Drawer:
         """The same weights with another plan, guided as by its own."""
         return self.sampled_by(plan.model_copy(update=self._own_guidance()))
 
-    def sampled_by(self, plan: SamplingConfig) -> Drawn:
-        """The same weights with another plan; of a cascade, the base's."""
-        return sampled_by(self.samples, plan)
+    def sampled_by(self, plan: SamplingConfig) -> Drawer:
+        """The same weights with another plan; of a cascade, the first link's."""
+        return self.samples.sampled_by(plan.model_dump())
 
 
 def _open(
@@ -269,7 +270,7 @@ def _under_one_protocol(opened: Sequence[Opened], root: Path) -> list[Opened]:
     return ranked_under
 
 
-def _opened(name: str, model: str, reports: Path, samples: Drawn) -> Opened:
+def _opened(name: str, model: str, reports: Path, samples: Drawer) -> Opened:
     """With the figures in a reports directory, unless another training of the model has them."""
     return Opened(Compared(name, model, Recorded.read(reports, samples.fingerprint or None)), samples)
 
@@ -344,7 +345,7 @@ def _over_steps(
     return curves, shown
 
 
-def _drawn(samples: Drawn, count: int, params: Params, data: PreparedData) -> Iterator[NDArray[Any]]:
+def _drawn(samples: Drawer, count: int, params: Params, data: PreparedData) -> Iterator[NDArray[Any]]:
     """What an evaluation would draw of the model, but so many."""
     options = params.evaluation
     asked = asked_for(options, samples.columns, data)

@@ -16,7 +16,8 @@ from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
-from ddpm.drawer.cascade import Cascade
+from ddpm.drawer import Drawer
+from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
@@ -24,7 +25,7 @@ from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
-from ddpm.evaluation.pictures import captioned, credit, origin, pairs, save_png
+from ddpm.evaluation.pictures import captioned, credit, in_turn, origin, save_png
 from ddpm.evaluation.reconstruction import reconstruct
 from ddpm.evaluation.reconstruction import table as channel_table
 from ddpm.evaluation.sharding import sharded_batches
@@ -70,15 +71,15 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
         return _evaluate(params, variant, ranks, root)
 
 
-def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Model | Cascade, PreparedData]:
+def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Drawer, PreparedData]:
     """The model with the plan it is measured under, and the data that it fits."""
     sampling, key = params.evaluation.sampling, "evaluation.sampling"
-    model: Model | Cascade
+    model: Drawer
     if variant in params.cascades:
         model = open_composed(params, variant, device, root=root)
-        key = key if sampling else f"the plan of models/{variant}/base"
+        key = key if sampling else f"the plan of models/{variant}/{next(iter(model.links))}"
         if sampling:
-            model = model.with_base(cast(Model, model.base).sampled_by(sampling))
+            model = model.sampled_by(sampling.model_dump())
     else:
         if sampling is None:
             sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
@@ -173,7 +174,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         show=show,
     )
     protocol = measured.protocol
-    more = _of_cascade(model, params, data) if isinstance(model, Cascade) else _of_model(model, params, data, loss)
+    more = _of_links(model, params, data) if len(model.links) > 1 else _of_model(cast(Model, model), params, data, loss)
     metrics = {**measured.metrics, **finite(more.figures, f"models/{variant}")}
     marks = {"protocol": protocol.id, "model": mark_of(model.fingerprint), **more.marks}
     with atomic_directory(root / REPORTS / variant) as out:
@@ -188,7 +189,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
             variance=facts.variance,
             protocol=protocol.id,
             attribution=model.attribution,
-            upsampling=model.upsampling,
+            other_plans=model.other_plans,
         )
         for name, picture in {**measured.pictures, **more.pictures}.items():
             save_png(captioned(picture, f"protocol {protocol.id}"), out / name, told)
@@ -235,13 +236,12 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
     return _More(figures, {}, {"denoising.png": shown.picture}, write)
 
 
-def _of_cascade(cascade: Cascade, params: Params, data: PreparedData) -> _More:
-    """The cost of both links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
+def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
+    """The cost of all links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
     cost = sum(gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
-    low = cascade.base.draw(SHOWN_LINKS, cascade.plan(), seed=params.seed, given=cascade.to_base(given))
-    images = cascade.upsample(low, seed=params.seed, given=given)
-    picture = pairs(low, images)
+    (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_LINKS, seed=params.seed, given=given)])
+    picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
     return _More({"gflops_per_image": cost}, {"links": marks}, {"links.png": picture}, lambda out, told: None)

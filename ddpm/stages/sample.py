@@ -57,7 +57,7 @@ def sample_to(
     opened = open_model(model, precision)
     if guide is not None:
         if not hasattr(opened, "guided_by"):
-            what = "a cascade" if hasattr(opened, "links") else "an exported one"
+            what = "a cascade" if len(opened.links) > 1 else "an exported one"
             raise UserError(f"--guide is for a trained model, such as models/V; {model} is {what}")
         opened = opened.guided_by(guide)
     if write is _write_directory and not opened.codec.pictures:
@@ -147,7 +147,7 @@ def origin_of(opened: Drawer, seed: int, overrides: dict[str, Any]) -> dict[str,
         sampling={**sampling, **chosen},
         variance=process["variance"],
         attribution=opened.attribution,
-        upsampling=opened.upsampling,
+        other_plans=opened.other_plans,
     )
     return {**found, **told}
 
