@@ -65,7 +65,11 @@ class Latent:
     def decode(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The autoencoder's pictures of x / scale, rounded, values outside clipped."""
         refuse_not_finite(x)
-        return self.pixels.decode(self._halves.decode(x / np.float32(self.scale)))
+        return self.pixels.decode(self.to_pictures(x))
+
+    def to_pictures(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x [N, Z, h, w] → pictures [N, C, H, W] in about [−1, 1]."""
+        return self._halves.decode(x / np.float32(self.scale))
 
     @property
     def _halves(self) -> Halves:
