@@ -278,7 +278,7 @@ def write(proto: ModelProto, path: Path, *, most_weights: int | None = None) -> 
         most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended. None: `MOST_WEIGHTS`.
     """
     most = MOST_WEIGHTS if most_weights is None else most_weights
-    if sum(tensor.ByteSize() for tensor in proto.graph.initializer) > most:
+    if sum(tensor.ByteSize() for tensor in initializers(proto.graph)) > most:
         onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
     else:
         onnx.save_model(proto, path)

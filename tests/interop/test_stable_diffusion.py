@@ -11,23 +11,29 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from clip_text import SIZES, directory_of, peer, their_answer
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
+from tiny import TINY_PARAMS
 from torch import Tensor, nn
 from weights import moved
 
 import ddpm
 from ddpm.cli.main import main
 from ddpm.conditioning.tokenizers import BytePairs
+from ddpm.config.params import Params
+from ddpm.deploy.runtime import Sampler
 from ddpm.errors import UserError
 from ddpm.interop import clip, ldm, openai
 from ddpm.interop.diffusers import pipeline
 from ddpm.interop.published import Flags, fused_names, swap_halves
 from ddpm.model import Model
+from ddpm.stages.export import export_variant
 from ddpm.stages.interop import assemble, export_diffusers, import_model
 
+README = Path(__file__).parents[2] / "README.md"
 LETTERS = "abcdefgh "
 VOCABULARY = [*LETTERS[:-1], *(f"{letter}</w>" for letter in LETTERS[:-1]), "ca", "<|startoftext|>", "<|endoftext|>"]
 MERGES = ["c a"]
@@ -174,6 +180,24 @@ def test_out_and_in_again_is_the_same_model(theirs: Pipeline, ours: Model, tmp_p
     assert again.card.data.text == ours.card.data.text
     state = ours.network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.network.state_dict().items())
+
+
+def test_it_is_exported_as_a_model_that_was_trained_here(ours: Model, tmp_path: Path):
+    """By the lines of params.yaml that README shows."""
+    block = re.search(r"(    models:\n      sd:\n.*?)\n\n", README.read_text("utf-8"), re.DOTALL)
+    models = yaml.safe_load(block[1])["models"]
+    models["sd"]["sampling"] |= {"steps": 3}
+    (tmp_path / "models").mkdir()
+    shutil.copytree(ours.directory, tmp_path / "models" / "sd")
+    params = Params.model_validate({**TINY_PARAMS, "variants": [], "models": models})
+    export_variant(params, "sd", root=tmp_path)
+    deploy = tmp_path / "deploy" / "sd"
+    assert json.loads((deploy / "parity.json").read_text())["passed"]
+    expected = ours.sampled_by(params.variant("sd").sampling).sample(2, seed=4, prompt="a b")
+    for in_graph in (False, True):
+        drawn = Sampler(deploy, in_graph=in_graph).sample(2, seed=4, prompt="a b")
+        assert drawn.shape == (2, 8, 8, 3)
+        assert np.abs(drawn.astype(int) - expected).max() <= 1
 
 
 def test_a_dry_run_says_memory_and_time_and_writes_nothing(theirs: Pipeline, tmp_path: Path, capsys):
