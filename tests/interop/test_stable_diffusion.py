@@ -189,7 +189,7 @@ def test_it_is_exported_as_a_model_that_was_trained_here(ours: Model, tmp_path: 
     models["sd"]["sampling"] |= {"steps": 3}
     (tmp_path / "models").mkdir()
     shutil.copytree(ours.directory, tmp_path / "models" / "sd")
-    params = Params.model_validate({**TINY_PARAMS, "variants": [], "models": models})
+    params = Params.model_validate({**TINY_PARAMS, "models": TINY_PARAMS["models"] | models})
     export_variant(params, "sd", root=tmp_path)
     deploy = tmp_path / "deploy" / "sd"
     assert json.loads((deploy / "parity.json").read_text())["passed"]
