@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from clip_text import MARKS, SIZES, VOCABULARY, directory_of, peer, their_answer
+from clip_text import MARKS, SIZES, VOCABULARY, config_of, directory_of, peer, state_of, their_answer
 from prompts import Prompt, Words
 from safetensors.torch import load_file, save_file
 from tiny import UNET
@@ -63,6 +63,29 @@ def test_older_files_have_the_numbers_of_the_positions_and_newer_no_prefix(tmp_p
     save_file(plain | {"embeddings.position_ids": torch.arange(6)[None]}, path)
     found = clip.read(tmp_path)[0].weights
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_open_clips_names_are_read_without_the_last_block():
+    """As Stable Diffusion 2's files have them: torch's own for the attention, and a block that is not used."""
+    theirs = peer("gelu")
+    state = {
+        "token_embedding.weight": theirs["tokens"].weight,
+        "positional_embedding": theirs["positions"].weight,
+        "text_projection": torch.zeros(12, 12),
+        "logit_scale": torch.zeros(()),
+    }
+    renamed = {"layers.": "transformer.resblocks.", "self_attn.": "attn.", "norm1": "ln_1", "norm2": "ln_2"}
+    renamed |= {"linear1": "mlp.c_fc", "linear2": "mlp.c_proj"}
+    for name, tensor in theirs["layers"].state_dict().items():
+        for ours, new in renamed.items():
+            name = name.replace(ours, new)
+        state[f"ln_final{name.removeprefix('norm')}" if name.startswith("norm.") else name] = tensor
+        state[name.replace("resblocks.1.", "resblocks.2.")] = tensor + 1 if ".1." in name else tensor
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
+    assert any(name.startswith("transformer.resblocks.2.") for name in state)
+    found = clip.convert(config_of(theirs, "gelu"), clip.of_open_clip(state, without=1), "test")
+    expected = clip.convert(config_of(theirs, "gelu"), state_of(theirs), "test")
+    assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
 
 
 @pytest.mark.parametrize(
