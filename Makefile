@@ -65,8 +65,9 @@ test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu
 
 # As in `ddpm`: threads that spin while they wait starve beside any other busy process.
-ablation: setup  ## the papers' claims, measured on the digits in an hour and a quarter of one core: docs/ablation.md
+ablation: setup  ## the papers' claims and processes, measured on the digits in an hour and a half of one core: docs/
 	@GOMP_SPINCOUNT=1000 python -m bench.ablation
+	@GOMP_SPINCOUNT=1000 python -m bench.processes
 
 bench-sampling: setup  ## images a second of our samplers and others', at equal steps and at equal FID
 	@GOMP_SPINCOUNT=1000 python -m bench.sampling

@@ -23,6 +23,7 @@ from ddpm.conditioning.pictures import known_part
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
+from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
 from ddpm.diffusion.known import Known
@@ -95,6 +96,7 @@ class TrainingFacts(Section):
     fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
     weights: Literal["ema", "imported"] = "ema"
     start_from: StartFacts | None = None  # None: from random weights
+    ema_length: float | None = None  # of weights that `ddpm tune-ema` averaged: their standard deviation in time
 
 
 class ModelCard(Section):
@@ -320,8 +322,9 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         shapes = [f"{each.kind} of {'×'.join(map(str, each.shape))}" for each in (other, data)]
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
     process, others = model.card.config.process, guide.card.config.process
-    if not np.array_equal(model.schedule.alphas_cumprod, guide.schedule.alphas_cumprod):
-        processes = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]
+    ours, theirs = model.schedule, guide.schedule
+    if ours.coordinates != theirs.coordinates or not np.array_equal(ours.alphas_cumprod, theirs.alphas_cumprod):
+        processes = [f"{_levels_of(each)} with {each.timesteps} timesteps" for each in (others, process)]
         raise UserError(f"{whose}: it was trained with {processes[0]}, and the model with {processes[1]}")
     if not classifies and process.prediction != others.prediction:
         raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
@@ -331,9 +334,13 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         own = (data.classes,)
     if own != its and (own or not classifies):
         raise UserError(f"{whose}: it has {_classes_of(its)}, and the model {_classes_of(own)}")
-    ours, theirs = ([column.name for column in columns] for columns in classes)
-    if ours != theirs and not classifies:
-        raise UserError(f"{whose}: it is conditioned on {_listed(theirs)}, and the model on {_listed(ours)}")
+    own_names, its_names = ([column.name for column in columns] for columns in classes)
+    if own_names != its_names and not classifies:
+        raise UserError(f"{whose}: it is conditioned on {_listed(its_names)}, and the model on {_listed(own_names)}")
+
+
+def _levels_of(process: ProcessConfig) -> str:
+    return f"schedule {process.schedule}" if process.kind == "vp" else f"kind {process.kind}"
 
 
 def _classes_of(columns: Sequence[Sequence[str]]) -> str:
@@ -459,7 +466,7 @@ def check_end(config: ModelConfig, where: str) -> None:
     """
     left = signal_left(config)
     if left > SIGNAL_TO_REFUSE:
-        raise UserError(f"{where}: {_at_the_end(config, left)}. Use schedule cosine, or linear with more timesteps")
+        raise UserError(f"{where}: {_at_the_end(config, left)}. Use {_more_noise(config.process)}")
     if left > SIGNAL_WORTH_A_WARNING:
         warnings.warn(f"{where}: {_at_the_end(config, left)}", DdpmWarning, stacklevel=2)
 
@@ -469,10 +476,14 @@ def signal_left(config: ModelConfig) -> float:
     return float(build_process(config).signal[-1] ** 2)
 
 
+def _more_noise(process: ProcessConfig) -> str:
+    return "schedule cosine, or linear with more timesteps" if process.kind == "vp" else "a larger sigma_max"
+
+
 def _at_the_end(config: ModelConfig, left: float) -> str:
     process = config.process
     return (
-        f"schedule {process.schedule} with {process.timesteps} timesteps ends at alpha_bar = {left:.2g}, where the "
+        f"{_levels_of(process)} with {process.timesteps} timesteps ends at alpha_bar = {left:.2g}, where the "
         "image is still visible, but sampling starts from noise without an image"
     )
 

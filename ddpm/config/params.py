@@ -20,6 +20,7 @@ from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
 from ddpm.config.extractor import ExtractorConfig
 from ddpm.config.model import VariantConfig
+from ddpm.config.process import NUMBERS
 from ddpm.config.promotion import PromotionConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.config.yaml_file import aliases, read_yaml
@@ -102,7 +103,14 @@ class Params(Section):
                 f"{brief(sides[0])}"
             )
         own, other = self.models[variant].process, self.models[guide].process
-        for key in ("schedule", "timesteps", "betas", *(() if self.models[guide].classifies else ("prediction",))):
+        for key in (
+            "kind",
+            "schedule",
+            "timesteps",
+            "betas",
+            *NUMBERS,
+            *(() if self.models[guide].classifies else ("prediction",)),
+        ):
             if getattr(own, key) != getattr(other, key):
                 raise ValueError(
                     f"models.{guide} guides models.{variant}, but its process.{key} is {brief(getattr(other, key))} "

@@ -217,8 +217,8 @@ class Sampler(Drawer):
             return self._run_in_graph(plan, x, draw, {name: given[name] for name in columns})
         return run(self._bound(given), plan, x, draw, known)
 
-    def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
-        """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""
+    def denoise(self, x: Float32, t: NDArray[Any], given: Given | None = None) -> Float32:
+        """One evaluation of the network: its input x [N, C, H, W], t [N], given as for `run`."""
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
     def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
@@ -240,7 +240,7 @@ class Sampler(Drawer):
     def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
         """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""
         device = "cpu" if self.providers[0] == CPU else "cuda"
-        # Files of format 1 know fewer columns of a plan, and need no others.
+        # Older files know fewer columns of a plan, and need no others.
         known = next(each.shape[1] for each in self._loop.get_inputs() if each.name == "plan")
         noisy = plan.column("to_noise") != 0
         state = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), device)
@@ -254,7 +254,7 @@ class Sampler(Drawer):
             binding = self._loop.io_binding()
             binding.bind_ortvalue_input("x", state)
             binding.bind_cpu_input("plan", np.ascontiguousarray(plan.table[part, :known], np.float32))
-            binding.bind_cpu_input("timesteps", plan.timesteps[part])
+            binding.bind_cpu_input("timesteps", plan.told[part])
             binding.bind_cpu_input("z", z)
             for name, values in given.items():
                 binding.bind_cpu_input(name, values)
@@ -280,7 +280,7 @@ def open_exported(directory: Path | str, **options: Any) -> Sampler | Cascade:
 
 
 def run(
-    denoise: Callable[[Float32, NDArray[np.int64]], Float32],
+    denoise: Callable[[Float32, NDArray[Any]], Float32],
     plan: SamplingPlan,
     x: Float32,
     draw: Callable[[], Float32],
@@ -302,7 +302,7 @@ def run(
 
 def _denoised(
     denoise: Any,
-    t: int,
+    t: float,
     row: Row,
     x: Float32,
     before: tuple[Float32, Float32],
@@ -310,10 +310,11 @@ def _denoised(
     known: Known[Float32] | None,
 ) -> tuple[Float32, Float32]:
     """As of `diffusion.sampling`."""
-    times, channels = np.full(len(x), t, dtype=np.int64), x.shape[1]
+    times = np.full(len(x), t, dtype=np.float32 if isinstance(t, float) else np.int64)
+    seen, channels = x if row.input_scale == 1 else row.input_scale * x, x.shape[1]
     weight = 0.0 if row.mean_shift else row.guidance
-    out = denoise.guided(x, times, weight) if weight else denoise(x, times)
-    shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
+    out = denoise.guided(seen, times, weight) if weight else denoise(seen, times)
+    shift = _mean_shift(denoise, seen, times, row, out[:, channels:]) if row.mean_shift else None
     x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
     if known is not None:
         x0 = np.where(known.mask, known.x0, x0)
@@ -331,7 +332,7 @@ def _denoised(
     return x, x0
 
 
-def _mean_shift(denoise: Any, x: Float32, t: NDArray[np.int64], row: Row, v: Float32) -> Float32:
+def _mean_shift(denoise: Any, x: Float32, t: NDArray[Any], row: Row, v: Float32) -> Float32:
     """w Σ ∇_x log p(y | x_t); only a `ClassifierGradient` is given such rows."""
     shift = row.mean_shift * denoise.gradient(x, t)
     return shift * np.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift

@@ -3,9 +3,9 @@
 The plan is data: a Scan takes its rows one by one and carries x and the two latest x̂_0, so one file runs every sampler
 in any number of steps. Its inputs and outputs:
 
-- `x`: x_T, float32 [N, C, ...] standard normal.
+- `x`: x_T, float32 [N, C, ...] standard normal: scaled x, as all x of `diffusion.plans`.
 - `plan`: float32 [S, columns], a row a step, the columns of `diffusion.plans`.
-- `timesteps`: int64 [S], the network's input t.
+- `timesteps`: int64 [S], or float32 of a process in continuous time: the network's input t.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
 - one input for each column of a conditional model, such as `label` int64 [N] or `low` uint8 [N, h, w, C].
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
@@ -33,7 +33,9 @@ from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
 from ddpm.conditioning.pictures import ImageColumn, MaskColumn
 from ddpm.diffusion.plans import COLUMNS
-from ddpm.export.guidance import NEXT, call, guidance_of
+from ddpm.export.guidance import NEXT, SEEN, call, guidance_of
+
+INPUT_SCALE = COLUMNS.index("input_scale")
 
 # --- what a row does, and what its end is shown as, in ONNX
 
@@ -44,7 +46,7 @@ def update(
 ) -> tuple[FLOAT, FLOAT, FLOAT]:
     """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
     (
-        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _shift, _,
+        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _, _, _,
     ) = op.Split(row, num_outputs=len(COLUMNS))  # fmt: skip
     free = x0_from_x * x + x0_from_out * out
     if quantile > 0.0:
@@ -65,6 +67,12 @@ def update(
         # To the shape of x, because broadcasting would take another count of z for an answer.
         after = after + to_noise * op.Exp(log_noise_from_out * v) * op.Reshape(z, op.Shape(x))
     return after, held, op.Identity(previous)
+
+
+@script(default_opset=op)
+def seen(x: FLOAT, row: FLOAT) -> FLOAT:
+    """What the network sees of x."""
+    return op.Gather(row, INPUT_SCALE) * x
 
 
 @script(default_opset=op)
@@ -126,7 +134,7 @@ def sampler_model(
         inputs=[
             _state("x", codec),
             _info("plan", ["S", len(COLUMNS)]),
-            _info("timesteps", ["S"], TensorProto.INT64),
+            _info("timesteps", ["S"], _time_type(denoiser.graph)),
             _info("z", ["S", "M", *codec.network_shape]),
             *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in columns),
         ],
@@ -155,6 +163,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         [
             make_node("Shape", ["x"], ["batch"], end=1),
             make_node("Expand", ["timestep", "batch"], ["t"]),
+            *call(seen, ["x", "row"], [SEEN]),
             *network.node,
             parts,
             *guidance.output(learned),
@@ -166,13 +175,17 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         inputs=[
             *(_state(name, codec) for name in ("x", "previous", "earlier")),
             _info("row", [len(COLUMNS)]),
-            _info("timestep", [], TensorProto.INT64),
+            _info("timestep", [], _time_type(denoiser)),
             _info("z", ["M", *codec.network_shape]),
         ],
         outputs=[_state(name, codec) for name in (NEXT, held, previous)],
         initializer=[*network.initializer, *guidance.initializers, *constants],
         value_info=network.value_info,
     )
+
+
+def _time_type(denoiser: GraphProto) -> int:
+    return next(value.type.tensor_type.elem_type for value in denoiser.input if value.name == "t")
 
 
 def _known_part(columns: Sequence[Column]) -> list[NodeProto]:

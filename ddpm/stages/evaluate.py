@@ -22,7 +22,13 @@ from ddpm.errors import UserError
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
-from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
+from ddpm.evaluation.likelihood import (
+    gigaflops_per_image,
+    likelihood_figures,
+    likelihood_table,
+    split_bounds,
+    split_ode_likelihoods,
+)
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
 from ddpm.evaluation.pictures import captioned, in_turn, origin, save_png
 from ddpm.evaluation.sharding import sharded_batches
@@ -191,6 +197,7 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         loss: as `_loss_curve` reads it.
     """
     bounds = split_bounds(model, data, params.evaluation, seed=params.seed, show=show)
+    by_ode = split_ode_likelihoods(model, data, params.evaluation, seed=params.seed, show=show)
     with show(2, "steps", f"cost and way to data of {model.variant}") as done:
         cost = gigaflops_per_image(model)
         done(1)
@@ -204,7 +211,7 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
             save_png(drawn, out / "curves.png", facts)
         write_bytes(out / "denoising.gif", shown.film(facts))
 
-    figures = {**likelihood_figures(bounds), "gflops_per_image": cost}
+    figures = {**likelihood_figures(bounds, by_ode), "gflops_per_image": cost}
     return _More(figures, {}, {"denoising.png": shown.picture}, write)
 
 

@@ -6,8 +6,10 @@ import contextlib
 import csv
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from ddpm.training.configured import Start, card_of, initial, make_fast, paramet
 from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError
 from ddpm.training.options import Hooks, LossPoint
+from ddpm.training.power_ema import SNAPSHOTS, write_snapshot
 
 MOST_CAPTIONS = 10_000  # that a model keeps, to draw from
 
@@ -126,6 +129,8 @@ def _train(
         )
         with atomic_directory(root / MODELS / variant) as out:
             save(Model(network, card), out)
+            if config.training.ema_snapshots:
+                shutil.copytree(checkpoints.directory / SNAPSHOTS, out / SNAPSHOTS)
             write_curve(curve, out / "loss.csv")
         # This run's state stays until another takes its place: a kill may yet come before DVC has the model.
         checkpoints.discard_others()
@@ -200,6 +205,7 @@ def _run(
             on_less_memory=lambda at_once: say(f"{variant}: out of memory; from now on {at_once} {codec.name} at once"),
             on_losses=watch.losses,
             on_average=on_average,
+            on_snapshot=partial(write_snapshot, checkpoints.directory / SNAPSHOTS),
             on_step=lambda step: progress.update(options.batch_size),
             on_point=on_point,
             should_stop=lambda: asked() or ranks.orphaned(),

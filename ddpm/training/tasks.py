@@ -43,6 +43,11 @@ class Task(Protocol):
         ...
 
     @property
+    def distribution(self) -> tuple[float, float] | None:
+        """In continuous time: mean and standard deviation of ln(σ/a), which takes the place of numbered timesteps."""
+        ...
+
+    @property
     def draws(self) -> int:
         """How many random numbers it needs of each datum, in `uniform`."""
         ...
@@ -56,7 +61,7 @@ class Task(Protocol):
         """The loss of each datum, [N] in x0's precision; training minimises its mean.
 
         Args:
-            t: [N] int64.
+            t: [N] int64, or ln(σ/a) in continuous time.
             noise: standard normal, shaped like x0.
         """
         ...
@@ -82,6 +87,10 @@ class Denoise:
     @property
     def timesteps(self) -> int:
         return self.process.timesteps
+
+    @property
+    def distribution(self) -> tuple[float, float] | None:
+        return self.process.coordinates.distribution
 
     @property
     def draws(self) -> int:
@@ -110,6 +119,7 @@ class Reconstruct:
 
     weight: float = 1.0
     timesteps: int = 1
+    distribution: tuple[float, float] | None = None
     draws: int = 0
     columns: Sequence[Column] = ()
 
@@ -128,12 +138,13 @@ class Classify:
     process: GaussianProcess
     columns: Sequence[Column]
     draws: int = 0
+    distribution: tuple[float, float] | None = None
 
     @property
     def timesteps(self) -> int:
         return self.process.timesteps
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        logits = network(self.process.q_sample(batch.x0, t, noise), t)
+        logits = network(*self.process.told(self.process.q_sample(batch.x0, t, noise), t))
         (column,) = self.columns
         return F.cross_entropy(logits.to(batch.x0.dtype), batch.given[column.name], reduction="none")
