@@ -14,6 +14,7 @@ from ddpm.config.base import Section
 from ddpm.config.network import AutoencoderConfig
 from ddpm.nets import build
 from ddpm.nets.autoencoder import AutoencoderKL, Frozen
+from ddpm.nets.unet import level_sides
 
 PREFIX = "autoencoder."  # of its weights, in a file that has a model's too
 
@@ -59,7 +60,8 @@ def latent_shape(network: AutoencoderConfig, pixels: Codec) -> tuple[int, ...]:
     Raises:
         ValueError: the network does not fit them; the message names the key.
     """
-    return unreal(network, pixels).latent_shape
+    side = level_sides(pixels.network_shape[1], len(network.multipliers))[-1]
+    return network.latent_channels, side, side
 
 
 def unreal(network: AutoencoderConfig, pixels: Codec) -> AutoencoderKL:

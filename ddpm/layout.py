@@ -1,4 +1,4 @@
-"""Where the stages read and write, below the project's root; and how a model that is elsewhere is told from a path."""
+"""Where the stages read and write, below the project's root; and how a URI is distinguished from a path."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from ddpm.conditioning.pictures import known_part
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
+from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
 from ddpm.diffusion.known import Known
@@ -69,7 +70,7 @@ class DataFacts(Section):
     high: tuple[float, ...] | None = None
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
-    text: TextFacts | None = None  # of a model that is told captions
+    text: TextFacts | None = None  # of a model that is conditioned on captions
     latent: LatentFacts | None = None  # of a model that draws the latents of the data
 
     @property
@@ -108,6 +109,7 @@ class TrainingFacts(Section):
     fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
     weights: Literal["ema", "imported"] = "ema"
     start_from: StartFacts | None = None  # None: from random weights
+    ema_length: float | None = None  # of weights that `ddpm tune-ema` averaged: their standard deviation in time
 
 
 class ModelCard(Section):
@@ -125,7 +127,7 @@ class ModelCard(Section):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What the model is told beside the noise.
+        """What the model is conditioned on.
 
         Raises:
             ValueError: the condition does not fit the data.
@@ -255,7 +257,7 @@ class Model(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is told, and those that a classifier guides it by."""
+        """Those that its network is conditioned on, and those that a classifier guides it by."""
         return united(answered_by(self.guide.network) if self.guide else (), columns_in(self.network))
 
     @property
@@ -279,21 +281,21 @@ class Model(Drawer):
         return f"{self.guide.card.variant} {weights[:12]}"
 
     def denoiser(self, given: Given | None = None) -> Denoiser:
-        """The network told its condition, as a function of x and t; guided where a plan's row has a weight.
+        """The network with its condition, as a function of x and t; guided where a plan's row has a weight.
 
         Args:
             given: a value of each column, [N, ...].
         """
-        told = tensors(given or {}, self.device)
-        own = {column.name: told[column.name] for column in columns_in(self.network)} if told else {}
+        values = tensors(given or {}, self.device)
+        own = {column.name: values[column.name] for column in columns_in(self.network)} if values else {}
         if self.guide is None:
             return by_itself(self.network, own)
         denoise = bind(self.network, own)
         if not self.by_classifier:
-            weaker = {column.name: told[column.name] for column in columns_in(self.guide.network)}
+            weaker = {column.name: values[column.name] for column in columns_in(self.guide.network)}
             return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
-        return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())
+        return ClassifierGradient(denoise, self.guide.network, values[answer.name], self.process())
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         def run(draw: Callable[[], Float32], given: Given) -> Float32:
@@ -334,10 +336,17 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
     if (data.kind, data.shape, data.low, data.high) != (other.kind, other.shape, other.low, other.high):
         shapes = [f"{each.kind} of {'×'.join(map(str, each.shape))}" for each in (other, data)]
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
+    if other.latent != data.latent:
+        found, expected = (
+            f"latents of {each.latent.variant} {each.latent.sha256[:12]}" if each.latent else "pixels"
+            for each in (other, data)
+        )
+        raise UserError(f"{whose}: it was trained on {found}, and the model on {expected}")
     process, others = model.card.config.process, guide.card.config.process
-    if not np.array_equal(model.schedule.alphas_cumprod, guide.schedule.alphas_cumprod):
-        told = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]
-        raise UserError(f"{whose}: it was trained with {told[0]}, and the model with {told[1]}")
+    ours, theirs = model.schedule, guide.schedule
+    if ours.coordinates != theirs.coordinates or not np.array_equal(ours.alphas_cumprod, theirs.alphas_cumprod):
+        processes = [f"{_levels_of(each)} with {each.timesteps} timesteps" for each in (others, process)]
+        raise UserError(f"{whose}: it was trained with {processes[0]}, and the model with {processes[1]}")
     if not classifies and process.prediction != others.prediction:
         raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
     classes = columns_in(model.network), answered_by(guide.network) if classifies else columns_in(guide.network)
@@ -346,9 +355,13 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         own = (data.classes,)
     if own != its and (own or not classifies):
         raise UserError(f"{whose}: it has {_classes_of(its)}, and the model {_classes_of(own)}")
-    ours, theirs = ([column.name for column in columns] for columns in classes)
-    if ours != theirs and not classifies:
-        raise UserError(f"{whose}: it is told {_listed(theirs)}, and the model {_listed(ours)}")
+    own_names, its_names = ([column.name for column in columns] for columns in classes)
+    if own_names != its_names and not classifies:
+        raise UserError(f"{whose}: it is conditioned on {_listed(its_names)}, and the model on {_listed(own_names)}")
+
+
+def _levels_of(process: ProcessConfig) -> str:
+    return f"schedule {process.schedule}" if process.kind == "vp" else f"kind {process.kind}"
 
 
 def _classes_of(columns: Sequence[Sequence[str]]) -> str:
@@ -366,7 +379,7 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is told, as a `ConditionalNetwork`; or of a classifier, that it answers.
+        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier, that it answers.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -431,7 +444,7 @@ def codec_of(config: ModelConfig, stored: Codec, where: str) -> Codec:
 
 
 def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:
-    """What a model of such data is told beside the noise.
+    """What a model of such data is conditioned on.
 
     Args:
         where: the model is described, for errors.
@@ -474,7 +487,7 @@ def check_end(config: ModelConfig, where: str) -> None:
     """
     left = signal_left(config)
     if left > SIGNAL_TO_REFUSE:
-        raise UserError(f"{where}: {_at_the_end(config, left)}. Use schedule cosine, or linear with more timesteps")
+        raise UserError(f"{where}: {_at_the_end(config, left)}. Use {_more_noise(config.process)}")
     if left > SIGNAL_WORTH_A_WARNING:
         warnings.warn(f"{where}: {_at_the_end(config, left)}", DdpmWarning, stacklevel=2)
 
@@ -484,10 +497,14 @@ def signal_left(config: ModelConfig) -> float:
     return float(build_process(config).signal[-1] ** 2)
 
 
+def _more_noise(process: ProcessConfig) -> str:
+    return "schedule cosine, or linear with more timesteps" if process.kind == "vp" else "a larger sigma_max"
+
+
 def _at_the_end(config: ModelConfig, left: float) -> str:
     process = config.process
     return (
-        f"schedule {process.schedule} with {process.timesteps} timesteps ends at alpha_bar = {left:.2g}, where the "
+        f"{_levels_of(process)} with {process.timesteps} timesteps ends at alpha_bar = {left:.2g}, where the "
         "image is still visible, but sampling starts from noise without an image"
     )
 

@@ -177,6 +177,7 @@ def run_sample(arguments: Arguments) -> None:
         steps=arguments.steps,
         variance=arguments.variance,
         eta=arguments.eta,
+        spacing=arguments.spacing,
         label=arguments.label,
         prompt=arguments.prompt,
         low_noise=arguments.low_noise,
@@ -215,6 +216,18 @@ def run_tune_guidance(arguments: Arguments) -> None:
     chosen = {name: value for name, value in given.items() if value is not None}
     tuned = tune_guidance(_params(), arguments.variant, **chosen)
     print("\n".join(tuned.lines(arguments.variant)))
+
+
+def run_tune_ema(arguments: Arguments) -> None:
+    from ddpm.stages.tune_ema import tune_ema
+
+    given = {name: getattr(arguments, name) for name in ("lengths", "samples", "out")}
+    tuned = tune_ema(
+        _params(), arguments.variant, **{name: value for name, value in given.items() if value is not None}
+    )
+    print("\n".join(tuned.lines(arguments.variant)))
+    if arguments.out is not None:
+        print(f"length {tuned.best:g}: {arguments.out}")
 
 
 def run_serve(arguments: Arguments) -> None:

@@ -21,6 +21,7 @@ from ddpm.cli.arguments import (
     add_measure,
     add_promotion,
     add_sample,
+    add_tune_ema,
     add_tune_guidance,
 )
 from ddpm.errors import DdpmWarning, Interrupted, UpstreamError, UserError, ran_out
@@ -53,6 +54,7 @@ Other commands:
   ddpm sample MODEL --n 64 --out FILE     images: .png, .npz or a directory
   ddpm compare A B …                      models side by side, on one page    → comparison/
   ddpm tune-guidance V                    the guidance scale and interval with the best FID
+  ddpm tune-ema V                         the length of the weights' average with the best FID, after training
   ddpm measure MODEL --out FILE           metrics of an exported or registered model on today's data
   ddpm promote --to VERSION --reason WHY  make a version champion by hand
   ddpm rollback --reason WHY              go back to the previous champion
@@ -205,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add_sample(command("sample", "draw images from a model"))
     add_compare(command("compare", "compare models side by side: pictures, metrics and curves on one page"))
     add_tune_guidance(for_variant("tune-guidance", "search the guidance scale and interval of a conditional model"))
+    add_tune_ema(for_variant("tune-ema", "search the length of the average of the weights, after the training"))
     add_serve(command("serve", "draw images over HTTP from an exported model"))
     add_import(command("import", "convert a published checkpoint to a model directory"))
     add_export_diffusers(command("export-diffusers", "write a model for diffusers' DDPMPipeline"))

@@ -52,10 +52,25 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _steps_exist(self) -> Self:
-        if self.sampling.steps > self.process.timesteps:
+        if self.sampling.levels > self.process.timesteps:
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}, but the process has only {self.process.timesteps} timesteps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _levels_have_numbers_where_they_need_them(self) -> Self:
+        if not self.process.continuous:
+            return self
+        why = f"needs numbered levels, which process.kind {self.process.kind} has not"
+        if self.objective and self.objective.loss not in ("simple", "elbo"):
+            raise ValueError(f"objective.loss {self.objective.loss} {why}")
+        if self.objective and self.objective.timestep_sampler != "uniform":
+            raise ValueError(f"objective.timestep_sampler {self.objective.timestep_sampler} {why}")
+        if self.network.kind == "vae":
+            raise ValueError(f"network.kind vae {why}")
+        if self.training and self.training.cuda_graphs:
+            raise ValueError(f"training.cuda_graphs {why}")
         return self
 
     @model_validator(mode="after")

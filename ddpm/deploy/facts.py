@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -39,11 +40,11 @@ class GuideFacts(NamedTuple):
     classifies: bool
     """Whether its graph is of a classifier's gradient; else it is a weaker model."""
     columns: tuple[Column, ...]
-    """That it is told."""
+    """That it is conditioned on."""
 
 
 def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], GuideFacts | None]:
-    """What sampler.json says, the data that it describes, what the network is told, and what guides it.
+    """What sampler.json says, the data that it describes, what the network is conditioned on, and what guides it.
 
     Raises:
         UserError: the file is missing, damaged or of another format, or no plan can be made of what it says.
@@ -61,7 +62,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], G
         by_classifier = guide is not None and guide.classifies
         plan = plan_for(facts["process"], facts["sampling"], by_classifier=by_classifier, bounded=codec.bounded)
         columns = _columns(facts)
-        _check_told(columns, guide)
+        _check_condition(columns, guide)
         if plan.column("guidance").any() and guide is None and all(column.null is None for column in columns):
             raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
         return facts, codec, columns, guide
@@ -133,17 +134,17 @@ def _guide(described: Any, data: Mapping[str, Any]) -> GuideFacts | None:
     return GuideFacts(_GUIDES[kind], columns)
 
 
-def _check_told(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
+def _check_condition(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
     """
     Raises:
-        ValueError: the guide is told something else than the model.
+        ValueError: the guide is conditioned on something else than the model.
     """
     if guide is None:
         return
-    told = [each for each in columns if not guide.classifies or each.name in {own.name for own in guide.columns}]
-    if guide.classifies and not told:
+    shared = [each for each in columns if not guide.classifies or each.name in {own.name for own in guide.columns}]
+    if guide.classifies and not shared:
         return
-    model, other = ([(each.name, getattr(each, "classes", ())) for each in some] for some in (told, guide.columns))
+    model, other = ([(each.name, getattr(each, "classes", ())) for each in some] for some in (shared, guide.columns))
     if model != other:
         raise ValueError("`guide.condition`: expected the columns and classes of the model")
 
@@ -156,8 +157,8 @@ def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
     condition, data = facts.get("condition", {}), facts.get("data", {})
     if not isinstance(condition, dict):
         raise ValueError(f"`condition`: expected an object, found {condition!r:.50}")
-    told = {name: options for name, options in condition.items() if options is not None}
-    for name, options in told.items():
+    asked = {name: options for name, options in condition.items() if options is not None}
+    for name, options in asked.items():
         if name not in COLUMNS:
             raise ValueError(f"`condition`: no column {name!r:.50}; there are: {', '.join(COLUMNS)}")
         if not isinstance(options, dict):
@@ -165,9 +166,9 @@ def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
         drop = options.get("drop", 0)
         if not (_is_number(drop) and 0 <= drop <= 1):
             raise ValueError(f"`condition.{name}.drop`: expected a number in 0..1, found {drop!r:.50}")
-    if "label" in told:
+    if "label" in asked:
         _check_classes(data.get("classes"), data.get("class_counts"))
-    return columns_of(told, data)
+    return columns_of(asked, data)
 
 
 def _check_classes(classes: Any, counts: Any) -> None:
@@ -201,10 +202,11 @@ def _latent(described: Any, pixels: Codec) -> Latent:
     Raises:
         ValueError: of what is wrong with the description of the latents.
     """
-    shape, scale = (described.get(key) if isinstance(described, dict) else None for key in ("shape", "scale"))
-    is_shape = isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
-    if not (is_shape and _is_number(scale) and scale > 0):
+    found: dict[str, Any] = described if isinstance(described, dict) else {}
+    shape, scale = found.get("shape"), found.get("scale")
+    sides = shape if isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) else []
+    if len(sides) != 3 or not isinstance(scale, float | int) or not 0 < scale < math.inf:
         raise ValueError(f"`data.latent`: expected a shape of 3 numbers and a scale, found {described!r:.80}")
     if not isinstance(pixels, PixelCodec):
         raise ValueError(f"`data.latent`: expected images, found {pixels.name}")
-    return Latent(pixels, tuple(shape), float(scale))
+    return Latent(pixels, tuple(sides), float(scale))

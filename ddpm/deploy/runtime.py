@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, blank, united, untold
+from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
 from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
@@ -69,9 +69,9 @@ class Sampler(Drawer):
         self.plan_source = "sampler.json"
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
-        self._told: tuple[Column, ...]
+        self._own: tuple[Column, ...]
         self._guide: GuideFacts | None
-        self.facts, codec, self._told, self._guide = read_facts(self._directory / "sampler.json")
+        self.facts, codec, self._own, self._guide = read_facts(self._directory / "sampler.json")
         self._codec: Codec = codec.opened(_Decoder(self)) if isinstance(codec, Latent) else codec
         self.shape: tuple[int, ...] = self._codec.shape
         self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
@@ -139,8 +139,8 @@ class Sampler(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is told, and those that a classifier guides it by."""
-        return united(self._guide.columns if self._guide else (), self._told)
+        """Those that its network is conditioned on, and those that a classifier guides it by."""
+        return united(self._guide.columns if self._guide else (), self._own)
 
     @property
     def variant(self) -> str:
@@ -160,7 +160,7 @@ class Sampler(Drawer):
 
     @property
     def guidable(self) -> bool:
-        return self._guide is not None or any(column.null is not None for column in self._told)
+        return self._guide is not None or any(column.null is not None for column in self._own)
 
     @property
     def by_classifier(self) -> bool:
@@ -220,21 +220,21 @@ class Sampler(Drawer):
             given = blank(self.columns, len(x))
         columns, known = {column.name for column in self.columns}, known_part(given)
         # sampler.onnx puts back what is known of models alone that were trained for it, and knows no way back.
-        told = (given.keys() <= columns or known is None) and plan.known is None
-        if self.in_graph and told and _fits_the_graph(plan, x.nbytes):
+        complete = (given.keys() <= columns or known is None) and plan.known is None
+        if self.in_graph and complete and _fits_the_graph(plan, x.nbytes):
             return self._run_in_graph(plan, x, draw, {name: given[name] for name in columns})
         return run(self._bound(given), plan, x, draw, known)
 
-    def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
-        """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""
+    def denoise(self, x: Float32, t: NDArray[Any], given: Given | None = None) -> Float32:
+        """One evaluation of the network: its input x [N, C, H, W], t [N], given as for `run`."""
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
     def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
-        """The networks told their conditions, as torch's `Model.denoiser`."""
-        told = {column.name: given[column.name] for column in self._told}
+        """The networks with their conditions, as torch's `Model.denoiser`."""
+        own = {column.name: given[column.name] for column in self._own}
         if self._guide is None:
-            return ClassifierFree(self._denoiser, told, untold(self._told, told))
-        denoise = Bound(self._denoiser, told)
+            return ClassifierFree(self._denoiser, own, unconditional(self._own, own))
+        denoise = Bound(self._denoiser, own)
         guiding = {column.name: given[column.name] for column in self._guide.columns}
         if not self._guide.classifies:
             return Autoguidance(denoise, Bound(self._guide_session, guiding))
@@ -243,12 +243,14 @@ class Sampler(Drawer):
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
         x = np.zeros((batch_size, *self.codec.network_shape), np.float32)
-        self.run(self.plan(steps=1), x, lambda: x)
+        x0 = self.run(self.plan(steps=1), x, lambda: x)
+        if isinstance(self._codec, Latent):
+            self._codec.to_pictures(x0)
 
     def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
         """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""
         device = "cpu" if self.providers[0] == CPU else "cuda"
-        # Files of format 1 know fewer columns of a plan, and need no others.
+        # Older files know fewer columns of a plan, and need no others.
         known = next(each.shape[1] for each in self._loop.get_inputs() if each.name == "plan")
         noisy = plan.column("to_noise") != 0
         state = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), device)
@@ -264,7 +266,7 @@ class Sampler(Drawer):
             binding = self._loop.io_binding()
             binding.bind_ortvalue_input("x", state)
             binding.bind_cpu_input("plan", np.ascontiguousarray(plan.table[part, :known], np.float32))
-            binding.bind_cpu_input("timesteps", plan.timesteps[part])
+            binding.bind_cpu_input("timesteps", plan.told[part])
             binding.bind_cpu_input("z", z)
             for name, values in given.items():
                 binding.bind_cpu_input(name, values)
@@ -306,7 +308,7 @@ def open_exported(directory: Path | str, **options: Any) -> Sampler | Cascade:
 
 
 def run(
-    denoise: Callable[[Float32, NDArray[np.int64]], Float32],
+    denoise: Callable[[Float32, NDArray[Any]], Float32],
     plan: SamplingPlan,
     x: Float32,
     draw: Callable[[], Float32],
@@ -328,7 +330,7 @@ def run(
 
 def _denoised(
     denoise: Any,
-    t: int,
+    t: float,
     row: Row,
     x: Float32,
     before: tuple[Float32, Float32],
@@ -336,10 +338,11 @@ def _denoised(
     known: Known[Float32] | None,
 ) -> tuple[Float32, Float32]:
     """As of `diffusion.sampling`."""
-    times, channels = np.full(len(x), t, dtype=np.int64), x.shape[1]
+    times = np.full(len(x), t, dtype=np.float32 if isinstance(t, float) else np.int64)
+    seen, channels = x if row.input_scale == 1 else row.input_scale * x, x.shape[1]
     weight = 0.0 if row.mean_shift else row.guidance
-    out = denoise.guided(x, times, weight) if weight else denoise(x, times)
-    shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
+    out = denoise.guided(seen, times, weight) if weight else denoise(seen, times)
+    shift = _mean_shift(denoise, seen, times, row, out[:, channels:]) if row.mean_shift else None
     x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
     if known is not None:
         x0 = np.where(known.mask, known.x0, x0)
@@ -357,7 +360,7 @@ def _denoised(
     return x, x0
 
 
-def _mean_shift(denoise: Any, x: Float32, t: NDArray[np.int64], row: Row, v: Float32) -> Float32:
+def _mean_shift(denoise: Any, x: Float32, t: NDArray[Any], row: Row, v: Float32) -> Float32:
     """w Σ ∇_x log p(y | x_t); only a `ClassifierGradient` is given such rows."""
     shift = row.mean_shift * denoise.gradient(x, t)
     return shift * np.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift
@@ -389,7 +392,7 @@ def _fits_the_graph(plan: SamplingPlan, row_bytes: int) -> bool:
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them unless told not to."""
+    """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them by default."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -406,6 +409,6 @@ def available_providers() -> list[str]:
 def _described(providers: list[str]) -> list[Any]:
     """Providers with their options: full float32 on CUDA, since TF32's ten bits would break parity."""
     if CUDA in providers or TENSORRT in providers:
-        # The CUDA libraries come as Python packages; onnxruntime finds them only when told to look.
+        # The CUDA libraries come as Python packages; onnxruntime does not look for them by itself.
         import_onnxruntime().preload_dlls()
     return [(name, {"use_tf32": "0"}) if name == CUDA else name for name in providers]

@@ -205,14 +205,15 @@ class Drawer(ABC):
         process, sampling = self.choices
         plan = plan_for(process, sampling, by_classifier=self.by_classifier, bounded=self.codec.bounded, **overrides)
         if not self.guidable and plan.column("guidance").any():
-            raise ValueError(f"guidance_scale must be 1: the model {self._why_not_guidable()}")
+            raise ValueError(f"guidance_scale must be 1: the model {self.why_not_guidable()}")
         return plan
 
     def evaluations(self, plan: SamplingPlan) -> int:
         """Evaluations of networks that a datum takes by a plan of the model's."""
         return sum(each.evaluations for each in self.plans(plan).values())
 
-    def _why_not_guidable(self) -> str:
+    def why_not_guidable(self) -> str:
+        """Why a plan may have no guidance, to go on after "the model"."""
         kept = [f"condition.{c.key}.drop is 0" for c in self.columns if getattr(c, "droppable", None) is False]
         if kept:
             return f"was trained without dropping its condition ({', '.join(kept)})"

@@ -19,9 +19,9 @@ from ddpm.diffusion.likelihood import normal_kl
 from ddpm.errors import UserError
 from ddpm.evaluation.extractor import Extractor
 from ddpm.evaluation.features import extract
+from ddpm.evaluation.image_to_image import psnr
 from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.pictures import in_turn
-from ddpm.evaluation.told_pictures import psnr
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
 

@@ -19,6 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 from torch import Tensor
 
 from ddpm.conditioning.columns import blank
+from ddpm.conditioning.guidance import from_score
 from ddpm.conditioning.network import bind, columns_in
 from ddpm.deploy.facts import FORMAT
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
@@ -44,7 +45,9 @@ NAMED_PLANS: dict[str, dict[str, Any]] = {
 
 
 def export_denoiser(model: Model, path: Path) -> None:
-    """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t int64 [N], columns) → out [N, C, ...].
+    """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t [N], columns) → out [N, C, ...].
+
+    t is int64, or float32 of a process in continuous time.
 
     The columns are inputs by their names, such as `label` int64 [N]; an unconditional model has none. N is free. The
     file's bytes depend on the model alone.
@@ -108,7 +111,8 @@ def _exported(model: Model) -> ModelProto:
     network = _Flat(copy.deepcopy(model.network).to("cpu").eval())
     columns = columns_in(model.network)
     given = [torch.from_numpy(values) for values in blank(columns, 2).values()]
-    example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=torch.int64), *given)
+    time = torch.float32 if model.schedule.coordinates.continuous else torch.int64
+    example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=time), *given)
     names = ["x", "t", *(column.name for column in columns)]
     batch = torch.export.Dim("N", min=1)
     shapes = ({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else []))
@@ -145,8 +149,7 @@ def _to_onnx(
 def _scales(model: Model) -> NDArray[np.float32]:
     """By which the model's output moves along a classifier's gradient at weight 1, [T]: as of
     `conditioning.guidance.ClassifierGradient`."""
-    process = model.process()
-    return (process.noise**2 / (process.signal * process.x0_from_out)).cpu().numpy()
+    return from_score(model.process()).cpu().numpy()
 
 
 class _Flat(torch.nn.Module):

@@ -1,9 +1,9 @@
 """Guidance inside the ONNX graph: what a row of a plan does around the network, as `conditioning.guidance` in torch.
 
-Each part adds nodes to the body of the loop, between values of these names: `x`, `t`, `row` and the columns are there
-from the start; the network reads `denoiser.x`, `denoiser.t` and `denoiser.label`, and its output is `all.out` and,
-where it learns the variance, `all.v`; a part makes `out` and `v` of them, and at the end `next` of the row's x. A row
-without a weight evaluates the network once and no guide.
+Each part adds nodes to the body of the loop, between values of these names: `x`, what the network sees of it
+`x.seen`, `t`, `row` and the columns are there from the start; the network reads `denoiser.x`, `denoiser.t` and
+`denoiser.label`, and its output is `all.out` and, where it learns the variance, `all.v`; a part makes `out` and `v` of
+them, and at the end `next` of the row's x. A row without a weight evaluates the network once and no guide.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from onnxscript import BOOL, FLOAT, INT64, OnnxFunction, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column
+from ddpm.diffusion.plans import COLUMNS
 
 DENOISER, GUIDE = "denoiser.", "guide."  # what the names of a network begin with inside the body
-NEXT = "next"
+NEXT, SEEN = "next", "x.seen"
+WEIGHT, SHIFT, SLOPE = (COLUMNS.index(name) for name in ("guidance", "mean_shift", "log_noise_from_out"))
 
 
 @script(default_opset=op)
 def has_weight(row: FLOAT) -> BOOL:
-    return op.Not(op.Equal(op.Gather(row, -1), 0.0))
+    return op.Not(op.Equal(op.Gather(row, WEIGHT), 0.0))
 
 
 @script(default_opset=op)
 def doubled(x: FLOAT, t: INT64, row: FLOAT) -> tuple[FLOAT, INT64]:
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
         x2, t2 = op.Concat(x, x, axis=0), op.Concat(t, t, axis=0)
     else:
@@ -41,7 +43,7 @@ def doubled(x: FLOAT, t: INT64, row: FLOAT) -> tuple[FLOAT, INT64]:
 
 @script(default_opset=op)
 def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
         given2 = op.Concat(given, op.Expand(null, op.Shape(given)), axis=0)
     else:
@@ -51,8 +53,8 @@ def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
 
 @script(default_opset=op)
 def twice(given: FLOAT, row: FLOAT) -> FLOAT:
-    """Values of any type, of a column without a null value: both halves are told the same."""
-    weight = op.Gather(row, -1)
+    """Values of any type, of a column without a null value: both halves have the same."""
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
         given2 = op.Concat(given, given, axis=0)
     else:
@@ -63,10 +65,10 @@ def twice(given: FLOAT, row: FLOAT) -> FLOAT:
 @script(default_opset=op)
 def away_from_half(out2: FLOAT, row: FLOAT) -> FLOAT:
     """As `conditioning.guidance.away_from`."""
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
-        told, untold = op.Split(out2, num_outputs=2, axis=0)
-        out = told + weight * (told - untold)
+        conditional, unconditional = op.Split(out2, num_outputs=2, axis=0)
+        out = conditional + weight * (conditional - unconditional)
     else:
         out = op.Identity(out2)
     return out
@@ -74,7 +76,7 @@ def away_from_half(out2: FLOAT, row: FLOAT) -> FLOAT:
 
 @script(default_opset=op)
 def told_half(v2: FLOAT, row: FLOAT) -> FLOAT:
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
         v, _ = op.Split(v2, num_outputs=2, axis=0)
     else:
@@ -86,14 +88,14 @@ def told_half(v2: FLOAT, row: FLOAT) -> FLOAT:
 def away_from(out: FLOAT, weak: FLOAT, row: FLOAT) -> FLOAT:
     """As `conditioning.guidance.away_from`; of the weaker model's output the first channels."""
     channels = op.Shape(out, start=1, end=2)
-    return out + op.Gather(row, -1) * (out - op.Slice(weak, op.Constant(value_ints=[0]), channels, [1]))
+    return out + op.Gather(row, WEIGHT) * (out - op.Slice(weak, op.Constant(value_ints=[0]), channels, [1]))
 
 
 @script(default_opset=op)
 def along(out: FLOAT, v: FLOAT, gradient: FLOAT, scale: FLOAT, row: FLOAT) -> tuple[FLOAT, FLOAT]:
     """As `conditioning.guidance.ClassifierGradient`: the guided output, and what x moves by. A row that moves x leaves
     the output alone."""
-    slope, moves, weight = op.Gather(row, -3), op.Gather(row, -2), op.Gather(row, -1)
+    slope, moves, weight = op.Gather(row, SLOPE), op.Gather(row, SHIFT), op.Gather(row, WEIGHT)
     guided = out + op.Where(op.Equal(moves, 0.0), weight, 0.0) * scale * gradient
     return guided, moves * gradient * op.Exp(2.0 * slope * v)
 
@@ -111,7 +113,7 @@ class Unguided:
 
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         """The network and what its inputs are made of."""
-        return _told(denoiser, DENOISER)
+        return _network_of(denoiser, DENOISER)
 
     def output(self, learned: bool) -> list[NodeProto]:
         """From `all.out` and `all.v` to `out` and `v`; without a learned variance `v` is there already."""
@@ -123,12 +125,12 @@ class Unguided:
 
 
 class ClassifierFree(Unguided):
-    """Both halves, told the columns and told their null values, are one batch."""
+    """Both halves, with the columns' values and with their null values, are one batch."""
 
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         graph = GraphProto()
         graph.CopyFrom(denoiser)
-        nodes = call(doubled, ["x", "t", "row"], [f"{DENOISER}x", f"{DENOISER}t"])
+        nodes = call(doubled, [SEEN, "t", "row"], [f"{DENOISER}x", f"{DENOISER}t"])
         for column in columns:
             null, doubled_values = f"{column.name}.null", [f"{DENOISER}{column.name}"]
             if column.null is None:
@@ -154,7 +156,7 @@ class Autoguidance(Unguided):
 
     def __init__(self, guide: ModelProto) -> None:
         super().__init__()
-        self._guide = _told(guide.graph, GUIDE)
+        self._guide = _network_of(guide.graph, GUIDE)
 
     def output(self, learned: bool) -> list[NodeProto]:
         guided = call(away_from, ["all.out", f"{GUIDE}out", "row"], ["out.guided"])
@@ -168,12 +170,12 @@ class ClassifierGradient(Unguided):
 
     def __init__(self, guide: ModelProto) -> None:
         super().__init__()
-        self._guide = _told(guide.graph, GUIDE)
+        self._guide = _network_of(guide.graph, GUIDE)
 
     def output(self, learned: bool) -> list[NodeProto]:
         variance = [make_node("Identity", ["all.v"], ["v"]) for name in _outputs(learned) if name == "v"]
-        told = ["all.out", "v", f"{GUIDE}gradient", f"{GUIDE}scale", "row"]
-        guided = call(along, told, ["out.guided", "shift.guided"])
+        inputs = ["all.out", "v", f"{GUIDE}gradient", f"{GUIDE}scale", "row"]
+        guided = call(along, inputs, ["out.guided", "shift.guided"])
         plain = call(not_along, ["all.out", "x"], ["out.plain", "shift.plain"])
         return [*variance, *_if_weight(self._guide, guided, plain, ["out", "shift"])]
 
@@ -189,7 +191,7 @@ def guidance_of(columns: Sequence[Column], guide: ModelProto | None) -> Unguided
     """The part of a model.
 
     Args:
-        columns: that the network is told.
+        columns: that the network is conditioned on.
         guide: what `export.files.export_guide` wrote; None: the model guides itself, if a column has a null value.
     """
     if guide is not None:
@@ -201,9 +203,10 @@ def _outputs(learned: bool) -> tuple[str, ...]:
     return ("out", "v") if learned else ("out",)
 
 
-def _told(graph: GraphProto, prefix: str) -> GraphProto:
-    """A network whose inputs are the body's values of the same names."""
-    inputs = [make_node("Identity", [value.name], [prefix + value.name]) for value in graph.input]
+def _network_of(graph: GraphProto, prefix: str) -> GraphProto:
+    """A network whose inputs are the body's values of the same names, and what it sees of x."""
+    values = {"x": SEEN}
+    inputs = [make_node("Identity", [values.get(each.name, each.name)], [prefix + each.name]) for each in graph.input]
     network = add_prefix_graph(graph, prefix)
     return _with_nodes(network, [*inputs, *network.node])
 

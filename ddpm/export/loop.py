@@ -3,9 +3,9 @@
 The plan is data: a Scan takes its rows one by one and carries x and the two latest x̂_0, so one file runs every sampler
 in any number of steps. Its inputs and outputs:
 
-- `x`: x_T, float32 [N, C, ...] standard normal.
+- `x`: x_T, float32 [N, C, ...] standard normal: scaled x, as all x of `diffusion.plans`.
 - `plan`: float32 [S, columns], a row a step, the columns of `diffusion.plans`.
-- `timesteps`: int64 [S], what the network is told.
+- `timesteps`: int64 [S], or float32 of a process in continuous time: the network's input t.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
 - one input for each column of a conditional model, such as `label` int64 [N] or `low` uint8 [N, h, w, C].
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
@@ -34,7 +34,9 @@ from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
 from ddpm.conditioning.pictures import ImageColumn, MaskColumn
 from ddpm.diffusion.plans import COLUMNS
-from ddpm.export.guidance import NEXT, call, guidance_of
+from ddpm.export.guidance import NEXT, SEEN, call, guidance_of
+
+INPUT_SCALE = COLUMNS.index("input_scale")
 
 # --- what a row does, and what its end is shown as, in ONNX
 
@@ -45,7 +47,7 @@ def update(
 ) -> tuple[FLOAT, FLOAT, FLOAT]:
     """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
     (
-        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _shift, _,
+        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _, _, _,
     ) = op.Split(row, num_outputs=len(COLUMNS))  # fmt: skip
     free = x0_from_x * x + x0_from_out * out
     if quantile > 0.0:
@@ -66,6 +68,12 @@ def update(
         # To the shape of x, because broadcasting would take another count of z for an answer.
         after = after + to_noise * op.Exp(log_noise_from_out * v) * op.Reshape(z, op.Shape(x))
     return after, held, op.Identity(previous)
+
+
+@script(default_opset=op)
+def seen(x: FLOAT, row: FLOAT) -> FLOAT:
+    """What the network sees of x."""
+    return op.Gather(row, INPUT_SCALE) * x
 
 
 @script(default_opset=op)
@@ -111,7 +119,7 @@ def sampler_model(
     stops at those that the body takes from outside (docs/onnx.md).
 
     Args:
-        columns: that the denoiser or the guide is told.
+        columns: that the denoiser or the guide is conditioned on.
         guide: as for `export.guidance.guidance_of`.
         decoder: of a model of latents, z [N, Z, h, w] → pictures [N, C, H, W].
     """
@@ -132,7 +140,7 @@ def sampler_model(
         inputs=[
             _state("x", codec),
             _info("plan", ["S", len(COLUMNS)]),
-            _info("timesteps", ["S"], TensorProto.INT64),
+            _info("timesteps", ["S"], _time_type(denoiser.graph)),
             _info("z", ["S", "M", *codec.network_shape]),
             *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in columns),
         ],
@@ -143,12 +151,12 @@ def sampler_model(
 
 
 def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: ModelProto | None) -> GraphProto:
-    """One row: the network, told the time and its columns, guided if it can be, and `update` of what it says."""
+    """One row: the network at the row's time with its columns, guided if it can be, and `update` of its output."""
     learned = denoiser.output[0].type.tensor_type.shape.dim[1].dim_value == 2 * codec.network_shape[0]
     inputs = {value.name for value in denoiser.input}
-    told = [column for column in columns if column.name in inputs]
-    guidance = guidance_of(told, guide)
-    network = guidance.network(denoiser, told)
+    own = [column for column in columns if column.name in inputs]
+    guidance = guidance_of(own, guide)
+    network = guidance.network(denoiser, own)
     (out,) = network.output
     if learned:
         parts, constants = make_node("Split", [out.name], ["all.out", "all.v"], axis=1, num_outputs=2), []
@@ -161,6 +169,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         [
             make_node("Shape", ["x"], ["batch"], end=1),
             make_node("Expand", ["timestep", "batch"], ["t"]),
+            *call(seen, ["x", "row"], [SEEN]),
             *network.node,
             parts,
             *guidance.output(learned),
@@ -172,13 +181,17 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         inputs=[
             *(_state(name, codec) for name in ("x", "previous", "earlier")),
             _info("row", [len(COLUMNS)]),
-            _info("timestep", [], TensorProto.INT64),
+            _info("timestep", [], _time_type(denoiser)),
             _info("z", ["M", *codec.network_shape]),
         ],
         outputs=[_state(name, codec) for name in (NEXT, held, previous)],
         initializer=[*network.initializer, *guidance.initializers, *constants],
         value_info=network.value_info,
     )
+
+
+def _time_type(denoiser: GraphProto) -> int:
+    return next(value.type.tensor_type.elem_type for value in denoiser.input if value.name == "t")
 
 
 def _known_part(columns: Sequence[Column]) -> list[NodeProto]:

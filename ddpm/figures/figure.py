@@ -103,10 +103,14 @@ FIGURES = {
         Figure("mmd", "MMD", "lower", real="mmd_floor"),
         Figure("nll_validation", "NLL of validation images, bits/dim", "lower", short="NLL"),
         Figure("nll_train", "NLL of training images, bits/dim", "lower"),
+        Figure("nll_ode_validation", "NLL by the ODE of validation data, bits/dim", "lower", short="NLL by the ODE"),
+        Figure("nll_ode_train", "NLL by the ODE of training data, bits/dim", "lower"),
         Figure("gflops_per_image", "GFLOP an image", "lower"),
     )
 }
 
+# Of a cascade, the part of `gflops_per_image` that its plan does not change: that of the links with plans of their own.
+OTHER_LINKS = "gflops_other_links"
 # The figures that models are ranked by, of images and of other data.
 _HEADLINES = ("fid", "wasserstein")
 
@@ -199,7 +203,7 @@ def number(value: float) -> str:
 _SHOWN = (
     *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
     *("retrieval_1_pixels", "retrieval_5_pixels", "held_out_retrieval_5_pixels"),
-    *("wasserstein", "mmd", "nll_validation"),
+    *("wasserstein", "mmd", "nll_validation", "nll_ode_validation"),
 )
 
 

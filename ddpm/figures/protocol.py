@@ -38,14 +38,20 @@ class EvaluationProtocol:
     resamples: int  # of the bootstrap behind the intervals
     seed: int
     nll_timesteps: int | None = None  # that the bound is estimated from; None: all of them
+    nll_ode_steps: int = 64  # of the likelihood by the ODE
     labels: str | None = None  # that a conditional model is asked for: "frequencies", those of the training data
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
-    captions_sha256: str | None = None  # of the data's captions, which a model is asked for that is told them
+    captions_sha256: str | None = None  # of the data's captions, that a model is asked for which is conditioned on them
     held_out_samples: int | None = None  # drawn of captions that training has not seen
     lows: str | None = None  # of an upsampler: the split whose images it enlarges, and their size
     inpainted: int | None = None  # validation images of which a part is drawn again, of a model that was trained for it
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
+    churn: float = 0.0  # of heun, as the two below
+    churn_interval: tuple[float, float] | None = None  # sigma between which there is churn
+    churn_noise: float = 1.0
+    langevin_steps: int = 5  # of langevin, as the one below
+    langevin_epsilon: float | None = None
     guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256
 
     upsampler: Mapping[str, Any] | None = None  # of a cascade, whose base has the fields above: its plan and its noise

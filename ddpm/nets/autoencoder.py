@@ -69,6 +69,8 @@ class AutoencoderKL(Network):
                 f"kind: autoencoder answers with the {shapes.channels} channels of the images, "
                 f"not with {shapes.out_channels}"
             )
+        if latent_channels * side**2 > shapes.channels * shapes.side**2:
+            raise ValueError(f"latent_channels is {latent_channels}: a latent would have more numbers than an image")
         style = Style(
             time_width=0,
             groups=groups,
@@ -99,6 +101,10 @@ class AutoencoderKL(Network):
     def forward(self, x: Tensor, t: Tensor | None = None, c: Condition = NOTHING) -> Tensor:
         """The image of the mean of q(z | x): x [N, C, H, W] → [N, C, H, W]. An autoencoder has no timesteps."""
         return self.decode(self.encode(x)[0])
+
+    def training_pass(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the loss computes, for `ddpm.nets.training_pass`: both halves, each called by itself."""
+        return self(x, t)
 
 
 class LatentEncoder(nn.Module):
@@ -178,6 +184,10 @@ class Frozen:
 
     def __init__(self, network: AutoencoderKL) -> None:
         self.network = network.eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move it to where it is to compute."""
+        self.network.to(device)
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Tensor:

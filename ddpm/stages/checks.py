@@ -19,7 +19,7 @@ def check_all_plans(params: Params) -> None:
         UserError: a plan is not one of its model's.
     """
     for variant in params.trained:
-        if variant not in params.guides:
+        if variant not in params.guides and variant not in params.autoencoders:
             _check_plans(params, variant)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,10 +22,13 @@ from ddpm.conditioning.columns import Column
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData, Split
+from ddpm.diffusion.coordinates import Coordinates
+from ddpm.diffusion.langevin import enough_levels
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import Interrupted, UserError, ran_out
 from ddpm.evaluation.classifier import accuracy_evaluations, levels_of
-from ddpm.evaluation.likelihood import likelihood_evaluations
+from ddpm.evaluation.distances import chosen
+from ddpm.evaluation.likelihood import likelihood_evaluations, ode_evaluations
 from ddpm.layout import PREPARED
 from ddpm.model import check_end, codec_of, columns_for
 from ddpm.stages.latents import first_stage
@@ -36,6 +40,7 @@ from ddpm.training.options import Hooks
 from ddpm.training.speed import evaluating
 
 TRIAL_SECONDS, FORWARD_SECONDS = 5.0, 1.0
+MOST_DISTANCES = 5000  # data among which the largest distance is looked for
 WARM_UP, LEAST = 2, 5  # steps that are not timed, and steps that a trial has at least
 
 
@@ -73,6 +78,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     return [
         f"{variant} on {device.type}, {precision}; {what}, nothing is written",
         f"  parameters     {parameter_count(unreal):,}",
+        *_techniques(config, data, codec),
         *(
             tried
             or [
@@ -99,7 +105,7 @@ def _tried(
     Args:
         split: that is trained on.
         flops: of a datum's forward and backward pass.
-        columns: that the network is told.
+        columns: that the network is conditioned on.
         root: the project's folder.
 
     Raises:
@@ -128,6 +134,21 @@ def _tried(
         f"  speed          {speed:,.1f} {kind}/s, {1000 * trial.step:,.1f} ms a step, of {trial.steps} steps",
         f"  {options.steps:,} steps  {duration(options.steps * trial.step)}",
         f"  evaluation     {_evaluation(params, config, data, _forward(network, shape, trial.at_once, device))}",
+    ]
+
+
+def _techniques(config: VariantConfig, data: PreparedData, codec: Codec) -> list[str]:
+    """What NCSNv2's techniques 1 and 2 give for the data, of a process of geometric σ (Song & Ermon 2020, §3)."""
+    if config.process.kind != "ve":
+        return []
+    split, sigma_min = data.split("train"), Coordinates.of(config.process.model_dump()).sigma_min
+    rows = np.sort(chosen(len(split), MOST_DISTANCES, 0))
+    x0 = codec.encode(torch.from_numpy(split.rows(rows))).flatten(1)
+    furthest = float(torch.cdist(x0, x0).max())
+    levels = enough_levels(x0.shape[1], sigma_min, furthest)
+    return [
+        f"  noise levels   by NCSNv2's techniques sigma_max {furthest:.3g}, the largest distance between "
+        f"{len(rows):,} {codec.name}, and from sigma_min {sigma_min:g} at least {levels} timesteps"
     ]
 
 
@@ -230,8 +251,11 @@ def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple
         steps = plan_for(config.process.model_dump(), chosen, bounded=bounded).evaluations
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None
-    levels = data.codec.levels if bounded else None
-    likelihood = likelihood_evaluations(levels, data, options, config.process.timesteps)
+    process = config.process.timesteps, config.process.continuous
+    # Of latents there is none.
+    likelihood = (
+        likelihood_evaluations(data, options, *process) + ode_evaluations(data, options, *process) if bounded else 0
+    )
     of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
     what = f"{options.samples:,} {data.codec.name} in {steps} steps{of_likelihood}"
     return what, options.samples * steps + likelihood

@@ -23,12 +23,19 @@ from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, 
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_extractor
-from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
+from ddpm.evaluation.likelihood import (
+    gigaflops_per_image,
+    likelihood_figures,
+    likelihood_table,
+    split_bounds,
+    split_ode_likelihoods,
+)
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
 from ddpm.evaluation.pictures import captioned, credit, in_turn, origin, save_png
 from ddpm.evaluation.reconstruction import reconstruct
 from ddpm.evaluation.reconstruction import table as channel_table
 from ddpm.evaluation.sharding import sharded_batches
+from ddpm.figures.figure import OTHER_LINKS
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
@@ -181,7 +188,7 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         noted = {} if model.attribution is None else {"attribution": model.attribution}
         write_json(out / "metrics.json", {**marks, **noted, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
-        told = origin(
+        facts_of_pictures = origin(
             model=variant,
             training=mark_of(model.fingerprint),
             seed=params.seed,
@@ -192,8 +199,8 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
             other_plans=model.other_plans,
         )
         for name, picture in {**measured.pictures, **more.pictures}.items():
-            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, told)
-        more.write(out, told)
+            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts_of_pictures)
+        more.write(out, facts_of_pictures)
     return replace(measured, metrics=metrics)
 
 
@@ -219,6 +226,9 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         loss: as `_loss_curve` reads it.
     """
     bounds = split_bounds(model, data, params.evaluation, seed=params.seed, show=show)
+    by_ode = split_ode_likelihoods(model, data, params.evaluation, seed=params.seed, show=show)
+    if model.autoencoder is not None:
+        print(f"{model.variant}: no likelihood, which is of numbers on 256 levels: latents are continuous")
     with show(2, "steps", f"cost and way to data of {model.variant}") as done:
         cost = gigaflops_per_image(model)
         done(1)
@@ -226,22 +236,23 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         done(1)
     table = likelihood_table(bounds)
 
-    def write(out: Path, told: Mapping[str, str]) -> None:
+    def write(out: Path, facts: Mapping[str, str]) -> None:
         write_bytes(out / "nll.csv", table.encode())
         if drawn := curves(loss, table):
-            save_png(drawn, out / "curves.png", told)
-        write_bytes(out / "denoising.gif", shown.film(told))
+            save_png(drawn, out / "curves.png", facts)
+        write_bytes(out / "denoising.gif", shown.film(facts))
 
-    figures = {**likelihood_figures(bounds), "gflops_per_image": cost}
+    figures = {**likelihood_figures(bounds, by_ode), "gflops_per_image": cost}
     return _More(figures, {}, {"denoising.png": shown.picture}, write)
 
 
 def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
     """The cost of all links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
-    cost = sum(gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
+    first, *others = (gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
+    costs = {"gflops_per_image": first + sum(others), OTHER_LINKS: sum(others)}
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
     (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_LINKS, seed=params.seed, given=given)])
     picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
-    return _More({"gflops_per_image": cost}, {"links": marks}, {"links.png": picture}, lambda out, told: None)
+    return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, facts: None)

@@ -94,9 +94,8 @@ def _export(model: Model, out: Path, options: ExportConfig, name: str, *, is_lin
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
     guided, decoder = model.guide is not None, out / "decoder.onnx" if model.autoencoder else None
     networks, loops = [out / "denoiser.onnx"], [out / "sampler.onnx"]
-    with bar(
-        (2 if options.fp16 else 1) * (2 + guided) + 2 + (decoder is not None), "steps", f"export of {name}"
-    ) as progress:
+    steps = (2 if options.fp16 else 1) * (2 + guided) + 2 + (decoder is not None)
+    with bar(steps, "steps", f"export of {name}") as progress:
         export_denoiser(model, networks[0])
         progress.update()
         if guided:

@@ -272,7 +272,7 @@ def _latent_facts(published: Autoencoder, codec: Codec, variant: str, fingerprin
 
 
 def _condition_of(published: Published) -> ConditionConfig:
-    """What the network is told; of a classifier, what it answers."""
+    """What the network is conditioned on; of a classifier, what it answers."""
     labels, text = published.labels, published.text
     if text is not None:
         return validate(ConditionConfig, {"prompt": text.options}, "condition")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ddpm.config.model import VariantConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.loader import Images
 from ddpm.diffusion import sampling
+from ddpm.diffusion.coordinates import Coordinates
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import plan_for
 from ddpm.training.ema import EMA
@@ -38,22 +39,28 @@ class Watch:
     ) -> None:
         """
         Args:
-            images: real ones, for samples of a network that is told what is derived from them.
+            images: real ones, for samples of a network that is conditioned on what is derived from them.
         """
         self._config, self._codec, self._device, self._seed = config, codec, device, seed
         self._images = images
+        self._spread = Coordinates.of(config.process.model_dump()).distribution
         self._sums = torch.zeros(2, QUARTILES, device=device)  # of the losses, and how many they are
         self._ema: EMA | None = None
         self._began, self._steps = time.monotonic(), 0
 
     def losses(self, t: Tensor, losses: Tensor) -> None:
-        """Take in a step: timesteps and their losses, [N] each."""
-        quartile = t * QUARTILES // self._config.process.timesteps
+        """Take in a step: t as the loop draws it and the losses, [N] each."""
+        quartile = (t * QUARTILES // self._config.process.timesteps) if self._spread is None else self._quartile(t)
         self._sums.index_add_(1, quartile, torch.stack([losses, torch.ones_like(losses)]))
         self._steps += 1
 
+    def _quartile(self, t: Tensor) -> Tensor:
+        """Of training's own distribution."""
+        mean, std = cast("tuple[float, float]", self._spread)
+        return (torch.special.ndtr((t - mean) / std) * QUARTILES).long().clamp(max=QUARTILES - 1)
+
     def average(self, ema: EMA) -> None:
-        """Take in the averages, of which the distance is told at the next point."""
+        """Take in the averages, whose distance is logged at the next point."""
         self._ema = ema
 
     def figures(self) -> dict[str, float]:
@@ -100,7 +107,7 @@ class Watch:
         return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)
 
     def _given(self, columns: Sequence[Column]) -> dict[str, Tensor]:
-        """What the samples are told: the same of each grid."""
+        """What the samples are conditioned on: the same of each grid."""
         count = COLUMNS**2
         given = tensors({column.name: column.draw(count, seed=self._seed) for column in stored(columns)}, self._device)
         if self._images is None or len(given) == len(columns):

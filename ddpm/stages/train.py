@@ -6,12 +6,15 @@ import contextlib
 import csv
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ddpm import tracking
 from ddpm.codecs.scale import Codec
@@ -38,6 +41,7 @@ from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError
 from ddpm.training.options import Hooks, LossPoint
 from ddpm.training.perceptual import Perceptual
+from ddpm.training.power_ema import SNAPSHOTS, write_snapshot
 
 MOST_CAPTIONS = 10_000  # that a model keeps, to draw from
 
@@ -59,7 +63,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
     config = params.variant(variant)
     check_end(config, f"models.{variant}.process")
     data = PreparedData.open(root / PREPARED)
-    first = first_stage(config, data, f"models.{variant}", pick_device(), root=root)
+    first = first_stage(config, data, f"models.{variant}", torch.device("cpu"), root=root)
     codec = codec_of(config, data.codec, f"models.{variant}") if first is None else first.codec
     for key in ("horizontal_flip", "sample_every"):
         if getattr(config.training, key) and not codec.pictures:
@@ -106,6 +110,8 @@ def _train(
         facts = facts.model_copy(update={"latent": first.facts})
     start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
     network, device, precision, base, text_encoder = start
+    if first is not None:
+        first.network.to(device)
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
     hashes |= {} if text_encoder is None else {"text encoder that it starts from": text_encoder}
     if perceptual is not None:
@@ -149,6 +155,8 @@ def _train(
         )
         with atomic_directory(root / MODELS / variant) as out:
             save(Model(network, card, autoencoder=first.network if first else None), out)
+            if config.training.ema_snapshots:
+                shutil.copytree(checkpoints.directory / SNAPSHOTS, out / SNAPSHOTS)
             write_curve(curve, out / "loss.csv")
         # This run's state stays until another takes its place: a kill may yet come before DVC has the model.
         checkpoints.discard_others()
@@ -222,6 +230,7 @@ def _run(
             on_less_memory=lambda at_once: say(f"{variant}: out of memory; from now on {at_once} {codec.name} at once"),
             on_losses=watch.losses,
             on_average=on_average,
+            on_snapshot=partial(write_snapshot, checkpoints.directory / SNAPSHOTS),
             on_step=lambda step: progress.update(options.batch_size),
             on_point=on_point,
             should_stop=lambda: asked() or ranks.orphaned(),

@@ -48,6 +48,7 @@ class Compress:
     perceptual: Perceptual | None = None
     opponent: nn.Module | None = None
     timesteps: int = 1
+    distribution: tuple[float, float] | None = None
     draws: int = 0
     columns: Sequence[Column] = ()
 

@@ -21,9 +21,10 @@ from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA, trainable
 from ddpm.training.memory import OutOfMemoryError, micro_batches
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
+from ddpm.training.power_ema import PowerAverages, snapshot_steps
 from ddpm.training.speed import autocast, batches
 from ddpm.training.tasks import Batch, Task
-from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
+from ddpm.training.timesteps import TimestepSampler, timestep_sampler
 
 OPPONENT_BETAS = (0.5, 0.9)  # of Adam, of a discriminator: as in latent diffusion's code
 
@@ -43,6 +44,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     window: Tensor  # [≥ log_every, 2] loss and gradient norm of the steps since the last point, on the device
     at_once: int  # data of a batch that go through the network together
+    power: PowerAverages | None = None  # None: no snapshots are kept
     step: int = 0  # steps done
     pending: int = 0  # rows of the window that are filled
     rewound: int = 0  # times that the run went back after its loss was no number
@@ -95,6 +97,7 @@ def train(
     def indices(step: int) -> NDArray[np.int64]:
         return batch_indices(len(data.images), batch_size, step, options.seed)[part]
 
+    snapshots = snapshot_steps(steps, options.ema_snapshots)
     stored = Prefetch(batches(data, indices, device), options.prefetch, steps)
 
     while state.step < steps:
@@ -153,6 +156,8 @@ def train(
             state.scaler.step(state.opponent_optimizer, rate)  # type: ignore[arg-type]
         state.scaler.update()
         state.ema.update(step)
+        if state.power is not None:
+            state.power.update(step)
 
         # The two numbers stay on the device until a point is due, so that the GPU is not waited for.
         state.window[state.pending] = torch.stack([loss, norm])
@@ -178,6 +183,8 @@ def train(
             hooks.on_rewind(str(error), state.step)
             continue
         hooks.on_step(state.step)
+        if state.step in snapshots and state.power is not None and ranks.first:
+            hooks.on_snapshot(state.step, state.power.tensors())
         if due and checkpoints is not None and ranks.first:
             checkpoints.save(state.step, *_saved(state))
         if stopping:
@@ -220,11 +227,12 @@ def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> 
         network,
         Adam(trainable(network), weight_decay=options.weight_decay),
         EMA(network, options.ema_decay, warmup=options.ema_warmup),
-        TIMESTEP_SAMPLERS[options.timestep_sampler](task.timesteps),
+        timestep_sampler(options.timestep_sampler, task.timesteps, task.distribution),
         # bf16 has float32's range and needs no loss scaling.
         torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
         torch.zeros(options.log_every, 2, device=device),
         at_once if isinstance(at_once, int) else options.batch_size,
+        PowerAverages(network) if options.ema_snapshots else None,
         opponent=task.opponent,
         opponent_optimizer=Adam(task.opponent.parameters(), betas=OPPONENT_BETAS) if task.opponent else None,
     )
@@ -233,6 +241,8 @@ def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
     """Every tensor of a state by name; the live ones, not copies."""
     named = {"window": state.window}
+    if state.power is not None:
+        named |= {f"power.{name}": tensor for name, tensor in state.power.tensors().items()}
     named |= {f"timesteps.{name}": tensor for name, tensor in state.timesteps.state().items()}
     learned = [(name, parameter) for name, parameter in state.network.named_parameters() if parameter.requires_grad]
     for (name, parameter), average in zip(learned, state.ema.averages, strict=True):

@@ -47,13 +47,18 @@ class Task(Protocol):
         ...
 
     @property
+    def distribution(self) -> tuple[float, float] | None:
+        """In continuous time: mean and standard deviation of ln(σ/a), which takes the place of numbered timesteps."""
+        ...
+
+    @property
     def draws(self) -> int:
         """How many random numbers it needs of each datum, in `uniform`."""
         ...
 
     @property
     def columns(self) -> Sequence[Column]:
-        """What the network is told, or answers. A batch has those in `given` that the data have."""
+        """What the network is conditioned on, or answers. A batch has those in `given` that the data have."""
         ...
 
     @property
@@ -66,7 +71,7 @@ class Task(Protocol):
         """The loss of each datum, [N] in x0's precision; training minimises its mean.
 
         Args:
-            t: [N] int64.
+            t: [N] int64, or ln(σ/a) in continuous time.
             noise: standard normal, shaped like x0.
         """
         ...
@@ -74,7 +79,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Denoise:
-    """A diffusion model's objective, of a network that may be told a condition.
+    """A diffusion model's objective, of a network that may have a condition.
 
     Attributes:
         drop: of each column that is dropped, by its name: the share of the data in which its null value takes its
@@ -93,6 +98,10 @@ class Denoise:
     @property
     def timesteps(self) -> int:
         return self.process.timesteps
+
+    @property
+    def distribution(self) -> tuple[float, float] | None:
+        return self.process.coordinates.distribution
 
     @property
     def draws(self) -> int:
@@ -121,6 +130,7 @@ class Reconstruct:
 
     weight: float = 1.0
     timesteps: int = 1
+    distribution: tuple[float, float] | None = None
     draws: int = 0
     columns: Sequence[Column] = ()
     opponent: ClassVar[None] = None
@@ -141,12 +151,13 @@ class Classify:
     columns: Sequence[Column]
     draws: int = 0
     opponent: ClassVar[None] = None
+    distribution: tuple[float, float] | None = None
 
     @property
     def timesteps(self) -> int:
         return self.process.timesteps
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        logits = network(self.process.q_sample(batch.x0, t, noise), t)
+        logits = network(*self.process.told(self.process.q_sample(batch.x0, t, noise), t))
         (column,) = self.columns
         return F.cross_entropy(logits.to(batch.x0.dtype), batch.given[column.name], reduction="none")
