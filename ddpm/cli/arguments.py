@@ -51,8 +51,8 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     )
     sample.add_argument(
         "--spacing",
-        help="which noise levels are visited: leading, trailing, linspace, even, quadratic, native, karras or "
-        "exponential (default: the model's own)",
+        help="visited noise levels: leading, trailing, linspace, even, quadratic, native, karras or exponential "
+        "(default: the model's own)",
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument(
