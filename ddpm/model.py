@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
+from ddpm.conditioning.hints import WEIGHTS, HintColumn, Steered, weighed
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.conditioning.pictures import known_part, with_known
 from ddpm.config.base import Section, validate
@@ -75,7 +76,7 @@ class DataFacts(Section):
 
 
 class StartFacts(Section):
-    """The model whose weights a training started from."""
+    """The model whose weights a training started from, or left as they are."""
 
     variant: str
     fingerprint: str  # as of `TrainingFacts`
@@ -95,6 +96,7 @@ class TrainingFacts(Section):
     fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
     weights: Literal["ema", "imported"] = "ema"
     start_from: StartFacts | None = None  # None: from random weights
+    control_of: StartFacts | None = None  # of a ControlNet the model that it controls, whose weights it also has
 
 
 class ModelCard(Section):
@@ -263,13 +265,28 @@ class Model(Drawer):
         Args:
             given: a value of each column, [N, ...].
         """
-        told = tensors(given or {}, self.device)
-        own = {column.name: told[column.name] for column in columns_in(self.network)} if told else {}
+        given = given or {}
+        if WEIGHTS not in given:
+            return self._guided(tensors(given, self.device))
+
+        def with_weights(weights: tuple[float, ...] | None) -> Denoiser:
+            told = tensors(weighed(given, weights), self.device)
+            if weights is not None and not any(weights[:2]):
+                del told[HintColumn.name]  # the model that is controlled, alone
+            return self._guided(told)
+
+        return Steered(with_weights)
+
+    def _guided(self, told: Mapping[str, Tensor]) -> Denoiser:
+        """`denoiser` with the control's weights as they are told."""
+        own = {column.name: told[column.name] for column in columns_in(self.network) if column.name in told}
         if self.guide is None:
             return by_itself(self.network, own)
         denoise = bind(self.network, own)
         if not self.by_classifier:
-            weaker = {column.name: told[column.name] for column in columns_in(self.guide.network)}
+            weaker = {
+                column.name: told[column.name] for column in columns_in(self.guide.network) if column.name in told
+            }
             return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
         return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())

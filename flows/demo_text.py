@@ -38,6 +38,7 @@ DEMO: dict[str, Any] = {
     "evaluation": {"samples": 1000},
     "variants": [],
     "guides": [],
+    "controls": {},
     "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},
 }
 
@@ -55,14 +56,15 @@ PROMPTS = (
 )
 
 
-def make_project(root: Path, demo: Mapping[str, Any] = DEMO) -> Path:
+def make_project(root: Path, demo: Mapping[str, Any] = DEMO, folder: Path = FOLDER) -> Path:
     """The demo's project in a repository, ready for the pipeline; what it has made before stays.
 
     Args:
         root: the repository.
         demo: sections of params.yaml that take the place of the repository's.
+        folder: of the project.
     """
-    project = root / FOLDER
+    project = root / folder
     project.mkdir(exist_ok=True)
     for name in LINKED:
         link = project / name

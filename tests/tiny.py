@@ -44,6 +44,7 @@ TINY_PARAMS = {
     "variants": ["tiny"],
     "guides": [],
     "cascades": {},
+    "controls": {},
     "models": {
         "tiny": {
             "network": {

@@ -109,6 +109,31 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         help="of repaint: the steps in a group, fewer than --steps; of a cascade only the base repaints (default: 10)",
     )
     sample.add_argument(
+        "--control",
+        type=a_path,
+        metavar="FILE|DIR",
+        help="of a model with a control: the hint, such as edges in white on black, of the size that the model was "
+        "trained on; of several in a directory, image i gets the one at i modulo their number",
+    )
+    sample.add_argument(
+        "--control-scale",
+        type=float,
+        metavar="S",
+        help="of a model with a control: the weight of what the control adds, 0 for none (default: the model's own)",
+    )
+    sample.add_argument(
+        "--control-interval",
+        type=_shares,
+        metavar="LOW,HIGH",
+        help="shares of the process, 0 data and 1 noise, between which there is a control (default: the model's own)",
+    )
+    sample.add_argument(
+        "--guess",
+        action=argparse.BooleanOptionalAction,
+        help="of a model with a control: guess mode, in which the hint counts more than the label or the prompt "
+        "(default: the model's own)",
+    )
+    sample.add_argument(
         "--guidance-scale",
         type=float,
         metavar="S",

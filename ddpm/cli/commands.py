@@ -172,6 +172,9 @@ def run_sample(arguments: Arguments) -> None:
         pictures={name: getattr(arguments, name) for name in PICTURE_NAMES},
         guidance_scale=arguments.guidance_scale,
         guidance_interval=arguments.guidance_interval,
+        control_scale=arguments.control_scale,
+        control_interval=arguments.control_interval,
+        guess=arguments.guess,
         guide=arguments.guide,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")

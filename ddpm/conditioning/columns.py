@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.hints import HintColumn, control_columns
 from ddpm.conditioning.pictures import (
     ImageColumn,
     LowColumn,
@@ -292,14 +293,18 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column
     "prompt": PromptColumn.of,
     "mask": mask_columns,
     "low": low_columns,
+    "control": control_columns,
 }
 
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
 NAMES = (LabelColumn.name, PromptColumn.name, LowNoiseColumn.name)
 # Those that are asked for by pictures.
-PICTURE_NAMES = (LowColumn.name, ImageColumn.name, MaskColumn.name)
+PICTURE_NAMES = (LowColumn.name, ImageColumn.name, MaskColumn.name, HintColumn.name)
 # All of pictures, with their keys.
-PICTURES = {column.name: column.key for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn)}
+PICTURES = {
+    column.name: column.key
+    for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn, HintColumn)
+}
 
 
 def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -329,6 +334,11 @@ def stored(columns: Sequence[Column]) -> list[Stored]:
     return [column for column in columns if isinstance(column, Stored)]
 
 
+def needed(columns: Sequence[Column]) -> list[Column]:
+    """Those that have to be asked for, since nothing is drawn without them: the low image of an upsampler, a hint."""
+    return [column for column in columns if getattr(column, "needed", False)]
+
+
 def derived_draws(columns: Sequence[Column]) -> int:
     """How many random numbers `derived` needs of each datum."""
     return sum(column.draws for column in columns if isinstance(column, Derived))
@@ -350,13 +360,24 @@ def derived(columns: Sequence[Column], x0: Tensor, uniform: Tensor) -> dict[str,
 
 
 def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:
-    """The null value of each column, `count` times; 0 of a column without one."""
-    return {column.name: np.full((count, *column.shape), column.null or 0, column.dtype) for column in columns}
+    """The null value of each column, `count` times; of a column without one its `blank`, or 0."""
+    return {
+        column.name: np.full((count, *column.shape), column.null or getattr(column, "blank", 0), column.dtype)
+        for column in columns
+    }
 
 
 def untold(columns: Sequence[Column], given: Given) -> dict[str, NDArray[Any]]:
     """The given values, with the null value in place of each column that has one: what guidance moves away from."""
-    return {
-        column.name: given[column.name] if column.null is None else np.full_like(given[column.name], column.null)
-        for column in columns
-    }
+    return {column.name: untold_values(column, given[column.name], np.full_like) for column in columns}
+
+
+def untold_values(column: Column, values: Any, full_like: Callable[[Any, int], Any]) -> Any:
+    """What `untold` puts in place of the values of a column.
+
+    Args:
+        full_like: of numpy or of torch.
+    """
+    if hasattr(column, "untold"):
+        return column.untold(values)
+    return values if column.null is None else full_like(values, column.null)

@@ -43,7 +43,8 @@ class CascadeConfig(Section):
         if upsampler.codec.side is not None:
             raise ValueError(f"has the upsampler {self.upsampler}, whose codec.side must be null")
         for name, model in ((self.base, base), (self.upsampler, upsampler)):
-            told = [key for key in ("mask", *(["low"] if name == self.base else [])) if getattr(model.condition, key)]
+            pictures = ("mask", "control", *(["low"] if name == self.base else []))
+            told = [key for key in pictures if getattr(model.condition, key)]
             if told:
                 raise ValueError(f"has {name}, with condition.{told[0]}: no link draws what it needs")
             if model.sampling.guide is not None:

@@ -10,14 +10,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.conditioning.columns import Given
-from ddpm.conditioning.pictures import LowColumn
+from ddpm.conditioning.columns import Column, Given, needed
 from ddpm.deploy.runtime import Float32, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise, stream
 from ddpm.drawer.cascade import Cascade
 from ddpm.files import sha256_of
 
 COUNT, MOST_STEPS = 4, 20
+DENSITY = 0.1  # share of the pixels of a hint that are white
 
 # One of the 256 levels of a pixel, in [−1, 1]: what another processor's rounding does not reach.
 TOLERANCE = 2 / 255
@@ -54,7 +54,7 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     if isinstance(opened, Cascade):
         samples = _of_cascade(opened)
     else:
-        asked: dict[str, Any] = {each.name: _low(each) for each in opened.columns if isinstance(each, LowColumn)}
+        asked: dict[str, Any] = {each.name: _picture(each) for each in needed(opened.columns)}
         samples = _run(opened, opened.given(COUNT, **asked))
     return samples, f"onnxruntime {import_onnxruntime().__version__}, {_provider(opened)}"
 
@@ -78,9 +78,10 @@ def _of_cascade(cascade: Cascade) -> Float32:
     return _run(upsampler, cascade.to_upsampler(low, given, seed=0))
 
 
-def _low(column: LowColumn) -> NDArray[np.uint8]:
-    """Small images for an upsampler, which draws nothing without: noise that is always the same."""
-    return (256 * stream(0, 0, purpose=4).random((COUNT, *column.shape))).astype(np.uint8)
+def _picture(column: Column) -> NDArray[Any]:
+    """Small images or hints, for a model that draws nothing without: noise that is always the same."""
+    noise = stream(0, 0, purpose=4).random((COUNT, *column.shape))
+    return noise < DENSITY if column.dtype == np.bool_ else (256 * noise).astype(np.uint8)
 
 
 def find_fault(deploy: Path, recorded: Fingerprint) -> str | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, united, untold
+from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS, Steered, weighed
 from ddpm.conditioning.pictures import known_part, with_known
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
@@ -231,8 +232,14 @@ class Sampler(Drawer):
         """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
-    def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
+    def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient | Steered:
         """The networks told their conditions, as torch's `Model.denoiser`."""
+        if WEIGHTS not in given:
+            return self._guided(given)
+        return Steered(lambda weights: self._guided(weighed(given, weights)))
+
+    def _guided(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
+        """`_bound`, with the control's weights as they are given."""
         told = {column.name: given[column.name] for column in self._told}
         if self._guide is None:
             return ClassifierFree(self._denoiser, told, untold(self._told, told))
@@ -267,7 +274,10 @@ class Sampler(Drawer):
             binding.bind_cpu_input("timesteps", plan.timesteps[part])
             binding.bind_cpu_input("z", z)
             for name, values in given.items():
-                binding.bind_cpu_input(name, values)
+                if name != WEIGHTS:  # the rows have them
+                    binding.bind_cpu_input(name, values)
+            if WEIGHTS in given:
+                binding.bind_cpu_input(CONTROL_PLAN, plan.control_rows[part])
             binding.bind_output("x0", device)
             self._loop.run_with_iobinding(binding)
             (state,) = binding.get_outputs()
@@ -321,6 +331,8 @@ def _denoised(
 ) -> tuple[Float32, Float32]:
     """As of `diffusion.sampling`."""
     times, channels = np.full(len(x), t, dtype=np.int64), x.shape[1]
+    if row.control is not None:
+        denoise = denoise.controlled(row.control)
     weight = 0.0 if row.mean_shift else row.guidance
     out = denoise.guided(x, times, weight) if weight else denoise(x, times)
     shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None

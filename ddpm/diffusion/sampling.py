@@ -76,6 +76,8 @@ def _denoised(
         before: x̂_0 of the row before it, and of the one before that.
     """
     times, channels = torch.full((len(x),), t, dtype=torch.int64, device=x.device), x.shape[1]
+    if row.control is not None:  # only a `conditioning.guidance.Steered` is given such rows
+        denoise = denoise.controlled(row.control)  # type: ignore[attr-defined]
     out = _evaluated(denoise, x, times, 0.0 if row.mean_shift else row.guidance)
     shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
     x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)

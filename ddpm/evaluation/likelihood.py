@@ -20,7 +20,7 @@ from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.progress import Show, unseen
-from ddpm.evaluation.told_pictures import lows_of
+from ddpm.evaluation.told_pictures import shown_of
 from ddpm.model import Model
 
 
@@ -81,7 +81,7 @@ def split_bounds(
         for some in rows(split):
             # The rest is what it is if nobody asks, such as an image of which nothing is known.
             values = {name: column.at(some) for name, column in held.items()}
-            values |= lows_of(columns, model.codec, split.rows(some))
+            values |= shown_of(columns, model.codec, split.rows(some))
             rest = [column for column in columns if column.name not in values]
             values |= {column.name: column.draw(len(some), seed=seed) for column in rest}
             yield tensors(values, model.device)

@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -18,15 +18,17 @@ from onnx import GraphProto, ModelProto
 from torch import Tensor
 
 from ddpm.conditioning.columns import blank
-from ddpm.conditioning.network import bind, columns_in
+from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in
 from ddpm.deploy.facts import FORMAT
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.errors import UserError
+from ddpm.export.control import RESIDUAL, branched
 from ddpm.export.gradient import add_scale, log_p_gradient
 from ddpm.export.half import in_half_precision
 from ddpm.export.loop import sampler_model
 from ddpm.files import sha256_of, write_json
 from ddpm.model import Model
+from ddpm.nets.controlled import Control, Controlled
 
 # The newest whose operators onnxruntime 1.31 all has kernels for on the CPU: docs/onnx.md.
 OPSET = 20
@@ -77,7 +79,7 @@ def export_guide(model: Model, denoiser: Path, path: Path) -> None:
 
 def _exported(model: Model) -> ModelProto:
     """The network as ONNX: (x, t, columns) → out; of a classifier its logits."""
-    network = _Flat(copy.deepcopy(model.network).to("cpu").eval())
+    network = _flat(copy.deepcopy(model.network).to("cpu").eval())
     columns = columns_in(model.network)
     given = [torch.from_numpy(values) for values in blank(columns, 2).values()]
     example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=torch.int64), *given)
@@ -93,13 +95,15 @@ def _exported(model: Model) -> ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=names,
-            output_names=["out"],
+            output_names=["out", *network.residuals],
             dynamic_shapes=({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else [])),
             verbose=False,
         )
     assert program is not None
     proto = program.model_proto
     _drop_provenance(proto)
+    if network.residuals:
+        branched(proto)
     return proto
 
 
@@ -113,13 +117,39 @@ def _scales(model: Model) -> NDArray[np.float32]:
 class _Flat(torch.nn.Module):
     """A network whose columns are arguments, not a mapping."""
 
+    residuals: tuple[str, ...] = ()
+    """The names of its further outputs."""
+
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> Tensor:
-        given = dict(zip((column.name for column in columns_in(self.network)), values, strict=True))
-        return bind(self.network, given)(x, t)
+    def given(self, values: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip((column.name for column in columns_in(self.network)), values, strict=True))
+
+    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return bind(self.network, self.given(values))(x, t)
+
+
+class _FlatControlled(_Flat):
+    """The same of a network with controls; what they add are outputs too."""
+
+    def __init__(self, network: ConditionalNetwork) -> None:
+        super().__init__(network)
+        self.controlled = cast(Controlled, network.network)
+        first = cast(Control, self.controlled.controls[0])
+        self.residuals = tuple(f"{RESIDUAL}{number}" for number in range(len(first.zero)))
+
+    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        c = cast(ConditionalNetwork, self.network).condition(self.given(values))
+        residuals = self.controlled.residuals(x, t, c)
+        return self.controlled.base(x, t, self.controlled.told(c, residuals)), *residuals
+
+
+def _flat(network: torch.nn.Module) -> _Flat:
+    if isinstance(network, ConditionalNetwork) and isinstance(network.network, Controlled):
+        return _FlatControlled(network)
+    return _Flat(network)
 
 
 def export_half(network: Path, path: Path) -> None:
@@ -204,7 +234,8 @@ def activation_bytes(graph: GraphProto) -> int:
     peak = 0
     for index, node in enumerate(graph.node):
         alive |= {name: sizes.get(name, 0) for name in node.output}
-        peak = max(peak, sum(alive.values()))
+        branches = [activation_bytes(attribute.g) for attribute in node.attribute if attribute.HasField("g")]
+        peak = max(peak, sum(alive.values()) + max(branches, default=0))
         alive = {name: size for name, size in alive.items() if last_use.get(name, -1) > index}
     return peak
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from onnx import GraphProto, ModelProto
 
 from ddpm.deploy.runtime import import_onnxruntime
@@ -17,7 +19,8 @@ def in_half_precision(denoiser: ModelProto) -> ModelProto:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     # The converter infers its own shapes; given ours, it takes a Resize's float32 scales for an fp16 value.
-    del denoiser.graph.value_info[:]
+    for graph in _graphs(denoiser.graph):
+        del graph.value_info[:]
     half = convert_float_to_float16(denoiser, keep_io_types=True, node_block_list=_embedding(denoiser.graph))
     # It casts a value anew for every node that needs it, under one name.
     nodes = list({node.output[0]: node for node in half.graph.node}.values())
@@ -33,10 +36,20 @@ def in_half_precision(denoiser: ModelProto) -> ModelProto:
 
 def _embedding(graph: GraphProto) -> list[str]:
     """Names of the nodes from the timestep to its sines and cosines."""
-    made_by = {name: node for node in graph.node for name in node.output}
-    todo, found = [node for node in graph.node if node.op_type in EMBEDDING], set[str]()
+    nodes = [node for each in _graphs(graph) for node in each.node]
+    made_by = {name: node for node in nodes for name in node.output}
+    todo, found = [node for node in nodes if node.op_type in EMBEDDING], set[str]()
     while todo:
         node = todo.pop()
         found.add(node.name)
         todo += [made_by[name] for name in node.input if name in made_by]
     return sorted(found)
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and those in its nodes, as the branches of an If."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)

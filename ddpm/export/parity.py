@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws
+from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
@@ -26,7 +27,7 @@ from ddpm.model import Model
 Draw = Callable[[], Float32]
 
 CHAIN_LEVELS = 2  # of 255, by which the images of an exported cascade may differ
-GUIDANCE = 2.0  # of the run, where a model can be guided
+GUIDANCE, CONTROL = 2.0, 1.5  # of the run, where a model can be guided, and has a control
 
 
 def measure_parity(
@@ -168,6 +169,7 @@ def inputs_of(plan: SamplingPlan, x: Float32, draw: Draw) -> dict[str, NDArray[A
     noisy = plan.column("to_noise") != 0
     z = [draw() if row else np.zeros_like(x) for row in noisy] if noisy.any() else []
     inputs: dict[str, NDArray[Any]] = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+    inputs |= {} if plan.control is None else {CONTROL_PLAN: plan.control_rows}
     return inputs | ({"z": np.stack(z)} if z else {})
 
 
@@ -208,6 +210,8 @@ def plans_of(model: Model, steps: int) -> dict[str, SamplingPlan]:
         choices["ddim"] = {"eta": 0.0}
     if model.by_classifier or learned:
         choices["ancestral"] = {"variance": "learned_range"} if learned else {}
-    # Rows with guidance and rows without, which take other ways through the graph.
-    guided = {"guidance_scale": GUIDANCE, "guidance_interval": (0.0, 0.5)} if model.guidable else {}
-    return {name: model.plan(sampler=name, steps=steps, **own, **guided) for name, own in choices.items()}
+    # Rows with guidance and with a control, and rows without, which take other ways through the graph.
+    asked: dict[str, Any] = {"guidance_scale": GUIDANCE, "guidance_interval": (0.0, 0.5)} if model.guidable else {}
+    if any(column.name == WEIGHTS for column in model.columns):
+        asked |= {"control_scale": CONTROL, "control_interval": (0.3, 1.0), "guess": model.guidable}
+    return {name: model.plan(sampler=name, steps=steps, **own, **asked) for name, own in choices.items()}

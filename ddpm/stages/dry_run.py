@@ -101,7 +101,7 @@ def _tried(
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
     options, shape, kind = config.training, codec.network_shape, codec.name
-    network, device, precision, _ = initial(params.seed, config, codec, columns, root=root)
+    network, device, precision, *_ = initial(params.seed, config, codec, columns, root=root)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size

@@ -18,6 +18,7 @@ from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.drawer.cascade import Cascade
 from ddpm.errors import UserError
+from ddpm.evaluation.agreement import hint_column
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
@@ -34,7 +35,7 @@ from ddpm.stages.progress import show
 
 # The first process may take long for the features of all real images, for which the others wait.
 _PATIENCE = timedelta(days=1)
-SHOWN_LINKS = 32  # images of a cascade, with those that its base drew
+SHOWN_PAIRS = 32  # images of a cascade with those that its base drew, or of a control with the hints
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Measurement | None:
@@ -195,6 +196,7 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         shown = denoising(model, data, params.seed)
         done(1)
     table = likelihood_table(bounds)
+    pictures = {"denoising.png": shown.picture, **_with_hints(model, params, data)}
 
     def write(out: Path, told: Mapping[str, str]) -> None:
         write_bytes(out / "nll.csv", table.encode())
@@ -203,7 +205,18 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         write_bytes(out / "denoising.gif", shown.film(told))
 
     figures = {**likelihood_figures(bounds), "gflops_per_image": cost}
-    return _More(figures, {}, {"denoising.png": shown.picture}, write)
+    return _More(figures, {}, pictures, write)
+
+
+def _with_hints(model: Model, params: Params, data: PreparedData) -> dict[str, Image.Image]:
+    """hints.png, of a model with a control: hints of validation images, and what is drawn of each."""
+    hint = hint_column(model.columns)
+    if hint is None:
+        return {}
+    count = min(SHOWN_PAIRS, params.evaluation.samples)
+    given = model.given(count, seed=params.seed, **asked_for(params.evaluation, model.columns, data))
+    drawn = model.draw(count, model.plan(), seed=params.seed, given=given)
+    return {"hints.png": pairs(hint.as_picture(given[hint.name], drawn.shape[-1]), drawn)}
 
 
 def _of_cascade(cascade: Cascade, params: Params, data: PreparedData) -> _More:
@@ -211,8 +224,8 @@ def _of_cascade(cascade: Cascade, params: Params, data: PreparedData) -> _More:
     cost = sum(gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
-    given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
-    low = cascade.base.draw(SHOWN_LINKS, cascade.plan(), seed=params.seed, given=cascade.to_base(given))
+    given = cascade.given(SHOWN_PAIRS, seed=params.seed, **asked)
+    low = cascade.base.draw(SHOWN_PAIRS, cascade.plan(), seed=params.seed, given=cascade.to_base(given))
     images = cascade.upsample(low, seed=params.seed, given=given)
     picture = pairs(low, images)
     return _More({"gflops_per_image": cost}, {"links": marks}, {"links.png": picture}, lambda out, told: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class Watch:
 
         config = self._config
         noise = ImageNoise(self._seed, COLUMNS**2, self._codec.network_shape)
-        plan = plan_for(config.process.model_dump(), _without_guide(config.sampling).model_dump())
+        plan = plan_for(config.process.model_dump(), _plain(config.sampling).model_dump())
 
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)
@@ -107,6 +107,9 @@ class Watch:
         return given | derived(columns, x0, uniform.to(self._device))
 
 
-def _without_guide(sampling: SamplingConfig) -> SamplingConfig:
-    """The plan as it is without its guide, which is not loaded for training."""
-    return sampling if sampling.guide is None else sampling.model_copy(update={"guide": None, "guidance_scale": 1.0})
+def _plain(sampling: SamplingConfig) -> SamplingConfig:
+    """The plan as it is without its guide, which is not loaded for training, and with a control as it is trained."""
+    plain: dict[str, Any] = {"control_scale": 1.0, "control_interval": None, "guess": False}
+    if sampling.guide is not None:
+        plain |= {"guide": None, "guidance_scale": 1.0}
+    return sampling.model_copy(update=plain)

@@ -36,6 +36,7 @@ _OF_VARIANT |= {"export": DEPLOY / "{}/sampler.json"}
 _OF_GUIDE = {"train-guide": MODELS / "{}/model.json"}
 _OF_CASCADE = {"compose": MODELS / "{}/cascade.json", "evaluate-cascade": REPORTS / "{}/metrics.json"}
 _OF_CASCADE |= {"export-cascade": DEPLOY / "{}/cascade.json"}
+_OF_CONTROL = {f"{stage}-control": file for stage, file in _OF_VARIANT.items()}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
 
 _FOLDERS = (*("data", PREPARED, EXTRACTOR, MODELS, REPORTS, DEPLOY, COMPARISON), "mlflow", ".ddpm", ".dvc", ".prefect")
@@ -79,6 +80,7 @@ def _stages(params: Params) -> dict[str, Path]:
         (_OF_GUIDE, [(name,) for name in params.guides]),
         (_OF_PAIR, pairs),
         (_OF_VARIANT, [(name,) for name in params.variants]),
+        (_OF_CONTROL, [(name,) for name in params.controls]),
     ):
         for names in groups:
             found |= {f"{stage}@{'-'.join(names)}": Path(str(file).format(*names)) for stage, file in files.items()}

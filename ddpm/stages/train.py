@@ -85,8 +85,9 @@ def _train(
     check_room(config, codec, pick_device(), variant)
     facts = data_facts(data, config, f"models.{variant}", root)
     start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
-    network, device, precision, base = start
+    network, device, precision, base, controlled = start
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
+    hashes |= {} if controlled is None else {"model that it controls": controlled.sha256}
     decided = fingerprint.decisions(config, params.seed, hashes, precision, device)
     mark = fingerprint.fingerprint(decided)
     states = root / TRAINING_STATES / variant

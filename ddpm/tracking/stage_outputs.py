@@ -17,7 +17,7 @@ from ddpm.files import read_json, sha256_of
 from ddpm.layout import CASCADE, DEPLOY, LINKS, MODELS, PREPARED, REPORTS
 
 # The stages whose entries in dvc.lock, together, say everything that a model version came of: of a model, of a cascade.
-_LINEAGE = ("prepare", "train@{variant}", "evaluate@{variant}", "export@{variant}")
+_LINEAGE = ("prepare", "train{kind}@{variant}", "evaluate{kind}@{variant}", "export{kind}@{variant}")
 _LINEAGE_OF_CASCADE = (
     *("prepare", "train-base@{variant}", "train-upsampler@{variant}", "compose@{variant}"),
     *("evaluate-cascade@{variant}", "export-cascade@{variant}"),
@@ -97,8 +97,8 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
-        cascade = _is_cascade(variant, root)
-        evaluate, export = (f"{stage}{'-cascade' if cascade else ''}@{variant}" for stage in ("evaluate", "export"))
+        cascade, kind = _is_cascade(variant, root), _kind(variant, root)
+        evaluate, export = (f"{stage}{kind}@{variant}" for stage in ("evaluate", "export"))
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", evaluate)
         exported = {link: read_output(deploy / link / "sampler.json", export) for link in (LINKS if cascade else ("",))}
@@ -155,6 +155,22 @@ def _is_cascade(variant: str, root: Path) -> bool:
     return (root / MODELS / variant / CASCADE).is_file()
 
 
+def _kind(variant: str, root: Path) -> str:
+    """What the names of a variant's stages have before the `@`: those of a model that controls another one are as
+    dvc.lock has them."""
+    if _is_cascade(variant, root):
+        return "-cascade"
+    return "-control" if f"train-control@{variant}" in _stages_in_lock(root) else ""
+
+
+def _stages_in_lock(root: Path) -> dict[str, Any]:
+    """The entries of dvc.lock; none without it."""
+    import yaml
+
+    path = root / "dvc.lock"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
+
+
 def read_output(path: Path, stage: str) -> dict[str, Any]:
     try:
         return read_json(path)
@@ -209,13 +225,11 @@ def _check_guide(reports: Path, protocol: dict[str, Any], sampler: dict[str, Any
 
 def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
     """What dvc.lock has of the stages that a variant came of."""
-    import yaml
-
-    path = root / "dvc.lock"
-    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
+    path, stages = root / "dvc.lock", _stages_in_lock(root)
     lineage = _LINEAGE_OF_CASCADE if _is_cascade(variant, root) else _LINEAGE
-    names = [name.format(variant=variant) for name in lineage]
+    names = [name.format(variant=variant, kind=_kind(variant, root)) for name in lineage]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
+    names += [name for name in _trainings_of_base(variant, root) if name in stages]
     for name in names:
         if name not in stages:
             raise UserError(f"{path}: no entry for {name}; run `dvc repro {name}`")
@@ -227,6 +241,13 @@ def _guides_of(variant: str, root: Path) -> list[str]:
     protocol = root / REPORTS / variant / "protocol.json"
     guide = read_output(protocol, f"evaluate@{variant}").get("guide") if protocol.is_file() else None
     return [] if guide is None else [guide.split()[0]]
+
+
+def _trainings_of_base(variant: str, root: Path) -> list[str]:
+    """What may have trained the model that a variant controls; nothing, if it controls none."""
+    card = root / MODELS / variant / "model.json"
+    base = read_json(card)["training"].get("control_of") if card.is_file() else None
+    return [] if base is None else [f"{stage}@{base['variant']}" for stage in ("train", "train-guide")]
 
 
 def _check_lock(variant: str, root: Path) -> None:

@@ -22,6 +22,7 @@ from ddpm.data.loader import TrainingData, TrainingImages
 from ddpm.diffusion.objectives import Objective
 from ddpm.model import DataFacts, ModelCard, StartFacts, TrainingFacts, build_network, build_process
 from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.control import take_control
 from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
@@ -36,6 +37,7 @@ class Start(NamedTuple):
     device: torch.device
     precision: str  # that `training.precision` comes to on the device
     base: StartFacts | None = None  # the model whose weights it has; None: they are random
+    controlled: StartFacts | None = None  # of a ControlNet the model that it controls, which is frozen
 
 
 def initial(
@@ -57,14 +59,20 @@ def initial(
         root: the project's folder, where the relative path of `training.start_from` begins.
 
     Raises:
-        UserError: the configuration does not fit the data, or the model that training starts from is missing or of
-            another network.
+        UserError: the configuration does not fit the data, or the model that training starts from, or that is
+            controlled, is missing or of another network.
     """
-    device, base = device or pick_device(), config.training.start_from
+    device, base, control = device or pick_device(), config.training.start_from, config.condition.control
     torch.manual_seed(seed)
     network = build_network(config, codec, where, columns)
-    facts = None if base is None else start_from(network, base, f"{where}: training.start_from", root=root)
-    return Start(network.to(device), device, resolve_precision(config.training.precision, device), facts)
+    controlled = None
+    if control is not None:
+        controlled = take_control(network, config, codec.shape, f"{where}: condition.control.of", root=root)
+    facts = None
+    if base is not None:
+        facts = start_from(network, base, f"{where}: training.start_from", root=root, controlled=controlled)
+    precision = resolve_precision(config.training.precision, device)
+    return Start(network.to(device), device, precision, facts, controlled)
 
 
 def make_fast(network: nn.Module, options: TrainingConfig, codec: Codec, precision: str, ranks: Ranks = ALONE) -> None:
@@ -175,6 +183,7 @@ def card_of(
         torch=torch.__version__,
         fingerprint=fingerprint,
         start_from=start.base,
+        control_of=start.controlled,
     )
     return ModelCard(
         variant=variant,

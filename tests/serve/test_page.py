@@ -161,7 +161,7 @@ def test_a_part_of_a_drawn_image_is_painted_and_drawn_again(page):
     page.run('by("paint").scrollIntoView()')
     put(page, brush=1, seed=9)
     stroke(page, (0.1, 0.1), (0.9, 0.1), (0.9, 0.6))
-    painted = np.array(page.run("[...painted]")).reshape(4, 4).astype(bool)
+    painted = np.array(page.run("[...part.painted]")).reshape(4, 4).astype(bool)
     assert painted[0].all()
     assert painted[:3, 3].all()
     assert not painted[1:, :3].any()
@@ -171,7 +171,7 @@ def test_a_part_of_a_drawn_image_is_painted_and_drawn_again(page):
     assert (drawn[:, ~painted] == first[~painted]).all()
     assert (drawn[:, painted] != first[painted]).any()
     page.run('by("clear").click()')
-    assert page.run("painted.includes(1)") is False
+    assert page.run("part.painted.includes(1)") is False
     page.run('by("remove").click(); by("draw").click()')
     settle(page)
     assert (pictures(page)[..., 0][:, ~painted] != first[~painted]).any()

@@ -1,0 +1,124 @@
+"""A model with a control as ONNX: a hint as an input, its weights as rows, and a branch that rows of weight 0 skip."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from untrained import export, untrained
+
+from ddpm.deploy.runtime import CPU, Sampler
+from ddpm.export.files import export_half
+from ddpm.export.parity import measure_parity
+from ddpm.model import DataFacts, Model, load
+
+pytest.importorskip("skimage")
+
+FACTS = DataFacts(name="squares", shape=(8, 8, 1), classes=("a", "b"))
+HINTS = {"edges": {}, "colour": {"side": 4}}
+EDGES = np.zeros((8, 8), bool)
+EDGES[3] = True
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Model, Path]]:
+    """A model that is guided and follows edges, and one that is not and follows colour."""
+    folder = tmp_path_factory.mktemp("exported")
+    found = {}
+    for hint, options in HINTS.items():
+        condition = {"control": {"of": "models/base", "hint": hint, "widths": [4, 8], **options}}
+        condition |= {"label": {"drop": 0.2}} if hint == "edges" else {}
+        model = load(untrained(hint, folder, FACTS, condition=condition))
+        found[hint] = model, export(model, folder / f"deploy-{hint}")
+    return found
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_both_files_are_the_trained_model(exported, hint):
+    """With a hint, at rows with weights and without, and in guess mode."""
+    parity = measure_parity(*exported[hint], samples=2, steps=6, tolerances={"fp32": 1e-4})
+    assert parity["passed"], parity
+    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx"}
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_the_weights_of_a_plan_are_those_of_torch(exported, in_graph):
+    model, deploy = exported["edges"]
+    sampler = Sampler(deploy, providers=[CPU], in_graph=in_graph)
+    drawn = {}
+    for scale, interval in itertools.product((0.0, 0.5, 1.0), (None, (0.5, 1.0))):
+        asked = {"control": EDGES, "label": 1, "control_scale": scale, "control_interval": interval}
+        asked |= {"guidance_scale": 2.0, "guidance_interval": (0.0, 0.5)}
+        ours, theirs = (each.sample(2, steps=6, sampler="ddim", **asked).astype(int) for each in (model, sampler))
+        assert np.abs(ours - theirs).max() <= 1, asked
+        drawn[scale, interval] = theirs
+    assert not np.array_equal(drawn[1.0, None], drawn[0.5, None])
+    assert not np.array_equal(drawn[1.0, None], drawn[1.0, (0.5, 1.0)])
+    assert np.array_equal(drawn[0.0, None], drawn[0.0, (0.5, 1.0)])
+
+
+def test_the_control_and_its_weights_lie_in_a_branch(exported):
+    model, deploy = exported["edges"]
+    graph = onnx.load(deploy / "denoiser.onnx").graph
+    (switch,) = (node for node in graph.node if node.op_type == "If")
+    branches = {attribute.name: attribute.g for attribute in switch.attribute}
+    with_control, without = branches["then_branch"], branches["else_branch"]
+
+    def weights(tensors) -> int:
+        return sum(int(np.prod(tensor.dims)) for tensor in tensors)
+
+    controlled = model.network.network
+    trained = sum(p.numel() for p in controlled.controls.parameters())
+    frozen = sum(p.numel() for p in model.network.parameters()) - trained
+    assert weights(with_control.initializer) == pytest.approx(trained, rel=0.05)
+    assert weights(graph.initializer) == pytest.approx(frozen, rel=0.05)
+    assert [value.name for value in graph.output] == ["out"]
+    made = {name for node in with_control.node for name in node.output}
+    assert not {name for node in with_control.node for name in node.input} & {t.name for t in graph.initializer}
+    assert len(without.output) == len(with_control.output) == len(controlled.controls[0].zero)
+    assert {value.name for value in with_control.output} <= made
+
+
+def test_a_weight_of_0_costs_less(exported, monkeypatch):
+    """By what is evaluated, not by the clock: a control whose weights are NaN does no harm where its weight is 0."""
+    _, deploy = exported["edges"]
+    proto = onnx.load(deploy / "denoiser.onnx")
+    (switch,) = (node for node in proto.graph.node if node.op_type == "If")
+    for tensor in next(each.g for each in switch.attribute if each.name == "then_branch").initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = np.full(tuple(tensor.dims), np.nan, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    whole = Sampler(deploy, providers=[CPU], in_graph=False)
+    import onnxruntime
+
+    spoilt = onnxruntime.InferenceSession(proto.SerializeToString(), providers=[CPU])
+    x, t = np.zeros((2, 1, 8, 8), np.float32), np.array([3, 7])
+    given = {"label": np.array([0, 1]), "control": np.stack([EDGES] * 2)}
+    for weights, finite in (([0, 0, 1], True), ([1, 1, 1], False)):
+        told = {**given, "control_weights": np.array([weights] * 2, np.float32)}
+        out = spoilt.run(None, {"x": x, "t": t, **told})[0]
+        assert np.isfinite(out).all() == finite
+        assert not finite or np.allclose(out, whole.denoise(x, t, told), atol=1e-6)
+
+
+def test_memory_is_counted_with_the_control(exported, tmp_path):
+    plain = load(untrained("plain", tmp_path, FACTS))
+    alone = Sampler(export(plain, tmp_path / "deploy"))
+    _, deploy = exported["colour"]
+    assert Sampler(deploy).facts["activation_bytes"] > alone.facts["activation_bytes"]
+
+
+def test_half_precision(exported, tmp_path):
+    model, deploy = exported["edges"]
+    export_half(deploy / "denoiser.onnx", tmp_path / "half.onnx")
+    assert (tmp_path / "half.onnx").stat().st_size < 0.7 * (deploy / "denoiser.onnx").stat().st_size
+    import onnxruntime
+
+    half = onnxruntime.InferenceSession(tmp_path / "half.onnx", providers=[CPU])
+    x, t = np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32), np.array([3, 40])
+    given = model.given(2, control=EDGES, label=[0, 1])
+    expected = Sampler(deploy, providers=[CPU], in_graph=False).denoise(x, t, given)
+    assert np.allclose(half.run(None, {"x": x, "t": t, **given})[0], expected, atol=0.05 * np.abs(expected).max())
