@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 import ddpm
+from ddpm.conditioning.columns import Given
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.likelihood import likelihood_bound
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import spaced_timesteps
+from ddpm.drawer import Drawer
 from ddpm.files import atomic_file, sha256_of
 from ddpm.model import Model, load
 
@@ -68,23 +70,34 @@ class Cells:
     def samples(self, trained: TrainedModel, count: int, seed: int, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
         """`count` images [count, H, W, C] of a seed, by a plan (overrides of the model's own); a cell a batch."""
         rows = trained.model.plan(**plan)
-        facts = {
-            "seed": seed,
-            "timesteps": rows.timesteps.tolist(),
-            # To seven digits, float32's: the posterior is reached by two formulas, ancestral and DDIM's with η = 1.
-            "table": [f"{value + 0.0:.6e}" for value in rows.table.ravel()],
-        }
-        batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+        facts = {"seed": seed, **_facts(rows)}
         return np.concatenate(
             [
-                self._cached(
+                self._of_model(
                     trained,
                     {"images": [batch.start, batch.stop], **facts},
                     functools.partial(_sampled, trained.model, rows, seed, batch),
                 )
-                for batch in batches
+                for batch in _batches(count)
             ]
         )
+
+    def drawn(self, drawer: Drawer, count: int, seed: int, plan: Mapping[str, Any], **asked: Any) -> NDArray[np.uint8]:
+        """`count` images [count, H, W, C] of a seed, by a plan (overrides of the model's own); a cell a batch.
+
+        Args:
+            drawer: a trained model or a cascade, with its fingerprint.
+            asked: of its columns, as `Drawer.sample` takes it.
+        """
+        rows, cells = drawer.plan(**plan), []
+        facts = {"seed": seed, "model": drawer.fingerprint, "other_plans": drawer.other_plans, **_facts(rows)}
+        whole = drawer.given(count, seed=seed, **asked)
+        for batch in _batches(count):
+            given: Given = {name: values[batch.start : batch.stop] for name, values in whole.items()}
+            hashes = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in sorted(given.items())}
+            draw = functools.partial(drawer.draw, len(batch), rows, seed=seed, first=batch.start, given=given)
+            cells.append(self._cached({"images": [batch.start, batch.stop], "given": hashes, **facts}, draw))
+        return np.concatenate(cells)
 
     def bounds(
         self, trained: TrainedModel, parts: Sequence[NDArray[np.uint8]], *, variance: str, steps: int
@@ -98,7 +111,7 @@ class Cells:
         """
         facts = {"variance": variance, "steps": steps}
         bounds = [
-            self._cached(
+            self._of_model(
                 trained,
                 {"seed": seed, "part": hashlib.sha256(part.tobytes()).hexdigest(), **facts},
                 functools.partial(_bound, trained.model, part, variance, steps, seed),
@@ -107,18 +120,36 @@ class Cells:
         ]
         return np.array(bounds)
 
-    def _cached(
+    def _of_model(
         self, trained: TrainedModel, decisive: dict[str, Any], compute: Callable[[], NDArray[Any]]
     ) -> NDArray[Any]:
         process = trained.model.card.config.process.model_dump(mode="json")
         weights = {"weights": trained.sha256, "guide": trained.guide_sha256}
-        text = json.dumps({**decisive, **weights, "process": process, "code": self._code})
+        return self._cached({**decisive, **weights, "process": process}, compute)
+
+    def _cached(self, decisive: dict[str, Any], compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        text = json.dumps({**decisive, "code": self._code})
         path = self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
         if not path.is_file():
             array = compute()
             with atomic_file(path) as temporary:
                 np.save(temporary, array)
         return np.load(path)
+
+
+def _batches(count: int) -> list[range]:
+    return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+
+
+def _facts(plan: SamplingPlan) -> dict[str, Any]:
+    """What a plan does, as JSON."""
+    known = {} if plan.known is None else {"known": plan.known.tolist()}
+    return {
+        **known,
+        "timesteps": plan.timesteps.tolist(),
+        # To seven digits, float32's: the posterior is reached by two formulas, ancestral and DDIM's with η = 1.
+        "table": [f"{value + 0.0:.6e}" for value in plan.table.ravel()],
+    }
 
 
 def _sampled(model: Model, plan: SamplingPlan, seed: int, images: range) -> NDArray[np.uint8]:

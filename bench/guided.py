@@ -6,32 +6,25 @@ the figures that are compared are of samples of another one: no verdict is on sa
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from bench.cells import BATCH, Cells, TrainedModel
-from bench.claims import Estimate, estimate
+from bench.cells import Cells, TrainedModel
+from bench.claims import Estimate
 from bench.guidance_claims import CLASSIFIER, ITSELF, WEAKER, Setting, guidance_claims
-from ddpm.codecs.scale import encode_pixels
+from bench.judge import GROUPS, Judge, MoreFigures, spatial
 from ddpm.compute.device import pick_device
+from ddpm.conditioning.columns import Given
 from ddpm.config.params import Params
-from ddpm.data.loader import Images, InMemoryImages
-from ddpm.data.store import PreparedData
-from ddpm.evaluation.distances import chosen
-from ddpm.evaluation.extractor import SPATIAL_CHANNELS, CNNExtractor, Features, load_extractor
-from ddpm.evaluation.features import extract
-from ddpm.evaluation.metrics import frechet_distance, inception_score, precision_recall
+from ddpm.data.loader import InMemoryImages
+from ddpm.evaluation.extractor import Features
+from ddpm.evaluation.metrics import frechet_distance, inception_score
 from ddpm.files import read_json
-from ddpm.layout import EXTRACTOR, MODELS, PREPARED
+from ddpm.layout import EXTRACTOR, MODELS
 
-GROUPS = 20  # of the images of a cell, for the jackknife
 INTERVAL = (0.2, 0.8)  # shares of the process
 
 
@@ -74,9 +67,9 @@ class GuidanceStudy:
         """
         self._params, self._root, self._subjects, self._extent = params, root, subjects, extent
         self._device = pick_device()
-        self._data = PreparedData.open(root / PREPARED)
+        self._judge = Judge(root, manifold=extent.manifold, seed=params.seed)
+        self._data = self._judge.data
         self._cells = Cells(cells)
-        self._extractor = load_extractor(root / EXTRACTOR, weights=None, device=self._device)
         self._trained = {
             ITSELF: self._read(subjects.conditional),
             CLASSIFIER: self._read(subjects.unconditional, subjects.classifier),
@@ -134,7 +127,7 @@ class GuidanceStudy:
             for role, name in vars(names).items()
             if name is not None
         }
-        floor, real = self._measured(validation, len(validation)), self._real
+        floor, real = self._judge.features(validation, len(validation)), self._judge.real
         return {
             "shape": self._data.manifest.shape,
             "models": shown,
@@ -143,12 +136,12 @@ class GuidanceStudy:
             "seeds": self._seeds,
             "groups": GROUPS,
             "interval": INTERVAL,
-            "reference": {"images": len(train), "sha256": train.sha256, "manifold": len(self._manifold)},
+            "reference": {"images": len(train), "sha256": train.sha256, "manifold": len(self._judge.manifold)},
             "extractor": read_json(self._root / EXTRACTOR / "extractor.json"),
             "real": {
                 "images": len(validation),
                 "fid": round(frechet_distance(floor.features, real.features), 4),
-                "spatial_fid": round(frechet_distance(_spatial(floor), _spatial(real)), 4),
+                "spatial_fid": round(frechet_distance(spatial(floor), spatial(real)), 4),
                 "inception_score": round(inception_score(floor.logits, 1)[0], 4),
             },
         }
@@ -163,67 +156,16 @@ class GuidanceStudy:
         trained, count = self._trained[setting.guide], self._extent.samples
         assert trained is not None
         images = self._cells.samples(trained, count, seed, setting.overrides)
-        features = self._measured(InMemoryImages(images), count)
-        asked = trained.model.given(count, seed=seed).get("label")
-        found = self._estimates(features, None if asked is None else torch.from_numpy(asked))
+        features = self._judge.features(InMemoryImages(images), count)
+        found = self._judge.estimates(features, _accuracy(features, trained.model.given(count, seed=seed)))
         said = ", ".join(f"{name} {figure.value:.3f} ± {figure.error:.3f}" for name, figure in found.items())
         print(f"{self._data.manifest.name}, guide: {setting.guide}, {setting}, seed {seed}: {said}", flush=True)
         return found
 
-    def _estimates(self, features: Features, asked: Tensor | None) -> dict[str, Estimate]:
-        right = None if asked is None else (features.logits.argmax(1) == asked).double()
 
-        @functools.cache
-        def scores(key: bytes) -> dict[str, float]:
-            """Of the images at these positions, int64."""
-            kept = torch.frombuffer(bytearray(key), dtype=torch.int64)
-            part = features[kept]
-            precision, recall = precision_recall(part.features, self._manifold)
-            found = {
-                "fid": frechet_distance(part.features, self._real.features),
-                "spatial_fid": frechet_distance(_spatial(part), _spatial(self._real)),
-                "inception_score": inception_score(part.logits, 1)[0],
-                "precision": precision,
-                "recall": recall,
-            }
-            return found if right is None else {**found, "class_accuracy": float(right[kept].mean())}
-
-        whole = scores(np.arange(len(features)).tobytes())
-        return {
-            name: estimate(lambda kept, name=name: scores(kept.tobytes())[name], len(features), GROUPS)  # type: ignore[misc]
-            for name in whole
-        }
-
-    @functools.cached_property
-    def _real(self) -> Features:
-        train = self._data.split("train")
-        return self._measured(train, len(train))
-
-    @functools.cached_property
-    def _manifold(self) -> Tensor:
-        """The features of some real images; the distances between all of a large set would take too long."""
-        count = min(self._extent.manifold, len(self._real))
-        return self._real.features[chosen(len(self._real), count, self._params.seed)]
-
-    def _measured(self, images: Images, count: int) -> Features:
-        """The features of images, with spatial ones also of the small CNN: as for sFID seven channels, here of its last
-        convolution's map.
-        """
-        parts = [np.arange(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
-        found = extract(self._extractor, (images.rows(part) for part in parts), count)
-        if not isinstance(self._extractor, CNNExtractor):
-            return found
-        maps = [_map(self._extractor, images.rows(part)) for part in parts]
-        return Features(found.features, found.logits, torch.cat(maps))
-
-
-@torch.inference_mode()
-def _map(extractor: CNNExtractor, pixels: NDArray[np.uint8]) -> Tensor:
-    network = extractor.network
-    x = encode_pixels(torch.from_numpy(pixels)).to(next(network.parameters()).device)
-    return network.convolutions(x)[:, :SPATIAL_CHANNELS].flatten(1).cpu()
-
-
-def _spatial(features: Features) -> Tensor:
-    assert features.spatial is not None
-    return features.spatial
+def _accuracy(features: Features, given: Given) -> MoreFigures:
+    """The class accuracy of samples, if they are asked for classes."""
+    if "label" not in given:
+        return lambda kept: {}
+    right = (features.logits.argmax(1) == torch.from_numpy(given["label"])).double()
+    return lambda kept: {"class_accuracy": float(right[kept].mean())}

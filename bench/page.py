@@ -43,7 +43,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "## What holds",
         table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
         "Comparison by comparison, with the margin by which the inequality is true:",
-        *(_comparisons(row) for row in results["claims"]),
+        *(comparisons(row) for row in results["claims"]),
         *(part for study in results["guidance"] for part in _guidance(study)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -95,13 +95,13 @@ def _guidance(study: Row) -> list[str]:
                 [
                     GUIDE_TITLES[row["guide"]],
                     str(Setting(row["guide"], row["scale"], row["interval"])),
-                    *(_number(row["figures"][name], 3) if name in row["figures"] else "" for name in names),
+                    *(number(row["figures"][name], 3) if name in row["figures"] else "" for name in names),
                 ]
                 for row in study["settings"]
             ),
         ),
         table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in study["claims"])),
-        *(_comparisons(row) for row in study["claims"]),
+        *(comparisons(row) for row in study["claims"]),
     ]
 
 
@@ -139,7 +139,7 @@ def _sampler_table(rows: Sequence[Row], spacing: str) -> str:
     names, steps = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
     return table(
         ["S", *(SAMPLER_TITLES[name] for name in names)],
-        ([str(s), *(_number(cells[name, s], 2) for name in names)] for s in steps),
+        ([str(s), *(number(cells[name, s], 2) for name in names)] for s in steps),
     )
 
 
@@ -150,7 +150,7 @@ def _model_table(bits: Sequence[Row], fid: Sequence[Row]) -> str:
     many, few = (sorted({key[-1] for key in cells}, reverse=True) for cells in (bound, score))
 
     def fid_of(loss: str, schedule: str, variance: str, steps: int) -> str:
-        return "" if variance == "fixed_large" else _number(score[loss, schedule, steps], 2)
+        return "" if variance == "fixed_large" else number(score[loss, schedule, steps], 2)
 
     return table(
         ["objective", "schedule", "Σ", *(f"bits/dim, S = {s}" for s in many), *(f"FID, S = {s}" for s in few)],
@@ -159,7 +159,7 @@ def _model_table(bits: Sequence[Row], fid: Sequence[Row]) -> str:
                 f"L_{model[0]}",
                 model[1],
                 VARIANCE_TITLES[model[2]],
-                *(_number(bound[*model, s], 3) for s in many),
+                *(number(bound[*model, s], 3) for s in many),
                 *(fid_of(*model, s) for s in few),
             ]
             for model in models
@@ -167,15 +167,18 @@ def _model_table(bits: Sequence[Row], fid: Sequence[Row]) -> str:
     )
 
 
-def _comparisons(claim: Row) -> str:
+def comparisons(claim: Row) -> str:
+    """A claim's comparisons as a table."""
     rows = ([c["statement"], f"{c['margin']:.3g} ± {c['error']:.2g}", c["outcome"]] for c in claim["comparisons"])
     return f"{claim['claim']}: {claim['verdict']}.\n\n{table(['', 'margin', 'true'], rows)}"
 
 
-def _number(row: Row, digits: int) -> str:
+def number(row: Row, digits: int) -> str:
+    """A figure with its standard error."""
     return f"{row['value']:.{digits}f} ± {row['error']:.{digits}f}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

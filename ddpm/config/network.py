@@ -21,7 +21,7 @@ def _float(value: Any) -> Any:
 
 
 class NetworkConfig(Section):
-    """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's and ADM's."""
+    """The U-Net: Ho et al. 2020 (§4, appendix B), or by its options improved DDPM's, ADM's and latent diffusion's."""
 
     kind: Literal["unet"] = Field("unet", description="the architecture")
     width: Positive = Field(128, description="channels of the first level")
@@ -31,9 +31,22 @@ class NetworkConfig(Section):
     middle_attention: Bool = Field(True, description="attention between the two blocks at the bottom too")
     heads: Positive = Field(1, description="attention heads; must divide the channels where there is attention")
     head_channels: Positive | None = Field(None, description="instead of heads: channels a head")
+    attention: Literal["plain", "transformer"] = Field(
+        "plain",
+        description="plain: self-attention, to whose keys and values those of a caption's tokens are added (GLIDE); "
+        "transformer: blocks of self-attention, attention to the tokens and a feed-forward layer (latent diffusion)",
+    )
+    transformer_depth: Int = Field(1, gt=0, le=64, description="of attention: transformer, blocks of each")
+    transformer_projection: Literal["conv", "linear"] = Field(
+        "conv",
+        description="of attention: transformer, into and out of its blocks; the same function, with weights as Stable "
+        "Diffusion 1 (conv) or 2 (linear) has them",
+    )
     groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
-    norm_epsilon: Float = Field(1e-5, gt=0, lt=1, description="of every GroupNorm")
-    dropout: Float = Field(0.1, ge=0, lt=1)
+    norm_epsilon: Float = Field(
+        1e-5, gt=0, lt=1, description="of every GroupNorm; before a transformer it is always 1e-6"
+    )
+    dropout: Float = Field(0.1, ge=0, lt=1, description="of every residual block")
     scale_shift: Bool = Field(False, description="AdaGN: time scales and shifts each block's norm; else it is added")
     resample: Literal["conv", "plain", "residual"] = Field(
         "conv", description="between levels; plain: pooling and nearest neighbour; residual: blocks that do so (BigGAN)"
@@ -61,6 +74,13 @@ class NetworkConfig(Section):
     def _padding_belongs_to_convolutions(self) -> NetworkConfig:
         if self.downsample_padding != "symmetric" and self.resample != "conv":
             raise ValueError(f"downsample_padding is of resample: conv, found resample: {self.resample}")
+        return self
+
+    @model_validator(mode="after")
+    def _depth_belongs_to_transformers(self) -> NetworkConfig:
+        for key in ("transformer_depth", "transformer_projection"):
+            if self.attention != "transformer" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is of attention: transformer, found attention: {self.attention}")
         return self
 
 
@@ -104,6 +124,23 @@ class VAEConfig(Section):
     )
 
 
+class AutoencoderConfig(Section):
+    """The autoencoder whose latents other models learn: images to a smaller side and back (Rombach et al. 2022). With
+    the defaults it is KL-f8."""
+
+    kind: Literal["autoencoder"]
+    width: Positive = Field(128, description="a level has width x multiplier channels")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 2, 4, 4), min_length=1, description="channels / width, a level each; the latents' side is halved between"
+    )
+    blocks: Positive = Field(2, description="residual blocks a level of the encoder; the decoder has one more")
+    latent_channels: Positive = Field(4, description="channels of the latents")
+    middle_attention: Bool = Field(True, description="attention between the two blocks at the bottom")
+    groups: Positive = Field(32, description="groups of every GroupNorm; must divide every level's channels")
+    norm_epsilon: Float = Field(1e-6, gt=0, lt=1, description="of every GroupNorm")
+    dropout: Float = Field(0.0, ge=0, lt=1)
+
+
 class ClassifierConfig(Section):
     """The classifier of noisy images that guides other models: ADM's U-Net down to its bottom, and attention pooling
     (Dhariwal & Nichol 2021, table 12)."""
@@ -144,6 +181,7 @@ NETWORKS = {
     "linear-attention": LinearAttentionConfig,
     "mlp": MLPConfig,
     "vae": VAEConfig,
+    "autoencoder": AutoencoderConfig,
     "classifier": ClassifierConfig,
 }
 
@@ -159,6 +197,7 @@ AnyNetworkConfig = Annotated[
     | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
     | Annotated[MLPConfig, Tag("<mlp>")]
     | Annotated[VAEConfig, Tag("<vae>")]
+    | Annotated[AutoencoderConfig, Tag("<autoencoder>")]
     | Annotated[ClassifierConfig, Tag("<classifier>")],
     Discriminator(
         _network_tag,

@@ -18,20 +18,26 @@ from ddpm.conditioning.network import columns_in, tensors
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
+from ddpm.diffusion.plans import SamplingPlan
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.evaluation.told_pictures import shown_of
 from ddpm.model import Model
 
 
-def gigaflops_per_image(model: Model) -> float:
-    """10⁹ floating-point operations of an image under the model's plan: convolutions and matrix products, a
-    multiplication and an addition each, as torch counts them.
+def gigaflops_per_image(model: Model, plan: SamplingPlan | None = None) -> float:
+    """10⁹ floating-point operations of an image under a plan: convolutions and matrix products, a multiplication and an
+    addition each, as torch counts them.
+
+    Args:
+        plan: of the model's; None: its own.
     """
-    plan, shape = model.plan(), model.codec.network_shape
+    plan, shape = model.plan() if plan is None else plan, model.codec.network_shape
     once = _operations(model.network, shape)
     guiding = once if model.guide is None else _operations(model.guide.network, shape, gradient=model.by_classifier)
-    return (len(plan) * once + (plan.evaluations - len(plan)) * guiding) / 1e9
+    # Rows that go back into the noise evaluate nothing.
+    evaluations, guided = (np.count_nonzero(plan.column(name)) for name in ("x0_from_out", "guidance"))
+    return float(evaluations * once + guided * guiding) / 1e9
 
 
 def _operations(network: nn.Module, shape: tuple[int, ...], *, gradient: bool = False) -> int:

@@ -124,6 +124,11 @@ class Retrieval:
             self._right.append(right.sum(1))
             self._count += len(right)
 
+    @property
+    def ranks(self) -> dict[str, Tensor]:
+        """The place of the nearest right picture for each sample, by space, [N]."""
+        return dict(zip(SPACES, torch.cat(self._ranks, dim=1), strict=True))
+
     def figures(self, name: str) -> dict[str, float]:
         """The share of samples for which a right picture is among the nearest 1 and 5, by distance in pixels and in
         features, with 95 % intervals; and what a random order has.
@@ -131,10 +136,10 @@ class Retrieval:
         Args:
             name: what the keys begin with.
         """
-        found, right = torch.cat(self._ranks, dim=1), torch.cat(self._right)
+        found, right = self.ranks, torch.cat(self._right)
         figures: dict[str, float] = {}
         for place in PLACES:
-            for space, own in zip(SPACES, found, strict=True):
+            for space, own in found.items():
                 key, share = f"{name}_{place}_{space}", float((own <= place).double().mean())
                 low, high = share_interval(share, len(own))
                 figures |= {key: share, f"{key}_low": low, f"{key}_high": high}

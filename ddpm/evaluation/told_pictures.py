@@ -91,6 +91,17 @@ def fills_in(columns: Sequence[Column]) -> bool:
     return any(isinstance(column, MaskColumn) for column in columns)
 
 
+def masked_validation(data: PreparedData, count: int, *, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Validation images [count, H, W, C] from the first on, and which of their pixels are known [count, H, W], by masks
+    as training has them, with something known in each.
+    """
+    image = data.split("validation").rows(np.arange(count))
+    column = MaskColumn(image.shape[1:3])
+    uniform = np.random.default_rng(seed).random((count, column.draws), np.float32)
+    x0 = data.codec.encode(torch.from_numpy(image))
+    return image, derived([column], x0, torch.from_numpy(uniform))[column.name].numpy()
+
+
 def filling(
     drawer: Drawer, data: PreparedData, measure: ImageMeasure, count: int, *, seed: int, batch_size: int, show: Show
 ) -> dict[str, float]:
@@ -103,14 +114,8 @@ def filling(
     Args:
         count: of images, from the first validation image on.
     """
-    split, rows = data.split("validation"), np.arange(count)
-    image = split.rows(rows)
-    (column,) = (each for each in drawer.columns if isinstance(each, MaskColumn))
-    whole = MaskColumn(column.shape)  # with something known in each
-    uniform = np.random.default_rng(seed).random((count, whole.draws), np.float32)
-    x0 = data.codec.encode(torch.from_numpy(image))
-    mask = derived([whole], x0, torch.from_numpy(uniform))[whole.name].numpy()
-    asked = {**like_validation(drawer.columns, data, rows), "image": image, "mask": mask}
+    image, mask = masked_validation(data, count, seed=seed)
+    asked = {**like_validation(drawer.columns, data, np.arange(count)), "image": image, "mask": mask}
     with show(count, data.codec.unit, "images with a part drawn again") as done:
         drawn = np.concatenate(
             [_counted(batch, done) for batch in drawer.batches(count, seed=seed, batch_size=batch_size, **asked)]

@@ -101,7 +101,7 @@ def convert(saved: Mapping[str, Any], flags: Flags, where: str = "checkpoint") -
         raise UserError(f"{where}: another network: missing {error.args[0]}") from None
     codec = _kind(theirs["init_conv.weight"], flags, where)
     out_channels = len(theirs["final_conv.weight"])
-    ours = network_of(network, codec, out_channels, where)
+    ours = network_of(network, codec.network_shape, out_channels, where)
     process = _process(diffusion, out_channels > codec.network_shape[0], where)
     sampling = SamplingConfig(sampler="ancestral", steps=process.timesteps)
     weights = _renamed(theirs, ours.state_dict(), where)

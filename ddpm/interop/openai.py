@@ -111,7 +111,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         variance="learned_range" if learned else "fixed_small" if flags.sigma_small else "fixed_large",
     )
     codec = PixelCodec((image_size, image_size, channels))
-    ours = network_of(network, codec, out_channels, where)
+    ours = network_of(network, codec.network_shape, out_channels, where)
     modules = dict(module_names(network, image_size))
     weights = arranged(
         theirs,

@@ -82,7 +82,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
         where,
     )
     codec, classes = PixelCodec((image_size, image_size, channels)), len(theirs[_LOGITS])
-    ours = network_of(network, codec, classes, where)
+    ours = network_of(network, codec.network_shape, classes, where)
     modules = ENDS | _POOL | dict(names_down(network))
     weights = arranged(
         theirs,

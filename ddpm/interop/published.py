@@ -8,7 +8,7 @@ import re
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -27,8 +27,8 @@ from ddpm.config.process import MOST_TIMESTEPS, ProcessConfig, ScheduleName
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
-from ddpm.nets import build
-from ddpm.nets.condition import Network
+from ddpm.nets import NO_PORTS, build
+from ddpm.nets.condition import Network, Ports
 
 
 @dataclass(frozen=True)
@@ -250,17 +250,23 @@ def process_of(
     return explicit
 
 
-def network_of(network: AnyNetworkConfig, codec: Codec, out_channels: int, where: str) -> Network:
-    """Our network of that configuration, for that kind of data, without memory for its weights.
+def network_of(
+    network: AnyNetworkConfig, shape: Sequence[int], out_channels: int, where: str, ports: Ports = NO_PORTS
+) -> Network:
+    """Our network of that configuration, without memory for its weights.
+
+    Args:
+        shape: of a datum as the network sees it, [C, ...].
+        ports: that its condition needs.
 
     Raises:
         UserError: the options do not fit together, or do not fit the data.
     """
-    channels, side, *others = codec.network_shape
-    options = network.model_dump()
+    channels, side, *others = shape
+    sizes = {"image_size": side, "channels": channels, "out_channels": out_channels, "dims": 1 + len(others)}
     try:
         with torch.device("meta"):
-            return build(options, image_size=side, channels=channels, out_channels=out_channels, dims=1 + len(others))
+            return build(network.model_dump(), **sizes, ports=ports)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -309,6 +315,20 @@ def refuse_other_keys(found: Iterable[str], expected: Iterable[str], where: str)
 def parts_of(ours: str, theirs: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Our name and theirs of every part of a module."""
     return ((f"{ours}.{part}", f"{theirs}.{their_part}") for part, their_part in parts.items())
+
+
+def transformer_parts(depth: int) -> dict[str, str]:
+    """The parts of our `SpatialTransformer` by their names in latent diffusion's code, which diffusers kept; q, k and v
+    each by itself."""
+    parts = {"norm": "norm", "into": "proj_in", "out": "proj_out"}
+    block = {"norm1": "norm1", "norm2": "norm2", "norm3": "norm3"}
+    block |= {"feed_forward.into": "ff.net.0.proj", "feed_forward.out": "ff.net.2"}
+    for number in (1, 2):
+        layers = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+        block |= {f"attention{number}.{ours}": f"attn{number}.{theirs}" for ours, theirs in layers.items()}
+    for number in range(depth):
+        parts |= dict(parts_of(f"blocks.{number}", f"transformer_blocks.{number}", block))
+    return parts
 
 
 def shaped_like(weights: Mapping[str, Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm.nets.autoencoder import AutoencoderKL
 from ddpm.nets.classifier import Classifier
 from ddpm.nets.condition import Network, Ports, Shapes
 from ddpm.nets.controlled import Control, Controlled
@@ -21,9 +22,12 @@ NETWORKS: dict[str, type[Network]] = {
     "linear-attention": LinearAttentionUNet,
     "mlp": MLP,
     "vae": VAE,
+    "autoencoder": AutoencoderKL,
     "classifier": Classifier,
 }
 
+# What other models are made with, and no `kind` of a model that draws.
+ACCESSORIES = ("autoencoder", "classifier")
 DATA = ("points", "sequences", "images")
 NO_PORTS = Ports()
 
@@ -54,7 +58,7 @@ def build(
     if dims not in NETWORKS[kind].axes:
         fitting = " and ".join(DATA[axes] for axes in NETWORKS[kind].axes)
         others = " or ".join(
-            f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes and other != "classifier"
+            f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes and other not in ACCESSORIES
         )
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
     takes = NETWORKS[kind].takes

@@ -39,7 +39,7 @@ def initialise_by_fans(network: nn.Module) -> None:
         if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             continue
         # Queries, keys and values are three layers there.
-        for weight in module.weight.chunk({"qkv": 3, "token_kv": 2}.get(name.rpartition(".")[2], 1)):
+        for weight in module.weight.chunk({"qkv": 3, "token_kv": 2, "kv": 2}.get(name.rpartition(".")[2], 1)):
             if weight.is_meta or weight.any():
                 nn.init.xavier_uniform_(weight)
         if module.bias is not None:
@@ -98,10 +98,13 @@ class Style:
 
     Attributes:
         dims: 2 for images, 1 for sequences.
-        time_width: of the embedding of the timestep.
+        time_width: of the embedding of the timestep; 0: there is none, as in an autoencoder.
         tokens: width of the tokens that every attention attends to as well; 0: there are none.
         heads: of an attention; must divide the channels.
         head_channels: instead of `heads`: so many channels a head.
+        attention: `plain`: an `AttentionBlock`; `transformer`: a `SpatialTransformer`.
+        transformer_depth: blocks of each `SpatialTransformer`.
+        transformer_projection: into and out of it: `conv`, or `linear`, which computes the same.
         groups: of every GroupNorm; must divide the channels.
         norm_epsilon: of every GroupNorm.
         scale_shift: the embedding scales and shifts the second norm of a residual block (AdaGN, Dhariwal & Nichol 2021,
@@ -117,6 +120,9 @@ class Style:
     tokens: int = 0
     heads: int = 1
     head_channels: int | None = None
+    attention: str = "plain"
+    transformer_depth: int = 1
+    transformer_projection: str = "conv"
     groups: int = 32
     norm_epsilon: float = 1e-5
     dropout: float = 0.1
@@ -156,27 +162,32 @@ class ResidualBlock(nn.Module):
         self.scale_shift, self.rescale, self.resample = style.scale_shift, style.rescale_residuals, resample
         self.norm1 = style.norm(channels)
         self.conv1 = conv(channels, out_channels, 3, padding=1)
-        self.time = nn.Linear(style.time_width, 2 * out_channels if style.scale_shift else out_channels)
+        told = 2 * out_channels if style.scale_shift else out_channels
+        self.time = nn.Linear(style.time_width, told) if style.time_width else None
         self.norm2 = style.norm(out_channels)
         self.dropout = nn.Dropout(style.dropout)
         self.conv2 = zero_initialised(conv(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else conv(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """`time` is the activated embedding, [N, time_width]."""
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """`time` is the activated embedding, [N, time_width]; None where the block is built without."""
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self.conv1(h)
-        embedded = self.time(time)
-        embedded = embedded.view(*embedded.shape, *[1] * (x.ndim - 2))
-        if self.scale_shift:
-            scale, shift = embedded.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + embedded)
+        h = self._normed(self.conv1(h), time)
         h = self.conv2(self.dropout(F.silu(h)))
         return residual_sum(self.skip(x), h, rescale=self.rescale)
+
+    def _normed(self, h: Tensor, time: Tensor | None) -> Tensor:
+        """The second norm, with what the time embedding adds before it or does to it."""
+        if self.time is None:
+            return self.norm2(h)
+        embedded = self.time(time)
+        embedded = embedded.view(*embedded.shape, *[1] * (h.ndim - 2))
+        if self.scale_shift:
+            scale, shift = embedded.chunk(2, dim=1)
+            return self.norm2(h) * (1 + scale) + shift
+        return self.norm2(h + embedded)
 
 
 class AttentionBlock(nn.Module):
@@ -242,7 +253,7 @@ class Downsample(nn.Module):
         learned, padding = style.resample == "conv", 0 if self.padding else 1
         self.conv = style.conv(channels, channels, 3, stride=2, padding=padding) if learned else None
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """`time` is there for the residual blocks that stand in this one's place."""
         if self.conv is None:
             return halve(x)
@@ -256,7 +267,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = style.conv(channels, channels, 3, padding=1) if style.resample == "conv" else None
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """`time` is there for the residual blocks that stand in this one's place."""
         x = double(x)
         return x if self.conv is None else self.conv(x)

@@ -1,9 +1,9 @@
-"""The one U-Net: Ho et al. 2020 (appendix B), and by its options improved DDPM's (Nichol & Dhariwal 2021) and ADM's
-(Dhariwal & Nichol 2021, §3)."""
+"""The one U-Net: Ho et al. 2020 (appendix B), and by its options improved DDPM's (Nichol & Dhariwal 2021), ADM's
+(Dhariwal & Nichol 2021, §3) and latent diffusion's (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,9 @@ from ddpm.nets.blocks import (
 )
 from ddpm.nets.condition import NOTHING, Condition, Network, Shapes, embedded
 from ddpm.nets.embeddings import timestep_embedding
+from ddpm.nets.spatial_transformer import SpatialTransformer
+
+ATTENTIONS: dict[str, Callable[[int, Style], nn.Module]] = {"plain": AttentionBlock, "transformer": SpatialTransformer}
 
 
 class Level(nn.Module):
@@ -194,7 +197,7 @@ class UNet(Encoder):
 
 
 def _attention(c: int, style: Style, wanted: bool) -> nn.Module:
-    return AttentionBlock(c, style) if wanted else NoAttention()
+    return ATTENTIONS[style.attention](c, style) if wanted else NoAttention()
 
 
 def _downsample(c: int, style: Style) -> nn.Module:
@@ -261,7 +264,12 @@ def _check_channels(width: int, widths: Sequence[int], groups: int) -> None:
     """Refuse channels that cannot be built, in the words of the configuration."""
     if width % 2:
         raise ValueError(f"width must be even, found {width}")
-    for c in [width, *widths]:
+    check_groups([width, *widths], groups)
+
+
+def check_groups(widths: Sequence[int], groups: int) -> None:
+    """Refuse channels that cannot be normed in so many groups, in the words of the configuration."""
+    for c in widths:
         if c % groups:
             raise ValueError(f"groups is {groups}, which does not divide a level's {c} channels (width × multiplier)")
 

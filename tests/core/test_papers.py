@@ -333,7 +333,8 @@ DELIBERATE["linear-attention-1d"] = {
 # The others have no published code to be held against: the VAE's and the spiral's papers give neither.
 # The classifiers have ADM's parts at small sizes; its own sizes are in tests/core/test_guidance.py.
 # Those of emoji are GLIDE's cascade at a size of its own.
-WITHOUT_REFERENCE = {"vae", "swiss-roll", "classifier", "classifier-fashion", "text-8", "text-32", "emoji"}
+EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji"}
+WITHOUT_REFERENCE = {"vae", "swiss-roll", "classifier", "classifier-fashion", *EMOJI}
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -68,3 +68,10 @@ def test_every_network_can_be_counted(kind: str):
 
 def test_twice_the_steps_cost_twice_as_much():
     assert gigaflops_per_image(model(steps=20)) == 2 * gigaflops_per_image(model(steps=10))
+
+
+def test_a_step_back_into_the_noise_evaluates_nothing():
+    built = model(steps=1)
+    plan = built.plan(sampler="ancestral", steps=4, inpainting="repaint", resamples=2, jump=2)
+    assert gigaflops_per_image(built, plan) == pytest.approx(plan.evaluations * gigaflops_per_image(built))
+    assert plan.evaluations < len(plan)

@@ -28,6 +28,7 @@ from ddpm.evaluation.likelihood import likelihood_figures, split_bounds
 from ddpm.evaluation.progress import unseen
 from ddpm.files import read_json, write_json
 from ddpm.stages.dry_run import dry_run
+from ddpm.stages.export import export_variant
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
 from ddpm.stages.sample import sample_to
@@ -83,6 +84,28 @@ def test_from_captions_to_a_picture_of_a_prompt(captioned: Path, prompt: dict):
     assert Image.open("night.png").text["Prompt"] == "night, a, b"
     with pytest.warns(DdpmWarning, match=r"reads the first 4 tokens of 'night night .*; \d+ more are left out"):
         sample_to("models/tiny", Path("night.npz"), count=1, prompt="night " * 9)
+
+
+def test_the_network_of_latent_diffusion_is_trained_and_exported(captioned: Path):
+    raw = params_of(drop=0.2).model_dump(mode="json")
+    network = raw["models"]["tiny"]["network"]
+    network |= {"attention": "transformer", "transformer_depth": 2, "transformer_projection": "linear", "heads": 2}
+    raw["models"]["tiny"]["sampling"]["guidance_scale"] = 3.0
+    raw["models"]["tiny"]["training"] |= {"steps": 20, "learning_rate": 1e-2}
+    params = Params.model_validate(raw)
+    train_variant(params, "tiny")
+    export_variant(params, "tiny")
+    parity = read_json(Path("deploy/tiny/parity.json"))
+    assert parity["passed"]
+    assert parity["files"].keys() == {"denoiser.onnx", "sampler.onnx", "text_to_image.onnx"}
+    assert parity["max_abs_difference"] <= 1e-4
+    model, exported = ddpm.load("models/tiny"), Sampler("deploy/tiny")
+    x, t = torch.ones(1, 1, 8, 8), np.array([20])
+    told = [model.denoiser(model.given(1, prompt=text))(x, torch.from_numpy(t)) for text in ("night", "")]
+    assert not torch.equal(*told)
+    for text, expected in zip(("night", ""), told, strict=True):
+        answered = exported.denoise(x.numpy(), t, exported.given(1, prompt=text))
+        np.testing.assert_allclose(answered, expected.numpy(), atol=1e-5)
 
 
 def test_prompts_of_all_kinds_are_drawn_or_refused_in_a_line(captioned: Path, capsys):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddpm.codecs.scale import PixelCodec
@@ -16,9 +15,9 @@ from ddpm.config.base import validate
 from ddpm.config.network import NetworkConfig
 from ddpm.errors import UserError
 from ddpm.files import read_json, write_json
-from ddpm.interop.diffusers.names import new_name, their_names
 from ddpm.interop.diffusers.scheduler import SchedulerConfig, process_config, their_scheduler
 from ddpm.interop.diffusers.unet import UNet2DConfig, network_config, their_config
+from ddpm.interop.diffusers.weights import ours_of, theirs_of
 from ddpm.interop.published import (
     Flags,
     Published,
@@ -27,9 +26,6 @@ from ddpm.interop.published import (
     must_be_a_file,
     network_of,
     read_saved,
-    refuse_other_keys,
-    shaped_like,
-    swap_halves,
     tensors_alone,
 )
 
@@ -177,19 +173,14 @@ def convert(
             f"{process.variance}"
         )
     codec = PixelCodec((side, side, channels))
-    ours = network_of(network, codec, out_channels, where)
-    names = their_names(network, ours.state_dict())
-    theirs = {new_name(name): tensor for name, tensor in theirs.items()}
+    ours = network_of(network, codec.network_shape, out_channels, where)
     of_classes = [CLASSES] if unet.num_class_embeds is not None else []
-    refuse_other_keys(theirs, [*of_classes, *(part for parts in names.values() for part in parts)], where)
+    weights = ours_of(theirs, network, ours, where, cosines_first=unet.flip_sin_to_cos, others=of_classes)
     labels = {"embedding.weight": theirs[CLASSES]} if of_classes else None
     classes = classes_of(labels, ours, where, name=CLASSES, null=null_class)
     if classes is not None and classes.rows != unet.num_class_embeds:
         raise UserError(f"{where}: {CLASSES} has {classes.rows} rows, but num_class_embeds is {unet.num_class_embeds}")
-    weights = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
-    if unet.flip_sin_to_cos:
-        weights["time_mlp.0.weight"] = swap_halves(weights["time_mlp.0.weight"])
-    return Published(network, process, sampling, codec, shaped_like(weights, ours, where), notes, classes)
+    return Published(network, process, sampling, codec, weights, notes, classes)
 
 
 def write(published: Published, directory: Path) -> None:
@@ -211,11 +202,7 @@ def write(published: Published, directory: Path) -> None:
     out_channels = len(published.weights["out_conv.bias"])
     config = their_config(network, codec, out_channels, None if classes is None else classes.rows)
     scheduling = their_scheduler(published.process, published.sampling)
-    weights = {}
-    for name, parts in their_names(network, published.weights).items():
-        for part, tensor in zip(parts, published.weights[name].chunk(len(parts)), strict=True):
-            linear = ".attentions." in part
-            weights[part] = (tensor.flatten(1) if linear and tensor.ndim > 2 else tensor).contiguous()
+    weights = theirs_of(published.weights, network, cosines_first=False)
     if classes is not None:
         weights[CLASSES] = classes.weights["embedding.weight"].contiguous()
     for folder in (unet, scheduler):

@@ -1,11 +1,11 @@
-"""The names of the tensors of diffusers' `UNet2DModel`, and which of them ours are."""
+"""The names of the tensors of diffusers' `UNet2DModel` and `UNet2DConditionModel`, and which of them ours are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from ddpm.config.network import NetworkConfig
-from ddpm.interop.published import parts_of
+from ddpm.interop.published import parts_of, transformer_parts
 
 _RESIDUAL = {
     "norm1": "norm1",
@@ -17,6 +17,8 @@ _RESIDUAL = {
 }
 # Theirs are linear layers, and three of them are our one.
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+# Our layers that are several of theirs, a letter each.
+_SEVERAL = ("qkv", "kv")
 _FIXED = {
     "time_mlp.0": "time_embedding.linear_1",
     "time_mlp.2": "time_embedding.linear_2",
@@ -34,28 +36,26 @@ def their_names(network: NetworkConfig, ours: Iterable[str]) -> dict[str, list[s
     names = {}
     for name in ours:
         module, _, parameter = name.rpartition(".")
-        found = (
-            [modules[module.removesuffix("qkv") + part] for part in "qkv"]
-            if module.endswith(".qkv")
-            else [modules[module]]
-        )
-        names[name] = [f"{their_module}.{parameter}" for their_module in found]
+        outer, _, layer = module.rpartition(".")
+        ours_of_theirs = [f"{outer}.{letter}" for letter in layer] if layer in _SEVERAL else [module]
+        names[name] = [f"{modules[each]}.{parameter}" for each in ours_of_theirs]
     return names
 
 
 def _module_names(network: NetworkConfig) -> Iterator[tuple[str, str]]:
     """Our name and theirs of every module that may hold weights."""
     yield from _FIXED.items()
+    attention = transformer_parts(network.transformer_depth) if network.attention == "transformer" else _ATTENTION
     for way, resamplers in (("down", "downsamplers"), ("up", "upsamplers")):
         resample = _RESIDUAL if network.resample == "residual" else {"conv": "conv"}
         for level in range(len(network.multipliers)):
             there = f"{way}_blocks.{level}"
             for block in range(network.blocks + 1):
                 yield from parts_of(f"{way}.{level}.residuals.{block}", f"{there}.resnets.{block}", _RESIDUAL)
-                yield from parts_of(f"{way}.{level}.attentions.{block}", f"{there}.attentions.{block}", _ATTENTION)
+                yield from parts_of(f"{way}.{level}.attentions.{block}", f"{there}.attentions.{block}", attention)
             yield from parts_of(f"{way}.{level}.resample", f"{there}.{resamplers}.0", resample)
     yield from parts_of("middle_in", "mid_block.resnets.0", _RESIDUAL)
-    yield from parts_of("middle_attention", "mid_block.attentions.0", _ATTENTION)
+    yield from parts_of("middle_attention", "mid_block.attentions.0", attention)
     yield from parts_of("middle_out", "mid_block.resnets.1", _RESIDUAL)
 
 
