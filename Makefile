@@ -89,7 +89,7 @@ format: setup  ## mend the style
 COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock, and the images' locks with it
-	@$(COMPILE) --upgrade pyproject.toml --extra train --extra emoji --extra bpe --extra pipeline --extra dev -o requirements.lock
+	@$(COMPILE) --upgrade pyproject.toml --extra train --extra emoji --extra control --extra bpe --extra pipeline --extra dev -o requirements.lock
 	@$(COMPILE) --universal pyproject.toml --extra serve -c requirements.lock -o docker/serve.lock
 	@for name in build servers; do $(COMPILE) docker/$$name.in -o docker/$$name.lock; done
 

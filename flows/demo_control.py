@@ -45,7 +45,7 @@ def hints_picture(
     hint = hint_column(model.columns)
     assert hint is not None
     asked = like_validation(model.columns, data, np.arange(shown) * (len(data.split("validation")) // shown))
-    each = {name: np.repeat(values, samples, axis=0) for name, values in asked.items()}
+    each: dict[str, Any] = {name: np.repeat(values, samples, axis=0) for name, values in asked.items()}
     drawn = model.sample(shown * samples, seed=seed, **each).reshape(shown, samples, *model.codec.shape)
     base = model.sample(shown * samples, seed=seed, **each, control_scale=0.0).reshape(drawn.shape)[:, :1]
     cells = np.concatenate([hint.as_picture(asked[hint.name], drawn.shape[-1])[:, None], drawn, base], axis=1)

@@ -111,9 +111,11 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument(
         "--control",
         type=a_path,
+        action="append",
         metavar="FILE|DIR",
         help="of a model with a control: the hint, such as edges in white on black, of the size that the model was "
-        "trained on; of several in a directory, image i gets the one at i modulo their number",
+        "trained on; of several in a directory, image i gets the one at i modulo their number. Of a model with several "
+        "controls: given once for each, in their order",
     )
     sample.add_argument(
         "--control-scale",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.hints import NAMES as HINT_NAMES
 from ddpm.conditioning.hints import HintColumn, control_columns
 from ddpm.conditioning.pictures import (
     ImageColumn,
@@ -299,12 +300,11 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
 NAMES = (LabelColumn.name, PromptColumn.name, LowNoiseColumn.name)
 # Those that are asked for by pictures.
-PICTURE_NAMES = (LowColumn.name, ImageColumn.name, MaskColumn.name, HintColumn.name)
+PICTURE_NAMES = (LowColumn.name, ImageColumn.name, MaskColumn.name, *HINT_NAMES)
 # All of pictures, with their keys.
 PICTURES = {
-    column.name: column.key
-    for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn, HintColumn)
-}
+    column.name: column.key for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn)
+} | dict.fromkeys(HINT_NAMES, HintColumn.key)
 
 
 def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:

@@ -1,4 +1,4 @@
-"""The hint of a ControlNet as a condition."""
+"""The hints of a ControlNet as a condition."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddpm.nets.condition import NOTHING, Condition, HintPort, Ports
 
 
 class Control(Conditioner):
-    """A hint as what a control is shown, and the weight of what the control adds. It has no weights of its own: the
+    """Hints as what controls are shown, and the weight of what the control adds. It has no weights of its own: the
     control is a part of the network (`nets.controlled`)."""
 
     saved_as = "control"
@@ -22,7 +22,7 @@ class Control(Conditioner):
     @classmethod
     def needs(cls, columns: Sequence[Any], options: Mapping[str, Any]) -> Ports:
         widths, shrink = (options.get(name, HintPort._field_defaults[name]) for name in ("widths", "shrink"))
-        return Ports(hints=(HintPort(columns[0].channels, tuple(widths), shrink),))
+        return Ports(hints=tuple(HintPort(hint.channels, tuple(widths), shrink) for hint in columns[:-1]))
 
     def __init__(self, columns: Sequence[Any], width: int, options: Mapping[str, Any]) -> None:
         """
@@ -30,15 +30,15 @@ class Control(Conditioner):
             columns: as `hints.control_columns` makes them.
         """
         super().__init__()
-        self._hint, self._weights = columns
+        *self._hints, self._weights = columns
 
     def forward(self, given: Mapping[str, Tensor]) -> Condition:
         """`control` [N, *shape] → `hints` [N, K, H, W]; with `control_weights` [N, 3] also `control`. Nothing, where no
         hint is given: the network then is the one that is controlled."""
-        if self._hint.name not in given:
+        if self._hints[0].name not in given:
             return NOTHING
         weights = given.get(self._weights.name)
-        hint = self._hint.as_maps(given[self._hint.name])
+        hints = tuple(hint.as_maps(given[hint.name]) for hint in self._hints)
         return Condition(
-            hints=(hint,), control=None if weights is None else torch.stack([weights[:, 0], weights[:, 2]], 1)
+            hints=hints, control=None if weights is None else torch.stack([weights[:, 0], weights[:, 2]], 1)
         )

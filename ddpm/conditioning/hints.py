@@ -34,10 +34,11 @@ class HintColumn(ABC):
 
     Attributes:
         image: H, W and C of the image.
+        name: one of `NAMES`, by the place of the control among those of a model.
     """
 
     image: tuple[int, int, int]
-    name: ClassVar[str] = "control"
+    name: str = "control"
     key: ClassVar[str] = "control"
     null: ClassVar[None] = None
     draws: ClassVar[int] = 0
@@ -259,6 +260,7 @@ class ControlWeightsColumn:
 
 UNTOLD = [1, 1, 2]  # which of its weights has each one's place in the evaluation without a condition
 
+NAMES = ("control", "control_2", "control_3")  # of hints, of a model with several controls
 WEIGHTS = ControlWeightsColumn.name
 CONTROL_PLAN = "control_plan"  # the input of a loop in a graph that has them for each row
 
@@ -298,11 +300,11 @@ class Steered:
         return self._as_given.gradient(x, t)
 
 
-# By `condition.control.hint`: (height, width and channels, the section) → the column.
-HINTS: dict[str, Callable[[tuple[int, int, int], Mapping[str, Any]], HintColumn]] = {
-    "edges": lambda image, options: EdgesColumn(image, options.get("sigma", 1.0)),
-    "silhouette": lambda image, options: SilhouetteColumn(image),
-    "colour": lambda image, options: ColourColumn(image, _side(options.get("side"), image)),
+# By `hint`: (height, width and channels; the column's name; the section with `hint`) → the column.
+HINTS: dict[str, Callable[[tuple[int, int, int], str, Mapping[str, Any]], HintColumn]] = {
+    "edges": lambda image, name, options: EdgesColumn(image, name, options.get("sigma", 1.0)),
+    "silhouette": lambda image, name, options: SilhouetteColumn(image, name),
+    "colour": lambda image, name, options: ColourColumn(image, name, _side(options.get("side"), image)),
 }
 
 
@@ -313,12 +315,18 @@ def _side(side: Any, image: tuple[int, int, int]) -> int:
 def control_columns(
     options: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[HintColumn | ControlWeightsColumn, ...]:
-    """As the entries of `conditioning.columns.COLUMNS`: the hint and its weights.
+    """As the entries of `conditioning.columns.COLUMNS`: the hint, those of further controls, and their weights.
 
     Args:
-        options: `hint`, one of `HINTS`, and what that takes.
+        options: `hint`, one of `HINTS`, and what that takes; `also`, the same of each further control.
     """
-    image, kind = image_shape("control", data), options.get("hint", "edges")
-    if kind not in HINTS:
-        raise ValueError(f"condition.control.hint: no hint {brief(kind)}; there are: {', '.join(HINTS)}")
-    return HINTS[kind](image, options), ControlWeightsColumn()
+    image, sections = image_shape("control", data), [options, *options.get("also", ())]
+    if len(sections) > len(NAMES):
+        raise ValueError(f"condition.control.also: expected at most {len(NAMES) - 1}, found {len(sections) - 1}")
+    found = []
+    for name, section in zip(NAMES, sections, strict=False):
+        kind = section.get("hint", "edges")
+        if kind not in HINTS:
+            raise ValueError(f"condition.control.hint: no hint {brief(kind)}; there are: {', '.join(HINTS)}")
+        found.append(HINTS[kind](image, name, section))
+    return *found, ControlWeightsColumn()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -94,7 +94,26 @@ class MaskConfig(Section):
     )
 
 
-class ControlConfig(Section):
+class HintConfig(Section):
+    """What a control is shown. Training derives it from the image."""
+
+    hint: Literal["edges", "silhouette", "colour"] = Field(
+        "edges",
+        description="what the picture shows. edges: Canny's, white on black; silhouette: what differs from the "
+        "background, white on black; colour: the image in few pixels",
+    )
+    sigma: Float = Field(1.0, gt=0, le=100, description="of edges: standard deviation of the blur before, in pixels")
+    side: Positive | None = Field(None, description="of colour: pixels of the hint; must divide the image's. null: 8")
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_hint(self) -> Self:
+        for key, hint in (("sigma", "edges"), ("side", "colour")):
+            if self.hint != hint and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` is for `hint: {hint}`, found `hint: {self.hint}`")
+        return self
+
+
+class ControlConfig(HintConfig):
     """A picture that steers a model that is trained already: ControlNet (Zhang et al. 2023). `network`, `process` and
     the other keys of `condition` are those of that model."""
 
@@ -102,13 +121,9 @@ class ControlConfig(Section):
         description="the model that is controlled, such as models/base. Its weights stay as they are; a copy of its "
         "way down is trained"
     )
-    hint: Literal["edges", "silhouette", "colour"] = Field(
-        "edges",
-        description="what the picture shows; training derives it from the image. edges: Canny's, white on black; "
-        "silhouette: what differs from the background, white on black; colour: the image in few pixels",
+    also: tuple[HintConfig, ...] = Field(
+        (), max_length=2, description="hints of further controls, which add to the first: all are given together"
     )
-    sigma: Float = Field(1.0, gt=0, le=100, description="of edges: standard deviation of the blur before, in pixels")
-    side: Positive | None = Field(None, description="of colour: pixels of the hint; must divide the image's. null: 8")
     widths: tuple[Positive, ...] = Field(
         (16, 32),
         min_length=1,
@@ -117,13 +132,6 @@ class ControlConfig(Section):
     shrink: Positive = Field(
         1, description="sides of the hint / sides of what the network sees. 1: pixels; 8: Stable Diffusion's latents"
     )
-
-    @model_validator(mode="after")
-    def _keys_are_of_the_hint(self) -> ControlConfig:
-        for key, hint in (("sigma", "edges"), ("side", "colour")):
-            if self.hint != hint and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"`{key}` is for `hint: {hint}`, found `hint: {self.hint}`")
-        return self
 
 
 class ConditionConfig(Section):

@@ -248,8 +248,11 @@ def _bytes(tensor: Any) -> int:
 
 def _as_json(plan: SamplingPlan) -> dict[str, Any]:
     """A plan in the digits that float32 has."""
-    table = [[float(f"{number:.9g}") for number in row] for row in plan.table.tolist()]
-    return {"timesteps": plan.timesteps.tolist(), "table": table}
+    def digits(rows: NDArray[np.float64]) -> list[list[float]]:
+        return [[float(f"{number:.9g}") for number in row] for row in rows.tolist()]
+
+    weights = {} if plan.control is None else {"control": digits(plan.control)}
+    return {"timesteps": plan.timesteps.tolist(), "table": digits(plan.table), **weights}
 
 
 def _set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:

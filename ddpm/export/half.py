@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from ddpm.deploy.runtime import import_onnxruntime
 
@@ -31,7 +31,27 @@ def in_half_precision(denoiser: ModelProto) -> ModelProto:
     model.remove_cascaded_cast_nodes()
     model.remove_useless_cast_nodes()
     model.topological_sort()
+    _, *branches = _graphs(model.model.graph)
+    for branch in branches:
+        _tidy(branch)
     return model.model
+
+
+def _tidy(branch: GraphProto) -> None:
+    """The same of a branch: each cast once, and each node after those whose values it takes."""
+    todo = list({node.output[0]: node for node in branch.node}.values())
+    missing = {name for node in todo for name in node.output}
+    ordered: list[NodeProto] = []
+    while todo:
+        ready = [node for node in todo if not missing & {*node.input}]
+        ordered += ready
+        missing -= {name for node in ready for name in node.output}
+        todo = [node for node in todo if missing & {*node.output}]
+    copies = [NodeProto() for _ in ordered]
+    for copied, node in zip(copies, ordered, strict=True):
+        copied.CopyFrom(node)
+    del branch.node[:]
+    branch.node.extend(copies)
 
 
 def _embedding(graph: GraphProto) -> list[str]:

@@ -84,6 +84,12 @@ class ImageRequest(BaseModel):
         "card says; as `low`. Of models with a control alone, which need it",
         json_schema_extra=_PICTURES,
     )
+    control_2: Any = Field(
+        None, description="of a model with several controls, the second hint; as `control`", json_schema_extra=_PICTURES
+    )
+    control_3: Any = Field(
+        None, description="of a model with several controls, the third hint; as `control`", json_schema_extra=_PICTURES
+    )
     control_scale: Annotated[float, Field(ge=0, le=MOST_CONTROL, allow_inf_nan=False)] | None = Field(
         None,
         description="the weight of what the control adds, 0: none; null: the model's own. Of models with a control",

@@ -24,7 +24,7 @@ from ddpm.data.given import read_picture
 from ddpm.data.images import BadImageError
 from ddpm.diffusion.plans import GUESS_FACTOR, sampling_plan
 from ddpm.diffusion.schedules import Schedule
-from ddpm.files import read_json, sha256_of
+from ddpm.files import read_json, sha256_of, write_json
 from ddpm.model import DataFacts, Model, load
 
 pytest.importorskip("skimage")
@@ -352,3 +352,48 @@ def test_ddpm_sample_takes_a_hint_and_its_weights(project, capsys):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save("small.png")
     assert main(["sample", "models/edges", "--control", "small.png", "--out", "d.npz"]) == 2
     assert "--control small.png: 4 pixels wide and 4 high, expected 8 wide and 8 high" in capsys.readouterr().err
+
+
+# --- several controls
+
+
+def test_models_are_joined_and_follow_both_hints(project, capsys):
+    other = {"control": {**CONTROL, "hint": "colour", "side": 4}}
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["models"]["colours"] = {**params["models"]["edges"], "condition": other}
+    (project / "params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(params))))
+    assert main(["train", "colours"]) == 0
+    assert main(["join-controls", "models/both", "models/edges", "models/colours"]) == 0
+    assert "control: edges at sigma 1, control_2: colour at 4×4" in capsys.readouterr().out
+    parts, both = [ddpm.load(f"models/{name}") for name in ("edges", "colours")], ddpm.load("models/both")
+    colours = np.random.default_rng(0).integers(0, 256, (4, 4, 1), np.uint8)
+    given = both.given(2, control=EDGES, control_2=colours)
+    x, t = both.noise(2, 0)(), torch.tensor([7, 7])
+    out = [
+        model.denoiser(model.given(2, control=hint))(x, t) for model, hint in zip(parts, (EDGES, colours), strict=True)
+    ]
+    assert not torch.allclose(both.denoiser(given)(x, t), out[0])
+    hints = {"control": EDGES, "control_2": colours}
+    assert np.array_equal(both.sample(2, **hints, control_scale=0.0), ddpm.load("models/base").sample(2, steps=50))
+    Image.fromarray(255 * EDGES.astype(np.uint8)).save("edges.png")
+    Image.fromarray(colours[..., 0]).save("colours.png")
+    line = ["sample", "models/both", "--n", "1", "--out", "a.npz", "--control", "edges.png"]
+    assert main(line) == 2
+    assert "control_2: the model needs colour, a picture of 4×4×1; found none" in capsys.readouterr().err
+    assert main([*line, "--control", "colours.png"]) == 0
+    expected = both.sample(1, **hints)
+    assert np.array_equal(np.load("a.npz")["images"], expected)
+
+
+def test_controls_of_different_bases_are_not_joined(project, capsys):
+    shutil.copytree(project / "models/edges", project / "models/other")
+    card = read_json(project / "models/other/model.json")
+    sha256, card["training"]["control_of"]["sha256"] = card["training"]["control_of"]["sha256"], "0" * 64
+    write_json(project / "models/other/model.json", card)
+    assert main(["join-controls", "models/both", "models/edges", "models/other"]) == 2
+    words = capsys.readouterr().err
+    assert f"{'0' * 12}…" in words
+    assert f"{sha256[:12]}…" in words
+    assert main(["join-controls", "models/both", "models/base", "models/edges"]) == 2
+    assert "models/base controls no model" in capsys.readouterr().err
+    assert not (project / "models/both").exists()

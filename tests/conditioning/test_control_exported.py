@@ -11,7 +11,7 @@ import pytest
 from untrained import export, untrained
 
 from ddpm.deploy.runtime import CPU, Sampler
-from ddpm.export.files import export_half
+from ddpm.export.files import activation_bytes, export_half
 from ddpm.export.parity import measure_parity
 from ddpm.model import DataFacts, Model, load
 
@@ -104,11 +104,17 @@ def test_a_weight_of_0_costs_less(exported, monkeypatch):
         assert not finite or np.allclose(out, whole.denoise(x, t, told), atol=1e-6)
 
 
-def test_memory_is_counted_with_the_control(exported, tmp_path):
-    plain = load(untrained("plain", tmp_path, FACTS))
-    alone = Sampler(export(plain, tmp_path / "deploy"))
+def test_memory_is_counted_in_the_branch_too(exported):
     _, deploy = exported["colour"]
-    assert Sampler(deploy).facts["activation_bytes"] > alone.facts["activation_bytes"]
+    graph = onnx.load(deploy / "denoiser.onnx").graph
+    (place,) = (number for number, node in enumerate(graph.node) if node.op_type == "If")
+    del graph.node[place + 1 :]
+    with_control = next(each.g for each in graph.node[place].attribute if each.name == "then_branch")
+    inside = activation_bytes(with_control)
+    assert inside > 8 * 8 * 8 * 4
+    assert activation_bytes(graph) > inside
+    del graph.node[place].attribute[:]
+    assert activation_bytes(graph) < inside
 
 
 def test_half_precision(exported, tmp_path):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from weights import awake
 
 from ddpm.nets import build
-from ddpm.nets.condition import Condition, HintPort, Ports
-from ddpm.nets.controlled import Controlled, HintEncoder
+from ddpm.nets.condition import Condition, HintPort, Ports, Shapes
+from ddpm.nets.controlled import Control, Controlled, HintEncoder
 from ddpm.training.adam import Adam
 from ddpm.training.ema import trainable
 
@@ -130,6 +130,15 @@ def test_a_hint_is_shrunk_as_far_as_asked(shrink, side):
 def test_a_hint_that_cannot_be_shrunk_so_far_is_refused(shrink):
     with pytest.raises(ValueError, match=f"shrink is {shrink}, expected a power of 2, with 2 widths at most 2"):
         HintEncoder(HintPort(1, (4, 8), shrink), 8)
+
+
+def test_stable_diffusions_control_has_as_many_parameters_as_the_papers():
+    options = {"width": 320, "multipliers": (1, 2, 4, 4), "attention_resolutions": (64, 32, 16)}
+    options |= {"attention": "transformer", "heads": 8}
+    with torch.device("meta"):
+        shapes = Shapes((4, 64, 64), ports=Ports(tokens=768))
+        control = Control(shapes, HintPort(3, (16, 32, 96, 256), 8), **options)
+    assert sum(parameter.numel() for parameter in control.parameters()) == 361_279_120
 
 
 def test_only_networks_that_take_residuals_are_controlled():
