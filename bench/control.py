@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from bench.page import table
+from ddpm.conditioning.hints import DerivedHint
 from ddpm.config.params import Params, load_params
 from ddpm.data.store import PreparedData
 from ddpm.evaluation.agreement import Agreement, hint_column
@@ -62,7 +63,7 @@ class Judge:
     def figures(self, model: Model, **setting: Any) -> dict[str, float]:
         """The agreement with the hints, and FID."""
         column = hint_column(model.columns)
-        assert column is not None
+        assert isinstance(column, DerivedHint)
         rows = np.arange(self._samples) % len(self._data.split("validation"))
         asked = like_validation(model.columns, self._data, rows)
         drawn = model.sample(self._samples, seed=self._seed, steps=self._steps, **asked, **setting)

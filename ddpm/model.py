@@ -69,6 +69,7 @@ class DataFacts(Section):
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
     text: TextFacts | None = None  # of a model that is told captions
+    hint_shape: tuple[int, ...] | None = None  # of a model that is shown hints that lie beside the images
 
     @property
     def codec(self) -> Codec:

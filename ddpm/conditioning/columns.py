@@ -49,6 +49,11 @@ class Accompanied(Protocol):
         """Of each datum, one or more."""
         ...
 
+    @property
+    def hints(self) -> Any:
+        """uint8 [n, H, W, C], as an array is indexed; None without hints beside the images."""
+        ...
+
 
 @dataclass(frozen=True)
 class Values:

@@ -7,7 +7,7 @@ the two fit, and of what the network sees, whatever its size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,7 +41,6 @@ class HintColumn(ABC):
     name: str = "control"
     key: ClassVar[str] = "control"
     null: ClassVar[None] = None
-    draws: ClassVar[int] = 0
     needed: ClassVar[bool] = True
     kind: ClassVar[str]
     dtype: ClassVar[np.dtype[Any]]
@@ -72,10 +71,6 @@ class HintColumn(ABC):
         raise ValueError(f"{self.name}: the model needs {self.kind}, a picture of {size_of(self.shape)}; found none")
 
     @abstractmethod
-    def derive(self, x0: Tensor, uniform: Tensor) -> Tensor:
-        """As of `Derived`."""
-
-    @abstractmethod
     def as_maps(self, hints: Tensor) -> Tensor:
         """What the control is shown of hints [N, *shape]: float32 [N, K, H, W]."""
 
@@ -84,8 +79,18 @@ class HintColumn(ABC):
         """What people see of hints [N, *shape]: [N, h, w, channels]."""
 
 
+class DerivedHint(HintColumn):
+    """A hint that training derives from the image."""
+
+    draws: ClassVar[int] = 0
+
+    @abstractmethod
+    def derive(self, x0: Tensor, uniform: Tensor) -> Tensor:
+        """As of `Derived`."""
+
+
 @dataclass(frozen=True)
-class BlackAndWhite(HintColumn):
+class BlackAndWhite(DerivedHint):
     """A hint of pixels that are set or not, bool [H, W]; as a picture white on black."""
 
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.bool_)
@@ -188,7 +193,7 @@ class SilhouetteColumn(BlackAndWhite):
 
 
 @dataclass(frozen=True)
-class ColourColumn(HintColumn):
+class ColourColumn(DerivedHint):
     """The image in few pixels, uint8 [side, side, C], as of `pictures.LowColumn`.
 
     Attributes:
@@ -227,6 +232,43 @@ class ColourColumn(HintColumn):
     def as_picture(self, hints: NDArray[Any], channels: int) -> NDArray[np.uint8]:
         """As of `HintColumn`: itself."""
         return hints
+
+
+@dataclass(frozen=True)
+class GivenColumn(HintColumn):
+    """A picture that lies beside each image of the data, uint8 [H, W, C].
+
+    Attributes:
+        shape: [H, W, C].
+    """
+
+    shape: tuple[int, ...] = ()
+    kind: ClassVar[str] = "given"
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[2]
+
+    def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.uint8]:
+        """As of `Column`; `asked` is a picture [H, W, C] or several [n, H, W, C], of whole numbers 0..255."""
+        return repeated(levels_of(self.name, asked, self.shape), count, first)
+
+    def of_data(self, data: Any) -> Any:
+        """As of `Stored`."""
+        from ddpm.conditioning.columns import Values
+
+        return Values(data.hints)
+
+    def as_maps(self, hints: Tensor) -> Tensor:
+        """As of `HintColumn`: in [0, 1]."""
+        return hints.permute(0, 3, 1, 2).float() / 255
+
+    def as_picture(self, hints: NDArray[Any], channels: int) -> NDArray[np.uint8]:
+        """As of `HintColumn`: itself, or of colours the mean."""
+        if hints.shape[-1] == channels:
+            return hints
+        return np.repeat(hints.mean(-1, keepdims=True).astype(np.uint8), channels, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -300,12 +342,27 @@ class Steered:
         return self._as_given.gradient(x, t)
 
 
-# By `hint`: (height, width and channels; the column's name; the section with `hint`) → the column.
-HINTS: dict[str, Callable[[tuple[int, int, int], str, Mapping[str, Any]], HintColumn]] = {
-    "edges": lambda image, name, options: EdgesColumn(image, name, options.get("sigma", 1.0)),
-    "silhouette": lambda image, name, options: SilhouetteColumn(image, name),
-    "colour": lambda image, name, options: ColourColumn(image, name, _side(options.get("side"), image)),
+# By `hint`: (height, width and channels; the column's name; the section with `hint`; the facts of the data) → the
+# column.
+HINTS: dict[str, Callable[[tuple[int, int, int], str, Mapping[str, Any], Mapping[str, Any]], HintColumn]] = {
+    "edges": lambda image, name, options, data: EdgesColumn(image, name, options.get("sigma", 1.0)),
+    "silhouette": lambda image, name, options, data: SilhouetteColumn(image, name),
+    "colour": lambda image, name, options, data: ColourColumn(image, name, _side(options.get("side"), image)),
+    "given": lambda image, name, options, data: GivenColumn(image, name, _given_shape(image, data)),
 }
+
+
+def _given_shape(image: tuple[int, int, int], data: Mapping[str, Any]) -> tuple[int, ...]:
+    """
+    Raises:
+        ValueError: the data have no hints.
+    """
+    shape = data.get("hint_shape")
+    if shape is None:
+        raise ValueError("condition.control.hint is given, which needs data with `control_file_name` in metadata.jsonl")
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"condition.control: expected the shape of hints, found {brief(shape)}")
+    return tuple(shape)
 
 
 def _side(side: Any, image: tuple[int, int, int]) -> int:
@@ -328,5 +385,5 @@ def control_columns(
         kind = section.get("hint", "edges")
         if kind not in HINTS:
             raise ValueError(f"condition.control.hint: no hint {brief(kind)}; there are: {', '.join(HINTS)}")
-        found.append(HINTS[kind](image, name, section))
+        found.append(HINTS[kind](image, name, section, data))
     return *found, ControlWeightsColumn()

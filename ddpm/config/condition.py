@@ -95,12 +95,13 @@ class MaskConfig(Section):
 
 
 class HintConfig(Section):
-    """What a control is shown. Training derives it from the image."""
+    """What a control is shown. Training derives it from the image, or takes what is given beside it."""
 
-    hint: Literal["edges", "silhouette", "colour"] = Field(
+    hint: Literal["edges", "silhouette", "colour", "given"] = Field(
         "edges",
         description="what the picture shows. edges: Canny's, white on black; silhouette: what differs from the "
-        "background, white on black; colour: the image in few pixels",
+        "background, white on black; colour: the image in few pixels; given: the picture that metadata.jsonl names as "
+        "control_file_name of each image",
     )
     sigma: Float = Field(1.0, gt=0, le=100, description="of edges: standard deviation of the blur before, in pixels")
     side: Positive | None = Field(None, description="of colour: pixels of the hint; must divide the image's. null: 8")
@@ -144,6 +145,11 @@ class ConditionConfig(Section):
     )
     low: LowConfig | None = Field(None, description="the image in fewer pixels: the model is an upsampler")
     control: ControlConfig | None = Field(None, description="a picture that steers a trained model, which is frozen")
+
+    @property
+    def shows_given_hints(self) -> bool:
+        """Whether a control is shown pictures that lie beside the images."""
+        return self.control is not None and "given" in (self.control.hint, *(each.hint for each in self.control.also))
 
     @property
     def drops(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Derived, Given, united
+from ddpm.conditioning.columns import Column, Derived, Given, needed, united
 from ddpm.conditioning.pictures import KNOWN, LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
@@ -198,7 +198,7 @@ def _check_links(base: Drawer, upsampler: Drawer, low_noise: float) -> None:
         drawn, expected = ("×".join(map(str, shape)) for shape in (base.codec.shape, low.shape))
         raise ValueError(f"the base draws images of {drawn}, and the upsampler needs low images of {expected}")
     others = [*base.columns, *(column for column in upsampler.columns if not _is_low(column))]
-    if pictures := [column.name for column in others if isinstance(column, Derived)]:
+    if pictures := [column.name for column in others if isinstance(column, Derived) or column in needed(others)]:
         raise ValueError(f"a link is told a picture that no link draws: {pictures[0]}")
     own = {column.name: column for column in base.columns}
     for column in upsampler.columns:

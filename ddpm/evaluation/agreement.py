@@ -12,7 +12,7 @@ from scipy.ndimage import binary_dilation
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column
-from ddpm.conditioning.hints import HintColumn
+from ddpm.conditioning.hints import DerivedHint, HintColumn
 from ddpm.evaluation.bootstrap import NORMAL_95
 
 TOLERANCE = 1  # pixels, in each direction, by which an edge may lie beside the one asked for
@@ -70,7 +70,7 @@ class Agreement:
     follow no hint.
     """
 
-    def __init__(self, column: HintColumn, codec: Codec, asked: NDArray[Any]) -> None:
+    def __init__(self, column: DerivedHint, codec: Codec, asked: NDArray[Any]) -> None:
         """
         Args:
             asked: the hint of each image to come, [N, *shape].

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn, needed
+from ddpm.conditioning.hints import DerivedHint, GivenColumn
 from ddpm.config.base import validate
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
@@ -155,6 +156,8 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
     for column in samples.columns:
         if isinstance(column, LabelColumn) and column.classes != data.manifest.classes:
             raise UserError(f"{name} was trained on other classes than the prepared data have")
+        if isinstance(column, GivenColumn) and column.shape != data.manifest.hint_shape:
+            raise UserError(f"{name} was trained with hints beside the images, and the prepared data have no such ones")
         if isinstance(column, PromptColumn) and data.manifest.captions_sha256 is None:
             raise UserError(f"{name} was trained on captions, and the prepared data have none")
     one = like_validation(samples.columns, data, np.arange(1)) if needed(samples.columns) else {}
@@ -246,7 +249,7 @@ def compared_with_shown(columns: Sequence[Column], data: PreparedData, given: Gi
     """What measures images that are drawn of `asked_for`: nothing, for a model that is shown no picture."""
     low, hint = low_column(columns), hint_column(columns)
     found: list[Compared] = [] if low is None else [Enlargement(low, data)]
-    return found if hint is None else [*found, Agreement(hint, data.codec, given[hint.name])]
+    return [*found, Agreement(hint, data.codec, given[hint.name])] if isinstance(hint, DerivedHint) else found
 
 
 def finite(figures: dict[str, float], name: str) -> dict[str, float]:

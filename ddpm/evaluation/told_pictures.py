@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, LabelColumn, PromptColumn, derived, needed
+from ddpm.conditioning.columns import Column, Derived, LabelColumn, PromptColumn, derived, needed, stored
 from ddpm.conditioning.pictures import LowColumn, MaskColumn, from_levels
 from ddpm.data.store import PreparedData
 from ddpm.drawer import Drawer
@@ -31,7 +31,7 @@ def low_column(columns: Sequence[Column]) -> LowColumn | None:
 def shown_of(columns: Sequence[Column], codec: Codec, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """What a model needs to be shown of each image, its low image or a hint, as training derives it, by the columns'
     names; empty for a model that needs none."""
-    own = needed(columns)
+    own = [column for column in needed(columns) if isinstance(column, Derived)]
     if not own:
         return {}
     x0 = codec.encode(torch.from_numpy(images))
@@ -44,6 +44,7 @@ def like_validation(columns: Sequence[Column], data: PreparedData, rows: NDArray
     """
     split = data.split("validation")
     asked: dict[str, Any] = {**shown_of(columns, data.codec, split.rows(rows))}
+    asked |= {column.name: column.of_data(split).at(rows) for column in stored(needed(columns))}
     for column in columns:
         if isinstance(column, LabelColumn) and split.labels is not None:
             asked[column.name] = split.labels[rows]

@@ -248,6 +248,7 @@ def _bytes(tensor: Any) -> int:
 
 def _as_json(plan: SamplingPlan) -> dict[str, Any]:
     """A plan in the digits that float32 has."""
+
     def digits(rows: NDArray[np.float64]) -> list[list[float]]:
         return [[float(f"{number:.9g}") for number in row] for row in rows.tolist()]
 

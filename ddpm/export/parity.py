@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws
+from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws, needed, stored
 from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
@@ -131,16 +131,22 @@ def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | N
     Args:
         prompts: for the column of prompts, if there is one.
     """
+    beside: dict[str, Any] = {column.name: _noise_picture(column, count) for column in stored(needed(model.columns))}
     if not any(isinstance(column, Derived) for column in model.columns):
-        return model.given(count, prompt=prompts)
+        return model.given(count, prompt=prompts, **beside)
     noise, draws = np.random.default_rng(0), derived_draws(model.columns)
     x0 = model.noise(count, 0)().clamp(-1, 1)
     for _ in range(2):
         uniform = torch.from_numpy(noise.random((count, draws), np.float32))
         values: dict[str, Any] = {name: value.numpy() for name, value in derived(model.columns, x0, uniform).items()}
-        given = model.given(count, prompt=prompts, **values)
+        given = model.given(count, prompt=prompts, **values, **beside)
         x0 = model.codec.encode(torch.from_numpy(model.draw(count, plan, seed=0, given=given)))
     return given
+
+
+def _noise_picture(column: Column, count: int) -> NDArray[np.uint8]:
+    """Of a column that the data hold, which nothing is derived for."""
+    return np.random.default_rng(1).integers(0, 256, (count, *column.shape), np.uint8)
 
 
 class _TextToImage:

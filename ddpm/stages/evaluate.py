@@ -31,6 +31,7 @@ from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
+from ddpm.stages.control import check_base
 from ddpm.stages.progress import show
 
 # The first process may take long for the features of all real images, for which the others wait.
@@ -80,6 +81,7 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
         if sampling is None:
             sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
         model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
+        check_base(model, root=root)
     data = PreparedData.open(root / PREPARED)
     check_fit(model, data, f"models/{variant}", key)
     return model, data

@@ -58,6 +58,11 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     for key in ("horizontal_flip", "sample_every"):
         if getattr(config.training, key) and not codec.can_mirror:
             raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {codec.name}")
+    if config.training.horizontal_flip and config.condition.shows_given_hints:
+        raise UserError(
+            f"models.{variant}.training.horizontal_flip mirrors images, but not the hints that lie beside them: set it "
+            "to false"
+        )
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
         check_room(config, codec, pick_device(), variant)  # if it cannot be, one process says so
@@ -225,6 +230,7 @@ def hashes_of(data: PreparedData, facts: DataFacts) -> dict[str, str | None]:
         "training split": data.split("train").sha256,
         "labels": data.manifest.labels_sha256,
         "captions": data.manifest.captions_sha256,
+        "hints": None if facts.hint_shape is None else data.manifest.hints_sha256,
         "tokenizer": None
         if facts.text is None
         else hashlib.sha256(json.dumps(facts.text.tokenizer).encode()).hexdigest(),
@@ -255,6 +261,7 @@ def data_facts(data: PreparedData, config: ModelConfig, where: str = "params.yam
         low=manifest.low,
         high=manifest.high,
         attribution=manifest.attribution,
+        hint_shape=manifest.hint_shape if config.condition.shows_given_hints else None,
         text=None if prompt is None else _text_facts(split.captions, prompt, root),
         class_counts=None if labels is None else tuple(np.bincount(labels, minlength=len(classes)).tolist()),
     )

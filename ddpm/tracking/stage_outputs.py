@@ -72,6 +72,9 @@ class Trained:
 
 def _parameters_of(card: dict[str, Any]) -> dict[str, Any]:
     trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
+    for key in ("start_from", "control_of"):
+        if facts := card["training"].get(key):
+            trained[key] = f"{facts['variant']} {facts['sha256'][:12]}"
     return {**card["config"], "trained": trained, "parameters": card["parameters"]}
 
 

@@ -316,6 +316,17 @@ def test_a_control_of_another_base_is_refused_with_both_hashes(project, capsys):
     assert f"not base with {sha256_of(project / 'models/base/model.safetensors')[:12]}…" in words
 
 
+def test_figures_and_files_of_another_base_are_refused_with_both_hashes(project, capsys):
+    before = sha256_of(project / "models/base/model.safetensors")
+    shutil.copy(project / "models/edges/model.safetensors", project / "models/base/model.safetensors")
+    now = sha256_of(project / "models/base/model.safetensors")
+    for command in ("evaluate", "export"):
+        assert main([command, "edges"]) == 2
+        words = capsys.readouterr().err
+        assert f"edges was trained to control base with the SHA-256 {before[:12]}…" in words
+        assert f"models/base has {now[:12]}… now: run `ddpm train edges`" in words
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -10,14 +10,19 @@ import onnx
 import pytest
 from untrained import export, untrained
 
+from ddpm.conditioning.tokenizers import Words
 from ddpm.deploy.runtime import CPU, Sampler
 from ddpm.export.files import activation_bytes, export_half
-from ddpm.export.parity import measure_parity
+from ddpm.export.parity import measure_parity, open_text_to_image
+from ddpm.export.text_to_image import export_text_to_image, link_of
 from ddpm.model import DataFacts, Model, load
 
 pytest.importorskip("skimage")
 
-FACTS = DataFacts(name="squares", shape=(8, 8, 1), classes=("a", "b"))
+WORDS = Words(("blue", "heart", "red"), 4)
+TEXT = {"tokenizer": WORDS.as_json(), "captions": ("red heart", "blue heart")}
+FACTS = DataFacts(name="squares", shape=(8, 8, 1), classes=("a", "b"), text=TEXT)
+PROMPT = {"length": 4, "width": 16, "layers": 1, "heads": 2}
 HINTS = {"edges": {}, "colour": {"side": 4}}
 EDGES = np.zeros((8, 8), bool)
 EDGES[3] = True
@@ -25,14 +30,16 @@ EDGES[3] = True
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Model, Path]]:
-    """A model that is guided and follows edges, and one that is not and follows colour."""
+    """A model of classes that follows edges, and one of captions that follows colour; the latter also in one file."""
     folder = tmp_path_factory.mktemp("exported")
     found = {}
     for hint, options in HINTS.items():
         condition = {"control": {"of": "models/base", "hint": hint, "widths": [4, 8], **options}}
-        condition |= {"label": {"drop": 0.2}} if hint == "edges" else {}
+        condition |= {"label": {"drop": 0.2}} if hint == "edges" else {"prompt": PROMPT}
         model = load(untrained(hint, folder, FACTS, condition=condition))
         found[hint] = model, export(model, folder / f"deploy-{hint}")
+    model, deploy = found["colour"]
+    export_text_to_image({"colour": link_of(model, deploy / "sampler.onnx")}, deploy / "text_to_image.onnx")
     return found
 
 
@@ -41,7 +48,8 @@ def test_both_files_are_the_trained_model(exported, hint):
     """With a hint, at rows with weights and without, and in guess mode."""
     parity = measure_parity(*exported[hint], samples=2, steps=6, tolerances={"fp32": 1e-4})
     assert parity["passed"], parity
-    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx"}
+    texts = {"text_to_image.onnx"} if hint == "colour" else set()
+    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx", *texts}
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
@@ -102,6 +110,22 @@ def test_a_weight_of_0_costs_less(exported, monkeypatch):
         out = spoilt.run(None, {"x": x, "t": t, **told})[0]
         assert np.isfinite(out).all() == finite
         assert not finite or np.allclose(out, whole.denoise(x, t, told), atol=1e-6)
+
+
+def test_a_text_and_a_hint_become_a_picture_in_one_file(exported):
+    """With no more than that; the plan's own weights are the default."""
+    model, deploy = exported["colour"]
+    session = open_text_to_image(deploy / "text_to_image.onnx")
+    x, hint = model.noise(2, 0)().numpy(), np.random.default_rng(0).integers(0, 256, (1, 4, 4, 1), np.uint8)
+    prompt = np.array(["red heart", "blue heart"], object)
+    drawn = {}
+    for scale in (None, 0.5):
+        weights = {} if scale is None else {"control_plan": np.array([[scale, scale, 1]], np.float32)}
+        (drawn[scale],) = session.run(["images"], {"prompt": prompt, "x": x, "control": hint, **weights})
+        asked = {} if scale is None else {"control_scale": scale}
+        expected = model.sample(2, prompt=list(prompt), control=hint, **asked)
+        assert np.abs(drawn[scale].astype(int) - expected).max() <= 1
+    assert not np.array_equal(drawn[None], drawn[0.5])
 
 
 def test_memory_is_counted_in_the_branch_too(exported):

@@ -78,6 +78,7 @@ def test_a_control_of_another_architecture_is_said_before_anything_is_trained():
         Params.model_validate(params)
 
 
+@pytest.mark.slow
 def test_a_model_without_controls_needs_the_key_alone(tmp_path: Path):
     """DVC reads it for the graph."""
     shutil.copy(Path(__file__).parents[2] / "dvc.yaml", tmp_path)

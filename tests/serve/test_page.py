@@ -226,7 +226,7 @@ def test_a_hint_is_drawn_or_chosen(browser, hinted_server, hinted):
     assert browser.run('by("kind").textContent') == "edges, 8×8"
     sampler, edges = Sampler(hinted), np.eye(8, dtype=bool)
     choose(browser, "control", 255 * edges.astype(np.uint8))
-    settle(browser)
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 16)
     np.testing.assert_array_equal(pictures(browser), sampler.sample(16, seed=0, control=edges))
     browser.run('by("wipe").click()')
     assert browser.run("sketch.painted.includes(1)") is False

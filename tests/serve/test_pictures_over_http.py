@@ -150,7 +150,7 @@ def test_a_body_that_is_too_large_is_not_read(told_server):
 def test_the_card_says_what_can_be_asked_for(told_server, server):
     columns = {each["name"]: each for each in told_server.client.get("/v1/model").json()["columns"]}
     assert columns.keys() == {"image", "mask", "prompt", "low", "low_noise"}
-    assert columns["low"] == {"name": "low", "dtype": "uint8", "shape": [4, 4, 3], "most": None}
+    assert columns["low"] == {"name": "low", "dtype": "uint8", "shape": [4, 4, 3], "most": None, "kind": None}
     assert columns["low_noise"]["most"] == 0.5
     assert [each["name"] for each in server.client.get("/v1/model").json()["columns"]] == ["image", "mask"]
 
