@@ -27,8 +27,8 @@ from ddpm.data.store import PreparedData
 from ddpm.evaluation.agreement import Agreement, hint_column
 from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.image_metrics import ImageMeasure
+from ddpm.evaluation.image_to_image import like_validation
 from ddpm.evaluation.progress import unseen
-from ddpm.evaluation.told_pictures import like_validation
 from ddpm.figures.figure import Reading, number
 from ddpm.files import write_bytes, write_json
 from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED

@@ -52,7 +52,10 @@ _STAGES = {
 _UNUSED = {
     "fetch": ("data/captions.py", "data/images.py", "codecs/scale.py"),  # reading, for `prepare`
     # How a model is sampled, which is not trained.
-    "train": ("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
+    "train": (
+        *("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
+        *("drawer/__init__.py", "drawer/parts.py"),
+    ),
 }
 
 

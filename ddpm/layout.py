@@ -1,4 +1,4 @@
-"""Where the stages read and write, below the project's root; and how a model that is elsewhere is told from a path."""
+"""Where the stages read and write, below the project's root; and how a URI is distinguished from a path."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ REPORTS = Path("reports")
 DEPLOY = Path("deploy")
 # Below a model directory: a file for each guide of params.yaml, which says whether it guides the model.
 GUIDES = "guides"
-# In a model or deploy directory of a cascade: what it is, and the directories of its links, in the order they draw.
-CASCADE, LINKS = "cascade.json", ("base", "upsampler")
+# In a model or deploy directory of a cascade: what it is, and in what order the links draw whose directories it has.
+CASCADE = "cascade.json"
 # Beside the pipeline: the page of a comparison, the numbers in it, and what each model draws of the same noise.
 COMPARISON = Path("comparison")
 COMPARISON_PAGE, COMPARISON_RECORD, COMPARISON_PICTURE = "report.html", "comparison.json", "samples.png"
@@ -46,8 +46,8 @@ def find_model(model: str | Path, *, trained: bool = True, exported: bool = True
     given, is_name = root / model, Path(model).name == str(model)
     places = [given, *(root / folder / model for folder, _, _ in kinds if is_name)]
     for place in places:
-        within = place / LINKS[0] if (place / CASCADE).is_file() else place
-        if any((within / file).is_file() for _, file, _ in kinds):
+        within = "*/" if (place / CASCADE).is_file() else ""
+        if any(any(place.glob(f"{within}{file}")) for _, file, _ in kinds):
             return place
     expected = ", ".join(f"{what} ({file})" for _, file, what in kinds)
     expected += " or a URI such as models:/ddpm-digits@champion" if exported else ""

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -21,7 +20,7 @@ from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, un
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
 from ddpm.conditioning.hints import WEIGHTS, HintColumn, Steered, weighed
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
-from ddpm.conditioning.pictures import known_part, with_known
+from ddpm.conditioning.pictures import known_part
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
@@ -34,6 +33,7 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.diffusion.schedules import Schedule
 from ddpm.drawer import Drawer
+from ddpm.drawer.parts import Drawn, Float32, Part
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, sha256_of, write_json
 from ddpm.layout import find_model, made_by
@@ -68,7 +68,7 @@ class DataFacts(Section):
     high: tuple[float, ...] | None = None
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
-    text: TextFacts | None = None  # of a model that is told captions
+    text: TextFacts | None = None  # of a model that is conditioned on captions
     hint_shape: tuple[int, ...] | None = None  # of a model that is shown hints that lie beside the images
 
     @property
@@ -115,7 +115,7 @@ class ModelCard(Section):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What the model is told beside the noise.
+        """What the model is conditioned on.
 
         Raises:
             ValueError: the condition does not fit the data.
@@ -174,7 +174,11 @@ class Model(Drawer):
         return self.card.data.codec
 
     def sampled_by(
-        self, sampling_config: SamplingConfig, source: str = "the caller", *, root: Path | str = Path()
+        self,
+        sampling: SamplingConfig | Mapping[str, Any],
+        source: str = "the caller",
+        *,
+        root: Path | str = Path(),
     ) -> Model:
         """The same weights with another sampling plan as their own, and the guide that it names.
 
@@ -183,8 +187,10 @@ class Model(Drawer):
             root: the project's folder, where a guide's relative path starts.
 
         Raises:
-            UserError: the guide is missing or damaged, or of other data, another process or other classes.
+            UserError: the section is not valid, or the guide is missing or damaged, or of other data, another process
+                or other classes.
         """
+        sampling_config = validate(SamplingConfig, sampling, source)
         config = self.card.config.model_copy(update={"sampling": sampling_config})
         card = self.card.model_copy(update={"config": config, "own_plan": True})
         name, guide = sampling_config.guide, None
@@ -237,7 +243,7 @@ class Model(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is told, and those that a classifier guides it by."""
+        """Those that its network is conditioned on, and those that a classifier guides it by."""
         return united(answered_by(self.guide.network) if self.guide else (), columns_in(self.network))
 
     @property
@@ -261,7 +267,7 @@ class Model(Drawer):
         return f"{self.guide.card.variant} {weights[:12]}"
 
     def denoiser(self, given: Given | None = None) -> Denoiser:
-        """The network told its condition, as a function of x and t; guided where a plan's row has a weight.
+        """The network with its condition, as a function of x and t; guided where a plan's row has a weight.
 
         Args:
             given: a value of each column, [N, ...].
@@ -271,35 +277,34 @@ class Model(Drawer):
             return self._guided(tensors(given, self.device))
 
         def with_weights(weights: tuple[float, ...] | None) -> Denoiser:
-            told = tensors(weighed(given, weights), self.device)
+            values = tensors(weighed(given, weights), self.device)
             if weights is not None and not any(weights[:2]):
-                del told[HintColumn.name]  # the model that is controlled, alone
-            return self._guided(told)
+                del values[HintColumn.name]  # the model that is controlled, alone
+            return self._guided(values)
 
         return Steered(with_weights)
 
-    def _guided(self, told: Mapping[str, Tensor]) -> Denoiser:
-        """`denoiser` with the control's weights as they are told."""
-        own = {column.name: told[column.name] for column in columns_in(self.network) if column.name in told}
+    def _guided(self, values: Mapping[str, Tensor]) -> Denoiser:
+        """`denoiser` with the control's weights as they are given."""
+        own = {column.name: values[column.name] for column in columns_in(self.network) if column.name in values}
         if self.guide is None:
             return by_itself(self.network, own)
         denoise = bind(self.network, own)
         if not self.by_classifier:
-            weaker = {
-                column.name: told[column.name] for column in columns_in(self.guide.network) if column.name in told
-            }
+            names = [column.name for column in columns_in(self.guide.network)]
+            weaker = {name: values[name] for name in names if name in values}
             return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
-        return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())
+        return ClassifierGradient(denoise, self.guide.network, values[answer.name], self.process())
 
-    def draw(
-        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
-    ) -> NDArray[Any]:
-        if given is None:
-            given = self.given(count, seed=seed, first=first)
-        noise = self.noise(count, seed, first=first)
-        x0 = self.run(plan, noise(), noise, given).cpu().numpy()
-        return with_known(self.codec.decode(x0), given)
+    def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
+        def run(draw: Callable[[], Float32], given: Given) -> Float32:
+            def noise() -> Tensor:
+                return torch.from_numpy(draw()).to(self.device)
+
+            return self.run(plan, noise(), noise, given).cpu().numpy()
+
+        return self._in_one_run(parts, run)
 
     def run(self, plan: SamplingPlan, x: Tensor, draw: Callable[[], Tensor], given: Given) -> Tensor:
         """Run a plan from x_T [N, C, ...] to x_0 in about [−1, 1].
@@ -333,8 +338,8 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
     process, others = model.card.config.process, guide.card.config.process
     if not np.array_equal(model.schedule.alphas_cumprod, guide.schedule.alphas_cumprod):
-        told = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]
-        raise UserError(f"{whose}: it was trained with {told[0]}, and the model with {told[1]}")
+        processes = [f"schedule {each.schedule} with {each.timesteps} timesteps" for each in (others, process)]
+        raise UserError(f"{whose}: it was trained with {processes[0]}, and the model with {processes[1]}")
     if not classifies and process.prediction != others.prediction:
         raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
     classes = columns_in(model.network), answered_by(guide.network) if classifies else columns_in(guide.network)
@@ -345,7 +350,7 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         raise UserError(f"{whose}: it has {_classes_of(its)}, and the model {_classes_of(own)}")
     ours, theirs = ([column.name for column in columns] for columns in classes)
     if ours != theirs and not classifies:
-        raise UserError(f"{whose}: it is told {_listed(theirs)}, and the model {_listed(ours)}")
+        raise UserError(f"{whose}: it is conditioned on {_listed(theirs)}, and the model on {_listed(ours)}")
 
 
 def _classes_of(columns: Sequence[Sequence[str]]) -> str:
@@ -363,7 +368,7 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is told, as a `ConditionalNetwork`; or of a classifier, that it answers.
+        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier, that it answers.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -428,7 +433,7 @@ def codec_of(config: ModelConfig, stored: Codec, where: str) -> Codec:
 
 
 def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:
-    """What a model of such data is told beside the noise.
+    """What a model of such data is conditioned on.
 
     Args:
         where: the model is described, for errors.

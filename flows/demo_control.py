@@ -18,8 +18,8 @@ import ddpm
 from ddpm.config.params import load_params
 from ddpm.data.store import PreparedData
 from ddpm.evaluation.agreement import hint_column
+from ddpm.evaluation.image_to_image import like_validation
 from ddpm.evaluation.pictures import captioned, grid, save_png
-from ddpm.evaluation.told_pictures import like_validation
 from ddpm.files import atomic_file
 from ddpm.layout import MODELS, PREPARED
 from ddpm.model import Model

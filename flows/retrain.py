@@ -17,7 +17,6 @@ from prefect.states import Completed, Failed, State
 
 from ddpm.config.params import Params, load_params
 from ddpm.errors import UpstreamError, UserError
-from ddpm.layout import LINKS
 from ddpm.tracking import Registration
 from flows import dvc, report, tasks
 from flows.pipeline import shared_state, start_own_server
@@ -87,7 +86,7 @@ def _model(
 
 def _cascade(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
     """The trainings of a cascade's links, and their composition."""
-    links = [tasks.train_link.submit(name, link, wait_for=[extractor]) for link in LINKS]
+    links = [tasks.train_link.submit(name, link, wait_for=[extractor]) for link in load_params().cascade(name).links]
     return [*links, tasks.compose.submit(name, wait_for=links)]
 
 
@@ -111,8 +110,8 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own = {f"{stage}@{name}" for stage in ("train", "evaluate", "export") for name in variants}
     own |= {f"train-guide@{guide}" for guide in params.guides}
     own |= {f"guide@{variant}-{guide}" for variant in variants for guide in params.guides}
-    of_cascade = (*(f"train-{link}" for link in LINKS), "compose", "evaluate-cascade", "export-cascade")
-    own |= {f"{stage}@{name}" for stage in of_cascade for name in cascades}
+    own |= {f"train-{link}@{name}" for name in cascades for link in params.cascades[name].links}
+    own |= {f"{stage}@{name}" for stage in ("compose", "evaluate-cascade", "export-cascade") for name in cascades}
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
     own |= {f"train@{params.controls[name].of}" for name in controls}
     try:

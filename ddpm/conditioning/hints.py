@@ -273,8 +273,8 @@ class GivenColumn(HintColumn):
 
 @dataclass(frozen=True)
 class ControlWeightsColumn:
-    """The weight of what a control adds, float32 [3]: where the network is told its condition; where it is told none,
-    in classifier-free guidance; and the factor by which the weight of each residual is smaller than the next one's. A
+    """The weight of what a control adds, float32 [3]: in the evaluation with the condition; in that without, of
+    classifier-free guidance; and the factor by which the weight of each residual is smaller than the next one's. A
     row of the sampling plan has them; 1 where it has none.
     """
 
@@ -295,12 +295,12 @@ class ControlWeightsColumn:
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.float32]:
         return np.ones((count, *self.shape), np.float32)
 
-    def untold(self, values: Any) -> Any:
-        """The values [N, 3] where the network is told no condition."""
-        return values[:, UNTOLD]
+    def unconditional(self, values: Any) -> Any:
+        """The values [N, 3] of the evaluation without a condition."""
+        return values[:, UNCONDITIONAL]
 
 
-UNTOLD = [1, 1, 2]  # which of its weights has each one's place in the evaluation without a condition
+UNCONDITIONAL = [1, 1, 2]  # which of its weights has each one's place in the evaluation without a condition
 
 NAMES = ("control", "control_2", "control_3")  # of hints, of a model with several controls
 WEIGHTS = ControlWeightsColumn.name

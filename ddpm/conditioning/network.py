@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm.conditioning.columns import Column, Given, blank, untold_values
+from ddpm.conditioning.columns import Column, Given, blank, unconditional_values
 from ddpm.conditioning.conditioner import Conditioner
 from ddpm.conditioning.control import Control
 from ddpm.conditioning.inpainting import Inpainting
@@ -114,7 +114,7 @@ def answered_by(network: nn.Module) -> tuple[Column, ...]:
 
 
 def bind(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
-    """The network told its condition: what process, likelihood and executors know as a denoiser."""
+    """The network with its condition: what process, likelihood and executors know as a denoiser."""
     if not given:
         return network
     return lambda x, t: network(x, t, given)
@@ -125,10 +125,10 @@ def tensors(given: Given, device: torch.device) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values).to(device) for name, values in given.items()}
 
 
-def untold(columns: Sequence[Column], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unconditional(columns: Sequence[Column], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The given values, with the null value in place of each column that has one: what guidance moves away from."""
     return {
-        column.name: untold_values(column, given[column.name], torch.full_like)
+        column.name: unconditional_values(column, given[column.name], torch.full_like)
         for column in columns
         if column.name in given
     }
@@ -144,7 +144,7 @@ def dropped(
         uniform: in [0, 1). [N, 1]: the columns are dropped together, by the same number; [N, len(drop)]: each by its
             own.
     """
-    null, values = untold(columns, given), dict(given)
+    null, values = unconditional(columns, given), dict(given)
     for name, numbers in zip(drop, uniform.expand(-1, len(drop)).unbind(1), strict=True):
         away = (numbers < drop[name]).view(-1, *[1] * (values[name].ndim - 1))
         values[name] = torch.where(away, null[name], values[name])

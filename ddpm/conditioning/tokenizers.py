@@ -185,7 +185,7 @@ class BytePairs(Tokenizer):
         alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())  # in CLIP's order
         known = [*alphabet, *(sign + _END_OF_WORD for sign in alphabet)]
         # The library numbers the ends of words as it meets them, in no order, and of pairs that are as frequent merges
-        # that of lower numbers first. Those that it is told as special have their numbers before.
+        # that of lower numbers first. Those that are named as special have their numbers before.
         trainer = library.trainers.BpeTrainer(
             vocab_size=size, min_frequency=2, show_progress=False, special_tokens=known, end_of_word_suffix=_END_OF_WORD
         )

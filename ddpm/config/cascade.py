@@ -12,7 +12,7 @@ class CascadeConfig(Section):
     """A model of small images, and one that makes them larger."""
 
     base: str = Field(description="the model that draws first, in fewer pixels: with `codec: {side: 16}`, for example")
-    upsampler: str = Field(description="the model that draws next, told what the base drew: with `condition.low`")
+    upsampler: str = Field(description="the model that enlarges what the base drew: with `condition.low`")
     low_noise: Float = Field(
         0.0,
         ge=0,
@@ -23,7 +23,9 @@ class CascadeConfig(Section):
 
     @property
     def links(self) -> dict[str, str]:
-        """The names of its models, by their keys, in the order in which they draw."""
+        """The names of its models, by their keys, in the order in which they draw. The keys name the links everywhere:
+        in cascade.json, among the directories, in the stages of dvc.yaml.
+        """
         return {"base": self.base, "upsampler": self.upsampler}
 
     def check(self, base: VariantConfig, upsampler: VariantConfig) -> None:
@@ -43,10 +45,10 @@ class CascadeConfig(Section):
         if upsampler.codec.side is not None:
             raise ValueError(f"has the upsampler {self.upsampler}, whose codec.side must be null")
         for name, model in ((self.base, base), (self.upsampler, upsampler)):
-            pictures = ("mask", "control", *(["low"] if name == self.base else []))
-            told = [key for key in pictures if getattr(model.condition, key)]
-            if told:
-                raise ValueError(f"has {name}, with condition.{told[0]}: no link draws what it needs")
+            keys = ("mask", "control", *(["low"] if name == self.base else []))
+            pictures = [key for key in keys if getattr(model.condition, key)]
+            if pictures:
+                raise ValueError(f"has {name}, with condition.{pictures[0]}: no link draws what it needs")
             if model.sampling.guide is not None:
                 raise ValueError(f"has {name}, whose sampling.guide must be null")
         if self.low_noise > low.noise:

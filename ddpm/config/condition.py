@@ -1,4 +1,4 @@
-"""params.yaml, `models.V.condition`: what the network is told beside x and t."""
+"""params.yaml, `models.V.condition`: what the network is conditioned on."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class ControlConfig(HintConfig):
 
 
 class ConditionConfig(Section):
-    """What a model is told; of a classifier, what it answers. Without a key a model is unconditional."""
+    """What a model is conditioned on; of a classifier, what it answers. Without a key a model is unconditional."""
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")
     prompt: PromptConfig | None = Field(None, description="the caption: of data with captions")
@@ -158,7 +158,7 @@ class ConditionConfig(Section):
 
     @property
     def why_not_guidable(self) -> str:
-        """Why a model that is told this cannot be guided away from itself; empty if it can."""
+        """Why a model with this condition cannot be guided away from itself; empty if it can."""
         if self.drops:
             return ""
         kept = ", ".join(f"condition.{key}.drop is 0" for key in self.droppable)

@@ -255,6 +255,15 @@ class Params(Section):
             raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
         return self.models[name]
 
+    def planned(self, name: str) -> str:
+        """The model whose section `sampling` is the plan that users choose: of a cascade its first link, else itself.
+
+        Raises:
+            UserError: there is no such model or cascade.
+        """
+        self.check_built(name)
+        return next(iter(self.cascades[name].links.values())) if name in self.cascades else name
+
     def check_built(self, name: str) -> None:
         """
         Raises:

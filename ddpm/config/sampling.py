@@ -29,7 +29,7 @@ Spacing = Annotated[SpacingName | str, BeforeValidator(_name_or_counts)]
 
 
 class SamplingConfig(Section):
-    """The sampling plan that evaluation and deployment use unless told otherwise."""
+    """The sampling plan that evaluation and deployment use by default."""
 
     sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"] = Field(
         "ddim",

@@ -38,11 +38,11 @@ class GuideFacts(NamedTuple):
     classifies: bool
     """Whether its graph is of a classifier's gradient; else it is a weaker model."""
     columns: tuple[Column, ...]
-    """That it is told."""
+    """That it is conditioned on."""
 
 
 def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], GuideFacts | None]:
-    """What sampler.json says, the data that it describes, what the network is told, and what guides it.
+    """What sampler.json says, the data that it describes, what the network is conditioned on, and what guides it.
 
     Raises:
         UserError: the file is missing, damaged or of another format, or no plan can be made of what it says.
@@ -58,7 +58,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], G
         guide = _guide(facts.get("guide"), facts.get("data", {}))
         plan = plan_for(facts["process"], facts["sampling"], by_classifier=guide is not None and guide.classifies)
         columns = _columns(facts)
-        _check_told(columns, guide)
+        _check_condition(columns, guide)
         if plan.column("guidance").any() and guide is None and all(column.null is None for column in columns):
             raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
         return facts, _kind(facts), columns, guide
@@ -130,17 +130,17 @@ def _guide(described: Any, data: Mapping[str, Any]) -> GuideFacts | None:
     return GuideFacts(_GUIDES[kind], columns)
 
 
-def _check_told(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
+def _check_condition(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
     """
     Raises:
-        ValueError: the guide is told something else than the model.
+        ValueError: the guide is conditioned on something else than the model.
     """
     if guide is None:
         return
-    told = [each for each in columns if not guide.classifies or each.name in {own.name for own in guide.columns}]
-    if guide.classifies and not told:
+    shared = [each for each in columns if not guide.classifies or each.name in {own.name for own in guide.columns}]
+    if guide.classifies and not shared:
         return
-    model, other = ([(each.name, getattr(each, "classes", ())) for each in some] for some in (told, guide.columns))
+    model, other = ([(each.name, getattr(each, "classes", ())) for each in some] for some in (shared, guide.columns))
     if model != other:
         raise ValueError("`guide.condition`: expected the columns and classes of the model")
 
@@ -153,8 +153,8 @@ def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
     condition, data = facts.get("condition", {}), facts.get("data", {})
     if not isinstance(condition, dict):
         raise ValueError(f"`condition`: expected an object, found {condition!r:.50}")
-    told = {name: options for name, options in condition.items() if options is not None}
-    for name, options in told.items():
+    asked = {name: options for name, options in condition.items() if options is not None}
+    for name, options in asked.items():
         if name not in COLUMNS:
             raise ValueError(f"`condition`: no column {name!r:.50}; there are: {', '.join(COLUMNS)}")
         if not isinstance(options, dict):
@@ -162,9 +162,9 @@ def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
         drop = options.get("drop", 0)
         if not (_is_number(drop) and 0 <= drop <= 1):
             raise ValueError(f"`condition.{name}.drop`: expected a number in 0..1, found {drop!r:.50}")
-    if "label" in told:
+    if "label" in asked:
         _check_classes(data.get("classes"), data.get("class_counts"))
-    return columns_of(told, data)
+    return columns_of(asked, data)
 
 
 def _check_classes(classes: Any, counts: Any) -> None:

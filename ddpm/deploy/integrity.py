@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from ddpm.conditioning.columns import Column, Given, needed
 from ddpm.deploy.runtime import Float32, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise, stream
-from ddpm.drawer.cascade import Cascade
 from ddpm.files import sha256_of
 
 COUNT, MOST_STEPS = 4, 20
@@ -51,31 +50,21 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     they were drawn.
     """
     opened = open_exported(deploy)
-    if isinstance(opened, Cascade):
-        samples = _of_cascade(opened)
-    else:
-        asked: dict[str, Any] = {each.name: _picture(each) for each in needed(opened.columns)}
-        samples = _run(opened, opened.given(COUNT, **asked))
-    return samples, f"onnxruntime {import_onnxruntime().__version__}, {_provider(opened)}"
-
-
-def _provider(opened: Sampler | Cascade) -> str:
-    first = cast(Sampler, opened.base) if isinstance(opened, Cascade) else opened
-    return first.providers[0]
+    asked: dict[str, Any] = {each.name: _picture(each) for each in needed(opened.columns)}
+    part, links = opened.part(COUNT, seed=0, given=opened.given(COUNT, **asked)), opened.links
+    found: dict[str, Float32] = {}
+    for name, link in links.items():
+        drawn = {earlier: links[earlier].decode(x) for earlier, x in found.items()}
+        found[name] = _run(cast(Sampler, link), opened.part_of(name, part, drawn).given)
+    *_, (last, samples) = found.items()
+    provider = cast(Sampler, links[last]).providers[0]
+    return samples, f"onnxruntime {import_onnxruntime().__version__}, {provider}"
 
 
 def _run(sampler: Sampler, given: Given) -> Float32:
     plan = sampler.plan(steps=min(sampler.choices[1]["steps"], MOST_STEPS))
     noise = ImageNoise(0, COUNT, sampler.codec.network_shape)
     return sampler.run(plan, noise.draw(), noise.draw, given)
-
-
-def _of_cascade(cascade: Cascade) -> Float32:
-    """The upsampler's, of what the base draws."""
-    base, upsampler = cast(Sampler, cascade.base), cast(Sampler, cascade.upsampler)
-    given = cascade.given(COUNT)
-    low = base.decode(_run(base, cascade.to_base(given)))
-    return _run(upsampler, cascade.to_upsampler(low, given, seed=0))
 
 
 def _picture(column: Column) -> NDArray[Any]:

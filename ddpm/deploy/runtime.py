@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -19,16 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, blank, united, untold
+from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
 from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS, Steered, weighed
-from ddpm.conditioning.pictures import known_part, with_known
+from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
 from ddpm.diffusion.known import Known
-from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, open_cascade
+from ddpm.drawer.parts import Drawn, Part
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.layout import CASCADE
 
@@ -69,9 +69,9 @@ class Sampler(Drawer):
         self.plan_source = "sampler.json"
         self._threads, self._precision = threads, precision
         self.facts: dict[str, Any]
-        self._told: tuple[Column, ...]
+        self._own: tuple[Column, ...]
         self._guide: GuideFacts | None
-        self.facts, self._codec, self._told, self._guide = read_facts(self._directory / "sampler.json")
+        self.facts, self._codec, self._own, self._guide = read_facts(self._directory / "sampler.json")
         self.shape: tuple[int, ...] = self._codec.shape
         self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
@@ -132,8 +132,8 @@ class Sampler(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is told, and those that a classifier guides it by."""
-        return united(self._guide.columns if self._guide else (), self._told)
+        """Those that its network is conditioned on, and those that a classifier guides it by."""
+        return united(self._guide.columns if self._guide else (), self._own)
 
     @property
     def variant(self) -> str:
@@ -153,7 +153,7 @@ class Sampler(Drawer):
 
     @property
     def guidable(self) -> bool:
-        return self._guide is not None or any(column.null is not None for column in self._told)
+        return self._guide is not None or any(column.null is not None for column in self._own)
 
     @property
     def by_classifier(self) -> bool:
@@ -190,22 +190,12 @@ class Sampler(Drawer):
             other._guide, other.in_graph = None, False
         return other
 
-    def draw(
-        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
-    ) -> NDArray[Any]:
-        if given is None:
-            given = self.given(count, seed=seed, first=first)
-        noise = ImageNoise(seed, count, self.codec.network_shape, first=first)
-        return with_known(self.decode(self.run(plan, noise.draw(), noise.draw, given)), given)
+    def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
+        return self._in_one_run(parts, lambda draw, given: self.run(plan, draw(), draw, given))
 
     def decode(self, x: Float32) -> NDArray[Any]:
-        """What `run` returned as data: images [N, H, W, C] uint8.
-
-        Raises:
-            NotFiniteError: it holds NaN or infinite values.
-        """
         try:
-            return self.codec.decode(x)
+            return super().decode(x)
         except NotFiniteError as error:
             if self._precision == "fp32":
                 raise
@@ -223,8 +213,8 @@ class Sampler(Drawer):
             given = blank(self.columns, len(x))
         columns, known = {column.name for column in self.columns}, known_part(given)
         # sampler.onnx puts back what is known of models alone that were trained for it, and knows no way back.
-        told = (given.keys() <= columns or known is None) and plan.known is None
-        if self.in_graph and told and _fits_the_graph(plan, x.nbytes):
+        complete = (given.keys() <= columns or known is None) and plan.known is None
+        if self.in_graph and complete and _fits_the_graph(plan, x.nbytes):
             return self._run_in_graph(plan, x, draw, {name: given[name] for name in columns})
         return run(self._bound(given), plan, x, draw, known)
 
@@ -233,17 +223,17 @@ class Sampler(Drawer):
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
     def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient | Steered:
-        """The networks told their conditions, as torch's `Model.denoiser`."""
+        """The networks with their conditions, as torch's `Model.denoiser`."""
         if WEIGHTS not in given:
             return self._guided(given)
         return Steered(lambda weights: self._guided(weighed(given, weights)))
 
     def _guided(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
         """`_bound`, with the control's weights as they are given."""
-        told = {column.name: given[column.name] for column in self._told}
+        own = {column.name: given[column.name] for column in self._own}
         if self._guide is None:
-            return ClassifierFree(self._denoiser, told, untold(self._told, told))
-        denoise = Bound(self._denoiser, told)
+            return ClassifierFree(self._denoiser, own, unconditional(self._own, own))
+        denoise = Bound(self._denoiser, own)
         guiding = {column.name: given[column.name] for column in self._guide.columns}
         if not self._guide.classifies:
             return Autoguidance(denoise, Bound(self._guide_session, guiding))
@@ -385,7 +375,7 @@ def _fits_the_graph(plan: SamplingPlan, row_bytes: int) -> bool:
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them unless told not to."""
+    """onnxruntime, with its reports to its makers switched off: since 1.29 it sends them by default."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -402,6 +392,6 @@ def available_providers() -> list[str]:
 def _described(providers: list[str]) -> list[Any]:
     """Providers with their options: full float32 on CUDA, since TF32's ten bits would break parity."""
     if CUDA in providers or TENSORRT in providers:
-        # The CUDA libraries come as Python packages; onnxruntime finds them only when told to look.
+        # The CUDA libraries come as Python packages; onnxruntime does not look for them by itself.
         import_onnxruntime().preload_dlls()
     return [(name, {"use_tf32": "0"}) if name == CUDA else name for name in providers]

@@ -80,7 +80,7 @@ class SamplingPlan:
     """A sampler as a table.
 
     Attributes:
-        timesteps: [S] int64, what the network is told, first row first: descending, except to invert.
+        timesteps: [S] int64, the network's input t, first row first: descending, except to invert.
         table: [S, len(COLUMNS)] float64.
         known: [S, 2] float64, of each row `known_x0` and `known_noise`; None: the known part of x is drawn as the rest.
         control: [S, 3] float64, of each row the weights of a control; None: 1, as trained.

@@ -60,7 +60,7 @@ class Schedule:
 
     Attributes:
         betas: [T] float64 in (0, 1). The last may be 1, after which no signal is left: ᾱ_T = 0 (Lin et al. 2024).
-        timesteps: [T] int64, what the network is told at each row; after respacing, the original t.
+        timesteps: [T] int64, the network's input t at each row; after respacing, the original t.
     """
 
     betas: Float64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, PICTURES, Column, Given, united
 from ddpm.conditioning.hints import WEIGHTS
-from ddpm.conditioning.pictures import MaskColumn, mask_columns
+from ddpm.conditioning.pictures import MaskColumn, mask_columns, with_known
+from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
+from ddpm.drawer.parts import Drawn, Float32, Part, data_of, together
+from ddpm.errors import NotFiniteError
 
 
 class Drawer(ABC):
-    """A model that draws data: a trained one, an exported one, a cascade of either."""
+    """A model that draws data: a trained one, an exported one, a cascade of either.
+
+    Everything that draws is a chain of `links`, of which a single model is the only one.
+    """
 
     plan_source: str
     """Where its own sampling plan comes from."""
@@ -30,7 +36,7 @@ class Drawer(ABC):
     @property
     @abstractmethod
     def columns(self) -> tuple[Column, ...]:
-        """What the model is told beside the noise; none of an unconditional one."""
+        """What the model is conditioned on; empty of an unconditional one."""
 
     @property
     @abstractmethod
@@ -58,9 +64,18 @@ class Drawer(ABC):
         return "ema"
 
     @property
-    def upsampling(self) -> Mapping[str, Any] | None:
-        """What decides, besides the plan, how a cascade draws; None of others."""
-        return None
+    def links(self) -> Mapping[str, Drawer]:
+        """The models that draw, by their names, in the order in which they draw; of a single model itself, under the
+        empty name.
+        """
+        return {"": self}
+
+    @property
+    def other_plans(self) -> Mapping[str, Mapping[str, Any]]:
+        """What decides how a cascade draws besides its plan: by the names of the other links, the choices of their
+        plans and the inputs that the cascade fixes; empty of a single model.
+        """
+        return {}
 
     @property
     def where(self) -> str | None:
@@ -95,6 +110,22 @@ class Drawer(ABC):
         return None
 
     @abstractmethod
+    def sampled_by(self, sampling: Mapping[str, Any]) -> Drawer:
+        """The same weights with another plan of their own.
+
+        Args:
+            sampling: the section `sampling` of params.yaml.
+
+        Raises:
+            UserError: it is not a section that the model can have.
+        """
+
+    @abstractmethod
+    def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
+        """Draw several parts as one batch: of each the data that it would get alone, to the rounding of floats. If the
+        network's output is NaN or infinite for one part, the others still get theirs.
+        """
+
     def draw(
         self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
     ) -> NDArray[Any]:
@@ -102,7 +133,68 @@ class Drawer(ABC):
 
         Args:
             given: a value of each of the model's columns, [count, ...]; None: as `given` draws them.
+
+        Raises:
+            NotFiniteError: the network's output is NaN or infinite.
         """
+        (drawn,) = self.draw_parts(plan, [self.part(count, seed=seed, first=first, given=given)])
+        return data_of(drawn)
+
+    def part(self, count: int, *, seed: int, first: int = 0, given: Given | None = None) -> Part:
+        """The arguments of `draw` as a part of a batch."""
+        return Part(seed, first, count, self.given(count, seed=seed, first=first) if given is None else given)
+
+    def part_of(self, link: str, part: Part, drawn: Mapping[str, NDArray[Any]]) -> Part:
+        """The part as one of the links draws it: with the link's own seed and a value of each of its columns.
+
+        Args:
+            drawn: what the earlier links drew of the part, by their names.
+        """
+        return part
+
+    def plans(self, plan: SamplingPlan) -> Mapping[str, SamplingPlan]:
+        """The plan of each link, in their order, where the model's is `plan`."""
+        return dict.fromkeys(self.links, plan)
+
+    def draw_links(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[dict[str, NDArray[Any]] | NotFiniteError]:
+        """As `draw_parts`, of each part what every link draws, by the links' names."""
+        chains: list[dict[str, NDArray[Any]] | NotFiniteError] = [{} for _ in parts]
+        for name, own_plan in self.plans(plan).items():
+            left = {number: drawn for number, drawn in enumerate(chains) if isinstance(drawn, dict)}
+            if not left:
+                break
+            own = [self.part_of(name, parts[number], drawn) for number, drawn in left.items()]
+            for number, found in zip(left, self.links[name].draw_parts(own_plan, own), strict=True):
+                chains[number] = found if isinstance(found, NotFiniteError) else {**left[number], name: found}
+        return chains
+
+    def decode(self, x: Float32) -> NDArray[Any]:
+        """What a network has drawn, [N, C, ...] in about [−1, 1], as data: images [N, H, W, C] uint8.
+
+        Raises:
+            NotFiniteError: it holds NaN or infinite values.
+        """
+        return self.codec.decode(x)
+
+    def _in_one_run(
+        self, parts: Sequence[Part], run: Callable[[Callable[[], Float32], dict[str, NDArray[Any]]], Float32]
+    ) -> list[Drawn]:
+        """`draw_parts` of a single model.
+
+        Args:
+            run: runs the plan: (draws of standard normal numbers [N, C, ...], the values of the columns) → x_0.
+        """
+        shape = self.codec.network_shape
+        noises = [ImageNoise(part.seed, part.count, shape, first=part.first) for part in parts]
+        x = run(lambda: np.concatenate([noise.draw() for noise in noises]), together(self.askable, parts))
+        ends = np.cumsum([part.count for part in parts])[:-1]
+        return [self._decoded(own, part.given) for own, part in zip(np.split(x, ends), parts, strict=True)]
+
+    def _decoded(self, x: Float32, given: Given) -> Drawn:
+        try:
+            return with_known(self.decode(x), given)
+        except NotFiniteError as error:
+            return error
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         """The model's own sampling plan, or one with some of its choices (config's `sampling`) replaced.
@@ -114,7 +206,7 @@ class Drawer(ABC):
         process, sampling = self.choices
         plan = plan_for(process, sampling, by_classifier=self.by_classifier, **overrides)
         if not self.guidable and plan.column("guidance").any():
-            raise ValueError(f"guidance_scale must be 1: the model {self._why_not_guidable()}")
+            raise ValueError(f"guidance_scale must be 1: the model {self.why_not_guidable()}")
         if plan.control is not None and all(column.name != WEIGHTS for column in self.columns):
             raise ValueError(
                 "control_scale, control_interval and guess are for models with a control; this one has none"
@@ -123,9 +215,10 @@ class Drawer(ABC):
 
     def evaluations(self, plan: SamplingPlan) -> int:
         """Evaluations of networks that a datum takes by a plan of the model's."""
-        return plan.evaluations
+        return sum(each.evaluations for each in self.plans(plan).values())
 
-    def _why_not_guidable(self) -> str:
+    def why_not_guidable(self) -> str:
+        """Why a plan may have no guidance, to go on after "the model"."""
         kept = [f"condition.{c.key}.drop is 0" for c in self.columns if getattr(c, "droppable", None) is False]
         if kept:
             return f"was trained without dropping its condition ({', '.join(kept)})"

@@ -1,4 +1,4 @@
-"""Two models that draw as one: a base, and an upsampler of what it draws (numpy only).
+"""Models that draw as one: each link after the first is conditioned on what earlier links draw (numpy only).
 
 Nichol & Dhariwal 2021, appendix C; Ho et al. 2022, "Cascaded diffusion models".
 """
@@ -6,39 +6,78 @@ Nichol & Dhariwal 2021, appendix C; Ho et al. 2022, "Cascaded diffusion models".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Derived, Given, needed, united
-from ddpm.conditioning.pictures import KNOWN, LowColumn, LowNoiseColumn, known_in_fewer_pixels
+from ddpm.conditioning.columns import Column, Derived, needed, united
+from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
-from ddpm.errors import UserError, brief
+from ddpm.drawer.parts import Drawn, Part
+from ddpm.errors import NotFiniteError, UserError, brief
 from ddpm.files import read_json, write_json
-from ddpm.layout import CASCADE, LINKS, MODELS
+from ddpm.layout import CASCADE, MODELS
 
-FORMAT = 1
+FORMAT = 2
+
+
+class Link(NamedTuple):
+    """A model in a cascade. Its columns that are not fed or fixed are the cascade's.
+
+    Attributes:
+        drawer: the model.
+        fed: its columns that have the data of an earlier link: that link's name by the column's.
+        fixed: its columns that have the same value for all data, by their names; as of `Column.read`.
+    """
+
+    drawer: Drawer
+    fed: Mapping[str, str] = {}
+    fixed: Mapping[str, Any] = {}
+
+    @property
+    def asked(self) -> tuple[Column, ...]:
+        """The columns that are the cascade's: neither fixed nor fed, nor of the same key of `condition` as one that is
+        fed.
+        """
+        fed = {column.key for column in self.drawer.columns if column.name in self.fed}
+        return tuple(each for each in self.drawer.columns if each.name not in self.fixed and each.key not in fed)
 
 
 class Cascade(Drawer):
-    """A base, whose images an upsampler makes larger.
+    """Models that draw one after the other, the last one what the cascade draws.
 
-    Both are told what is asked for, such as a label or a prompt, if they have that column. The upsampler's column `low`
-    is what the base draws. What is known of an image is known to both, to the base in its own size. `plan` and its
-    overrides are the base's; the upsampler has its own plan.
+    All links have what is asked for, such as a label or a prompt, if they have that column. What is known of an image
+    is known to all links of images, to each in its own size. `plan` and its overrides are those of the first link; the
+    others have their own plans.
 
-    The base draws what it draws alone. The upsampler's seed follows from the base's, so that they share no noise.
+    The first link draws what it draws alone. The seeds of the others follow from its seed, so that no two links share
+    noise.
     """
 
-    def __init__(self, base: Drawer, upsampler: Drawer, *, name: str = "cascade", low_noise: float = 0.0) -> None:
+    def __init__(self, links: Mapping[str, Link], *, name: str = "cascade") -> None:
         """
+        Args:
+            links: by their names, in the order in which they draw.
+
+        Raises:
+            ValueError: they do not fit together.
+        """
+        self.wiring = dict(links)
+        self._name = name
+        self.plan_source = self._leading.plan_source
+        _check_links(self.wiring)
+
+    @classmethod
+    def of(cls, base: Drawer, upsampler: Drawer, *, name: str = "cascade", low_noise: float = 0.0) -> Cascade:
+        """A base, and an upsampler that enlarges its images.
+
         Args:
             low_noise: standard deviation of the noise that is added to what the base draws, if the upsampler was
                 trained with some.
@@ -46,19 +85,27 @@ class Cascade(Drawer):
         Raises:
             ValueError: the two do not fit together.
         """
-        self.base, self.upsampler, self.low_noise = base, upsampler, float(low_noise)
-        self.plan_source = base.plan_source
-        self._name = name
-        _check_links(base, upsampler, self.low_noise)
+        enlarging = Link(upsampler, {LowColumn.name: "base"}, {LowNoiseColumn.name: float(low_noise)})
+        return cls({"base": Link(base), "upsampler": enlarging}, name=name)
 
     @property
-    def links(self) -> dict[str, Drawer]:
-        """In the order in which they draw, by their keys in params.yaml."""
-        return dict(zip(LINKS, (self.base, self.upsampler), strict=True))
+    def links(self) -> Mapping[str, Drawer]:
+        return {name: link.drawer for name, link in self.wiring.items()}
 
-    def with_base(self, base: Drawer) -> Cascade:
-        """The same cascade with another base, such as the same weights with another plan."""
-        return Cascade(base, self.upsampler, name=self._name, low_noise=self.low_noise)
+    @property
+    def _leading(self) -> Drawer:
+        """The link whose plan users choose."""
+        return next(iter(self.links.values()))
+
+    @property
+    def _last(self) -> Drawer:
+        return [*self.links.values()][-1]
+
+    def sampled_by(self, sampling: Mapping[str, Any]) -> Cascade:
+        """The same weights with another plan of the first link's own."""
+        first, *_ = self.wiring
+        own = self.wiring[first]._replace(drawer=self._leading.sampled_by(sampling))
+        return Cascade({**self.wiring, first: own}, name=self._name)
 
     @property
     def variant(self) -> str:
@@ -76,95 +123,85 @@ class Cascade(Drawer):
 
     @property
     def codec(self) -> Codec:
-        return self.upsampler.codec
+        return self._last.codec
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those of both, each once, without the low image and its noise."""
-        return tuple(column for column in united(self.upsampler.columns, self.base.columns) if not _is_low(column))
+        """What is asked for of the links, each column once."""
+        return reduce(united, [link.asked for link in reversed(self.wiring.values())])
 
     @property
     def choices(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        return self.base.choices
+        return self._leading.choices
 
     @property
     def guidable(self) -> bool:
-        return self.base.guidable
+        return self._leading.guidable
+
+    def why_not_guidable(self) -> str:
+        return self._leading.why_not_guidable()
 
     @property
     def by_classifier(self) -> bool:
-        return self.base.by_classifier
+        return self._leading.by_classifier
 
     @property
     def guide_mark(self) -> str | None:
-        return self.base.guide_mark
+        return self._leading.guide_mark
 
     @property
     def weights(self) -> str:
-        return self.base.weights
+        return self._leading.weights
 
     @property
-    def upsampling(self) -> dict[str, Any]:
-        """The upsampler's plan, and the noise that it is told."""
-        process, sampling = self.upsampler.choices
-        return {**decisive_choices(sampling, variance=process["variance"]), "low_noise": self.low_noise}
+    def other_plans(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for name, link in [*self.wiring.items()][1:]:
+            process, sampling = link.drawer.choices
+            found[name] = {**decisive_choices(sampling, variance=process["variance"]), **link.fixed}
+        return found
 
     @property
     def attribution(self) -> str | None:
-        return self.upsampler.attribution
+        return self._last.attribution
 
     @property
     def largest_batch(self) -> int | None:
         return min((link.largest_batch for link in self.links.values() if link.largest_batch), default=None)
 
     def plan(self, **overrides: Any) -> SamplingPlan:
-        """The base's, as of `Drawer`."""
-        _ = self.second_plan  # what is wrong with it is to be said before anything is drawn
-        return self.base.plan(**overrides)
+        """The first link's, as of `Drawer`."""
+        _ = self._own_plans  # what is wrong with one is to be said before anything is drawn
+        return self._leading.plan(**overrides)
 
     @cached_property
-    def second_plan(self) -> SamplingPlan:
-        """The upsampler's own."""
-        return self.upsampler.plan()
+    def _own_plans(self) -> dict[str, SamplingPlan]:
+        """Those of all links but the first."""
+        return {name: link.plan() for name, link in [*self.links.items()][1:]}
 
-    def evaluations(self, plan: SamplingPlan) -> int:
-        return plan.evaluations + self.second_plan.evaluations
+    def plans(self, plan: SamplingPlan) -> dict[str, SamplingPlan]:
+        first, *_ = self.wiring
+        return {first: plan, **self._own_plans}
 
-    def draw(
-        self, count: int, plan: SamplingPlan, *, seed: int, first: int = 0, given: Given | None = None
-    ) -> NDArray[Any]:
-        if given is None:
-            given = self.given(count, seed=seed, first=first)
-        low = self.base.draw(count, plan, seed=seed, first=first, given=self.to_base(given))
-        return self.upsample(low, seed=seed, first=first, given=given)
+    def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
+        *_, last = self.wiring
+        return [drawn if isinstance(drawn, NotFiniteError) else drawn[last] for drawn in self.draw_links(plan, parts)]
 
-    def upsample(self, low: NDArray[np.uint8], *, seed: int, first: int = 0, given: Given) -> NDArray[Any]:
-        """What `draw` makes of the images that the base has drawn.
+    def part_of(self, link: str, part: Part, drawn: Mapping[str, NDArray[Any]]) -> Part:
+        (drawer, fed, fixed), count = self.wiring[link], part.count
+        seed = link_seed(part.seed, [*self.wiring].index(link))
 
-        Args:
-            low: [count, h, w, C].
-            seed: of the cascade.
-            given: a value of each of the cascade's columns, [count, ...].
-        """
-        told = self.to_upsampler(low, given, seed=seed, first=first)
-        return self.upsampler.draw(len(low), self.second_plan, seed=link_seed(seed, 1), first=first, given=told)
+        def value(column: Column) -> NDArray[Any]:
+            if column.name in fed:
+                return drawn[fed[column.name]]
+            if column.name in fixed:
+                return column.read(fixed[column.name], count, first=part.first)
+            if column.name in part.given:
+                return part.given[column.name]
+            return column.draw(count, seed=seed, first=part.first)
 
-    def to_base(self, given: Given) -> dict[str, NDArray[Any]]:
-        """What the base is told: of what the cascade is given its own columns, and what is known in fewer pixels."""
-        own = {column.name: given[column.name] for column in self.base.columns}
-        return own | known_in_fewer_pixels(given, self.base.codec.shape[0])
-
-    def to_upsampler(
-        self, low: NDArray[np.uint8], given: Given, *, seed: int, first: int = 0
-    ) -> dict[str, NDArray[Any]]:
-        """What the upsampler is told; the arguments are those of `upsample`."""
-        count, own_seed = len(low), link_seed(seed, 1)
-        known = {name: given[name] for name in KNOWN if name in given}
-        fed = {**given, LowColumn.name: low, LowNoiseColumn.name: np.full(count, self.low_noise, np.float32)}
-        return known | {
-            column.name: fed[column.name] if column.name in fed else column.draw(count, seed=own_seed, first=first)
-            for column in self.upsampler.columns
-        }
+        known = known_in_fewer_pixels(part.given, drawer.codec.shape[0]) if drawer.codec.pictures else {}
+        return Part(seed, part.first, count, {column.name: value(column) for column in drawer.columns} | known)
 
 
 def united_fingerprint(fingerprints: Iterable[str]) -> str:
@@ -182,32 +219,56 @@ def link_seed(seed: int, link: int) -> int:
     return seed if link == 0 else int(np.random.SeedSequence([seed, link]).generate_state(1, np.uint64)[0])
 
 
-def _is_low(column: Column) -> bool:
-    return column.key == LowColumn.key
-
-
-def _check_links(base: Drawer, upsampler: Drawer, low_noise: float) -> None:
+def _check_links(links: Mapping[str, Link]) -> None:
     """
     Raises:
-        ValueError: the two do not fit together.
+        ValueError: they do not fit together.
     """
-    low: Any = next((column for column in upsampler.columns if column.name == LowColumn.name), None)
-    if low is None:
-        raise ValueError("the upsampler is not told a low image: it was trained without `condition.low`")
-    if base.codec.shape != low.shape:
-        drawn, expected = ("×".join(map(str, shape)) for shape in (base.codec.shape, low.shape))
-        raise ValueError(f"the base draws images of {drawn}, and the upsampler needs low images of {expected}")
-    others = [*base.columns, *(column for column in upsampler.columns if not _is_low(column))]
-    if pictures := [column.name for column in others if isinstance(column, Derived) or column in needed(others)]:
-        raise ValueError(f"a link is told a picture that no link draws: {pictures[0]}")
-    own = {column.name: column for column in base.columns}
-    for column in upsampler.columns:
+    earlier: dict[str, Link] = {}
+    for name, link in links.items():
+        _check_inputs(name, link, earlier)
+        for other in earlier.values():
+            _check_common(link.asked, other.asked)
+        earlier[name] = link
+
+
+def _check_inputs(name: str, link: Link, earlier: Mapping[str, Link]) -> None:
+    """Check what is fed to a link and fixed.
+
+    Raises:
+        ValueError: it is not what the link needs.
+    """
+    own = {column.name: column for column in link.drawer.columns}
+    for fed, source in link.fed.items():
+        if fed not in own:
+            raise ValueError(f"the {name} has no column {fed}: it was trained without `condition.{fed}`")
+        if source not in earlier:
+            raise ValueError(f"the {name} needs the {source}, which does not draw before it")
+        shape, wanted = earlier[source].drawer.codec.shape, own[fed].shape
+        if shape != wanted:
+            drawn, expected = ("×".join(map(str, each)) for each in (shape, wanted))
+            raise ValueError(f"the {source} draws data of {drawn}, and the {name} needs {fed} of {expected}")
+    for fixed, value in link.fixed.items():
+        if fixed in own:
+            own[fixed].read(value, 1)
+        elif value:
+            raise ValueError(f"{fixed} must be 0, found {value:g}: the {name} was trained without it")
+    shown = needed(link.asked)
+    if pictures := [column.name for column in link.asked if isinstance(column, Derived) or column in shown]:
+        raise ValueError(f"the {name} needs a picture that no link draws: {pictures[0]}")
+
+
+def _check_common(columns: Sequence[Column], others: Sequence[Column]) -> None:
+    """Check that columns of the same name take the same values.
+
+    Raises:
+        ValueError: they do not.
+    """
+    own = {column.name: column for column in columns}
+    for column in others:
         for what in ("classes", "tokenizer"):
             if column.name in own and getattr(column, what, None) != getattr(own[column.name], what, None):
                 raise ValueError(f"the links were trained with different {what} of the column {column.name}")
-    most = next((column.most for column in upsampler.columns if isinstance(column, LowNoiseColumn)), 0.0)
-    if not 0 <= low_noise <= most:
-        raise ValueError(f"low_noise must be in 0..{most:g}, the noise that the upsampler was trained with")
 
 
 # --- cascade.json ----------------------------------------------------------------------------------------------------
@@ -221,26 +282,42 @@ class LinkFacts:
         variant: its name in params.yaml.
         fingerprint: of its training.
         sha256: of its weights' file.
+        fed, fixed: as of `Link`.
     """
 
     variant: str
     fingerprint: str
     sha256: str
+    fed: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TypeError: a value is not of its type.
+        """
+        texts = [self.variant, self.fingerprint, self.sha256, *self.fed.values()]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("expected texts")
+        for name, value in self.fixed.items():
+            if type(value) not in (int, float):
+                raise TypeError(f"expected a number `{name}`")
 
 
 @dataclass(frozen=True)
 class CascadeFacts:
-    """cascade.json, beside the directories of the links."""
+    """cascade.json, beside the directories of the links.
+
+    Attributes:
+        links: by their names, in the order in which they draw.
+    """
 
     name: str
     links: Mapping[str, LinkFacts]
-    low_noise: float = 0.0
 
     def write(self, directory: Path) -> None:
-        links = {link: asdict(self.links[link]) for link in LINKS}
-        write_json(
-            directory / CASCADE, {"format": FORMAT, "name": self.name, "low_noise": self.low_noise, "links": links}
-        )
+        links = {name: asdict(link) for name, link in self.links.items()}
+        write_json(directory / CASCADE, {"format": FORMAT, "name": self.name, "links": links})
 
     @classmethod
     def read(cls, directory: Path) -> CascadeFacts:
@@ -250,14 +327,10 @@ class CascadeFacts:
         """
         path = directory / CASCADE
         try:
-            found = read_json(path)
-            if (version := found.get("format")) != FORMAT:
-                raise ValueError(f"its format is {brief(version)}, and this version of ddpm knows {FORMAT}")
-            links = {link: LinkFacts(**found["links"][link]) for link in LINKS}
-            facts = cls(found["name"], links, found["low_noise"])
-            texts = [facts.name, *(text for link in links.values() for text in asdict(link).values())]
-            if not all(isinstance(text, str) for text in texts) or type(facts.low_noise) not in (int, float):
-                raise TypeError("expected texts, and a number `low_noise`")
+            found = _of_today(read_json(path))
+            facts = cls(found["name"], {name: LinkFacts(**link) for name, link in found["links"].items()})
+            if not isinstance(facts.name, str):
+                raise TypeError("expected texts")
         except FileNotFoundError:
             raise UserError(
                 f"{directory} is not a cascade: {CASCADE} is missing; `ddpm compose {directory.name}` makes "
@@ -270,6 +343,23 @@ class CascadeFacts:
         return facts
 
 
+def _of_today(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The content of cascade.json in today's format. In format 1 the links are always `base` and `upsampler`, and the
+    noise of the low image stands beside them.
+
+    Raises:
+        ValueError: it is of a later format.
+    """
+    version = found.get("format")
+    if version == 1:
+        base, upsampler = (found["links"][name] for name in ("base", "upsampler"))
+        inputs = {"fed": {LowColumn.name: "base"}, "fixed": {LowNoiseColumn.name: found["low_noise"]}}
+        return {**found, "links": {"base": base, "upsampler": {**upsampler, **inputs}}}
+    if version != FORMAT:
+        raise ValueError(f"its format is {brief(version)}, and this version of ddpm knows 1 to {FORMAT}")
+    return found
+
+
 def open_cascade(directory: Path, open_link: Callable[[Path], Drawer]) -> Cascade:
     """A cascade of models/ or of deploy/, whose links are in the directory.
 
@@ -279,12 +369,13 @@ def open_cascade(directory: Path, open_link: Callable[[Path], Drawer]) -> Cascad
     Raises:
         UserError: a file is missing or damaged, or a link is of another training than cascade.json says.
     """
-    facts = CascadeFacts.read(directory)
-    links = {link: open_link(directory / link) for link in LINKS}
-    for link, opened in links.items():
-        if opened.fingerprint != facts.links[link].fingerprint:
-            raise UserError(f"{directory / link} is of another training than {directory / CASCADE} says")
+    facts, links = CascadeFacts.read(directory), {}
+    for name, link in facts.links.items():
+        opened = open_link(directory / name)
+        if opened.fingerprint != link.fingerprint:
+            raise UserError(f"{directory / name} is of another training than {directory / CASCADE} says")
+        links[name] = Link(opened, link.fed, link.fixed)
     try:
-        return Cascade(**links, name=facts.name, low_noise=facts.low_noise)
+        return Cascade(links, name=facts.name)
     except ValueError as error:
         raise UserError(f"{directory}: {error}") from None

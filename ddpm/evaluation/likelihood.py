@@ -20,8 +20,8 @@ from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.evaluation.distances import chosen
+from ddpm.evaluation.image_to_image import shown_of
 from ddpm.evaluation.progress import Show, unseen
-from ddpm.evaluation.told_pictures import shown_of
 from ddpm.model import Model
 
 

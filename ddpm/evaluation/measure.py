@@ -27,11 +27,11 @@ from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.agreement import Agreement, hint_column
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.image_metrics import ImageMeasure
+from ddpm.evaluation.image_to_image import Enlargement, filling, fills_in, like_validation, low_column
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
 from ddpm.evaluation.retrieval import Captioned, evenly
-from ddpm.evaluation.told_pictures import Enlargement, filling, fills_in, like_validation, low_column
 from ddpm.evaluation.value_metrics import ValueMeasure
 from ddpm.figures.protocol import EvaluationProtocol
 from ddpm.layout import EXTRACTOR, FEATURES
@@ -60,11 +60,11 @@ class ModelFacts(NamedTuple):
     weights: str
     """Which of a training's weights it has."""
     columns: Sequence[Column] = ()
-    """What it is told."""
+    """What it is conditioned on."""
     guide: str | None = None
     """The model that guides it, if another does."""
-    upsampler: Mapping[str, Any] | None = None
-    """Of a cascade how its upsampler draws; the rest is of its base."""
+    other_plans: Mapping[str, Mapping[str, Any]] = {}
+    """Of a cascade how its other links draw, by their names; the rest is of its first link."""
 
 
 def facts_of(drawer: Drawer) -> ModelFacts:
@@ -75,7 +75,7 @@ def facts_of(drawer: Drawer) -> ModelFacts:
     """
     process, sampling = drawer.choices
     plan = validate(SamplingConfig, dict(sampling), drawer.plan_source)
-    return ModelFacts(plan, process["variance"], drawer.weights, drawer.columns, drawer.guide_mark, drawer.upsampling)
+    return ModelFacts(plan, process["variance"], drawer.weights, drawer.columns, drawer.guide_mark, drawer.other_plans)
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def protocol_of(
         samples=options.samples,
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
-        upsampler=facts.upsampler,
+        **dict[str, Any](facts.other_plans),
         **_asked(options, facts.columns, data.manifest),
         splits=score_splits(options, len(validation)) if data.codec.pictures else options.splits,
         kid_subsets=KID_SUBSETS,

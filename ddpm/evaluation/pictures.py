@@ -79,11 +79,17 @@ def beside(images: Sequence[Image.Image], *, gap: int = 12) -> Image.Image:
     return canvas
 
 
-def pairs(small: NDArray[np.uint8], large: NDArray[np.uint8], columns: int = 4) -> Image.Image:
-    """A grid in which each small image [N, h, w, C], in the size of the large one [N, H, W, C], stands before it."""
-    factor = large.shape[1] // small.shape[1]
-    alike = small.repeat(factor, axis=1).repeat(factor, axis=2)
-    return grid(np.stack([alike, large], 1).reshape(-1, *large.shape[1:]), 2 * columns, width=WIDTH)
+def in_turn(images: Sequence[NDArray[np.uint8]], columns: int = 4) -> Image.Image:
+    """A grid in which what several models draw of the same data stands side by side.
+
+    Args:
+        images: of each model [N, h, w, C]; all are shown in the size of the last one.
+        columns: data in a row.
+    """
+    *_, last = images
+    factors = [last.shape[1] // each.shape[1] for each in images]
+    alike = [each.repeat(factor, axis=1).repeat(factor, axis=2) for each, factor in zip(images, factors, strict=True)]
+    return grid(np.stack(alike, 1).reshape(-1, *last.shape[1:]), len(images) * columns, width=WIDTH)
 
 
 def _under_captions(image: Image.Image, captions: Sequence[str], left: int, step: int) -> Image.Image:
@@ -124,7 +130,7 @@ def origin(
     variance: str,
     protocol: str | None = None,
     attribution: str | None = None,
-    upsampling: Mapping[str, Any] | None = None,
+    other_plans: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, str]:
     """What a picture came of, in words; nothing in it differs between two equal runs.
 
@@ -135,7 +141,7 @@ def origin(
         variance: of the model's process.
         protocol: the id of the evaluation's.
         attribution: the credit for the training images.
-        upsampling: of a cascade, the plan of its upsampler.
+        other_plans: as of `Drawer.other_plans`.
     """
     plan = decisive_choices({"variance": None, "dynamic_threshold": None, **sampling}, variance=variance)
     facts = {
@@ -144,7 +150,7 @@ def origin(
         "Training": training,
         "Seed": str(seed),
         "Plan": _in_a_line(plan),
-        "Upsampler plan": _in_a_line(upsampling or {}),
+        **{f"{name.capitalize()} plan": _in_a_line(own) for name, own in (other_plans or {}).items()},
         "Protocol": protocol,
         **credit(attribution),
     }

@@ -143,7 +143,7 @@ class _FlatControlled(_Flat):
     def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         c = cast(ConditionalNetwork, self.network).condition(self.given(values))
         residuals = self.controlled.residuals(x, t, c)
-        return self.controlled.base(x, t, self.controlled.told(c, residuals)), *residuals
+        return self.controlled.base(x, t, self.controlled.with_residuals(c, residuals)), *residuals
 
 
 def _flat(network: torch.nn.Module) -> _Flat:

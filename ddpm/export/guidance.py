@@ -19,7 +19,7 @@ from onnxscript import BOOL, FLOAT, INT64, OnnxFunction, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column
-from ddpm.conditioning.hints import UNTOLD, WEIGHTS
+from ddpm.conditioning.hints import UNCONDITIONAL, WEIGHTS
 
 DENOISER, GUIDE = "denoiser.", "guide."  # what the names of a network begin with inside the body
 NEXT = "next"
@@ -52,7 +52,7 @@ def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
 
 @script(default_opset=op)
 def twice(given: FLOAT, row: FLOAT) -> FLOAT:
-    """Values of any type, of a column without a null value: both halves are told the same."""
+    """Values of any type, of a column without a null value: both halves have the same."""
     weight = op.Gather(row, -1)
     if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
         given2 = op.Concat(given, given, axis=0)
@@ -62,12 +62,12 @@ def twice(given: FLOAT, row: FLOAT) -> FLOAT:
 
 
 @script(default_opset=op)
-def with_untold(weights: FLOAT, row: FLOAT) -> FLOAT:
-    """As `ControlWeightsColumn.untold`, of the weights [N, 3] of a control."""
+def with_unconditional(weights: FLOAT, row: FLOAT) -> FLOAT:
+    """As `ControlWeightsColumn.unconditional`, of the weights [N, 3] of a control."""
     weight = op.Gather(row, -1)
     if weight != 0.0:
-        untold = op.Gather(weights, op.Constant(value_ints=UNTOLD), axis=1)
-        weights2 = op.Concat(weights, untold, axis=0)
+        other = op.Gather(weights, op.Constant(value_ints=UNCONDITIONAL), axis=1)
+        weights2 = op.Concat(weights, other, axis=0)
     else:
         weights2 = op.Identity(weights)
     return weights2
@@ -78,8 +78,8 @@ def away_from_half(out2: FLOAT, row: FLOAT) -> FLOAT:
     """As `conditioning.guidance.away_from`."""
     weight = op.Gather(row, -1)
     if weight != 0.0:
-        told, untold = op.Split(out2, num_outputs=2, axis=0)
-        out = told + weight * (told - untold)
+        conditional, unconditional = op.Split(out2, num_outputs=2, axis=0)
+        out = conditional + weight * (conditional - unconditional)
     else:
         out = op.Identity(out2)
     return out
@@ -124,7 +124,7 @@ class Unguided:
 
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         """The network and what its inputs are made of."""
-        return _told(denoiser, DENOISER)
+        return _network_of(denoiser, DENOISER)
 
     def output(self, learned: bool) -> list[NodeProto]:
         """From `all.out` and `all.v` to `out` and `v`; without a learned variance `v` is there already."""
@@ -136,7 +136,7 @@ class Unguided:
 
 
 class ClassifierFree(Unguided):
-    """Both halves, told the columns and told their null values, are one batch."""
+    """Both halves, with the columns' values and with their null values, are one batch."""
 
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         graph = GraphProto()
@@ -145,7 +145,7 @@ class ClassifierFree(Unguided):
         for column in columns:
             null, doubled_values = f"{column.name}.null", [f"{DENOISER}{column.name}"]
             if column.null is None:
-                double = with_untold if column.name == WEIGHTS else twice
+                double = with_unconditional if column.name == WEIGHTS else twice
                 nodes += call(double, [column.name, "row"], doubled_values)
                 continue
             self.initializers.append(from_array(np.array(column.null, column.dtype), null))
@@ -168,7 +168,7 @@ class Autoguidance(Unguided):
 
     def __init__(self, guide: ModelProto) -> None:
         super().__init__()
-        self._guide = _told(guide.graph, GUIDE)
+        self._guide = _network_of(guide.graph, GUIDE)
 
     def output(self, learned: bool) -> list[NodeProto]:
         guided = call(away_from, ["all.out", f"{GUIDE}out", "row"], ["out.guided"])
@@ -182,12 +182,12 @@ class ClassifierGradient(Unguided):
 
     def __init__(self, guide: ModelProto) -> None:
         super().__init__()
-        self._guide = _told(guide.graph, GUIDE)
+        self._guide = _network_of(guide.graph, GUIDE)
 
     def output(self, learned: bool) -> list[NodeProto]:
         variance = [make_node("Identity", ["all.v"], ["v"]) for name in _outputs(learned) if name == "v"]
-        told = ["all.out", "v", f"{GUIDE}gradient", f"{GUIDE}scale", "row"]
-        guided = call(along, told, ["out.guided", "shift.guided"])
+        inputs = ["all.out", "v", f"{GUIDE}gradient", f"{GUIDE}scale", "row"]
+        guided = call(along, inputs, ["out.guided", "shift.guided"])
         plain = call(not_along, ["all.out", "x"], ["out.plain", "shift.plain"])
         return [*variance, *_if_weight(self._guide, guided, plain, ["out", "shift"])]
 
@@ -203,7 +203,7 @@ def guidance_of(columns: Sequence[Column], guide: ModelProto | None) -> Unguided
     """The part of a model.
 
     Args:
-        columns: that the network is told.
+        columns: that the network is conditioned on.
         guide: what `export.files.export_guide` wrote; None: the model guides itself, if a column has a null value.
     """
     if guide is not None:
@@ -215,7 +215,7 @@ def _outputs(learned: bool) -> tuple[str, ...]:
     return ("out", "v") if learned else ("out",)
 
 
-def _told(graph: GraphProto, prefix: str) -> GraphProto:
+def _network_of(graph: GraphProto, prefix: str) -> GraphProto:
     """A network whose inputs are the body's values of the same names."""
     inputs = [make_node("Identity", [value.name], [prefix + value.name]) for value in graph.input]
     network = add_prefix_graph(graph, prefix)

@@ -5,7 +5,7 @@ in any number of steps. Its inputs and outputs:
 
 - `x`: x_T, float32 [N, C, ...] standard normal.
 - `plan`: float32 [S, columns], a row a step, the columns of `diffusion.plans`.
-- `timesteps`: int64 [S], what the network is told.
+- `timesteps`: int64 [S], the network's input t.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
 - one input for each column of a conditional model, such as `label` int64 [N] or `low` uint8 [N, h, w, C].
 - `control_plan`, of a model with a control: float32 [S, 3], the weights of what the control adds, a row a step, which
@@ -115,14 +115,14 @@ def sampler_model(
     stops at those that the body takes from outside (docs/onnx.md).
 
     Args:
-        columns: that the denoiser or the guide is told.
+        columns: that the denoiser or the guide is conditioned on.
         guide: as for `export.guidance.guidance_of`.
     """
     decode, known = _decoder(codec), _known_part(columns)
     decoded = _info(
         codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.dtype == np.uint8 else TensorProto.FLOAT
     )
-    weighs, told = _weighs(columns), [column for column in columns if column.name != WEIGHTS]
+    weighs, given = _weighs(columns), [column for column in columns if column.name != WEIGHTS]
     scanned = ["plan", "timesteps", "z", *([CONTROL_PLAN] if weighs else [])]
     scan = make_node(
         "Scan",
@@ -140,7 +140,7 @@ def sampler_model(
             _info("timesteps", ["S"], TensorProto.INT64),
             _info("z", ["S", "M", *codec.network_shape]),
             *([_info(CONTROL_PLAN, ["S", 3])] if weighs else []),
-            *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in told),
+            *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in given),
         ],
         outputs=[decoded, _state("x0", codec)],
         initializer=decode.initializer,
@@ -149,12 +149,12 @@ def sampler_model(
 
 
 def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: ModelProto | None) -> GraphProto:
-    """One row: the network, told the time and its columns, guided if it can be, and `update` of what it says."""
+    """One row: the network at the row's time with its columns, guided if it can be, and `update` of its output."""
     learned = denoiser.output[0].type.tensor_type.shape.dim[1].dim_value == 2 * codec.network_shape[0]
     inputs = {value.name for value in denoiser.input}
-    told = [column for column in columns if column.name in inputs]
-    guidance = guidance_of(told, guide)
-    network = guidance.network(denoiser, told)
+    own = [column for column in columns if column.name in inputs]
+    guidance = guidance_of(own, guide)
+    network = guidance.network(denoiser, own)
     (out,) = network.output
     if learned:
         parts, constants = make_node("Split", [out.name], ["all.out", "all.v"], axis=1, num_outputs=2), []

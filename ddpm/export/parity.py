@@ -19,7 +19,8 @@ from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
-from ddpm.drawer.cascade import Cascade
+from ddpm.drawer import Drawer
+from ddpm.drawer.parts import Part, data_of
 from ddpm.export.text_to_image import beside
 from ddpm.files import sha256_of
 from ddpm.model import Model
@@ -72,12 +73,12 @@ def measure_parity(
 
 
 def chain_parity(
-    cascade: Cascade, directory: Path, links: Mapping[str, Mapping[str, Any]], *, samples: int
+    cascade: Drawer, directory: Path, links: Mapping[str, Mapping[str, Any]], *, samples: int
 ) -> dict[str, Any]:
-    """Hold an exported cascade against the trained one, by the plans of both links and the same noise.
+    """Hold an exported cascade against the trained one, by the plans of all links and the same noise.
 
-    Images are compared, not numbers. What the base draws is rounded to 256 levels before the upsampler sees it, where a
-    difference of any size can become one of a level; so both upsamplers get what the exported base draws.
+    Images are compared, not numbers. What a link draws is rounded to 256 levels before the next one sees it, where a
+    difference of any size can become one of a level; so both get what the exported links before them draw.
 
     Args:
         directory: of the exported one, with its links and cascade.json.
@@ -87,13 +88,11 @@ def chain_parity(
         What parity.json says: of the links together what `measure_parity` says of a model, and `chain`.
     """
     exported = open_exported(directory, providers=[CPU], in_graph=False)
-    assert isinstance(exported, Cascade)
-    given = cascade.given(samples)
-    ours, low = (
-        each.base.draw(samples, each.plan(), seed=0, given=each.to_base(given)) for each in (cascade, exported)
-    )
-    large = [each.upsample(low, seed=0, given=given) for each in (cascade, exported)]
-    levels = max(int(np.abs(a.astype(int) - b).max()) for a, b in ((ours, low), large))
+    part, drawn, levels = cascade.part(samples, seed=0), dict[str, NDArray[Any]](), 0
+    for name in cascade.links:
+        both = [_drawn(each, name, part, drawn) for each in (cascade, exported)]
+        levels = max(levels, int(np.abs(np.subtract(*both, dtype=int)).max()))
+        drawn[name] = both[1]
     files = {f"{link}/{name}": file for link, parity in links.items() for name, file in parity["files"].items()}
     worst = max(links.values(), key=lambda parity: parity["max_abs_difference"])
     return {
@@ -107,6 +106,13 @@ def chain_parity(
             "samples": samples,
         },
     }
+
+
+def _drawn(drawer: Drawer, link: str, part: Part, drawn: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """What a link draws of a part by its own plan; the arguments are those of `Drawer.part_of`."""
+    plan = drawer.plans(drawer.plan())[link]
+    (found,) = drawer.links[link].draw_parts(plan, [drawer.part_of(link, part, drawn)])
+    return data_of(found)
 
 
 def by_torch(model: Model, plan: SamplingPlan, x: Float32, draw: Draw, given: Given) -> Float32:

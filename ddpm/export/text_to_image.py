@@ -38,7 +38,6 @@ from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column, Derived, PromptColumn
 from ddpm.conditioning.hints import CONTROL_PLAN
-from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn
 from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
@@ -46,7 +45,6 @@ from ddpm.drawer.cascade import Cascade
 from ddpm.export.files import MOST_WEIGHTS, write
 from ddpm.export.guidance import call
 from ddpm.export.words import OPSETS, tokenize
-from ddpm.layout import LINKS
 
 SAMPLER = "sampler.onnx"
 # The default where a model's own plan adds noise.
@@ -101,11 +99,9 @@ def links_of(cascade: Cascade, deploy: Path) -> dict[str, Link]:
     Raises:
         ValueError: as `link_of`.
     """
-    base, upsampler = LINKS
-    fed, asked = {LowColumn.name: base}, {LowNoiseColumn.name: cascade.low_noise}
     return {
-        base: link_of(cascade.base, deploy / base / SAMPLER),
-        upsampler: link_of(cascade.upsampler, deploy / upsampler / SAMPLER, fed=fed, asked=asked),
+        name: link_of(link.drawer, deploy / name / SAMPLER, fed=link.fed, asked=link.fixed)
+        for name, link in cascade.wiring.items()
     }
 
 

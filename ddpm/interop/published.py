@@ -69,7 +69,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Classes:
-    """What embeds the classes of a network that is told one with every image.
+    """What embeds the classes of a network that is conditioned on one.
 
     Attributes:
         weights: those of `conditioning.labels.Labels`.
@@ -112,7 +112,7 @@ class Published:
 
     @property
     def classes(self) -> int:
-        """How many classes it is told, or tells apart."""
+        """How many classes it is conditioned on, or tells apart."""
         return self.labels.count if self.labels else self.answers
 
 

@@ -79,7 +79,7 @@ class AutoencoderKL(Network):
         self.from_latent = nn.Conv2d(latent_channels, latent_channels, 1)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.decoder.out_conv.weight
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ class Control(Encoder):
         """The residuals of the U-Net's skips, from the first to the last, and of its bottom.
 
         Args:
-            c: what the U-Net is told; of the hints this control's alone.
+            c: the U-Net's condition; of the hints this control's alone.
         """
         (hint,) = c.hints
         h, _, skips = self.encode(x, t, c, self.hint(hint))
@@ -103,7 +103,7 @@ class Controlled(Network):
 
     def forward(self, x: Tensor, t: Tensor, c: Condition = NOTHING) -> Tensor:
         """The base's output; without hints the base's alone."""
-        return self.base(x, t, self.told(c, self.residuals(x, t, c)))
+        return self.base(x, t, self.with_residuals(c, self.residuals(x, t, c)))
 
     def residuals(self, x: Tensor, t: Tensor, c: Condition) -> tuple[Tensor, ...]:
         """What the controls add to the base, together; nothing without hints."""
@@ -115,8 +115,8 @@ class Controlled(Network):
         return found
 
     @staticmethod
-    def told(c: Condition, residuals: tuple[Tensor, ...]) -> Condition:
-        """What the base is told."""
+    def with_residuals(c: Condition, residuals: tuple[Tensor, ...]) -> Condition:
+        """The base's condition."""
         return c._replace(residuals=sums(c.residuals, residuals), hints=(), control=None)
 
     def copy_base(self) -> None:

@@ -14,17 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.conditioning.columns import Given
-from ddpm.conditioning.pictures import with_known
-from ddpm.deploy.runtime import Sampler
-from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
-from ddpm.drawer.cascade import Cascade, link_seed
+from ddpm.drawer import Drawer
+from ddpm.drawer.parts import Drawn, Part
 from ddpm.errors import NotFiniteError
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.models import Choice, ServedModel
@@ -81,82 +78,20 @@ class Share:
     count: int
 
 
-class Place(NamedTuple):
-    """The data `first` .. `first + size − 1` of a seed."""
-
-    seed: int
-    first: int
-    size: int
-
-
-# What a share of a batch comes to: data [count, *shape], or why there are none.
-Part = NDArray[Any] | NotFiniteError
-
-
-def draw(shares: Sequence[Share]) -> list[Part]:
+def draw(shares: Sequence[Share]) -> list[Drawn]:
     """Run one plan for all shares at once; each gets the images that it would get alone, to the rounding of floats.
 
     Where the network's output is NaN or infinite for one, the others still get theirs.
     """
     job = shares[0].job
     drawer = job.model.sampler
-    told = [drawer.given(share.count, seed=share.job.seed, first=share.first, **share.job.asked) for share in shares]
-    if isinstance(drawer, Cascade):
-        return _draw_both(drawer, job.plan, shares, told)
-    return _run(drawer, job.plan, [Place(share.job.seed, share.first, share.count) for share in shares], told)
+    return drawer.draw_parts(job.plan, [_part(drawer, share) for share in shares])
 
 
-def _draw_both(cascade: Cascade, plan: SamplingPlan, shares: Sequence[Share], told: Sequence[Given]) -> list[Part]:
-    """`draw`, of a cascade: the base for all shares, then the upsampler for those that the base has drawn."""
-    base, upsampler = cast(Sampler, cascade.base), cast(Sampler, cascade.upsampler)
-    places = [Place(share.job.seed, share.first, share.count) for share in shares]
-    parts = _run(base, plan, places, [cascade.to_base(given) for given in told])
-    drawn = [number for number, part in enumerate(parts) if not isinstance(part, NotFiniteError)]
-    if drawn:
-        second = [
-            cascade.to_upsampler(
-                cast(NDArray[Any], parts[number]), told[number], seed=places[number].seed, first=places[number].first
-            )
-            for number in drawn
-        ]
-        own_places = [places[number]._replace(seed=link_seed(places[number].seed, 1)) for number in drawn]
-        for number, part in zip(drawn, _run(upsampler, cascade.second_plan, own_places, second), strict=True):
-            parts[number] = part
-    return parts
-
-
-def _run(sampler: Sampler, plan: SamplingPlan, places: Sequence[Place], told: Sequence[Given]) -> list[Part]:
-    """Run a plan for several parts of a batch at once.
-
-    Args:
-        told: of each part a value of each column.
-    """
-    counts, shape = [place.size for place in places], sampler.codec.network_shape
-    noises = [ImageNoise(place.seed, place.size, shape, first=place.first) for place in places]
-
-    def noise() -> NDArray[np.float32]:
-        return np.concatenate([each.draw() for each in noises])
-
-    x = sampler.run(plan, noise(), noise, _together(sampler, told, counts))
-    parts = np.split(x, np.cumsum(counts)[:-1])
-    return [_decoded(sampler, own, given) for own, given in zip(parts, told, strict=True)]
-
-
-def _together(sampler: Sampler, told: Sequence[Given], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
-    """The values of all columns as one batch. What only some shares have is for the others as if not asked for."""
-    columns = {name: sampler.column(name) for given in told for name in given}
-    whole = [
-        {name: given[name] if name in given else column.draw(count, seed=0) for name, column in columns.items()}
-        for given, count in zip(told, counts, strict=True)
-    ]
-    return {name: np.concatenate([each[name] for each in whole]) for name in columns}
-
-
-def _decoded(sampler: Sampler, x: NDArray[np.float32], given: Given) -> Part:
-    try:
-        return with_known(sampler.decode(x), given)
-    except NotFiniteError as error:
-        return error
+def _part(drawer: Drawer, share: Share) -> Part:
+    """A share with a value of each of the model's columns."""
+    job, first, count = share.job, share.first, share.count
+    return Part(job.seed, first, count, drawer.given(count, seed=job.seed, first=first, **job.asked))
 
 
 class Batcher:
@@ -170,11 +105,11 @@ class Batcher:
         window: float = 0.005,
         queue: int = 256,
         queue_bytes: int = 2**30,
-        draw: Callable[[Sequence[Share]], Sequence[Part]] = draw,
+        draw: Callable[[Sequence[Share]], Sequence[Drawn]] = draw,
     ) -> None:
         """
         Args:
-            metrics: what is told of every batch.
+            metrics: that every batch is counted in.
             batch_size: images a batch at most, fewer where the model's memory says so; a larger job is drawn in turns
                 with the others.
             window: seconds, from a job's arrival, that a batch with room waits for company.
@@ -280,7 +215,7 @@ class Batcher:
                 room -= count
         return shares, room
 
-    def _hand_over(self, job: Job, part: Part) -> None:
+    def _hand_over(self, job: Job, part: Drawn) -> None:
         """Give a job what was drawn for it. One that wants more waits for its next turn, behind the others."""
         if job.images.done():
             return

@@ -16,9 +16,9 @@ from ddpm.conditioning.columns import LabelColumn
 from ddpm.deploy.runtime import Precision, Sampler, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import INPAINTING, JUMP, RESAMPLES, SamplingPlan
-from ddpm.drawer.cascade import Cascade
+from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
-from ddpm.files import sha256_of
+from ddpm.files import read_json
 from ddpm.layout import CASCADE, find_model, is_uri
 from ddpm.serve.metrics import Metrics
 
@@ -53,7 +53,7 @@ class ServedModel:
 
     name: str
     """`models:/ddpm-digits/3`; of a directory, its model's name and the start of its description's SHA-256."""
-    sampler: Sampler | Cascade
+    sampler: Drawer
 
     @property
     def datum_bytes(self) -> int:
@@ -140,16 +140,15 @@ def load_model(name: str, *, threads: int = 0, precision: Precision = "fp32") ->
         return ServedModel(name, _load_registered(name, threads, precision))
     directory = find_model(name, trained=False)
     sampler = _load(directory, name, threads, precision)
-    if isinstance(sampler, Cascade):
-        # The plans of both links, which cascade.json does not have, are in their sampler.json.
-        files = [directory / CASCADE, *(directory / link / "sampler.json" for link in sampler.links)]
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        return ServedModel(f"{sampler.variant}@{digest[:12]}", sampler)
-    known_as = sampler.facts.get("name", directory.resolve().name)
-    return ServedModel(f"{known_as}@{sha256_of(directory / 'sampler.json')[:12]}", sampler)
+    # The plans of a cascade's links, which cascade.json does not have, are in their sampler.json.
+    described = directory / (CASCADE if (directory / CASCADE).is_file() else "sampler.json")
+    files = dict.fromkeys([described, *(directory / link / "sampler.json" for link in sampler.links)])
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    known_as = read_json(described).get("name", directory.resolve().name)
+    return ServedModel(f"{known_as}@{digest[:12]}", sampler)
 
 
-def _load_registered(uri: str, threads: int, precision: Precision) -> Sampler | Cascade:
+def _load_registered(uri: str, threads: int, precision: Precision) -> Drawer:
     """A registered version, of which no file outlasts the loading: a service may see many."""
     from ddpm import tracking
 
@@ -161,9 +160,9 @@ def _load_registered(uri: str, threads: int, precision: Precision) -> Sampler | 
             raise UserError(str(error).replace(folder, uri)) from None
 
 
-def _load(directory: Path, name: str, threads: int, precision: Precision) -> Sampler | Cascade:
+def _load(directory: Path, name: str, threads: int, precision: Precision) -> Drawer:
     opened = open_exported(directory, threads=threads, precision=precision)
-    for link in opened.links.values() if isinstance(opened, Cascade) else (opened,):
+    for link in opened.links.values():
         _try(cast(Sampler, link), name)
     return opened
 
@@ -206,7 +205,7 @@ class ModelKeeper:
         """
         Args:
             model: a deploy directory or an MLflow URI.
-            metrics: what is told of the loaded model.
+            metrics: that name the loaded model.
             threads, precision: as for `load_model`.
             poll: seconds between two looks at the alias; 0: none after the first.
             on_failure: called, in the keeper's thread, with what kept the first model from being loaded.

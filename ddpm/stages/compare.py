@@ -17,6 +17,7 @@ from ddpm.config.base import validate
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig, guided
 from ddpm.data.store import PreparedData
+from ddpm.drawer import Drawer
 from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import likelihood_table, split_bounds
 from ddpm.evaluation.measure import ModelFacts, asked_for, captioned_of, facts_of, protocol_of
@@ -38,7 +39,7 @@ from ddpm.layout import (
     is_uri,
 )
 from ddpm.model import Model, load
-from ddpm.stages.measure import Drawn, measured_by, sampled_by
+from ddpm.stages.measure import measured_by
 from ddpm.stages.progress import Bar, bar, counted, show
 from ddpm.stages.sample import open_model
 
@@ -69,7 +70,8 @@ def compare(
     Args:
         models: models of params.yaml, model directories, deploy directories or MLflow URIs.
         out: a new directory, or that of an earlier comparison.
-        steps: evaluations of the network an image at which all are measured; None: those of `STEPS` that all have.
+        steps: of the plans by which all are measured, of a cascade its first link; None: those of `STEPS` that all
+            have.
         sampler: that they are measured by. Each model's pictures are drawn by its own plan too.
         samples: how many are measured at each number of steps; None: `evaluation.samples`.
         guidance_scales: at which the models that can be guided are measured too, each by its own plan otherwise; None:
@@ -185,7 +187,7 @@ class Opened:
     """A model to compare, ready to be drawn from."""
 
     compared: Compared
-    samples: Drawn
+    samples: Drawer
     uri: str | None = None
     """Of a registered version, without an alias."""
     protocols: tuple[str, ...] = ()
@@ -212,13 +214,13 @@ class Opened:
         own = self.plan
         return {name: getattr(own, name) for name in _GUIDANCE}
 
-    def guided_by(self, plan: SamplingConfig) -> Drawn:
+    def guided_by(self, plan: SamplingConfig) -> Drawer:
         """The same weights with another plan, guided as by its own."""
         return self.sampled_by(plan.model_copy(update=self._own_guidance()))
 
-    def sampled_by(self, plan: SamplingConfig) -> Drawn:
-        """The same weights with another plan; of a cascade, the base's."""
-        return sampled_by(self.samples, plan)
+    def sampled_by(self, plan: SamplingConfig) -> Drawer:
+        """The same weights with another plan; of a cascade, the first link's."""
+        return self.samples.sampled_by(plan.model_dump())
 
 
 def _open(
@@ -269,7 +271,7 @@ def _under_one_protocol(opened: Sequence[Opened], root: Path) -> list[Opened]:
     return ranked_under
 
 
-def _opened(name: str, model: str, reports: Path, samples: Drawn) -> Opened:
+def _opened(name: str, model: str, reports: Path, samples: Drawer) -> Opened:
     """With the figures in a reports directory, unless another training of the model has them."""
     return Opened(Compared(name, model, Recorded.read(reports, samples.fingerprint or None)), samples)
 
@@ -329,22 +331,24 @@ def _over_steps(
     params: Params,
     data: PreparedData,
 ) -> tuple[list[Curve], list[list[NDArray[Any]]]]:
-    """Each model's figure by every plan, and of each plan the first data that each model has drawn."""
+    """Each model's figure by every plan, over the evaluations of networks that a datum takes: of a cascade those of all
+    links, with guidance both of a step. And of each plan the first data that each model has drawn.
+    """
     curves: list[Curve] = [[] for _ in opened]
     shown: list[list[NDArray[Any]]] = [[] for _ in plans]
-    work = count * len(opened) * sum(plan.steps for plan in plans)
-    with bar(work, "evaluations", "samples by fewer and more steps") as progress:
-        for plan, pictured in zip(plans, shown, strict=True):
-            for each, curve in zip(opened, curves, strict=True):
+    drawers = [[each.guided_by(plan) for each in opened] for plan in plans]
+    costs = [[drawer.evaluations(drawer.plan()) for drawer in by_plan] for by_plan in drawers]
+    with bar(count * sum(map(sum, costs)), "evaluations", "samples by fewer and more steps") as progress:
+        for by_plan, work, pictured in zip(drawers, costs, shown, strict=True):
+            for drawer, evaluations, curve in zip(by_plan, work, curves, strict=True):
                 first: list[NDArray[Any]] = []
-                drawn = _drawn(each.guided_by(plan), count, params, data)
-                value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps), count)
-                curve.append((plan.steps, value))
+                drawn = _watched(_drawn(drawer, count, params, data), first, measure.shown, progress, evaluations)
+                curve.append((evaluations, measure.distance(drawn, count)))
                 pictured.append(np.concatenate(first))
     return curves, shown
 
 
-def _drawn(samples: Drawn, count: int, params: Params, data: PreparedData) -> Iterator[NDArray[Any]]:
+def _drawn(samples: Drawer, count: int, params: Params, data: PreparedData) -> Iterator[NDArray[Any]]:
     """What an evaluation would draw of the model, but so many."""
     options = params.evaluation
     asked = asked_for(options, samples.columns, data)

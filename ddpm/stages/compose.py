@@ -8,7 +8,9 @@ from typing import cast
 
 import torch
 
+from ddpm.conditioning.pictures import LowNoiseColumn
 from ddpm.config.params import Params
+from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, CascadeFacts, LinkFacts, open_cascade
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, read_json, sha256_of, write_json
@@ -28,7 +30,7 @@ def compose(params: Params, name: str, *, root: Path = Path()) -> None:
     config = params.cascade(name)
     models = {link: _sampled(params, variant, root) for link, variant in config.links.items()}
     try:
-        Cascade(*models.values(), low_noise=config.low_noise)
+        wiring = Cascade.of(models["base"], models["upsampler"], low_noise=config.low_noise).wiring
     except ValueError as error:
         raise UserError(f"cascades.{name}: {error}") from None
     trained_on = {link: model.card.data.train_sha256 for link, model in models.items()}
@@ -42,8 +44,9 @@ def compose(params: Params, name: str, *, root: Path = Path()) -> None:
             (out / link).mkdir()
             shutil.copyfile(source, out / link / WEIGHTS)
             write_json(out / link / "model.json", model.card.model_dump(mode="json"))
-            links[link] = LinkFacts(model.variant, model.fingerprint, sha256_of(source))
-        CascadeFacts(name, links, config.low_noise).write(out)
+            fed, fixed = wiring[link].fed, wiring[link].fixed
+            links[link] = LinkFacts(model.variant, model.fingerprint, sha256_of(source), fed, fixed)
+        CascadeFacts(name, links).write(out)
 
 
 def _sampled(params: Params, variant: str, root: Path) -> Model:
@@ -57,6 +60,17 @@ def _sampled(params: Params, variant: str, root: Path) -> Model:
     return model
 
 
+def open_trained(params: Params, name: str, device: torch.device | str = "cpu", *, root: Path = Path()) -> Drawer:
+    """The model or the cascade of models/NAME, with its plan of params.yaml.
+
+    Raises:
+        UserError: as `model.load`, `Model.sampled_by` and `open_composed`; or there is no such model.
+    """
+    if name in params.cascades:
+        return open_composed(params, name, device, root=root)
+    return load(root / MODELS / name, device).sampled_by(params.variant(name).sampling, root=root)
+
+
 def open_composed(params: Params, name: str, device: torch.device | str = "cpu", *, root: Path = Path()) -> Cascade:
     """The cascade of models/NAME.
 
@@ -66,9 +80,10 @@ def open_composed(params: Params, name: str, device: torch.device | str = "cpu",
     directory = root / MODELS / name
     cascade = open_cascade(directory, lambda link: load(link, device))
     config = params.cascade(name)
-    if cascade.low_noise != config.low_noise:
+    low_noise = cascade.wiring["upsampler"].fixed[LowNoiseColumn.name]
+    if low_noise != config.low_noise:
         raise UserError(
-            f"{directory} has low_noise {cascade.low_noise:g}, and cascades.{name} has {config.low_noise:g}: run "
+            f"{directory} has low_noise {low_noise:g}, and cascades.{name} has {config.low_noise:g}: run "
             f"`ddpm compose {name}`"
         )
     for link, variant in config.links.items():

@@ -94,7 +94,7 @@ def _tried(
 
     Args:
         flops: of a datum's forward and backward pass.
-        columns: that the network is told.
+        columns: that the network is conditioned on.
         root: the project's folder.
 
     Raises:

@@ -16,7 +16,8 @@ from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
-from ddpm.drawer.cascade import Cascade
+from ddpm.drawer import Drawer
+from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
 from ddpm.evaluation.agreement import hint_column
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
@@ -24,8 +25,9 @@ from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.likelihood import gigaflops_per_image, likelihood_figures, likelihood_table, split_bounds
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
-from ddpm.evaluation.pictures import captioned, origin, pairs, save_png
+from ddpm.evaluation.pictures import captioned, in_turn, origin, save_png
 from ddpm.evaluation.sharding import sharded_batches
+from ddpm.figures.figure import OTHER_LINKS
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import MODELS, PREPARED, REPORTS
@@ -68,15 +70,15 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
         return _evaluate(params, variant, ranks, root)
 
 
-def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Model | Cascade, PreparedData]:
+def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Drawer, PreparedData]:
     """The model with the plan it is measured under, and the data that it fits."""
     sampling, key = params.evaluation.sampling, "evaluation.sampling"
-    model: Model | Cascade
+    model: Drawer
     if variant in params.cascades:
         model = open_composed(params, variant, device, root=root)
-        key = key if sampling else f"the plan of models/{variant}/base"
+        key = key if sampling else f"the plan of models/{variant}/{next(iter(model.links))}"
         if sampling:
-            model = model.with_base(cast(Model, model.base).sampled_by(sampling))
+            model = model.sampled_by(sampling.model_dump())
     else:
         if sampling is None:
             sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
@@ -147,14 +149,14 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
         show=show,
     )
     protocol = measured.protocol
-    more = _of_cascade(model, params, data) if isinstance(model, Cascade) else _of_model(model, params, data, loss)
+    more = _of_links(model, params, data) if len(model.links) > 1 else _of_model(cast(Model, model), params, data, loss)
     metrics = {**measured.metrics, **finite(more.figures, f"models/{variant}")}
     marks = {"protocol": protocol.id, "model": mark_of(model.fingerprint), **more.marks}
     with atomic_directory(root / REPORTS / variant) as out:
         noted = {} if model.attribution is None else {"attribution": model.attribution}
         write_json(out / "metrics.json", {**marks, **noted, **metrics})
         write_json(out / "protocol.json", {"id": protocol.id, **protocol.as_dict()})
-        told = origin(
+        facts_of_pictures = origin(
             model=variant,
             training=mark_of(model.fingerprint),
             seed=params.seed,
@@ -162,11 +164,11 @@ def _evaluate(params: Params, variant: str, ranks: Ranks, root: Path) -> Measure
             variance=facts.variance,
             protocol=protocol.id,
             attribution=model.attribution,
-            upsampling=model.upsampling,
+            other_plans=model.other_plans,
         )
         for name, picture in {**measured.pictures, **more.pictures}.items():
-            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, told)
-        more.write(out, told)
+            save_png(captioned(picture, f"protocol {protocol.id}"), out / name, facts_of_pictures)
+        more.write(out, facts_of_pictures)
     return replace(measured, metrics=metrics)
 
 
@@ -200,11 +202,11 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
     table = likelihood_table(bounds)
     pictures = {"denoising.png": shown.picture, **_with_hints(model, params, data)}
 
-    def write(out: Path, told: Mapping[str, str]) -> None:
+    def write(out: Path, facts: Mapping[str, str]) -> None:
         write_bytes(out / "nll.csv", table.encode())
         if drawn := curves(loss, table):
-            save_png(drawn, out / "curves.png", told)
-        write_bytes(out / "denoising.gif", shown.film(told))
+            save_png(drawn, out / "curves.png", facts)
+        write_bytes(out / "denoising.gif", shown.film(facts))
 
     figures = {**likelihood_figures(bounds), "gflops_per_image": cost}
     return _More(figures, {}, pictures, write)
@@ -218,16 +220,16 @@ def _with_hints(model: Model, params: Params, data: PreparedData) -> dict[str, I
     count = min(SHOWN_PAIRS, params.evaluation.samples)
     given = model.given(count, seed=params.seed, **asked_for(params.evaluation, model.columns, data))
     drawn = model.draw(count, model.plan(), seed=params.seed, given=given)
-    return {"hints.png": pairs(hint.as_picture(given[hint.name], drawn.shape[-1]), drawn)}
+    return {"hints.png": in_turn([hint.as_picture(given[hint.name], drawn.shape[-1]), drawn])}
 
 
-def _of_cascade(cascade: Cascade, params: Params, data: PreparedData) -> _More:
-    """The cost of both links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
-    cost = sum(gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
+def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
+    """The cost of all links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
+    first, *others = (gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
+    costs = {"gflops_per_image": first + sum(others), OTHER_LINKS: sum(others)}
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_PAIRS, seed=params.seed, **asked)
-    low = cascade.base.draw(SHOWN_PAIRS, cascade.plan(), seed=params.seed, given=cascade.to_base(given))
-    images = cascade.upsample(low, seed=params.seed, given=given)
-    picture = pairs(low, images)
-    return _More({"gflops_per_image": cost}, {"links": marks}, {"links.png": picture}, lambda out, told: None)
+    (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_PAIRS, seed=params.seed, given=given)])
+    picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
+    return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, facts: None)

@@ -72,7 +72,7 @@ def _export_cascade(params: Params, name: str, root: Path) -> None:
             )
         parity["files"] |= texts
         write_json(out / "parity.json", parity)
-    print(f"{name}: both links together draw the same to {chain['max_level_difference']} of 255 levels")
+    print(f"{name}: its links together draw the same to {chain['max_level_difference']} of 255 levels")
 
 
 def _export(model: Model, out: Path, options: ExportConfig, name: str, *, is_link: bool = False) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _check(files: Mapping[str, Mapping[str, Any]], name: str, run: str) -> None:
 
 
 def _export_text_to_image_of(cascade: Cascade, out: Path, options: ExportConfig, name: str) -> dict[str, Any]:
-    """Write text_to_image.onnx of both links, if they take prompts, and hold it against them.
+    """Write text_to_image.onnx of all links, if they take prompts, and hold it against them.
 
     Returns:
         What parity.json says of the file, by its name; nothing if there is none.

@@ -221,7 +221,7 @@ def assemble(
 
 
 def _condition_of(published: Published) -> ConditionConfig:
-    """What the network is told; of a classifier, what it answers."""
+    """What the network is conditioned on; of a classifier, what it answers."""
     labels = published.labels
     if labels is not None:
         # How often a label was dropped in training no weights tell; that it was, is what the default says.

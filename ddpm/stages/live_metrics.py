@@ -38,7 +38,7 @@ class Watch:
     ) -> None:
         """
         Args:
-            images: real ones, for samples of a network that is told what is derived from them.
+            images: real ones, for samples of a network that is conditioned on what is derived from them.
         """
         self._config, self._codec, self._device, self._seed = config, codec, device, seed
         self._images = images
@@ -53,7 +53,7 @@ class Watch:
         self._steps += 1
 
     def average(self, ema: EMA) -> None:
-        """Take in the averages, of which the distance is told at the next point."""
+        """Take in the averages, whose distance is logged at the next point."""
         self._ema = ema
 
     def figures(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Watch:
         return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)
 
     def _given(self, columns: Sequence[Column]) -> dict[str, Tensor]:
-        """What the samples are told: the same of each grid."""
+        """What the samples are conditioned on: the same of each grid."""
         count = COLUMNS**2
         shown = needed(columns)
         drawn = [column for column in stored(columns) if column not in shown]

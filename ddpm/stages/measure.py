@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from ddpm import tracking
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
-from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
-from ddpm.deploy.runtime import Sampler
-from ddpm.drawer.cascade import Cascade
+from ddpm.drawer import Drawer
 from ddpm.evaluation.measure import Measurement, check_fit, facts_of, measure
 from ddpm.files import write_json
 from ddpm.layout import PREPARED, find_model, is_uri
-from ddpm.model import Model
 from ddpm.opening import load
 from ddpm.stages.progress import show
-
-Drawn = Model | Sampler | Cascade
 
 
 def measure_model(params: Params, model: str, out: Path, *, root: Path = Path()) -> Measurement:
@@ -67,13 +61,7 @@ def evaluate_deployed(params: Params, deploy: Path, *, root: Path = Path(), name
     )
 
 
-def sampled_by(drawer: Drawn, plan: SamplingConfig) -> Drawn:
-    """The same weights with another plan; of a cascade, the base's."""
-    if isinstance(drawer, Cascade):
-        return drawer.with_base(sampled_by(cast(Drawn, drawer.base), plan))
-    return drawer.sampled_by(plan) if isinstance(drawer, Model) else drawer.sampled_by(plan.model_dump())
-
-
-def measured_by(params: Params, drawer: Drawn) -> Drawn:
+def measured_by(params: Params, drawer: Drawer) -> Drawer:
     """The model with the plan that it is measured under: the protocol's, or its own."""
-    return sampled_by(drawer, params.evaluation.sampling) if params.evaluation.sampling else drawer
+    sampling = params.evaluation.sampling
+    return drawer if sampling is None else drawer.sampled_by(sampling.model_dump())

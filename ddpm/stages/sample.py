@@ -57,7 +57,7 @@ def sample_to(
     opened = open_model(model, precision)
     if guide is not None:
         if not hasattr(opened, "guided_by"):
-            what = "a cascade" if hasattr(opened, "links") else "an exported one"
+            what = "a cascade" if len(opened.links) > 1 else "an exported one"
             raise UserError(f"--guide is for a trained model, such as models/V; {model} is {what}")
         opened = opened.guided_by(guide)
     if write is _write_directory and not opened.codec.pictures:
@@ -74,8 +74,8 @@ def sample_to(
             _warn_of_cuts(column, overrides[column.name])
     with _progress(count, opened.codec, f"samples of {model}") as on_batch:
         images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
-    told = {_title(name): path.name for name, path in files.items()}
-    write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **told})
+    pictured = {_title(name): path.name for name, path in files.items()}
+    write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **pictured})
     return images
 
 
@@ -138,7 +138,7 @@ def origin_of(opened: Drawer, seed: int, overrides: dict[str, Any]) -> dict[str,
 
     process, sampling = opened.choices
     asked = {name: value for name, value in overrides.items() if value is not None}
-    told = {_title(name): _in_words(asked[name]) for name in NAMES if name in asked}
+    conditions = {_title(name): _in_words(asked[name]) for name in NAMES if name in asked}
     chosen = {name: value for name, value in asked.items() if name not in (*NAMES, *PICTURES)}
     found = origin(
         model=opened.variant,
@@ -147,9 +147,9 @@ def origin_of(opened: Drawer, seed: int, overrides: dict[str, Any]) -> dict[str,
         sampling={**sampling, **chosen},
         variance=process["variance"],
         attribution=opened.attribution,
-        upsampling=opened.upsampling,
+        other_plans=opened.other_plans,
     )
-    return {**found, **told}
+    return {**found, **conditions}
 
 
 def _title(name: str) -> str:

@@ -129,7 +129,7 @@ def _changed_by_dvc(root: Path) -> set[str] | None:
 def _digest(root: Path) -> str | None:
     """Of name, size, time and inode of all files that DVC's answer depends on, which is how DVC itself notices changes.
 
-    None where they cannot be told, such as from a dvc.lock that is damaged.
+    None where they are unknown, such as from a dvc.lock that is damaged.
     """
     files = [path for pattern in _DVC_FILES for path in sorted(root.glob(pattern)) if path.is_file()]
     named: set[str] = set()

@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.drawer.cascade import united_fingerprint
+from ddpm.drawer.cascade import CascadeFacts, united_fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.protocol import mark_of
 from ddpm.files import read_json, sha256_of
-from ddpm.layout import CASCADE, DEPLOY, LINKS, MODELS, PREPARED, REPORTS
-
-# The stages whose entries in dvc.lock, together, say everything that a model version came of: of a model, of a cascade.
-_LINEAGE = ("prepare", "train{kind}@{variant}", "evaluate{kind}@{variant}", "export{kind}@{variant}")
-_LINEAGE_OF_CASCADE = (
-    *("prepare", "train-base@{variant}", "train-upsampler@{variant}", "compose@{variant}"),
-    *("evaluate-cascade@{variant}", "export-cascade@{variant}"),
-)
+from ddpm.layout import CASCADE, DEPLOY, MODELS, PREPARED, REPORTS
 
 
 @dataclass(frozen=True)
@@ -31,12 +24,12 @@ class Trained:
     Attributes:
         cards: model.json of each link by its name; of a single model under the empty name.
         fingerprint: of the training, or of both.
-        facts: of a cascade cascade.json, else empty.
+        facts: of a cascade cascade.json, else None.
     """
 
     cards: dict[str, dict[str, Any]]
     fingerprint: str
-    facts: dict[str, Any]
+    facts: CascadeFacts | None = None
 
     @classmethod
     def read(cls, variant: str, root: Path) -> Trained:
@@ -47,11 +40,10 @@ class Trained:
         directory = root / MODELS / variant
         if not _is_cascade(variant, root):
             card = read_output(directory / "model.json", f"train@{variant}")
-            return cls({"": card}, card["training"]["fingerprint"], {})
-        stage = f"compose@{variant}"
-        cards = {link: read_output(directory / link / "model.json", stage) for link in LINKS}
-        fingerprint = united_fingerprint(card["training"]["fingerprint"] for card in cards.values())
-        return cls(cards, fingerprint, read_output(directory / CASCADE, stage))
+            return cls({"": card}, card["training"]["fingerprint"])
+        facts = CascadeFacts.read(directory)
+        cards = {link: read_output(directory / link / "model.json", f"compose@{variant}") for link in facts.links}
+        return cls(cards, united_fingerprint(card["training"]["fingerprint"] for card in cards.values()), facts)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -61,13 +53,16 @@ class Trained:
     @property
     def links(self) -> str:
         """The links of a cascade by their names and the start of their weights' SHA-256; empty of a model."""
-        links = self.facts.get("links", {})
-        return ", ".join(f"{links[link]['variant']} {links[link]['sha256'][:12]}" for link in LINKS if link in links)
+        links = self.facts.links.values() if self.facts else ()
+        return ", ".join(f"{link.variant} {link.sha256[:12]}" for link in links)
 
     def parameters(self) -> dict[str, Any]:
         """Nested; of each link under its name."""
         parts = {link: _parameters_of(card) for link, card in self.cards.items()}
-        return parts[""] if "" in parts else {**parts, "low_noise": self.facts["low_noise"], "links": self.links}
+        if self.facts is None:
+            return parts[""]
+        fixed = {name: value for link in self.facts.links.values() for name, value in link.fixed.items()}
+        return {**parts, **fixed, "links": self.links}
 
 
 def _parameters_of(card: dict[str, Any]) -> dict[str, Any]:
@@ -100,16 +95,16 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
-        cascade, kind = _is_cascade(variant, root), _kind(variant, root)
+        kind, trained = _kind(variant, root), Trained.read(variant, root)
         evaluate, export = (f"{stage}{kind}@{variant}" for stage in ("evaluate", "export"))
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", evaluate)
-        exported = {link: read_output(deploy / link / "sampler.json", export) for link in (LINKS if cascade else ("",))}
+        exported = {link: read_output(deploy / link / "sampler.json", export) for link in trained.cards}
         sampler = next(iter(exported.values()))
         outputs = cls(
             variant=variant,
             root=root,
-            trained=Trained.read(variant, root),
+            trained=trained,
             manifest=manifest_of(root),
             metrics={key: value for key, value in metrics.items() if isinstance(value, int | float)},
             protocol=read_output(reports / "protocol.json", evaluate),
@@ -117,17 +112,16 @@ class Outputs:
             parity=read_output(deploy / "parity.json", export),
             lineage=lineage_of(variant, root),
         )
-        trained = outputs.trained.fingerprint
         marks = [each.get("training", {}).get("fingerprint", "") for each in exported.values()]
         for path, found, expected in (
-            (reports, metrics.get("model"), mark_of(trained)),
-            (deploy, united_fingerprint(marks), trained),
+            (reports, metrics.get("model"), mark_of(trained.fingerprint)),
+            (deploy, united_fingerprint(marks), trained.fingerprint),
         ):
             if found != expected:
                 model = root / MODELS / variant
                 raise UserError(f"{path} was made of another training than {model}: evaluate and export the model anew")
         _check_guide(reports, outputs.protocol, sampler)
-        if not _is_imported(outputs.trained):
+        if not _is_imported(trained):
             _check_lock(variant, root)
         if not outputs.parity["passed"]:
             raise UserError(
@@ -195,7 +189,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def lineage_of(variant: str, root: Path = Path()) -> str:
     """A hash of everything a variant came of: the entries of its stages in dvc.lock.
 
-    An imported model came of no stage; it is told by its own files, its figures' and its export's.
+    An imported model came of no stage; it is identified by its own files, its figures' and its export's.
 
     Raises:
         UserError: dvc.lock lacks a stage, or an imported model was not evaluated or exported.
@@ -229,14 +223,21 @@ def _check_guide(reports: Path, protocol: dict[str, Any], sampler: dict[str, Any
 def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
     """What dvc.lock has of the stages that a variant came of."""
     path, stages = root / "dvc.lock", _stages_in_lock(root)
-    lineage = _LINEAGE_OF_CASCADE if _is_cascade(variant, root) else _LINEAGE
-    names = [name.format(variant=variant, kind=_kind(variant, root)) for name in lineage]
+    names = ["prepare", *(f"{stage}@{variant}" for stage in _own_stages(variant, root))]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
     names += [name for name in _trainings_of_base(variant, root) if name in stages]
     for name in names:
         if name not in stages:
             raise UserError(f"{path}: no entry for {name}; run `dvc repro {name}`")
     return {name: stages[name] for name in names}
+
+
+def _own_stages(variant: str, root: Path) -> list[str]:
+    """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export."""
+    if not _is_cascade(variant, root):
+        return [f"{stage}{_kind(variant, root)}" for stage in ("train", "evaluate", "export")]
+    links = CascadeFacts.read(root / MODELS / variant).links
+    return [*(f"train-{link}" for link in links), "compose", "evaluate-cascade", "export-cascade"]
 
 
 def _guides_of(variant: str, root: Path) -> list[str]:

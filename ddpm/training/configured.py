@@ -53,7 +53,7 @@ def initial(
     """The network of a training's first step, on the device.
 
     Args:
-        columns: that the network is told.
+        columns: that the network is conditioned on.
         device: None: CUDA where there is a device, else the CPU.
         where: the configuration is from, for errors.
         root: the project's folder, where the relative path of `training.start_from` begins.
@@ -109,7 +109,7 @@ def train_configured(
 
     Args:
         network: as `initial` made it.
-        images: with what the network is told, or answers, of each.
+        images: with what the network is conditioned on, or answers, of each.
         more: options of the training that differ from the configuration's.
 
     Raises:

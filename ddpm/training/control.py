@@ -59,11 +59,11 @@ def load_base(network: ConditionalNetwork, base: nn.Module, where: str = "the ba
         UserError: the base is of another network; names what does not fit.
     """
     controlled = cast(Controlled, network.network)
-    told = {"network.base": controlled.base, **{name: network.get_submodule(name) for name in network.saved_as}}
+    parts = {"network.base": controlled.base, **{name: network.get_submodule(name) for name in network.saved_as}}
     theirs = base.state_dict()
     if not isinstance(base, ConditionalNetwork):
         theirs = {f"network.{name}": tensor for name, tensor in theirs.items()}
-    for place, module in told.items():
+    for place, module in parts.items():
         prefix = place.removesuffix("." + BASE[:-1]) + "."
         own = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
         try:

@@ -1,4 +1,4 @@
-"""What training costs: operations and memory, told without a step taken."""
+"""What training costs: operations and memory, known before a step is taken."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _kept(network: nn.Module, shape: tuple[int, ...], precision: str) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that a device can still give; None where that cannot be told.
+    """Memory that a device can still give; None where that is unknown.
 
     On the CPU under Linux: what the kernel calls available, or less where this container or this process (`ulimit -v`)
     has a lower limit.

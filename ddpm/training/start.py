@@ -23,9 +23,9 @@ MAPS, TOKENS = "network.stem_maps.weight", ".token_kv."
 def start_from(
     network: nn.Module, base: Path | str, where: str, *, root: Path = Path(), controlled: StartFacts | None = None
 ) -> StartFacts:
-    """Copy the weights of a model into a freshly initialised network, which may be told more than the model is.
+    """Copy the weights of a model into a freshly initialised network, which may have more conditions than the model.
 
-    Weights for maps that the model is not told become zero. So a network that is told nothing else new begins as the
+    Weights for maps that the model does not take become zero. So a network with no other new condition begins as the
     model's function (Nichol et al. 2022, GLIDE, §4.2). Other weights that the model has not stay as they are.
 
     Args:
@@ -112,12 +112,12 @@ def _named(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _keys(network: nn.Module) -> set[str]:
-    """The keys of `condition` that a network is told."""
+    """The keys of `condition` that a network has."""
     return set(by_key(columns_in(network)))
 
 
 def _map_slices(network: nn.Module) -> dict[str, slice]:
-    """Which of the maps a network is told are of which key."""
+    """Which of the maps of a network are of which key."""
     slices, first = {}, 0
     for key, columns in by_key(columns_in(network)).items():
         count = CONDITIONERS[key].needs(columns, {}).maps

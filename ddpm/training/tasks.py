@@ -49,7 +49,7 @@ class Task(Protocol):
 
     @property
     def columns(self) -> Sequence[Column]:
-        """What the network is told, or answers. A batch has those in `given` that the data have."""
+        """What the network is conditioned on, or answers. A batch has those in `given` that the data have."""
         ...
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Denoise:
-    """A diffusion model's objective, of a network that may be told a condition.
+    """A diffusion model's objective, of a network that may have a condition.
 
     Attributes:
         drop: of each column that is dropped, by its name: the share of the data in which its null value takes its

@@ -20,16 +20,20 @@ from ddpm.cli.main import main
 from ddpm.codecs.scale import PixelCodec
 from ddpm.conditioning.columns import LabelColumn, columns_of
 from ddpm.config.params import Params, load_params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy.integrity import Fingerprint, find_fault
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.drawer import Drawer
-from ddpm.drawer.cascade import Cascade, CascadeFacts, link_seed
-from ddpm.errors import UserError
+from ddpm.drawer.cascade import Cascade, CascadeFacts, Link, link_seed
+from ddpm.drawer.parts import Part
+from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.files import read_json
-from ddpm.layout import CASCADE, LINKS
+from ddpm.layout import CASCADE
 from ddpm.serve.batching import Job, Share, draw
 from ddpm.serve.models import load_model
+from ddpm.stages.compare import compare
+from ddpm.stages.tune_guidance import tune_guidance
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def test_an_image_of_a_seed_does_not_depend_on_the_batch(composed: Path, asked: 
 
 
 def test_the_base_draws_what_it_draws_alone_and_the_upsampler_makes_it_larger(composed: Path):
-    """By hand: the upsampler is told the base's images, the same labels, and the noise of its own seed."""
+    """By hand: the upsampler has the base's images, the same labels, and the noise of its own seed."""
     cascade, small, large = (ddpm.load(f"models/{name}") for name in ("glide", "small", "large"))
     asked = {"seed": 11, "label": [0, 7]}
     low = small.sample(5, **asked, steps=3)
@@ -73,7 +77,7 @@ def test_the_base_draws_what_it_draws_alone_and_the_upsampler_makes_it_larger(co
     assert np.abs(cascade.sample(5, **asked, steps=5) - expected).max() > 10, "the steps are the base's"
 
 
-def test_both_links_are_told_the_same_label_where_nobody_asks(composed: Path):
+def test_both_links_have_the_same_label_where_nobody_asks(composed: Path):
     cascade = ddpm.load("models/glide")
     labels = cascade.given(6, seed=2)["label"]
     named = cascade.sample(6, seed=2, label=labels).astype(int)
@@ -100,14 +104,14 @@ def test_a_known_part_is_known_to_both_links(composed: Path):
     assert (drawn[:, mask] == image[mask]).all()
     assert (drawn[:, ~mask] != image[~mask]).any()
     told: list[dict[str, np.ndarray]] = []
-    draw = type(small).draw
+    draw = type(small).draw_parts
 
-    def watched(self, count, plan, *, seed, first=0, given=None):
-        told.append(given)
-        return draw(self, count, plan, seed=seed, first=first, given=given)
+    def watched(self, plan, parts):
+        told.extend(part.given for part in parts)
+        return draw(self, plan, parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(small), "draw", watched)
+        patch.setattr(type(small), "draw_parts", watched)
         cascade.sample(1, label=3, image=image, mask=mask)
     assert [each["mask"].shape for each in told] == [(1, 4, 4), (1, 8, 8)]
     expected = np.ones((4, 4), bool)
@@ -155,9 +159,9 @@ def test_the_known_part_of_an_image_is_kept_to_the_last_bit(exported: Path, trai
     np.testing.assert_array_equal(drawn[:, mask], np.broadcast_to(image[mask], (3, 40, 1)))
     # Of the base's pixels the first two columns are known; the third is half known.
     given = cascade.given(3, seed=1, label=1, image=image, mask=mask)
-    told = cascade.to_base(given)
+    told = cascade.part_of("base", cascade.part(3, seed=1, given=given), {}).given
     assert told["mask"][0].tolist() == [[True, True, False, False]] * 4
-    low = cascade.base.draw(3, cascade.plan(), seed=1, given=told)
+    low = cascade.links["base"].draw(3, cascade.plan(), seed=1, given=told)
     np.testing.assert_array_equal(low[:, :, :2], told["image"][:, :, :2])
 
 
@@ -184,22 +188,28 @@ def test_the_exported_cascade_draws_what_the_trained_one_draws(exported: Path):
         assert np.abs(images[0] - images[1]).max() <= 2
     assert np.abs(sampler.sample(5, seed=9, batch_size=2).astype(int) - sampler.sample(5, seed=9)).max() <= 1
     assert (sampler.fingerprint, sampler.variant) == (trained.fingerprint, trained.variant)
-    assert sampler.upsampling == trained.upsampling
+    assert sampler.other_plans == trained.other_plans
     parity = read_json(Path("deploy/glide/parity.json"))
     assert parity["passed"]
-    assert set(parity["files"]) == {f"{link}/{name}.onnx" for link in LINKS for name in ("denoiser", "sampler")}
+    assert set(parity["files"]) == {f"{link}/{name}.onnx" for link in trained.links for name in ("denoiser", "sampler")}
 
 
 def test_an_export_that_draws_something_else_is_refused(
     exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """A chain that feeds the upsampler the wrong noise, though each link is what was trained."""
+
+    def noisier(facts: CascadeFacts) -> CascadeFacts:
+        return replace(
+            facts, links={**facts.links, "upsampler": replace(facts.links["upsampler"], fixed={"low_noise": 0.2})}
+        )
+
     before = Path("deploy/glide", CASCADE).stat().st_mtime_ns
     read = CascadeFacts.read.__func__
     monkeypatch.setattr(
         CascadeFacts,
         "read",
-        classmethod(lambda cls, path: replace(read(cls, path), low_noise=0.2 if path.parent.name != "models" else 0.1)),
+        classmethod(lambda cls, path: noisier(read(cls, path)) if path.parent.name != "models" else read(cls, path)),
     )
     assert main(["export", "glide"]) == 2
     assert "levels from those of the trained one, more than 2; nothing was exported" in capsys.readouterr().err
@@ -227,11 +237,28 @@ def test_it_is_measured_on_what_its_base_draws(composed: Path):
     assert {"fid", "inception_score", "precision", "recall", "class_accuracy", "gflops_per_image"} <= metrics.keys()
     assert not [key for key in metrics if key.startswith("nll")]
     assert metrics["model"] == cascade.fingerprint[:12]
-    assert metrics["links"]["base"] == f"small {cascade.base.fingerprint[:12]}"
+    assert metrics["links"]["base"] == f"small {cascade.links['base'].fingerprint[:12]}"
     assert (protocol["steps"], protocol["upsampler"]["steps"], protocol["upsampler"]["low_noise"]) == (5, 4, 0.1)
     assert {path.name for path in Path("reports/glide").glob("*.png")} == {"links.png", "neighbours.png", "samples.png"}
     costs = [gigaflops_per_image(ddpm.load(f"models/{name}")) for name in ("small", "large")]
     assert metrics["gflops_per_image"] == pytest.approx(sum(costs))
+    assert metrics["gflops_other_links"] == pytest.approx(costs[1])
+
+
+def test_a_comparison_counts_the_evaluations_of_all_links(composed: Path, tmp_path: Path):
+    found = compare(load_params(), ["glide"], tmp_path / "out", steps=[2, 5], samples=8)
+    assert [evaluations for evaluations, _ in found.over_steps[0]] == [2 + 4, 5 + 4]
+
+
+def test_the_guidance_of_its_first_link_is_searched(composed: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["tune-guidance", "glide", "--scales", "1,3", "--intervals", "0,1", "--samples", "8"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("glide: 2 settings searched by FID") for line in lines)
+    assert lines[-3] == "under models.small.sampling in params.yaml:"
+    tuned = tune_guidance(load_params(), "glide", scales=[3], intervals=[None], samples=8)
+    protocol = tuned.measured[0].protocol
+    assert (protocol.guidance_scale, protocol.upsampler["steps"], protocol.steps) == (3.0, 4, 5)
 
 
 def test_requests_that_share_a_batch_get_what_each_would_get_alone(exported: Path):
@@ -261,7 +288,8 @@ def test_a_deploy_directory_is_known_by_what_it_draws(exported: Path, tmp_path: 
     assert find_fault(Path("deploy/glide"), recorded) is None
     shutil.copytree("deploy/glide", tmp_path / "glide")
     facts = read_json(tmp_path / "glide" / CASCADE)
-    (tmp_path / "glide" / CASCADE).write_text(json.dumps({**facts, "low_noise": 0.2}))
+    facts["links"]["upsampler"]["fixed"]["low_noise"] = 0.2
+    (tmp_path / "glide" / CASCADE).write_text(json.dumps(facts))
     fault = find_fault(tmp_path / "glide", recorded)
     assert "cascade.json is not the file that was registered" in fault
     assert "samples that differ" in fault
@@ -271,19 +299,45 @@ def test_a_deploy_directory_is_known_by_what_it_draws(exported: Path, tmp_path: 
 
 
 class Still(Drawer):
-    """A drawer of grey images, told what it is told."""
+    """A drawer of grey images, whatever its condition."""
 
     choices, guidable, plan_source = ({}, {}), False, "the test"
 
-    def __init__(self, shape: tuple[int, ...], condition: dict, classes: tuple[str, ...] = ("a", "b")) -> None:
-        self._codec = PixelCodec(shape)
+    def __init__(
+        self, shape: tuple[int, ...], condition: dict, classes: tuple[str, ...] = ("a", "b"), fails: int | None = None
+    ) -> None:
+        """
+        Args:
+            fails: a seed of which no number is finite.
+        """
+        self._codec, self._fails = PixelCodec(shape), fails
         self._columns = columns_of(condition, {"shape": shape, "kind": "images", "classes": classes})
 
     codec = property(lambda self: self._codec)
     columns = property(lambda self: self._columns)
 
-    def draw(self, count, plan, *, seed, first=0, given=None):
-        return np.full((count, *self._codec.shape), 128, np.uint8)
+    def sampled_by(self, sampling):
+        return self
+
+    def draw_parts(self, plan, parts):
+        return [NotFiniteError("NaN") if part.seed == self._fails else self._drawn(part) for part in parts]
+
+    def plan(self, **overrides):
+        return None
+
+    def _drawn(self, part: Part) -> np.ndarray:
+        return np.full((part.count, *self._codec.shape), 128, np.uint8)
+
+
+class Wide(Still):
+    """An upsampler without a network: in each square of pixels the low one, then the seed, the same, and the label."""
+
+    choices = ({"variance": "fixed_small"}, SamplingConfig().model_dump())
+
+    def _drawn(self, part: Part) -> np.ndarray:
+        wide = part.given["low"].repeat(2, 1).repeat(2, 2)
+        wide[:, 1, 1, 0], wide[:, 1, 3, 0] = part.given["label"], part.seed % 256
+        return wide
 
 
 LABEL, LOW = {"label": {"drop": 0}}, {"low": {"side": 4}}
@@ -292,9 +346,9 @@ LABEL, LOW = {"label": {"drop": 0}}, {"low": {"side": 4}}
 @pytest.mark.parametrize(
     ("base", "upsampler", "words"),
     [
-        (Still((4, 4, 1), {}), Still((8, 8, 1), {}), "the upsampler is not told a low image"),
-        (Still((2, 2, 1), {}), Still((8, 8, 1), LOW), "images of 2×2×1, and the upsampler needs low images of 4×4×1"),
-        (Still((4, 4, 3), {}), Still((8, 8, 1), LOW), "draws images of 4×4×3"),
+        (Still((4, 4, 1), {}), Still((8, 8, 1), {}), "the upsampler has no column low"),
+        (Still((2, 2, 1), {}), Still((8, 8, 1), LOW), "draws data of 2×2×1, and the upsampler needs low of 4×4×1"),
+        (Still((4, 4, 3), {}), Still((8, 8, 1), LOW), "draws data of 4×4×3"),
         (Still((4, 4, 1), {"mask": {}}), Still((8, 8, 1), LOW), "a picture that no link draws: image"),
         (Still((4, 4, 1), {"low": {"side": 2}}), Still((8, 8, 1), LOW), "a picture that no link draws: low"),
         (
@@ -306,17 +360,62 @@ LABEL, LOW = {"label": {"drop": 0}}, {"low": {"side": 4}}
 )  # fmt: skip
 def test_models_that_are_no_links(base: Drawer, upsampler: Drawer, words: str):
     with pytest.raises(ValueError, match=words):
-        Cascade(base, upsampler)
+        Cascade.of(base, upsampler)
 
 
 def test_noise_that_the_upsampler_does_not_know():
     base, noisy = Still((4, 4, 1), LABEL), Still((8, 8, 1), {"low": {"side": 4, "noise": 0.3}})
-    assert Cascade(base, noisy, low_noise=0.3).low_noise == 0.3
-    for upsampler, words in ((noisy, r"0\.\.0\.3"), (Still((8, 8, 1), LOW), r"0\.\.0,")):
-        with pytest.raises(ValueError, match=f"low_noise must be in {words}"):
-            Cascade(base, upsampler, low_noise=0.4)
+    assert Cascade.of(base, noisy, low_noise=0.3).wiring["upsampler"].fixed == {"low_noise": 0.3}
+    for upsampler, words in ((noisy, r"in 0\.\.0\.3, found 0.4"), (Still((8, 8, 1), LOW), "0, found 0.4")):
+        with pytest.raises(ValueError, match=f"low_noise must be {words}"):
+            Cascade.of(base, upsampler, low_noise=0.4)
     # Only the base has the column.
-    assert [type(column) for column in Cascade(base, noisy).columns] == [LabelColumn]
+    assert [type(column) for column in Cascade.of(base, noisy).columns] == [LabelColumn]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"other": Link(Still((8, 8, 1), LOW), {"low": "base"})}, "needs the base, which does not draw before it"),
+        ({"base": Link(Still((4, 4, 1), {})), "other": Link(Still((8, 8, 1), LOW))}, "a picture that no link draws"),
+        ({"base": Link(Still((4, 4, 1), {})), "other": Link(Still((8, 8, 1), {}), {"low": "base"})}, "no column low"),
+    ],
+)  # fmt: skip
+def test_links_that_are_wired_wrongly(change: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        Cascade(change)
+
+
+def test_a_single_model_is_a_chain_of_one_link(composed: Path):
+    small = ddpm.load("models/small")
+    part = small.part(3, seed=1)
+    assert (small.links, small.other_plans, small.part_of("", part, {})) == ({"": small}, {}, part)
+    (drawn,) = small.draw_links(small.plan(), [part])
+    np.testing.assert_array_equal(drawn[""], small.sample(3, seed=1))
+
+
+def test_three_links_draw_in_turn(composed: Path):
+    """By hand: the second upsampler enlarges what the first one has drawn, with the noise of a third seed."""
+    small, large = ddpm.load("models/small"), ddpm.load("models/large")
+    wide = Wide((16, 16, 1), {"low": {"side": 8}, "label": {"drop": 0}}, small.columns[0].classes)
+    low = {"low": "base"}, {"low_noise": 0.1}
+    cascade = Cascade({"base": Link(small), "upsampler": Link(large, *low), "last": Link(wide, {"low": "upsampler"})})
+    assert [column.name for column in cascade.columns] == ["label"]
+    drawn = cascade.sample(5, seed=11, label=[0, 7], steps=3)
+    two = Cascade.of(small, large, low_noise=0.1).sample(5, seed=11, label=[0, 7], steps=3)
+    assert np.abs(drawn[:, ::2, ::2, 0].astype(int) - two[..., 0]).max() <= 1
+    assert drawn[:, 1, 1, 0].tolist() == [0, 7, 0, 7, 0]
+    assert drawn[:, 1, 3, 0].tolist() == [link_seed(11, 2) % 256] * 5
+    assert set(cascade.other_plans) == {"upsampler", "last"}
+
+
+def test_a_part_that_fails_in_one_link_keeps_no_other_from_being_drawn():
+    cascade = Cascade.of(Still((4, 4, 1), {}, fails=1), Still((8, 8, 1), LOW))
+    one, failed, other = cascade.draw_parts(None, [cascade.part(2, seed=seed) for seed in (0, 1, 2)])
+    assert isinstance(failed, NotFiniteError)
+    assert one.shape == other.shape == (2, 8, 8, 1)
+    with pytest.raises(NotFiniteError):
+        cascade.draw(2, None, seed=1)
 
 
 GLIDE, SMALL, LARGE = ("cascades", "glide"), ("models", "small"), ("models", "large")
@@ -388,11 +487,11 @@ def test_composing_says_what_is_missing(project: Path, capsys: pytest.CaptureFix
 
 def test_the_directory_holds_both_models_with_their_plans(composed: Path):
     cascade = ddpm.load("models/glide")
-    assert cascade.upsampler.card.config.sampling.eta == 1.0
-    assert cascade.base.card.own_plan
+    assert cascade.links["upsampler"].card.config.sampling.eta == 1.0
+    assert cascade.links["base"].card.own_plan
     facts = json.loads(Path("models/glide", CASCADE).read_text())
     assert facts["links"]["base"]["variant"] == "small"
-    assert facts["low_noise"] == 0.1
+    assert facts["links"]["upsampler"]["fixed"] == {"low_noise": 0.1}
     for link, name in (("base", "small"), ("upsampler", "large")):
         weights = [Path("models", *place, "model.safetensors").read_bytes() for place in (("glide", link), (name,))]
         assert weights[0] == weights[1]
@@ -401,14 +500,16 @@ def test_the_directory_holds_both_models_with_their_plans(composed: Path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda facts: facts.update(format=9), "its format is 9, and this version of ddpm knows 1"),
+        (lambda facts: facts.update(format=9), "its format is 9, and this version of ddpm knows 1 to 2"),
         (lambda facts: facts.pop("name"), "the key 'name' is missing"),
-        (lambda facts: facts["links"].pop("base"), "the key 'base' is missing"),
+        (lambda facts: facts["links"].pop("base"), "the upsampler needs the base, which does not draw before it"),
+        (lambda facts: facts["links"]["upsampler"].update(fed={}), "the upsampler needs a picture that no link draws"),
+        (lambda facts: facts["links"]["upsampler"].update(fed=[]), "damaged"),
         (lambda facts: facts["links"]["base"].update(variant=3), "expected texts"),
         (lambda facts: facts["links"]["base"].update(more=""), "more"),
         (lambda facts: facts.update(links=[]), "damaged"),
-        (lambda facts: facts.update(low_noise="much"), "a number `low_noise`"),
-        (lambda facts: facts.update(low_noise=0.5), "low_noise must be in 0..0.2"),
+        (lambda facts: facts["links"]["upsampler"].update(fixed={"low_noise": "much"}), "a number `low_noise`"),
+        (lambda facts: facts["links"]["upsampler"].update(fixed={"low_noise": 0.5}), "low_noise must be in 0..0.2"),
         (lambda facts: facts["links"]["base"].update(fingerprint="0"), "is of another training than"),
     ],
 )
@@ -425,6 +526,20 @@ def test_a_directory_that_is_damaged(composed_template: Path, tmp_path: Path, ch
     path.write_text("{")
     with pytest.raises(UserError, match=CASCADE):
         ddpm.load(tmp_path / "glide")
+
+
+def test_a_directory_of_format_1(composed_template: Path, tmp_path: Path):
+    shutil.copytree(composed_template / "models" / "glide", tmp_path / "glide")
+    path = tmp_path / "glide" / CASCADE
+    today = CascadeFacts.read(path.parent)
+    facts = json.loads(path.read_text())
+    for link in facts["links"].values():
+        del link["fed"], link["fixed"]
+    path.write_text(json.dumps({**facts, "format": 1, "low_noise": 0.1}))
+    assert CascadeFacts.read(path.parent) == today
+    path.write_text(json.dumps({**facts, "format": 1}))
+    with pytest.raises(UserError, match="the key 'low_noise' is missing"):
+        CascadeFacts.read(path.parent)
 
 
 def test_a_link_that_is_missing(composed_template: Path, tmp_path: Path):

@@ -19,7 +19,7 @@ from ddpm.data.folder import read
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 
-COUNT = 12
+COUNT = 20
 
 
 def write_folder(folder: Path, *, hints: int = COUNT, side: int = 8, captions: bool = False) -> None:
@@ -53,10 +53,10 @@ def test_a_hint_is_no_image_of_its_own(tmp_path, captions):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda rows: [*rows[:-1], {"file_name": "11.png"}], "hints missing: .*11.png has none, as 1 of 12 images"),
+        (lambda rows: [*rows[:-1], {"file_name": "19.png"}], "hints missing: .*19.png has none"),
         (lambda rows: [{**rows[0], "control_file_name": "no.png"}, *rows[1:]], "line 1: `control_file_name` 'no.png'"),
         (lambda rows: [{**rows[0], "file_name": "no.png"}, *rows[1:]], "line 1: `file_name` 'no.png': no such image"),
-        (lambda rows: [*rows, {**rows[0], "control_file_name": "hints/01.png"}], "line 13: a second hint of 00.png"),
+        (lambda rows: [*rows, {**rows[0], "control_file_name": "hints/01.png"}], "line 21: a second hint of 00.png"),
         (lambda rows: [{**rows[0], "control_file_name": 7}, *rows[1:]], "line 1: `control_file_name` 7: no such image"),
     ],
 )
@@ -79,7 +79,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = {**tiny, "training": {**tiny["training"], "steps": 8, "sample_every": 4}}
     given = {**tiny, "condition": {"control": {"of": "models/base", "hint": "given", "widths": [4]}}}
     params = {**TINY_PARAMS, "variants": ["base"], "models": {"base": tiny, "given": given}}
-    params["data"] = {"source": "folder", "path": "images", "name": "dots"}
+    params["data"] = {"source": "folder", "path": "images", "name": "dots", "validation_fraction": 0.3}
     (folder / "params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(params))))
     with contextlib.chdir(folder):
         for command in (["fetch"], ["prepare"], ["train", "base"], ["train", "given"]):

@@ -36,8 +36,11 @@ class Numbers(Drawer):
     def plan(self, **overrides):
         return None
 
-    def draw(self, count, plan, *, seed, first=0, given=None):
-        return self.images(np.arange(first, first + count))
+    def sampled_by(self, sampling):
+        return self
+
+    def draw_parts(self, plan, parts):
+        return [self.images(np.arange(part.first, part.first + part.count)) for part in parts]
 
     def images(self, numbers):
         return np.broadcast_to(numbers.astype(np.uint8)[:, None, None, None], (len(numbers), 2, 2, 1))
@@ -48,8 +51,8 @@ class Told(Numbers):
 
     columns = (LabelColumn(tuple("abcdefg"), counts=(5, 1, 1, 1, 1, 1, 20)),)
 
-    def draw(self, count, plan, *, seed, first=0, given=None):
-        return self.images(given["label"])
+    def draw_parts(self, plan, parts):
+        return [self.images(part.given["label"]) for part in parts]
 
 
 class Collected(Ranks):

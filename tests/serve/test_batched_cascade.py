@@ -20,12 +20,12 @@ from ddpm.serve.models import ServedModel
 def cascade(told: Path, tmp_path: Path) -> ServedModel:
     """From 4×4 to 8×8."""
     base = Sampler(write_deploy(tmp_path / "base", shape=(4, 4, 3)), threads=1)
-    return ServedModel("cascade", Cascade(base, Sampler(told, threads=1)))
+    return ServedModel("cascade", Cascade.of(base, Sampler(told, threads=1)))
 
 
 def test_the_upsamplers_evaluations_count_in_the_metrics_and_in_the_time_to_retry(cascade):
     gate, metrics = Gate(), Metrics()
-    upsampler = cascade.sampler.upsampler.choices[1]["steps"]
+    upsampler = cascade.sampler.links["upsampler"].choices[1]["steps"]
     assert upsampler > 0
 
     async def test() -> None:

@@ -1,4 +1,4 @@
-"""A folder with captions through the stages, to a model that is told them."""
+"""A folder with captions through the stages, to a model that is conditioned on them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captioned import write_pictures
 from PIL import Image
 from prompts_of_all_kinds import DRAWN, REFUSED
 from tiny import TINY_PARAMS
@@ -47,15 +48,9 @@ def params_of(**prompt) -> Params:
 
 @pytest.fixture
 def captioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sixteen pictures, a light or a dark square, of which the dark ones have two captions; prepared."""
+    """Sixteen pictures, of which the dark ones have two captions; prepared."""
     monkeypatch.chdir(tmp_path)
-    Path("pictures").mkdir()
-    for number in range(16):
-        level, text = (230, "a light square") if number % 2 else (40, "a dark square\nnight")
-        image = np.full((8, 8), level + number, np.uint8)
-        image[2:6, 2:6] = 128
-        Image.fromarray(image).save(f"pictures/{number:02}.png")
-        Path(f"pictures/{number:02}.txt").write_text(text)
+    write_pictures(Path("pictures"))
     fetch(params_of())
     prepare(params_of())
     return tmp_path

@@ -34,7 +34,7 @@ from ddpm.export.files import export_sampler, write
 from ddpm.export.parity import measure_parity
 from ddpm.export.text_to_image import Link, export_text_to_image, link_of, links_of, quiet_plan, text_to_image
 from ddpm.files import sha256_of
-from ddpm.layout import DEPLOY, LINKS, MODELS
+from ddpm.layout import DEPLOY, MODELS
 from ddpm.model import DataFacts, Model, TextFacts, save
 from ddpm.stages.compose import compose
 from ddpm.stages.export import export_variant
@@ -291,7 +291,6 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> TwoLinks:
     export_variant(params, "glide", root=directory)
     deploy = directory / DEPLOY / "glide"
     exported = ddpm.load(deploy)
-    assert isinstance(exported, Cascade)
     file = deploy / "text_to_image.onnx"
     trained = [opened(directory / MODELS / name) for name in models]
     return TwoLinks(*trained, links_of(exported, deploy), file, session(onnx.load(file)))
@@ -336,7 +335,7 @@ def test_two_links_draw_what_the_cascade_draws(cascade: TwoLinks, low_noise: flo
         feed["upsampler_low_noise"] = np.full(2, low_noise, np.float32)
     (images,) = cascade.file.run(["images"], feed)
     upsampler = cascade.upsampler.sampled_by(SamplingConfig(sampler="dpmpp_2m", steps=20))
-    expected = Cascade(cascade.base, upsampler, low_noise=0.1 if low_noise is None else low_noise)
+    expected = Cascade.of(cascade.base, upsampler, low_noise=0.1 if low_noise is None else low_noise)
     drawn = expected.sample(2, prompt=PROMPTS, guidance_scale=2.0).astype(int)
     assert (images.shape, images.dtype) == ((2, 16, 16, 3), np.uint8)
     assert np.abs(images - drawn).max() <= 1
@@ -349,13 +348,13 @@ def test_a_plan_of_one_link_that_adds_noise(cascade: TwoLinks):
     feed = asked_of_both(cascade, len(plan))
     feed |= {f"upsampler_{name}": values for name, values in as_inputs(plan).items()}
     (images,) = cascade.file.run(["images"], feed)
-    drawn = Cascade(cascade.base, cascade.upsampler, low_noise=0.1).sample(2, prompt=PROMPTS, guidance_scale=2.0)
+    drawn = Cascade.of(cascade.base, cascade.upsampler, low_noise=0.1).sample(2, prompt=PROMPTS, guidance_scale=2.0)
     assert np.abs(images - drawn.astype(int)).max() <= 1
 
 
 def test_both_loops_are_held_against_torch(cascade: TwoLinks):
     parity = partial(measure_cascade_parity, file=cascade.path, samples=5, steps=5, tolerance=1e-3)
-    right = parity(Cascade(cascade.base, cascade.upsampler, low_noise=0.2))
+    right = parity(Cascade.of(cascade.base, cascade.upsampler, low_noise=0.2))
     assert right["passed"]
     assert 0 < right["max_abs_difference"] <= 1e-3
     others = []
@@ -365,7 +364,7 @@ def test_both_loops_are_held_against_torch(cascade: TwoLinks):
             next(network.parameters()).mul_(1.1)
         others.append(replace(model, network=network))
     for links in ((others[0], cascade.upsampler), (cascade.base, others[1])):
-        assert not parity(Cascade(*links, low_noise=0.2))["passed"]
+        assert not parity(Cascade.of(*links, low_noise=0.2))["passed"]
 
 
 def test_the_export_of_a_cascade_writes_one_file_of_both_links(cascade: TwoLinks):
@@ -400,7 +399,7 @@ def test_the_readmes_example_runs_with_numpy_onnxruntime_and_pillow_alone(cascad
     drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
 
     asked, draw = ["Red heart", "blue heart", "grinning cat with sunglasses"], np.random.default_rng(0).standard_normal
-    base, upsampler = (Sampler(cascade.path.parent / link) for link in LINKS)
+    base, upsampler = (Sampler(cascade.path.parent / link) for link in cascade.links)
     x = draw((3, 3, 8, 8), np.float32)
     low = base.decode(base.run(base.plan(), x, lambda: x, base.given(3, prompt=asked)))
     gauss = next(column for column in upsampler.columns if column.name == "low_gauss").draw(1, seed=0)

@@ -1,5 +1,5 @@
-"""Figures of models that are told pictures, which are those of the validation split: upsamplers, and models that fill
-in a part of an image."""
+"""Figures of models that are conditioned on images, which are those of the validation split: upsamplers, and models
+that inpaint."""
 
 from __future__ import annotations
 

@@ -1,0 +1,297 @@
+"""`python -m bench.text`: what is claimed of captions, cascades and inpainting, measured on emoji.
+
+It needs a project in which `make demo-text` has run, and trains there what the cascade is held against: the presets
+`emoji`, `text-emoji` and `inpaint-emoji`, if they are not there. A run that was stopped goes on with the same command,
+cell by cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.cells import Cells
+from bench.claims import Claim, Comparison, Estimate, below, estimate
+from bench.judge import GROUPS, Judge
+from bench.text_page import markdown
+from ddpm import tracking
+from ddpm.conditioning.columns import PromptColumn
+from ddpm.config.params import Params, load_params
+from ddpm.data.loader import InMemoryImages
+from ddpm.drawer import Drawer
+from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.evaluation.extractor import Features
+from ddpm.evaluation.image_to_image import masked_validation
+from ddpm.evaluation.likelihood import gigaflops_per_image
+from ddpm.evaluation.metrics import frechet_distance
+from ddpm.evaluation.retrieval import evenly, retrieval
+from ddpm.files import read_json, write_bytes, write_json
+from ddpm.layout import EXTRACTOR, MODELS
+from ddpm.model import Model
+from ddpm.opening import load
+from ddpm.stages.train import train_variant
+
+CASCADE, SINGLE, UNCONDITIONAL, PAINTER = "glide", "text-emoji", "emoji", "inpaint-emoji"
+TRAINED = (UNCONDITIONAL, SINGLE, PAINTER)  # in this order: the last begins with the weights of the first
+SAME_COST = {SINGLE: 6, UNCONDITIONAL: 12}  # steps with which an image costs what it costs the cascade
+
+RESULTS, PAGE = Path("bench/results/text.json"), Path("docs/text-to-image.md")
+
+
+class Setting(NamedTuple):
+    """A model with a plan (overrides of its own)."""
+
+    model: str
+    plan: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return ", ".join([f"`{self.model}`", *(f"{name} {value}" for name, value in self.plan.items())])
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    samples: int = 1000  # of training captions
+    held_out: int = 200  # of held-out combinations
+    filled: int = 300  # validation images with a part drawn again
+    repaint: Mapping[str, Any] = field(default_factory=lambda: {"steps": 50, "resamples": 5, "jump": 5})
+
+
+FULL = Extent()
+QUICK = Extent((1.0, 2.0), 40, 20, 20, {"steps": 4, "resamples": 2, "jump": 2})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or continue the study; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.text", description=__doc__)
+    parser.add_argument(
+        "--project", type=Path, default=Path(".demo-text"), help="where `make demo-text` has run (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        project = arguments.project
+        params = load_params(project / "params.yaml")
+        if not (project / MODELS / CASCADE).is_dir():
+            raise UserError(f"{project / MODELS / CASCADE} is missing: `make demo-text` makes it")
+        for name in TRAINED:
+            if not (project / MODELS / name).is_dir():
+                train_variant(params, name, root=project)
+        results = TextStudy(params, project, FULL).results()
+        write_json(RESULTS, results)
+        write_bytes(PAGE, markdown(results).encode())
+        print(f"\n{PAGE.read_text(encoding='utf-8')}\n{RESULTS} and {PAGE} written", flush=True)
+        run = tracking.log_study("text", results["protocol"], [], [RESULTS, PAGE])
+        print(f"in MLflow: {tracking.run_url(run)}")
+    except (UserError, UpstreamError, Interrupted) as error:
+        print(f"bench.text: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+class TextStudy:
+    """A project with the trained models, and the figures of the settings that are asked for."""
+
+    def __init__(self, params: Params, root: Path, extent: Extent) -> None:
+        self._params, self._root, self._extent = params, root, extent
+        self._judge = Judge(root, manifold=2000, seed=params.seed)
+        self._cells = Cells(root / ".ddpm" / "text-cells")
+        self._drawers = {name: load(root / MODELS / name) for name in (CASCADE, *TRAINED)}
+
+    def results(self) -> dict[str, Any]:
+        """The tables and the verdicts, as JSON."""
+        table = {setting.key: self._figures(setting, self._params.seed) for setting in self._settings()}
+        filled = {name: self._filled(*chosen) for name, chosen in self._fillers.items()}
+        costs = {setting.key: self._cost(setting) for setting in self._settings()}
+        return {
+            "protocol": self._protocol(),
+            "settings": _rows(table, costs),
+            "inpainting": _rows(filled, {name: self._cost(Setting(*way)) for name, way in self._fillers.items()}),
+            "claims": [claim.as_dict() for claim in (*self._claims(table), *filling_claims(filled))],
+        }
+
+    def _scaled(self, scale: float) -> Setting:
+        return Setting(CASCADE, {"guidance_scale": scale})
+
+    def _settings(self) -> list[Setting]:
+        single = [Setting(SINGLE, {"steps": SAME_COST[SINGLE], "guidance_scale": s}) for s in self._extent.scales[:4]]
+        return [
+            *(self._scaled(scale) for scale in self._extent.scales),
+            *single,
+            Setting(SINGLE, {}),
+            Setting(UNCONDITIONAL, {"steps": SAME_COST[UNCONDITIONAL]}),
+            Setting(UNCONDITIONAL, {}),
+        ]
+
+    @property
+    def _fillers(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """What fills in a part of an image."""
+        repaint = {"inpainting": "repaint", "sampler": "ancestral", **self._extent.repaint}
+        return {
+            "trained": (PAINTER, {}),
+            "replace": (UNCONDITIONAL, {"inpainting": "replace"}),
+            "repaint": (UNCONDITIONAL, repaint),
+        }
+
+    def _claims(self, table: Mapping[str, Mapping[str, Estimate]]) -> list[Claim]:
+        """Best scales are chosen by the table and compared on other samples."""
+
+        def best(model: str) -> Setting:
+            own = [each for each in self._settings() if each.model == model]
+            return min(own, key=lambda each: table[each.key]["fid"].value)
+
+        def again(setting: Setting) -> dict[str, Estimate]:
+            return self._figures(setting, self._params.seed + 1)
+
+        def compare(figure: str, a: Setting, b: Setting) -> Comparison:
+            return below(f"{figure}: {a.key} < {b.key}", again(a)[figure], again(b)[figure])
+
+        glide, single, alone = best(CASCADE), best(SINGLE), best(UNCONDITIONAL)
+        plain, middle, strong = (self._scaled(scale) for scale in (1.0, 2.0, self._extent.scales[-1]))
+        return [
+            Claim("Two stages have a lower FID than one of equal compute", (compare("fid", glide, single),)),
+            Claim("… and find the asked picture more often", (compare("retrieval_5_pixels", single, glide),)),
+            Claim("Captions lower the FID of a model of equal cost", (compare("fid", glide, alone),)),
+            Claim(
+                "Guidance makes pictures show their captions more often",
+                (compare("retrieval_5_pixels", plain, middle),),
+            ),
+            Claim("Guidance raises precision", (compare("precision", plain, middle),)),
+            Claim("Guidance lowers recall", (compare("recall", strong, plain),)),
+            Claim("FID has its minimum below the largest guidance scale", (compare("fid", glide, strong),)),
+        ]
+
+    def _figures(self, setting: Setting, seed: int) -> dict[str, Estimate]:
+        drawer, count = self._drawers[setting.model], self._extent.samples
+        images = self._cells.drawn(drawer, count, seed, setting.plan)
+        features = self._judge.features(InMemoryImages(images), count)
+        column = _prompts(drawer)
+        if column is None:
+            found = self._judge.estimates(features)
+        else:
+            asked = drawer.given(count, seed=seed)[PromptColumn.name]
+            ranks = self._ranks(column, asked, images, features)
+            found = self._judge.estimates(features, lambda kept: _shares(ranks, kept))
+            found |= self._held_out(setting, column, seed)
+        said = ", ".join(f"{name} {figure.value:.3f} ± {figure.error:.3f}" for name, figure in found.items())
+        print(f"{setting.key}, seed {seed}: {said}", flush=True)
+        return found
+
+    def _held_out(self, setting: Setting, column: PromptColumn, seed: int) -> dict[str, Estimate]:
+        """R@5 of captions that training has not seen."""
+        texts = evenly(self._judge.data.held_out_captions, self._extent.held_out)
+        drawer = self._drawers[setting.model]
+        images = self._cells.drawn(drawer, len(texts), seed, setting.plan, prompt=texts)
+        features = self._judge.features(InMemoryImages(images), len(texts))
+        ranks = self._ranks(column, column.tokenizer.encode(texts)[0], images, features)["pixels"]
+        share = estimate(lambda kept: float((ranks[torch.from_numpy(kept)] <= 5).double().mean()), len(texts), GROUPS)
+        return {"held_out_retrieval_5_pixels": share}
+
+    def _ranks(
+        self, column: PromptColumn, asked: NDArray[np.int64], images: NDArray[np.uint8], features: Features
+    ) -> dict[str, Tensor]:
+        data, judge = self._judge.data, self._judge
+        validation = data.split("validation")
+        real = torch.cat([judge.real.features, judge.features(validation, len(validation)).features])
+        found = retrieval(column.tokenizer, asked, data, real)
+        found.add(images, features.features)
+        return found.ranks
+
+    def _filled(self, model: str, plan: Mapping[str, Any]) -> dict[str, Estimate]:
+        """How near validation images of which a part was drawn again are to what they were, and to the real ones."""
+        count, seed = self._extent.filled, self._params.seed
+        image, mask = masked_validation(self._judge.data, count, seed=seed)
+        images = self._cells.drawn(self._drawers[model], count, seed, plan, image=image, mask=mask)
+        error = torch.from_numpy(images.astype(np.float64) - image)
+        drawn = torch.from_numpy(~mask)[..., None].expand(error.shape)
+        features = self._judge.features(InMemoryImages(images), count).features
+
+        def of(figure: Any) -> Estimate:
+            return estimate(lambda kept: float(figure(torch.from_numpy(kept))), count, GROUPS)
+
+        found = {
+            "known_error": of(lambda kept: error[kept][~drawn[kept]].abs().max()),
+            "rmse": of(lambda kept: error[kept][drawn[kept]].square().mean().sqrt()),
+            "fid": of(lambda kept: frechet_distance(features[kept], self._judge.real.features)),
+        }
+        print(f"{model}, {dict(plan)}: " + ", ".join(f"{n} {e.value:.3f} ± {e.error:.3f}" for n, e in found.items()))
+        return found
+
+    def _cost(self, setting: Setting) -> float:
+        """10⁹ operations of an image."""
+        drawer = self._drawers[setting.model]
+        plans = drawer.plans(drawer.plan(**setting.plan))
+        return sum(gigaflops_per_image(cast(Model, drawer.links[name]), plan) for name, plan in plans.items())
+
+    def _protocol(self) -> dict[str, Any]:
+        extent, data = self._extent, self._judge.data
+        train, validation = data.split("train"), data.split("validation")
+        floor = frechet_distance(self._judge.features(validation, len(validation)).features, self._judge.real.features)
+        return {
+            "data": data.manifest.name,
+            "shape": data.manifest.shape,
+            "attribution": self._drawers[CASCADE].attribution,
+            "extractor": read_json(self._root / EXTRACTOR / "extractor.json"),
+            "reference": {"images": len(train), "sha256": train.sha256},
+            "validation": {"images": len(validation), "fid": round(floor, 4)},
+            "samples": extent.samples,
+            "held_out": extent.held_out,
+            "filled": extent.filled,
+            "seeds": [self._params.seed, self._params.seed + 1],
+            "groups": GROUPS,
+            "steps": {name: self._params.variant(name).training.steps for name in TRAINED},
+        }
+
+
+def filling_claims(filled: Mapping[str, Mapping[str, Estimate]]) -> list[Claim]:
+    """Of a model that was trained to fill in a part of an image, beside one that was not."""
+
+    def compare(figure: str) -> tuple[Comparison, ...]:
+        return tuple(
+            below(f"{figure}: trained < {other}", filled["trained"][figure], filled[other][figure])
+            for other in ("replace", "repaint")
+        )
+
+    return [
+        Claim("Trained inpainting looks more real than untrained (FID of the whole images)", compare("fid")),
+        Claim("Trained inpainting is nearer to what was there", compare("rmse")),
+    ]
+
+
+def _prompts(drawer: Drawer) -> PromptColumn | None:
+    return next((column for column in drawer.columns if isinstance(column, PromptColumn)), None)
+
+
+def _shares(ranks: Mapping[str, Tensor], kept: Tensor) -> dict[str, float]:
+    """R@1 and R@5 of some samples."""
+    return {
+        f"retrieval_{place}_{space}": float((own[kept] <= place).double().mean())
+        for space, own in ranks.items()
+        for place in (1, 5)
+    }
+
+
+def _rows(table: Mapping[str, Mapping[str, Estimate]], costs: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "setting": name,
+            "gflops_per_image": round(costs[name], 3),
+            "figures": {figure: value.as_dict() for figure, value in figures.items()},
+        }
+        for name, figures in table.items()
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
