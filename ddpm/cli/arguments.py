@@ -251,6 +251,14 @@ def add_import(bring: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the last row of the class embedding was trained as `no class`: the model can be guided",
     )
+    control = bring.add_argument_group("for a directory of diffusers' ControlNetModel")
+    control.add_argument("--base", metavar="MODEL", help="the model that it controls, such as models/V")
+    control.add_argument(
+        "--hint",
+        choices=["edges", "silhouette", "given"],
+        default="given",
+        help="what it was trained on; given: any picture in colour (default: %(default)s)",
+    )
     built = bring.add_argument_group(
         "for sequences from denoising_diffusion_pytorch", "as they were passed to GaussianDiffusion1D"
     )

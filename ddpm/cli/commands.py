@@ -236,6 +236,11 @@ def run_serve(arguments: Arguments) -> None:
 def run_import(arguments: Arguments) -> None:
     from dataclasses import fields
 
+    if arguments.base is not None:
+        from ddpm.stages.import_control import import_control
+
+        print(import_control(arguments.source, arguments.out, base=arguments.base, hint=arguments.hint))
+        return
     from ddpm.interop.published import Flags
     from ddpm.stages.interop import class_names, import_model
 

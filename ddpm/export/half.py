@@ -31,27 +31,34 @@ def in_half_precision(denoiser: ModelProto) -> ModelProto:
     model.remove_cascaded_cast_nodes()
     model.remove_useless_cast_nodes()
     model.topological_sort()
-    _, *branches = _graphs(model.model.graph)
-    for branch in branches:
-        _tidy(branch)
+    whole, *branches = _graphs(model.model.graph)
+    for graph in [*branches, whole] if branches else []:
+        _tidy(graph)
     return model.model
 
 
-def _tidy(branch: GraphProto) -> None:
-    """The same of a branch: each cast once, and each node after those whose values it takes."""
-    todo = list({node.output[0]: node for node in branch.node}.values())
+def _tidy(graph: GraphProto) -> None:
+    """The same of a graph with branches, and of these: each cast once, and each node after those whose values it, or
+    one of its branches, takes."""
+    todo = list({node.output[0]: node for node in graph.node}.values())
     missing = {name for node in todo for name in node.output}
     ordered: list[NodeProto] = []
     while todo:
-        ready = [node for node in todo if not missing & {*node.input}]
+        ready = [node for node in todo if not missing & _taken(node)]
         ordered += ready
         missing -= {name for node in ready for name in node.output}
         todo = [node for node in todo if missing & {*node.output}]
     copies = [NodeProto() for _ in ordered]
     for copied, node in zip(copies, ordered, strict=True):
         copied.CopyFrom(node)
-    del branch.node[:]
-    branch.node.extend(copies)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _taken(node: NodeProto) -> set[str]:
+    """The values that a node takes, those of its branches among them."""
+    inner = [each for attribute in node.attribute if attribute.HasField("g") for each in attribute.g.node]
+    return {*node.input, *(name for each in inner for name in _taken(each))}
 
 
 def _embedding(graph: GraphProto) -> list[str]:

@@ -1,13 +1,19 @@
 """A control, held against diffusers' ControlNetModel; and with its U-Net against UNet2DConditionModel."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from untrained import untrained
 from weights import moved
 
+from ddpm.cli.main import main
+from ddpm.conditioning.tokenizers import Words
 from ddpm.errors import UserError
+from ddpm.files import sha256_of
 from ddpm.interop.diffusers.control import convert, for_one_channel
 from ddpm.interop.diffusers.weights import ours_of
+from ddpm.model import DataFacts, load
 from ddpm.nets import build
 from ddpm.nets.condition import Condition, Ports
 from ddpm.nets.controlled import Controlled
@@ -113,3 +119,40 @@ def test_unexpected_and_missing_tensors_are_named():
     del weights["controlnet_mid_block.bias"]
     with pytest.raises(UserError, match=r"missing .*controlnet_mid_block\.bias.*unexpected .*more"):
         convert(raw(net), {**weights, "more": torch.zeros(1)}, SIDE, "test")
+
+
+def test_ddpm_import_puts_it_on_its_base(tmp_path, capsys):
+    """The model draws as their U-Net with their control would, here of pixels; of another base it says the key."""
+    options = {**NETS["rgb"], "in_channels": 3, "conditioning_embedding_out_channels": (4,)}
+    torch.manual_seed(0)
+    net = moved(ControlNetModel(**options))
+    net.save_pretrained(tmp_path / "theirs")
+    found = convert(raw(net), net.state_dict(), SIDE, "test")
+    assert found.hint.shrink == 1
+    words = Words(("blue", "heart", "red"), 4)
+    text = {"tokenizer": words.as_json(), "captions": ("red heart",)}
+    facts = DataFacts(name="dots", shape=(SIDE, SIDE, 3), classes=None, text=text)
+    prompt = {"length": 4, "width": WIDTH, "layers": 1, "heads": 2}
+    network = found.network.model_dump()
+    untrained("base", tmp_path, facts, network=network, condition={"prompt": prompt})
+    untrained("other", tmp_path, facts, network={**network, "heads": 1}, condition={"prompt": prompt})
+    line = ["import", str(tmp_path / "theirs"), "--out", str(tmp_path / "made"), "--base"]
+    assert main([*line, str(tmp_path / "other")]) == 2
+    assert "network.heads is 2, and 1 of" in capsys.readouterr().err
+    assert main([*line, str(tmp_path / "base"), "--hint", "edges"]) == 0
+    made, base = (load(tmp_path / name) for name in ("made", "base"))
+    assert made.card.training.control_of.sha256 == sha256_of(tmp_path / "base/model.safetensors")
+    edges = np.eye(SIDE, dtype=bool)
+    given, x, t = made.given(2, control=edges, prompt="red heart"), made.noise(2, 0)(), torch.tensor([3, 40])
+    values = {name: torch.from_numpy(value) for name, value in given.items()}
+    condition = made.network.condition(values)._replace(vector=None)  # theirs has no projection of the caption
+    tokens = condition.tokens
+    picture = torch.from_numpy(edges).float().expand(2, 3, -1, -1)
+    with torch.no_grad():
+        down, middle = net(x, t, tokens, controlnet_cond=picture, return_dict=False)
+        residuals = made.network.network.residuals(x, t, condition)
+        for own, their in zip(residuals, [*down, middle], strict=True):
+            assert (own - their).norm() <= 1e-5 * their.norm()
+    hint = {"control": edges, "prompt": "red heart", "steps": 2}
+    assert np.array_equal(made.sample(1, **hint, control_scale=0.0), base.sample(1, prompt="red heart", steps=2))
+    assert not np.array_equal(made.sample(1, **hint), made.sample(1, **hint, control_scale=0.0))

@@ -21,8 +21,8 @@ from ddpm.files import read_json
 UNETS = ("ddpm", "conditional", "improved-ddpm", "adm")
 # For other data than the digits, and hours or days.
 LARGE = {"ddpm-cifar10", "improved-ddpm-cifar10", "conditional-fashion", "classifier-fashion", "adm-conditional"}
-# tests/flows/test_demo_text.py
-EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji"}
+# tests/flows/test_demo_text.py, test_demo_control.py
+EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji", "control-emoji"}
 OTHER_NETWORKS = ("linear-attention", "vae")
 FOR_OTHERS = {
     "swiss-roll": {"source": "swiss-roll"},
