@@ -59,13 +59,18 @@ class Judge:
         extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=torch.device("cpu"))
         self._measure = ImageMeasure(params, data, extractor, root / FEATURES, unseen)
         self._data, self._samples, self._steps, self._seed = data, samples, steps, params.seed
+        self._rows = np.arange(samples) % len(data.split("validation"))
+
+    @property
+    def fid_of_hinted(self) -> float:
+        """The FID of the images that the hints are of, as many as are drawn."""
+        return self._measure.fid_of(self._data.split("validation").rows(self._rows))
 
     def figures(self, model: Model, **setting: Any) -> dict[str, float]:
         """The agreement with the hints, and FID."""
         column = hint_column(model.columns)
         assert isinstance(column, DerivedHint)
-        rows = np.arange(self._samples) % len(self._data.split("validation"))
-        asked = like_validation(model.columns, self._data, rows)
+        asked = like_validation(model.columns, self._data, self._rows)
         drawn = model.sample(self._samples, seed=self._seed, steps=self._steps, **asked, **setting)
         agreement = Agreement(column, model.codec, asked[column.name])
         agreement.add(drawn)
@@ -117,6 +122,7 @@ def study(root: Path, variant: str, samples: int, steps: int) -> dict[str, Any]:
         "samples": samples,
         "sampler": f"{config.sampling.sampler} in {steps} steps",
         "batch_size": config.training.batch_size,
+        "fid_of_hinted": judge.fid_of_hinted,
         "over_steps": rows,
         "settings": [{"setting": name, **judge.figures(model, **setting)} for name, setting in SETTINGS.items()],
     }
@@ -138,7 +144,8 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"of {found['batch_size']}. {found['samples']} samples of as many hints of validation images by "
             f"{found['sampler']}, from the same noise in every row. `python -m bench.control PROJECT "
             f"{found['variant']}` makes this page. The agreement is the F1 of edges with a tolerance of a pixel, with "
-            "a 95 % interval.",
+            f"a 95 % interval. The images that the hints are of have FID {number(found['fid_of_hinted'])} themselves: "
+            "they are few, and of other emoji than the training images.",
             "## Over the steps of training",
             "At step 0 it is the base, bit for bit.",
             table(["step", *heads], (cells(row, "step") for row in found["over_steps"])),

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.conditioning.pictures import from_levels, image_shape, levels_of, repeated, size_of
+from ddpm.conditioning.values import Values
 from ddpm.errors import UserError, brief
 from ddpm.pixels import shrunk, smaller_side
 
@@ -254,10 +255,8 @@ class GivenColumn(HintColumn):
         """As of `Column`; `asked` is a picture [H, W, C] or several [n, H, W, C], of whole numbers 0..255."""
         return repeated(levels_of(self.name, asked, self.shape), count, first)
 
-    def of_data(self, data: Any) -> Any:
+    def of_data(self, data: Any) -> Values:
         """As of `Stored`."""
-        from ddpm.conditioning.columns import Values
-
         return Values(data.hints)
 
     def as_maps(self, hints: Tensor) -> Tensor:

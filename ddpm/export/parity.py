@@ -164,6 +164,7 @@ class _TextToImage:
         self._session = open_text_to_image(file)
 
     def run(self, plan: SamplingPlan, x: Float32, draw: Draw, given: Given) -> Float32:
+        given = {name: values for name, values in given.items() if name != WEIGHTS}  # the rows have them
         (x0,) = self._session.run(["x0"], {**given, "prompt": self._prompts, **inputs_of(plan, x, draw)})
         return x0
 

@@ -86,7 +86,7 @@ def test_colour_is_the_image_in_few_pixels_and_is_shown_in_its_size():
 
 
 def test_every_hint_can_be_asked_for_and_none_is_drawn():
-    for hint in HINTS:
+    for hint in HINTS.keys() - {"given"}:  # tests/data/test_hints.py
         own = column(hint)
         asked = own.derive(square(), torch.empty(1, 0)).numpy()
         assert np.array_equal(own.read(asked, 3), np.repeat(asked, 3, axis=0))

@@ -134,8 +134,9 @@ def test_ddpm_import_puts_it_on_its_base(tmp_path, capsys):
     facts = DataFacts(name="dots", shape=(SIDE, SIDE, 3), classes=None, text=text)
     prompt = {"length": 4, "width": WIDTH, "layers": 1, "heads": 2}
     network = found.network.model_dump()
-    untrained("base", tmp_path, facts, network=network, condition={"prompt": prompt})
-    untrained("other", tmp_path, facts, network={**network, "heads": 1}, condition={"prompt": prompt})
+    common = {"condition": {"prompt": prompt}, "process": {"timesteps": 50, "prediction": "x0"}}
+    untrained("base", tmp_path, facts, network=network, **common)
+    untrained("other", tmp_path, facts, network={**network, "heads": 1}, **common)
     line = ["import", str(tmp_path / "theirs"), "--out", str(tmp_path / "made"), "--base"]
     assert main([*line, str(tmp_path / "other")]) == 2
     assert "network.heads is 2, and 1 of" in capsys.readouterr().err
