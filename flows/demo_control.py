@@ -19,7 +19,7 @@ from ddpm.config.params import load_params
 from ddpm.data.store import PreparedData
 from ddpm.evaluation.agreement import hint_column
 from ddpm.evaluation.image_to_image import like_validation
-from ddpm.evaluation.pictures import captioned, grid, save_png
+from ddpm.evaluation.pictures import WIDTH, captioned, grid, save_png
 from ddpm.files import atomic_file
 from ddpm.layout import MODELS, PREPARED
 from ddpm.model import Model
@@ -50,7 +50,8 @@ def hints_picture(
     base = model.sample(shown * samples, seed=seed, **each, control_scale=0.0).reshape(drawn.shape)[:, :1]
     cells = np.concatenate([hint.as_picture(asked[hint.name], drawn.shape[-1])[:, None], drawn, base], axis=1)
     heads = ["hint", "with the control", *[""] * (samples - 1), "without"]
-    picture = grid(cells.reshape(-1, *model.codec.shape), ACROSS * cells.shape[1], captions=heads * ACROSS)
+    flat = cells.reshape(-1, *model.codec.shape)
+    picture = grid(flat, ACROSS * cells.shape[1], captions=heads * ACROSS, width=WIDTH)
     for line in textwrap.wrap(model.attribution or "", picture.width // LETTER):
         picture = captioned(picture, line)
     return picture
