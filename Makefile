@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text demo-control serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
+.PHONY: help setup demo demo-text demo-latent demo-control serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ demo: setup  ## raw images to a registered, deployed model, on the data that par
 demo-text: setup  ## the same on emoji and their names, in .demo-text/; ends with a picture of prompts
 	@python -m flows.demo_text
 
+demo-latent: setup  ## the same in the latents of an autoencoder, in .demo-latent/
+	@python -m flows.demo_latent
+
 demo-control: setup  ## the same with a control of such a model, in .demo-control/; ends with a picture of hints
 	@python -m flows.demo_control
 
@@ -68,8 +71,9 @@ test-gpu: setup  ## the tests that need a GPU
 	@python -m pytest -m gpu
 
 # As in `ddpm`: threads that spin while they wait starve beside any other busy process.
-ablation: setup  ## the papers' claims, measured on the digits in an hour and a quarter of one core: docs/ablation.md
+ablation: setup  ## the papers' claims and processes, measured on the digits in an hour and a half of one core: docs/
 	@GOMP_SPINCOUNT=1000 python -m bench.ablation
+	@GOMP_SPINCOUNT=1000 python -m bench.processes
 
 bench-sampling: setup  ## images a second of our samplers and others', at equal steps and at equal FID
 	@GOMP_SPINCOUNT=1000 python -m bench.sampling

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def study(params: Params, scale: Scale) -> dict[str, Any]:
     """Train, sample and measure what is not there yet; everything that the page says, as JSON."""
     params = six_models(params, scale)
-    _prepare(params, scale.folder)
+    prepared(params, scale.folder)
     measured = _Study(params, scale)
     grid = measured.samplers()
     fid, bits = measured.models()
@@ -216,14 +216,14 @@ def guidance(
 def _guidance_of_digits(params: Params, scale: Scale) -> dict[str, Any]:
     """Train the models that it needs, too."""
     digits = guided_models(params, scale)
-    _prepare(digits, scale.folder)
+    prepared(digits, scale.folder)
     return GuidanceStudy(digits, scale.folder, scale.folder / "cells", GUIDED, scale.guidance).results()
 
 
 def _guidance_of_fashion(params: Params, scale: Scale, fashion: Path) -> dict[str, Any]:
     if not (fashion / MODELS / FASHION / "model.json").is_file():
         return {"data": "fashion-mnist", "left_out": f"no trained model {FASHION} in the project {fashion}"}
-    models = {FASHION: _changed(params.variant(FASHION), scale.guided_overrides)}
+    models = {FASHION: changed(params.variant(FASHION), scale.guided_overrides)}
     larger = params.model_copy(update={"models": models})
     return GuidanceStudy(larger, fashion, scale.folder / "cells", Subjects(FASHION), scale.fashion).results()
 
@@ -231,25 +231,26 @@ def _guidance_of_fashion(params: Params, scale: Scale, fashion: Path) -> dict[st
 def guided_models(params: Params, scale: Scale) -> Params:
     """The pipeline's parameters with the digits as data, and with the models for guidance."""
     presets = {name: params.variant(name) for name in ("conditional", "ddpm", "classifier")}
-    presets["weaker"] = _changed(presets["conditional"], WEAKER)
-    models = {name: _changed(config, scale.guided_overrides) for name, config in presets.items()}
-    return _on_digits(params, scale, models)
+    presets["weaker"] = changed(presets["conditional"], WEAKER)
+    models = {name: changed(config, scale.guided_overrides) for name, config in presets.items()}
+    return on_digits(params, scale, models)
 
 
-def _changed(config: VariantConfig, overrides: Mapping[str, Mapping[str, Any]]) -> VariantConfig:
+def changed(config: VariantConfig, overrides: Mapping[str, Mapping[str, Any]]) -> VariantConfig:
     """A model with other values of some keys of its sections."""
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in overrides.items()}
     return config.model_copy(update=sections)
 
 
-def _on_digits(params: Params, scale: Scale, models: Mapping[str, VariantConfig]) -> Params:
+def on_digits(params: Params, scale: Scale, models: Mapping[str, VariantConfig]) -> Params:
+    """The pipeline's parameters with the digits as data, and with these models."""
     extractor = params.extractor.model_copy(update={"kind": "classifier", **scale.extractor})
     return params.model_copy(
         update={"data": DataConfig(), "extractor": extractor, "models": models, "variants": tuple(models)}
     )
 
 
-def _prepare(params: Params, root: Path) -> None:
+def prepared(params: Params, root: Path) -> None:
     """Run the stages up to the trained models; what was done before is done at once."""
     root.mkdir(parents=True, exist_ok=True)
     fetch(params, root=root)
@@ -262,7 +263,7 @@ def _prepare(params: Params, root: Path) -> None:
 
 def six_models(params: Params, scale: Scale) -> Params:
     """The pipeline's parameters with the digits as data, and with the preset in all its objectives and schedules."""
-    preset = _changed(params.variant(PRESET), scale.overrides).model_copy(update={"sampling": SamplingConfig()})
+    preset = changed(params.variant(PRESET), scale.overrides).model_copy(update={"sampling": SamplingConfig()})
     models = {
         name_of(loss, schedule): preset.model_copy(
             update={
@@ -278,7 +279,7 @@ def six_models(params: Params, scale: Scale) -> Params:
         for loss in LOSSES
         for schedule in SCHEDULES
     }
-    return _on_digits(params, scale, models)
+    return on_digits(params, scale, models)
 
 
 def name_of(loss: str, schedule: str) -> str:

@@ -33,6 +33,7 @@ IMPORTED = (
     "ddpm.stages.export",
     "ddpm.stages.sample",
     "ddpm.stages.compare",
+    "ddpm.stages.tune_ema",
     "ddpm.stages.tune_guidance",
     "matplotlib.backends.backend_agg",
     "safetensors.torch",

@@ -42,11 +42,17 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     )
     sample.add_argument(
         "--sampler",
-        help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, unipc or unipc_bh1 (default: the model's own)",
+        help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, unipc, unipc_bh1, euler, euler_ancestral, "
+        "euler_maruyama, heun or langevin (default: the model's own)",
     )
     sample.add_argument("--steps", type=_count, help="network evaluations per image (default: the model's own)")
     sample.add_argument(
         "--variance", help="for ancestral: fixed_large, fixed_small or learned_range (default: the model's own)"
+    )
+    sample.add_argument(
+        "--spacing",
+        help="visited noise levels: leading, trailing, linspace, even, quadratic, native, karras or exponential "
+        "(default: the model's own)",
     )
     sample.add_argument("--eta", type=float, help="DDIM's share of noise, 0 to 1 (default: the model's own)")
     sample.add_argument(
@@ -212,6 +218,20 @@ def add_tune_guidance(tune: argparse.ArgumentParser) -> None:
         "(default: 0,1 0.2,0.8)",
     )
     tune.add_argument("--samples", type=_count, help="samples to draw with each setting (default: evaluation.samples)")
+
+
+def add_tune_ema(tune: argparse.ArgumentParser) -> None:
+    tune.add_argument(
+        "--lengths",
+        type=_numbers,
+        metavar="L[,…]",
+        help="lengths to try: standard deviations in time, as shares of the training, at most 0.28 "
+        "(default: 0.01,0.02,0.04,0.06,0.08,0.12,0.16,0.22)",
+    )
+    tune.add_argument("--samples", type=_count, help="samples to draw with each length (default: evaluation.samples)")
+    tune.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the model with the best length as a model directory"
+    )
 
 
 def add_promotion(promote: argparse.ArgumentParser, rollback: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.errors import UserError
-from ddpm.layout import COMPARISON_PAGE, REPORTS
+from ddpm.layout import COMPARISON_PAGE, LATENTS, REPORTS
 from ddpm.serve.arguments import chosen_settings
 
 if TYPE_CHECKING:
@@ -74,9 +74,23 @@ def run_train(arguments: Arguments) -> None:
 
         print("\n".join(dry_run(params, arguments.variant)))
         return
+    given = _given_params(arguments)
+    if given.variant(arguments.variant).reconstructs:
+        from ddpm.stages.train_autoencoder import train_autoencoder
+
+        train_autoencoder(given, arguments.variant)
+        return
     from ddpm.stages.train import train_variant
 
-    train_variant(_given_params(arguments), arguments.variant)
+    train_variant(given, arguments.variant)
+
+
+def run_encode(arguments: Arguments) -> None:
+    from ddpm.stages.encode import encode
+
+    written = encode(_params(), arguments.variant)
+    shape, std = "×".join(map(str, written.shape)), ", ".join(f"{each:.3g}" for each in written.std)
+    print(f"{LATENTS / arguments.variant}: {written.count} latents of {shape}; std of each channel {std}")
 
 
 def run_compose(arguments: Arguments) -> None:
@@ -172,6 +186,7 @@ def run_sample(arguments: Arguments) -> None:
         steps=arguments.steps,
         variance=arguments.variance,
         eta=arguments.eta,
+        spacing=arguments.spacing,
         label=arguments.label,
         prompt=arguments.prompt,
         low_noise=arguments.low_noise,
@@ -225,6 +240,18 @@ def run_tune_guidance(arguments: Arguments) -> None:
     chosen = {name: value for name, value in given.items() if value is not None}
     tuned = tune_guidance(_params(), arguments.variant, **chosen)
     print("\n".join(tuned.lines(arguments.variant)))
+
+
+def run_tune_ema(arguments: Arguments) -> None:
+    from ddpm.stages.tune_ema import tune_ema
+
+    given = {name: getattr(arguments, name) for name in ("lengths", "samples", "out")}
+    tuned = tune_ema(
+        _params(), arguments.variant, **{name: value for name, value in given.items() if value is not None}
+    )
+    print("\n".join(tuned.lines(arguments.variant)))
+    if arguments.out is not None:
+        print(f"length {tuned.best:g}: {arguments.out}")
 
 
 def run_serve(arguments: Arguments) -> None:

@@ -21,6 +21,7 @@ from ddpm.cli.arguments import (
     add_measure,
     add_promotion,
     add_sample,
+    add_tune_ema,
     add_tune_guidance,
 )
 from ddpm.errors import DdpmWarning, Interrupted, UpstreamError, UserError, ran_out
@@ -38,6 +39,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
   ddpm fit-extractor      the feature network for FID and IS               → extractor/
   ddpm train V            continues by itself if it was interrupted        → models/V/
   ddpm record-guide V G   for DVC: the hash of a model that guides V       → models/V/guides/
+  ddpm encode A           the latents of the prepared images by A             → latents/A/
   ddpm compose NAME       the two models of a cascade as one               → models/NAME/
   ddpm evaluate V         metrics with their protocol, and pictures        → reports/V/
   ddpm export V           ONNX, checked against the trained model          → deploy/V/
@@ -52,6 +54,7 @@ Other commands:
   ddpm sample MODEL --n 64 --out FILE     images: .png, .npz or a directory
   ddpm compare A B …                      models side by side, on one page    → comparison/
   ddpm tune-guidance V                    the guidance scale and interval with the best FID
+  ddpm tune-ema V                         the length of the weights' average with the best FID, after training
   ddpm measure MODEL --out FILE           metrics of an exported or registered model on today's data
   ddpm promote --to VERSION --reason WHY  make a version champion by hand
   ddpm rollback --reason WHY              go back to the previous champion
@@ -177,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print parameters, operations, memory, and the time of training and evaluation, from a trial of "
         "seconds; write nothing",
     )
+    for_variant("encode", "make the latents of the prepared images by a trained autoencoder, for models of them")
     compose = command("compose", "put the two trained models of a cascade together, as a model that draws with both")
     compose.add_argument("cascade", metavar="NAME", help="a cascade named in params.yaml")
     join = command("join-controls", "put the controls of several models of one base into one model")
@@ -207,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     add_sample(command("sample", "draw images from a model"))
     add_compare(command("compare", "compare models side by side: pictures, metrics and curves on one page"))
     add_tune_guidance(for_variant("tune-guidance", "search the guidance scale and interval of a conditional model"))
+    add_tune_ema(for_variant("tune-ema", "search the length of the average of the weights, after the training"))
     add_serve(command("serve", "draw images over HTTP from an exported model"))
     add_import(command("import", "convert a published checkpoint to a model directory"))
     add_export_diffusers(command("export-diffusers", "write a model for diffusers' DDPMPipeline"))

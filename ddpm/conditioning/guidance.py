@@ -79,12 +79,12 @@ class ClassifierGradient:
         """
         Args:
             denoise: the model, with its condition if it has one.
-            classifier: (x [N, C, ...], t [N]) → logits [N, K].
+            classifier: (x [N, C, ...] as the network sees it, t [N]) → logits [N, K].
             label: [N] int64, the class y of each datum.
             process: of both.
         """
         self._denoise, self._classifier, self._label = denoise, classifier, label
-        self._from_score = process.noise**2 / (process.signal * process.x0_from_out)  # [T]
+        self._from_score = from_score(process)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self._denoise(x, t)
@@ -101,6 +101,13 @@ class ClassifierGradient:
             log_p = F.log_softmax(self._classifier(x, t).to(x.dtype), dim=1)
             chosen = log_p.gather(1, self._label.view(-1, 1)).sum()
             return torch.autograd.grad(chosen, x)[0]
+
+
+def from_score(process: GaussianProcess) -> Tensor:
+    """By which the output moves along the gradient of log p(y) with respect to the network's input, [T]: x̂_0 moves by
+    (1−ᾱ_t)/√ᾱ_t times that with respect to x.
+    """
+    return process.noise**2 / (process.signal * process.x0_from_out) * process.table.input_scale
 
 
 def away_from(strong: Tensor, weak: Tensor, weight: float, channels: int) -> Tensor:

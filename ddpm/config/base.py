@@ -50,6 +50,12 @@ INCIDENTAL = "incidental"
 Incidental = Annotated[Value, INCIDENTAL]
 
 
+LATER = "later"
+# A key that was added after models were trained: at its default it decides as if it were not there, so that what is
+# recorded of them stays.
+Later = Annotated[Value, LATER]
+
+
 class Section(BaseModel):
     """A block of params.yaml: frozen, and strict about keys it does not know."""
 
@@ -72,7 +78,8 @@ FilePath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_
 def decisive(section: Section) -> Iterator[tuple[str, Any]]:
     """The keys of a section that decide the weights, with their values as JSON has them."""
     for key, value in section.model_dump(mode="json").items():
-        if INCIDENTAL not in type(section).model_fields[key].metadata:
+        field = type(section).model_fields[key]
+        if INCIDENTAL not in field.metadata and not (LATER in field.metadata and value == field.default):
             yield key, value
 
 

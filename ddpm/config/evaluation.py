@@ -9,7 +9,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import Int, Positive, Section
+from ddpm.config.base import Int, Positive, Section, Switch
 from ddpm.config.sampling import SamplingConfig
 
 # What `evaluation.protocol` stands for, where it differs from the defaults. inception-50k is the papers' on CIFAR-10,
@@ -69,6 +69,15 @@ class EvaluationConfig(Section):
     nll_timesteps: Annotated[Int, Field(ge=4)] | None = Field(
         100,
         description="timesteps that the bound is estimated from, with a standard error; null: all, the exact bound",
+    )
+
+    nll_ode: Switch = Field(
+        "auto",
+        description="the likelihood of these images by the probability-flow ODE; auto: of processes in continuous "
+        "time, which have no bound",
+    )
+    nll_ode_steps: Positive = Field(
+        64, description="of the ODE; each takes two evaluations of the network, and of its gradient"
     )
 
     @model_validator(mode="before")

@@ -18,6 +18,12 @@ from ddpm.config.sampling import SamplingConfig
 from ddpm.config.training import TrainingConfig
 from ddpm.errors import brief
 
+_ACCESSORIES = {
+    "classifier": "a classifier, which draws nothing; it guides other models: ddpm sample MODEL --guide models/{}",
+    "autoencoder": "an autoencoder, which draws nothing; models of its latents do: "
+    "codec: {{latent: {{autoencoder: models/{}}}}}",
+}
+
 
 class ModelConfig(Section):
     """What a model is made of: a composition of parts. How it was trained is None where nobody knows."""
@@ -35,12 +41,37 @@ class ModelConfig(Section):
         """Whether it is a classifier, which guides other models and draws nothing itself."""
         return self.network.kind == "classifier"
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it is an autoencoder, whose latents other models draw."""
+        return self.network.kind == "autoencoder"
+
+    @property
+    def draws_nothing(self) -> str | None:
+        """What it is, of a model that draws nothing, with {} for its name; None of one that draws."""
+        return _ACCESSORIES.get(self.network.kind)
+
     @model_validator(mode="after")
     def _steps_exist(self) -> Self:
-        if self.sampling.steps > self.process.timesteps:
+        if self.sampling.levels > self.process.timesteps:
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}, but the process has only {self.process.timesteps} timesteps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _levels_have_numbers_where_they_need_them(self) -> Self:
+        if not self.process.continuous:
+            return self
+        why = f"needs numbered levels, which process.kind {self.process.kind} has not"
+        if self.objective and self.objective.loss not in ("simple", "elbo"):
+            raise ValueError(f"objective.loss {self.objective.loss} {why}")
+        if self.objective and self.objective.timestep_sampler != "uniform":
+            raise ValueError(f"objective.timestep_sampler {self.objective.timestep_sampler} {why}")
+        if self.network.kind == "vae":
+            raise ValueError(f"network.kind vae {why}")
+        if self.training and self.training.cuda_graphs:
+            raise ValueError(f"training.cuda_graphs {why}")
         return self
 
     @model_validator(mode="after")
@@ -130,8 +161,41 @@ class ModelConfig(Section):
         if self.classifies and (label is None or label.drop or others):
             found = others[0] if others else "no label" if label is None else f"drop {label.drop:g}"
             raise ValueError(f"network.kind classifier needs condition: {{label: {{drop: 0}}}}, found {found}")
-        if self.classifies and self.training and self.training.sample_every:
-            raise ValueError("training.sample_every must be 0: network.kind classifier draws nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _an_autoencoder_reconstructs(self) -> Self:
+        loss = self.objective and self.objective.loss
+        if loss is not None and self.reconstructs != (loss == "reconstruction"):
+            raise ValueError(
+                "network.kind autoencoder and objective.loss reconstruction go together; "
+                f"found {self.network.kind} and {loss}"
+            )
+        told = [key for key, section in self.condition if section is not None]
+        if self.reconstructs and told:
+            raise ValueError(f"network.kind autoencoder is told nothing: found condition.{told[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_are_drawn(self) -> Self:
+        if self.codec.latent is None:
+            return self
+        if self.draws_nothing or self.network.kind == "vae":
+            raise ValueError(f"codec.latent is for models that denoise, found network.kind {self.network.kind}")
+        for key in ("low", "mask"):
+            if getattr(self.condition, key) is not None:
+                raise ValueError(f"condition.{key} is made of the pixels of x, which codec.latent has none of")
+        if self.training and self.training.horizontal_flip:
+            raise ValueError(
+                "training.horizontal_flip must be false with codec.latent: the images are encoded once, before "
+                "training, and the latents of a mirrored image are not the mirrored latents"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_are_drawn(self) -> Self:
+        if self.draws_nothing and self.training and self.training.sample_every:
+            raise ValueError(f"training.sample_every must be 0: network.kind {self.network.kind} draws nothing")
         return self
 
 
@@ -152,3 +216,12 @@ class VariantConfig(ModelConfig):
 
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _hints_are_of_pixels(self) -> Self:
+        if self.condition.control is not None and self.codec.latent is not None:
+            raise ValueError(
+                "condition.control is trained on pixels, and codec.latent has latents: leave one of them out. (A "
+                "control of latents can be imported.)"
+            )
+        return self

@@ -14,8 +14,24 @@ from pydantic import (
 
 from ddpm.config.base import Bool, FilePath, Float, Positive, Section, validate
 from ddpm.config.process import Variance
+from ddpm.diffusion.samplers import SAMPLERS
+from ddpm.diffusion.steps import Choices
 
-SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic"]
+SpacingName = Literal["leading", "trailing", "linspace", "even", "quadratic", "native", "karras", "exponential"]
+SamplerName = Literal[
+    "ancestral",
+    "ddim",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "unipc",
+    "unipc_bh1",
+    "euler",
+    "euler_ancestral",
+    "euler_maruyama",
+    "heun",
+    "langevin",
+]
 
 
 def _name_or_counts(value: Any) -> Any:
@@ -31,10 +47,11 @@ Spacing = Annotated[SpacingName | str, BeforeValidator(_name_or_counts)]
 class SamplingConfig(Section):
     """The sampling plan that evaluation and deployment use by default."""
 
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"] = Field(
+    sampler: SamplerName = Field(
         "ddim",
         description="ancestral is DDPM's own; dpmpp_2m, dpmpp_2m_sde, dpmpp_2s (DPM-Solver++), unipc (with bh2) and "
-        "unipc_bh1 need few steps",
+        "unipc_bh1 need few steps; euler and euler_ancestral are ddim with eta 0 and 1, euler_maruyama is the reverse "
+        "SDE, heun EDM's, langevin NCSN's",
     )
     steps: Positive = Field(50, description="evaluations of the network an image")
     variance: Variance | None = Field(
@@ -44,7 +61,17 @@ class SamplingConfig(Section):
     spacing: Spacing = Field(
         "trailing",
         description="which timesteps are visited; even: improved DDPM's, also with counts of equal sections such as "
-        "10,10,20; quadratic: more of those with little noise",
+        "10,10,20; quadratic: more of those with little noise; native: even in the process's own time, exact of edm "
+        "and flow; karras, exponential: even in a root, or the logarithm, of sigma",
+    )
+    churn: Float = Field(0.0, ge=0, description="of heun: EDM's S_churn, noise added at each step; 0: none")
+    churn_interval: tuple[Float, Float] | None = Field(
+        None, description="of heun: S_tmin and S_tmax, the sigma between which there is churn; null: everywhere"
+    )
+    churn_noise: Float = Field(1.0, gt=0, description="of heun: S_noise, factor on that noise")
+    langevin_steps: Positive = Field(5, le=1000, description="of langevin: at each level")
+    langevin_epsilon: Float | None = Field(
+        None, gt=0, description="of langevin: step size at the last level; null: by NCSNv2's technique 4"
     )
     clip: Bool = Field(True, description="clip the predicted x0 to [-1, 1]")
     dynamic_threshold: Float | None = Field(
@@ -83,6 +110,11 @@ class SamplingConfig(Section):
     )
 
     @property
+    def levels(self) -> int:
+        """How many levels of the process are visited."""
+        return SAMPLERS[self.sampler].levels(Choices(self.steps, langevin_steps=self.langevin_steps))
+
+    @property
     def guide_name(self) -> str | None:
         """The guide's name, if it is a model of the project: `models/NAME` or `NAME`."""
         path = Path(self.guide or "")
@@ -90,6 +122,9 @@ class SamplingConfig(Section):
 
     @model_validator(mode="after")
     def _the_interval_is_one(self) -> SamplingConfig:
+        low, high = self.churn_interval or (0, 1)
+        if not 0 <= low <= high:
+            raise ValueError(f"`churn_interval` is [low, high] with 0 <= low <= high, found [{low:g}, {high:g}]")
         for key in ("guidance_interval", "control_interval"):
             low, high = getattr(self, key) or (0, 1)
             if not 0 <= low <= high <= 1:
@@ -100,7 +135,7 @@ class SamplingConfig(Section):
     def _counts_add_up(self) -> SamplingConfig:
         if self.spacing not in get_args(SpacingName):
             counted = sum(map(int, self.spacing.split(",")))
-            if counted != self.steps:
+            if counted != self.levels:
                 raise ValueError(f"spacing {self.spacing} has {counted} steps, but steps is {self.steps}")
         return self
 

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import LARGEST, Bool, FilePath, Float, Incidental, Int, Positive, Section, Switch, _whole
+from ddpm.config.base import LARGEST, Bool, FilePath, Float, Incidental, Int, Later, Positive, Section, Switch, _whole
 from ddpm.errors import brief
 
 
@@ -53,6 +53,13 @@ class TrainingConfig(Section):
         True,
         description="decay at step k: min(ema_decay, (1+k)/(10+k)), which is below 0.998 until step 4490 and below "
         "0.9999 until step 89990; false: ema_decay from the start, as in the papers",
+    )
+    ema_snapshots: Later[Int] = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="times to keep two averages of other lengths beside the model, each as large as it twice, so that "
+        "ddpm tune-ema can choose a length after the training; 0: none",
     )
     horizontal_flip: Bool = Field(False, description="mirror each image with probability 1/2")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

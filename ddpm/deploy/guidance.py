@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddpm.conditioning.columns import Given
 
 Float32 = NDArray[np.float32]
-Denoise = Callable[[Float32, NDArray[np.int64]], Float32]
+Denoise = Callable[[Float32, NDArray[Any]], Float32]
 
 
 class Bound:
@@ -20,7 +20,7 @@ class Bound:
     def __init__(self, session: Any, given: Given) -> None:
         self._session, self._given = session, given
 
-    def __call__(self, x: Float32, t: NDArray[np.int64]) -> Float32:
+    def __call__(self, x: Float32, t: NDArray[Any]) -> Float32:
         return self._session.run(None, {"x": x, "t": t, **self._given})[0]
 
 
@@ -31,7 +31,7 @@ class ClassifierFree(Bound):
         super().__init__(session, given)
         self._null = null
 
-    def guided(self, x: Float32, t: NDArray[np.int64], weight: float) -> Float32:
+    def guided(self, x: Float32, t: NDArray[Any], weight: float) -> Float32:
         """The output at guidance weight w: of the first C channels, conditional + w (conditional − unconditional)."""
         both = {name: np.concatenate([values, self._null[name]]) for name, values in self._given.items()}
         feed = {"x": np.concatenate([x, x]), "t": np.concatenate([t, t]), **both}
@@ -45,10 +45,10 @@ class Autoguidance:
     def __init__(self, strong: Denoise, weak: Denoise) -> None:
         self._strong, self._weak = strong, weak
 
-    def __call__(self, x: Float32, t: NDArray[np.int64]) -> Float32:
+    def __call__(self, x: Float32, t: NDArray[Any]) -> Float32:
         return self._strong(x, t)
 
-    def guided(self, x: Float32, t: NDArray[np.int64], weight: float) -> Float32:
+    def guided(self, x: Float32, t: NDArray[Any], weight: float) -> Float32:
         return _away_from(self._strong(x, t), self._weak(x, t), weight, x.shape[1])
 
 
@@ -63,19 +63,19 @@ class ClassifierGradient:
         """
         self._denoise, self._session, self._given = denoise, session, given
 
-    def __call__(self, x: Float32, t: NDArray[np.int64]) -> Float32:
+    def __call__(self, x: Float32, t: NDArray[Any]) -> Float32:
         return self._denoise(x, t)
 
-    def guided(self, x: Float32, t: NDArray[np.int64], weight: float) -> Float32:
+    def guided(self, x: Float32, t: NDArray[Any], weight: float) -> Float32:
         out = self._denoise(x, t)
         gradient, scale = self._guide(x, t)
         out[:, : x.shape[1]] += np.float32(weight) * scale * gradient
         return out
 
-    def gradient(self, x: Float32, t: NDArray[np.int64]) -> Float32:
+    def gradient(self, x: Float32, t: NDArray[Any]) -> Float32:
         return self._guide(x, t)[0]
 
-    def _guide(self, x: Float32, t: NDArray[np.int64]) -> tuple[Float32, Float32]:
+    def _guide(self, x: Float32, t: NDArray[Any]) -> tuple[Float32, Float32]:
         return tuple(self._session.run(["gradient", "scale"], {"x": x, "t": t, **self._given}))
 
 

@@ -1,8 +1,8 @@
 """The sampler that ships: numpy and onnxruntime, and the same plan tables that torch runs.
 
 A deploy directory holds `denoiser.onnx` (one evaluation of the network), `guide.onnx` if another model guides it,
-`sampler.onnx` (the networks and the loop around them), perhaps all of them in fp16 too, and `sampler.json` (the
-process, the default plan, the image's shape).
+`decoder.onnx` of a model of latents, `sampler.onnx` (the networks and the loop around them), perhaps all but the
+decoder in fp16 too, and `sampler.json` (the process, the default plan, the image's shape).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
 from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS, Steered, weighed
@@ -71,7 +72,8 @@ class Sampler(Drawer):
         self.facts: dict[str, Any]
         self._own: tuple[Column, ...]
         self._guide: GuideFacts | None
-        self.facts, self._codec, self._own, self._guide = read_facts(self._directory / "sampler.json")
+        self.facts, codec, self._own, self._guide = read_facts(self._directory / "sampler.json")
+        self._codec: Codec = codec.opened(_Decoder(self)) if isinstance(codec, Latent) else codec
         self.shape: tuple[int, ...] = self._codec.shape
         self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
@@ -94,8 +96,14 @@ class Sampler(Drawer):
     def _loop(self) -> Any:
         return self._open("sampler")
 
+    @cached_property
+    def decoder(self) -> Any:
+        """The session of the decoder of a model of latents: float32 in every precision."""
+        return self._open("decoder")
+
     def _file(self, name: str) -> Path:
-        return self._directory / (f"{name}.onnx" if self._precision == "fp32" else f"{name}.{self._precision}.onnx")
+        whole = self._precision == "fp32" or name == "decoder"
+        return self._directory / (f"{name}.onnx" if whole else f"{name}.{self._precision}.onnx")
 
     def _open(self, name: str) -> Any:
         """The session of one of the directory's files."""
@@ -218,8 +226,8 @@ class Sampler(Drawer):
             return self._run_in_graph(plan, x, draw, {name: given[name] for name in columns})
         return run(self._bound(given), plan, x, draw, known)
 
-    def denoise(self, x: Float32, t: NDArray[np.int64], given: Given | None = None) -> Float32:
-        """One evaluation of the network: x [N, C, H, W], t [N], given as for `run`."""
+    def denoise(self, x: Float32, t: NDArray[Any], given: Given | None = None) -> Float32:
+        """One evaluation of the network: its input x [N, C, H, W], t [N], given as for `run`."""
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
     def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient | Steered:
@@ -242,16 +250,20 @@ class Sampler(Drawer):
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
         x = np.zeros((batch_size, *self.codec.network_shape), np.float32)
-        self.run(self.plan(steps=1), x, lambda: x)
+        x0 = self.run(self.plan(steps=1), x, lambda: x)
+        if isinstance(self._codec, Latent):
+            self._codec.to_pictures(x0)
 
     def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
         """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""
         device = "cpu" if self.providers[0] == CPU else "cuda"
-        # Files of format 1 know fewer columns of a plan, and need no others.
+        # Older files know fewer columns of a plan, and need no others.
         known = next(each.shape[1] for each in self._loop.get_inputs() if each.name == "plan")
         noisy = plan.column("to_noise") != 0
         state = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), device)
         rows = _rows_at_once(plan, x.nbytes)
+        options = import_onnxruntime().RunOptions()
+        options.only_execute_path_to_fetches = True  # what makes pictures of x0 is not run here
         for first in range(0, len(plan), rows):
             part = slice(first, first + rows)
             adds_noise = noisy[part]
@@ -261,7 +273,7 @@ class Sampler(Drawer):
             binding = self._loop.io_binding()
             binding.bind_ortvalue_input("x", state)
             binding.bind_cpu_input("plan", np.ascontiguousarray(plan.table[part, :known], np.float32))
-            binding.bind_cpu_input("timesteps", plan.timesteps[part])
+            binding.bind_cpu_input("timesteps", plan.told[part])
             binding.bind_cpu_input("z", z)
             for name, values in given.items():
                 if name != WEIGHTS:  # the rows have them
@@ -269,9 +281,25 @@ class Sampler(Drawer):
             if WEIGHTS in given:
                 binding.bind_cpu_input(CONTROL_PLAN, plan.control_rows[part])
             binding.bind_output("x0", device)
-            self._loop.run_with_iobinding(binding)
+            self._loop.run_with_iobinding(binding, options)
             (state,) = binding.get_outputs()
         return state.numpy()
+
+
+class _Decoder:
+    """decoder.onnx as `codecs.latent.Latent` takes it."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def encode(self, x: Any) -> Any:
+        raise ValueError("an exported model has no encoder")
+
+    def decode(self, z: Float32) -> Float32:
+        """As many at once as the memory allows, of which a picture takes more than its latent."""
+        at_once, session = self._sampler.largest_batch, self._sampler.decoder
+        parts = [z[first : first + at_once] for first in range(0, len(z), at_once)]
+        return np.concatenate([session.run(None, {"z": part})[0] for part in parts])
 
 
 def open_exported(directory: Path | str, **options: Any) -> Sampler | Cascade:
@@ -290,7 +318,7 @@ def open_exported(directory: Path | str, **options: Any) -> Sampler | Cascade:
 
 
 def run(
-    denoise: Callable[[Float32, NDArray[np.int64]], Float32],
+    denoise: Callable[[Float32, NDArray[Any]], Float32],
     plan: SamplingPlan,
     x: Float32,
     draw: Callable[[], Float32],
@@ -312,7 +340,7 @@ def run(
 
 def _denoised(
     denoise: Any,
-    t: int,
+    t: float,
     row: Row,
     x: Float32,
     before: tuple[Float32, Float32],
@@ -320,12 +348,13 @@ def _denoised(
     known: Known[Float32] | None,
 ) -> tuple[Float32, Float32]:
     """As of `diffusion.sampling`."""
-    times, channels = np.full(len(x), t, dtype=np.int64), x.shape[1]
+    times = np.full(len(x), t, dtype=np.float32 if isinstance(t, float) else np.int64)
+    seen, channels = x if row.input_scale == 1 else row.input_scale * x, x.shape[1]
     if row.control is not None:
         denoise = denoise.controlled(row.control)
     weight = 0.0 if row.mean_shift else row.guidance
-    out = denoise.guided(x, times, weight) if weight else denoise(x, times)
-    shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
+    out = denoise.guided(seen, times, weight) if weight else denoise(seen, times)
+    shift = _mean_shift(denoise, seen, times, row, out[:, channels:]) if row.mean_shift else None
     x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
     if known is not None:
         x0 = np.where(known.mask, known.x0, x0)
@@ -343,7 +372,7 @@ def _denoised(
     return x, x0
 
 
-def _mean_shift(denoise: Any, x: Float32, t: NDArray[np.int64], row: Row, v: Float32) -> Float32:
+def _mean_shift(denoise: Any, x: Float32, t: NDArray[Any], row: Row, v: Float32) -> Float32:
     """w Σ ∇_x log p(y | x_t); only a `ClassifierGradient` is given such rows."""
     shift = row.mean_shift * denoise.gradient(x, t)
     return shift * np.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift

@@ -262,6 +262,6 @@ def _terms(
         t = torch.full((len(x0),), step, dtype=torch.int64, device=x0.device)
         noise = np.concatenate([own.draw() for own in noises])
         xt = process.q_sample(x0, t, torch.from_numpy(noise).to(x0))
-        terms[row] = vlb_terms(process, denoise(xt, t).to(x0.dtype), x0, xt, t, clip=clip)
+        terms[row] = vlb_terms(process, denoise(*process.told(xt, t)).to(x0.dtype), x0, xt, t, clip=clip)
         on_evaluations(len(x0))
     return terms

@@ -57,7 +57,7 @@ class Objective:
         """The loss of each image, [N] in x0's precision; its mean over uniform t estimates the objective."""
         xt = process.q_sample(x0, t, noise)
         # A network under autocast answers in half precision; losses are not computed in it.
-        out = denoise(xt, t).to(x0.dtype)
+        out = denoise(*process.told(xt, t)).to(x0.dtype)
         if self.loss == "vlb":
             return _vlb(process, out, x0, xt, t)
         prediction, _ = process.split(out)
@@ -71,8 +71,9 @@ class Objective:
 
     def _min_snr_weight(self, process: GaussianProcess, t: Tensor) -> Tensor:
         """min(SNR, γ) over what an error of x_0 weighs in the target already, [N]."""
-        snr = (process.signal[t] / process.noise[t]) ** 2
-        return snr.clamp(max=self.gamma) * process.x0_from_out[t] ** 2
+        at = process.at(t)
+        snr = (at.signal / at.noise) ** 2
+        return snr.clamp(max=self.gamma) * at.x0_from_out**2
 
 
 L_SIMPLE = Objective()

@@ -2,8 +2,9 @@
 
 Every sampler here is linear in what the network says, the current x and a fresh Gaussian z, so it is fully described
 by one row of numbers a step. The executors run the same rows: torch (`diffusion.sampling`), numpy around onnxruntime
-(`deploy.runtime`), and whatever else can multiply. A row says, with `out` the network's output at `timestep`:
+(`deploy.runtime`), and whatever else can multiply. A row says, of x that is scaled as `coordinates` says:
 
+    out = network(input_scale · x, timestep)
     x0 = hold(x0_from_x · x + x0_from_out · out)
     x  = to_x0 · x0 + to_x · x + to_prev · x0' + to_prev2 · x0'' + to_noise · exp(log_noise_from_out · v) · z
 
@@ -12,8 +13,8 @@ by one row of numbers a step. The executors run the same rows: torch (`diffusion
   `log_noise_from_out` is 0, and the exponential is not computed.
 - where `guidance`, a weight w, is not 0, `out` is guided: out + w (out − out of a weaker model), as
   `conditioning.guidance` says.
-- where `mean_shift` is not 0, guidance leaves `out` alone and moves x instead, by
-  mean_shift · exp(2 log_noise_from_out · v) · ∇_x log p(y | x_t): w Σ times a classifier's gradient.
+- where `mean_shift` is not 0, guidance leaves `out` alone and moves x instead, by mean_shift ·
+  exp(2 log_noise_from_out · v) times the gradient of log p(y | input_scale · x): w Σ ∇_x log p(y | x_t).
 - hold clamps to ±clip. An infinite x0 becomes NaN, since clamping would hide it. Where
   `quantile` is not 0 it thresholds dynamically (Saharia et al. 2022, §2.3): s, that
   quantile of the image's |x0| held in 1..clip, clamps to ±s, then divides.
@@ -39,11 +40,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, spaced_timesteps, x0_coefficients
+from ddpm.diffusion.coordinates import preconditioning
+from ddpm.diffusion.samplers import ONLY, SAMPLERS
+from ddpm.diffusion.schedules import Float64, Schedule
+from ddpm.diffusion.steps import LANGEVIN_STEPS, Choices, Steps
 
 # What JSON and onnxruntime can both say; every image lies far inside it.
 NO_CLIP = 1e30
 MOST_GUIDANCE = 1000.0
+MOST_STEPS = 200_000  # rows of a table
 MOST_RESAMPLES, MOST_JUMP = 100, 1000
 RESAMPLES, JUMP = 10, 10  # where none are asked for, as in the paper
 MOST_CONTROL = 10.0
@@ -65,6 +70,7 @@ class Row(NamedTuple):
     log_noise_from_out: float
     mean_shift: float
     guidance: float
+    input_scale: float = 1.0
     # Of `SamplingPlan.known`.
     known_x0: float = 0.0
     known_noise: float = 0.0
@@ -72,7 +78,6 @@ class Row(NamedTuple):
 
 
 COLUMNS = Row._fields[:-3]
-Columns = dict[str, Float64]
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,14 @@ class SamplingPlan:
     """A sampler as a table.
 
     Attributes:
-        timesteps: [S] int64, the network's input t, first row first: descending, except to invert.
+        timesteps: [S] int64, or float64 of a process in continuous time: the network's input t, first row first:
+            descending, except to invert.
         table: [S, len(COLUMNS)] float64.
         known: [S, 2] float64, of each row `known_x0` and `known_noise`; None: the known part of x is drawn as the rest.
         control: [S, 3] float64, of each row the weights of a control; None: 1, as trained.
     """
 
-    timesteps: NDArray[np.int64]
+    timesteps: NDArray[Any]
     table: Float64
     known: Float64 | None = None
     control: Float64 | None = None
@@ -104,6 +110,11 @@ class SamplingPlan:
         return sum(int(np.count_nonzero(self.column(name))) for name in ("x0_from_out", "guidance"))
 
     @property
+    def told(self) -> NDArray[Any]:
+        """`timesteps` as exported networks take them: int64 or float32."""
+        return self.timesteps if self.timesteps.dtype == np.int64 else self.timesteps.astype(np.float32)
+
+    @property
     def control_rows(self) -> NDArray[np.float32]:
         """The weights of a control in each row, [S, 3]."""
         rows = np.ones((len(self), 3)) if self.control is None else self.control
@@ -113,187 +124,13 @@ class SamplingPlan:
         """One named column, [S]."""
         return self.table[:, COLUMNS.index(name)]
 
-    def rows(self) -> Iterator[tuple[int, Row]]:
+    def rows(self) -> Iterator[tuple[int | float, Row]]:
         """(timestep, row) of every step; plain numbers, which leave the images' own precision alone."""
         known = np.zeros((len(self), 2)) if self.known is None else self.known
         weights = [None] * len(self) if self.control is None else [tuple(row) for row in self.control.tolist()]
         columns = (*self.table.T.tolist(), *known.T.tolist(), weights)
         for timestep, *values in zip(self.timesteps.tolist(), *columns, strict=True):
             yield timestep, Row(*values)
-
-
-# --- samplers: (the visited steps as a schedule, variance, eta) → their columns in ascending t
-
-
-def ancestral(visited: Schedule, variance: str, eta: float) -> Columns:
-    """Algorithm 2 of Ho et al. 2020: the posterior's mean, and noise of one of three variances.
-
-    - `fixed_large`: β_t of the visited steps. With fewer than T it is DDIM's over-dispersed σ̂ (Song et al. 2021, §5).
-    - `fixed_small`: β̃_t.
-    - `learned_range`: exp(f log β_t + (1−f) log β̃_t) with f = (v+1)/2 of each pixel (Nichol & Dhariwal 2021, eq. 15),
-      that is σ = (β_t β̃_t)^¼ exp(v/4 · log(β_t/β̃_t)).
-    """
-    slope = np.zeros(len(visited))
-    if variance == "fixed_large":
-        sigma = np.sqrt(visited.betas)
-    elif variance == "fixed_small":
-        sigma = np.sqrt(visited.posterior_variance)
-    elif variance == "learned_range":
-        large, small = np.log(visited.betas), visited.posterior_log_variance_clipped
-        sigma, slope = np.exp((large + small) / 4), (large - small) / 4
-    else:
-        raise ValueError(f"no variance {variance!r}; there are: {', '.join(VARIANCES)}")
-    variances = sigma**2
-    if variance != "learned_range":
-        # As p_θ's variance at the last step, which has no noise but a Σ (`GaussianProcess.p_mean_variance`).
-        variances[0] = np.exp(visited.posterior_log_variance_clipped[0])
-    sigma[0] = 0.0  # z = 0 at the last step
-    return {
-        "to_x0": visited.posterior_mean_coef_x0,
-        "to_x": visited.posterior_mean_coef_xt,
-        "to_noise": sigma,
-        "log_noise_from_out": slope,
-        "mean_shift": variances,
-    }
-
-
-def ddim(visited: Schedule, variance: str, eta: float) -> Columns:
-    """DDIM (Song et al. 2021, eq. 12 and 16): x' = √ᾱ' x̂_0 + √(1−ᾱ'−σ²) ε̂ + σ z.
-
-    σ = η √((1−ᾱ')/(1−ᾱ)) √(1−ᾱ/ᾱ') is η √β̃ of the respaced process: 0 is deterministic, 1 the DDPM posterior.
-    """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in 0..1, found {eta}")
-    alpha_bar, alpha_bar_prev = visited.alphas_cumprod, visited.alphas_cumprod_prev
-    sigma = eta * np.sqrt(visited.posterior_variance)
-    # ε̂ = (x − √ᾱ x̂_0)/√(1−ᾱ), folded into the coefficients of x and x̂_0.
-    to_x = np.sqrt(np.maximum(1 - alpha_bar_prev - sigma**2, 0)) / np.sqrt(1 - alpha_bar)
-    to_x0 = np.sqrt(alpha_bar_prev) - to_x * np.sqrt(alpha_bar)
-    return {"to_x0": to_x0, "to_x": to_x, "to_noise": sigma}
-
-
-def dpmpp_2m(visited: Schedule, variance: str, eta: float) -> Columns:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): DDIM on an x̂_0 extrapolated, in λ, to the middle of the step."""
-    return _extrapolated(visited, ddim(visited, variance, 0.0))
-
-
-def dpmpp_2m_sde(visited: Schedule, variance: str, eta: float) -> Columns:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022): the same extrapolation of DDIM with η = 1, the DDPM posterior.
-
-    With many steps it tends to ancestral sampling, not to the ODE.
-    """
-    return _extrapolated(visited, ddim(visited, variance, 1.0))
-
-
-def dpmpp_2s(visited: Schedule, variance: str, eta: float) -> Columns:
-    """DPM-Solver++(2S) (Lu et al. 2022, algorithm 1): rows in pairs, a DDIM step to a point between, then the whole.
-
-    The second row of a pair sets out again from the x of the first, x = (x_between − a x̂_0)/b when the first row was
-    x_between = a x̂_0 + b x. The last row is DDIM; so is the one before it when an even count leaves it without a pair.
-    """
-    first_order = ddim(visited, variance, 0.0)
-    to_x0, to_x = first_order["to_x0"], first_order["to_x"]
-    row = np.arange(len(visited))
-    second = ((len(visited) - 1 - row) % 2 == 1) & (row > 0)
-    between = _of_row_above(to_x0)
-    whole = to_x0 + to_x * between  # DDIM's coefficient of x̂_0 over both rows
-    share = (1 + _step_ratios(visited)) / 2  # of the x̂_0 between, 1 when it lies halfway in λ
-    return {
-        **first_order,
-        "to_x0": np.where(second, whole * share, to_x0),
-        "to_prev": np.where(second, whole * (1 - share) - to_x * between, 0.0),
-    }
-
-
-def unipc(visited: Schedule, variance: str, eta: float) -> Columns:
-    """UniPC of order 2 with B(h) = e^h − 1 (Zhao et al. 2023), `bh2` in its authors' code.
-
-    DPM-Solver++(2M) is the predictor, and each x is corrected with the x̂_0 found there before the next step is taken.
-    The corrector changes no more than the weights of the three latest x̂_0 in x, so it costs one more column.
-    """
-    return _unipc(visited, np.ones(len(visited)))
-
-
-def unipc_bh1(visited: Schedule, variance: str, eta: float) -> Columns:
-    """UniPC of order 2 with B(h) = h (Zhao et al. 2023), `bh1` in its authors' code, which has it as the default for
-    unconditional CIFAR-10.
-    """
-    h = np.append(0.0, -np.diff(_half_log_snr(visited)))  # of the step that leaves a row
-    return _unipc(visited, np.append(1.0, h[1:] / -np.expm1(-h[1:])))
-
-
-def _unipc(visited: Schedule, bh: Float64) -> Columns:
-    """UniPC of order 2.
-
-    B(h) plays a part only where the weight of a difference is fixed at 1/2: in the predictor, and in the first
-    correction. Elsewhere the weights are solved for, and it cancels.
-
-    Args:
-        bh: B(h) over 1 − e^−h, of the step that leaves each row, [S].
-    """
-    predictor = _extrapolated(visited, ddim(visited, "fixed_small", 0.0), bh)
-    # Of the step that led to a row: its DDIM coefficient, its length in λ, and that over the length of the one before.
-    arrived = _of_row_above(ddim(visited, "fixed_small", 0.0)["to_x0"])
-    ratio = _of_row_above(_step_ratios(visited))
-    h = np.append(-np.diff(_half_log_snr(visited)), 1.0)
-    # φ-functions over B(h), eq. 9 of the paper for the data prediction.
-    b1 = -1 / h - 1 / np.expm1(-h)
-    b2 = 2 / h**2 + (2 / h - 1) / np.expm1(-h)
-    older = ratio * (b1 - b2) / (1 + ratio)
-    fixed = _of_row_above(bh) / 2
-    newest = np.where(ratio > 0, b1 - older, fixed)
-    older = np.where(ratio > 0, ratio * (older - fixed), 0.0)
-    carried = predictor["to_x"] * arrived
-    return {
-        **predictor,
-        "to_x0": predictor["to_x0"] + carried * newest,
-        "to_prev": predictor["to_prev"] + carried * (older - newest),
-        "to_prev2": -carried * older,
-    }
-
-
-def _extrapolated(visited: Schedule, first_order: Columns, weight: Float64 | float = 1.0) -> Columns:
-    """A first-order solver, given the x̂_0 extrapolated from the latest two to the middle of the step, or as far as
-    `weight` times that.
-
-    The first row has nothing to extrapolate from, the last ends at λ = ∞: both stay as they are.
-    """
-    ahead = _step_ratios(visited) / 2 * weight
-    to_x0 = first_order["to_x0"]
-    return {**first_order, "to_x0": to_x0 * (1 + ahead), "to_prev": -to_x0 * ahead}
-
-
-def _half_log_snr(visited: Schedule) -> Float64:
-    """λ = log(√ᾱ/√(1−ᾱ)), in which the solvers' polynomials live, [S]."""
-    return np.log(visited.alphas_cumprod / (1 - visited.alphas_cumprod)) / 2
-
-
-def _step_ratios(visited: Schedule) -> Float64:
-    """Each row's step in λ over that of the row above it, [S]; 0 in the first row and the last, which have no two."""
-    steps = -np.diff(_half_log_snr(visited))
-    ratios = np.zeros(len(visited))
-    ratios[1:-1] = steps[:-1] / steps[1:]
-    return ratios
-
-
-def _of_row_above(column: Float64) -> Float64:
-    """The column with every value moved one row down, 0 in the first row. (The columns ascend in t.)"""
-    return np.append(column[1:], 0.0)
-
-
-Sampler = Callable[[Schedule, str, float], Columns]
-SAMPLERS: dict[str, Sampler] = {
-    "ancestral": ancestral,
-    "ddim": ddim,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "dpmpp_2s": dpmpp_2s,
-    "unipc": unipc,
-    "unipc_bh1": unipc_bh1,
-}
-
-# What one sampler alone uses.
-_OF_ONE_SAMPLER = {"variance": "ancestral", "eta": "ddim"}
 
 
 # --- plans
@@ -308,6 +145,11 @@ def sampling_plan(
     variance: str,
     spacing: str = "trailing",
     eta: float = 0.0,
+    churn: float = 0.0,
+    churn_interval: Sequence[float] | None = None,
+    churn_noise: float = 1.0,
+    langevin_steps: int = LANGEVIN_STEPS,
+    langevin_epsilon: float | None = None,
     clip: bool = True,
     dynamic_threshold: float | None = None,
     guidance_scale: float = 1.0,
@@ -320,14 +162,18 @@ def sampling_plan(
     control_interval: Sequence[float] | None = None,
     guess: bool = False,
 ) -> SamplingPlan:
-    """The table of a named sampler on `steps` of the schedule's T timesteps.
+    """The table of a named sampler on some of the schedule's T levels.
 
     Args:
         sampler: one of `SAMPLERS`.
-        prediction: what the network outputs: `epsilon`, `x0` or `v`.
+        steps: rows, which are evaluations of the network: one for each level that is visited, but of `heun` two for all
+            but the last, and of `langevin` as many as `langevin_steps` and one at the end.
+        prediction: what the network outputs, one of `coordinates.PREDICTIONS`.
         variance: of the ancestral sampler, one of `VARIANCES`; `learned_range` needs a network that learned it.
-        spacing: which timesteps are visited, see `schedules.SPACINGS`.
+        spacing: which levels are visited, see `schedules.SPACINGS` and `NOISE_SPACINGS`.
         eta: DDIM's share of noise, 0..1.
+        churn, churn_interval, churn_noise: of `heun`, see `steps.Choices`.
+        langevin_steps, langevin_epsilon: of `langevin`, see there too.
         clip: hold x̂_0 in [−1, 1].
         dynamic_threshold: in place of `clip`, dynamic thresholding at this quantile of |x̂_0|, in (0, 1]; Imagen's is
             0.995.
@@ -352,15 +198,24 @@ def sampling_plan(
         raise ValueError(f"no sampler {sampler!r}; there are: {', '.join(SAMPLERS)}")
     if dynamic_threshold is not None and not 0 < dynamic_threshold <= 1:
         raise ValueError(f"dynamic_threshold must be in (0, 1], found {dynamic_threshold}")
-    visited = schedule.respaced(spaced_timesteps(len(schedule), steps, spacing))
-    columns = SAMPLERS[sampler](visited, variance, eta)
+    if steps > MOST_STEPS:
+        raise ValueError(f"steps must be in 1..{MOST_STEPS}, found {steps}")
+    asked = Choices(steps, variance, eta, churn, churn_interval, churn_noise, langevin_steps, langevin_epsilon)
+    visited = schedule.visited(SAMPLERS[sampler].levels(asked), spacing)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where no signal is left, as is found out below
+        columns, levels, index = SAMPLERS[sampler].steps(visited, asked)
     columns["clip"] = np.full(steps, 1.0 if clip and dynamic_threshold is None else NO_CLIP)
     columns["quantile"] = np.full(steps, dynamic_threshold or 0.0)
     unguided = unguided_scale(by_classifier)
-    columns["guidance"] = _guidance(visited, len(schedule), guidance_scale, guidance_interval, unguided)
+    columns["guidance"] = _guidance(schedule.places(levels), guidance_scale, guidance_interval, unguided)[index]
     columns["mean_shift"] = columns.get("mean_shift", np.zeros(steps)) * (columns["guidance"] if by_classifier else 0.0)
-    ascending = _plan(visited, prediction, columns)
-    control = _control(visited, len(schedule), control_scale, control_interval, guess)
+    ascending = _plan(Steps(columns, levels, index), prediction)
+    if not np.isfinite(ascending.table).all():
+        raise ValueError(
+            f"sampler {sampler} with prediction {prediction} cannot begin where no signal is left; the spacings karras "
+            "and exponential begin below that"
+        )
+    control = _control(schedule.places(levels)[index], control_scale, control_interval, guess)
     plan = SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy(), control=control)
     if inpainting not in INPAINTING:
         raise ValueError(f"no inpainting {inpainting!r}; there are: {', '.join(INPAINTING)}")
@@ -378,14 +233,14 @@ def repaint(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) ->
     gets to fit what is known.
 
     Args:
-        plan: of one row for each visited timestep.
+        plan: of a sampler.
         visited: the timesteps as a schedule.
 
     Raises:
-        ValueError: a number is out of its range, no step would be repeated, or the sampler goes by an earlier x̂_0,
-            which is of another x then.
+        ValueError: a number is out of its range, no step would be repeated, the sampler goes by an earlier x̂_0, which
+            is of another x then, or it visits a level twice.
     """
-    if plan.column("to_prev").any() or plan.column("to_prev2").any():
+    if len(plan) != len(visited) or plan.column("to_prev").any() or plan.column("to_prev2").any():
         raise ValueError("inpainting repaint needs a sampler without memory: use ancestral or ddim")
     for name, value, most in (("resamples", resamples, MOST_RESAMPLES), ("jump", jump, MOST_JUMP)):
         if not 1 <= value <= most:
@@ -450,31 +305,30 @@ def unguided_scale(by_classifier: bool) -> float:
     return 0.0 if by_classifier else 1.0
 
 
-def _guidance(
-    visited: Schedule, timesteps: int, scale: float, interval: Sequence[float] | None, unguided: float
-) -> Float64:
-    """The weight of each step, [S]; `unguided` is the scale without guidance."""
+def _guidance(places: Float64, scale: float, interval: Sequence[float] | None, unguided: float) -> Float64:
+    """The weight at each place in the process, [S]; `unguided` is the scale without guidance."""
     if not 0 <= scale <= MOST_GUIDANCE:
         raise ValueError(f"guidance_scale must be in 0..{MOST_GUIDANCE:g}, found {scale}")
-    return np.where(_within("guidance_interval", interval, visited, timesteps), scale - unguided, 0.0)
+    return np.where(_within("guidance_interval", interval, places), scale - unguided, 0.0)
 
 
-def _within(key: str, interval: Sequence[float] | None, visited: Schedule, timesteps: int) -> NDArray[np.bool_]:
-    """Which steps lie between two shares of the process, [S]; None: all."""
+def _within(key: str, interval: Sequence[float] | None, places: Float64) -> NDArray[np.bool_]:
+    """Which places in the process lie between two shares of it, [S]; None: all."""
     low, high = (0.0, 1.0) if interval is None else interval
     if not 0 <= low <= high <= 1:
         raise ValueError(f"{key} must be two shares, 0 <= low <= high <= 1, found {low}, {high}")
-    place = (visited.timesteps + 1) / timesteps
-    return (place >= low) & (place <= high)
+    return (places >= low) & (places <= high)
 
 
-def _control(
-    visited: Schedule, timesteps: int, scale: float, interval: Sequence[float] | None, guess: bool
-) -> Float64 | None:
-    """`SamplingPlan.control`, first row first."""
+def _control(places: Float64, scale: float, interval: Sequence[float] | None, guess: bool) -> Float64 | None:
+    """`SamplingPlan.control`, first row first.
+
+    Args:
+        places: of the rows in the process, ascending.
+    """
     if not 0 <= scale <= MOST_CONTROL:
         raise ValueError(f"control_scale must be in 0..{MOST_CONTROL:g}, found {scale}")
-    weights = np.where(_within("control_interval", interval, visited, timesteps), float(scale), 0.0)[::-1]
+    weights = np.where(_within("control_interval", interval, places), float(scale), 0.0)[::-1]
     if not guess and (weights == 1).all():
         return None
     factor = GUESS_FACTOR if guess else 1.0
@@ -494,7 +348,7 @@ def inversion_plan(schedule: Schedule, *, steps: int, prediction: str, spacing: 
     Raises:
         ValueError: a name is unknown, or a number out of its range.
     """
-    visited = schedule.respaced(spaced_timesteps(len(schedule), steps, spacing))
+    visited = schedule.visited(steps, spacing)
     alpha_bar, alpha_bar_prev = visited.alphas_cumprod, visited.alphas_cumprod_prev
     scale = np.sqrt(alpha_bar / alpha_bar_prev)
     to_epsilon = np.sqrt(1 - alpha_bar) - scale * np.sqrt(1 - alpha_bar_prev)
@@ -504,29 +358,39 @@ def inversion_plan(schedule: Schedule, *, steps: int, prediction: str, spacing: 
         "to_x": scale + to_epsilon / np.sqrt(1 - alpha_bar),
         "clip": np.full(steps, NO_CLIP),
     }
-    return _plan(visited, prediction, columns)
+    return _plan(Steps(columns, visited, np.arange(steps)), prediction)
 
 
-def _plan(visited: Schedule, prediction: str, columns: Columns) -> SamplingPlan:
-    """Columns, in ascending t, as a plan that runs upwards."""
-    x0_from_x, x0_from_out = x0_coefficients(prediction, visited.alphas_cumprod)
-    columns = {"x0_from_x": x0_from_x, "x0_from_out": x0_from_out, **columns}
-    table = np.stack([columns.get(name, np.zeros(len(visited))) for name in COLUMNS], axis=1)
-    return SamplingPlan(visited.timesteps, table)
+def _plan(steps: Steps, prediction: str) -> SamplingPlan:
+    """Rows in ascending t as a plan that runs upwards."""
+    columns, levels, index = steps
+    with np.errstate(divide="ignore", invalid="ignore"):
+        told = preconditioning(prediction, levels.level, levels.coordinates)
+    own = {"x0_from_x": told.x0_from_x, "x0_from_out": told.x0_from_out, "input_scale": told.input_scale}
+    columns = {**{name: values[index] for name, values in own.items()}, **columns}
+    columns["mean_shift"] = columns.get("mean_shift", np.zeros(len(index))) * columns["input_scale"]
+    table = np.stack([columns.get(name, np.zeros(len(index))) for name in COLUMNS], axis=1)
+    return SamplingPlan(levels.timesteps[index], table)
 
 
 def plan_for(
-    process: Mapping[str, Any], sampling: Mapping[str, Any], *, by_classifier: bool = False, **overrides: Any
+    process: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    *,
+    by_classifier: bool = False,
+    bounded: bool = True,
+    **overrides: Any,
 ) -> SamplingPlan:
     """The plan of a model's configuration, with the overrides that are not None in place of its own choices.
 
     An override that the sampler does not use is refused. (In the configuration such options have defaults.)
 
     Args:
-        process: `schedule`, `timesteps`, `prediction`, `variance` and, of an explicit schedule, `betas`, as in
-            params.yaml.
+        process: as in params.yaml: `timesteps`, `prediction`, `variance`, `schedule` with an explicit one's `betas`,
+            or another `kind` with its numbers.
         sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own.
         by_classifier: as for `sampling_plan`; what `sampling` calls the guide says whose, not how.
+        bounded: whether x_0 lies in [−1, 1]. If not, as of latents, nothing is clipped, whatever `sampling` has.
 
     Raises:
         ValueError: a name is unknown, a number out of its range, an override is of no use, or a learned variance is
@@ -535,10 +399,23 @@ def plan_for(
     asked = {key: value for key, value in overrides.items() if value is not None}
     given = {key: value for key, value in {**sampling, **asked}.items() if key != "guide"}
     _refuse_unused(asked, given, unguided_scale(by_classifier))
+    if not bounded:
+        _refuse_bounds(asked, given)
+        given["clip"] = False
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
     return sampling_plan(Schedule.of(process), prediction=process["prediction"], by_classifier=by_classifier, **chosen)
+
+
+def _refuse_bounds(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: x_0 would be held in [−1, 1], as the latents of an autoencoder are not.
+    """
+    for name, found in (("clip", asked.get("clip")), ("dynamic_threshold", given.get("dynamic_threshold"))):
+        if found:
+            raise ValueError(f"{name} holds x0 in [-1, 1], which latents are not in; leave {name} out")
 
 
 def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any], unguided: float) -> None:
@@ -552,7 +429,7 @@ def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any], unguided:
         ValueError: an override decides nothing about the plan.
     """
     sampler = given["sampler"]
-    for name, only in _OF_ONE_SAMPLER.items():
+    for name, only in ONLY.items():
         if name in asked and sampler in SAMPLERS and sampler != only:
             whose = "the sampler" if "sampler" in asked else "the model's own sampler"
             raise ValueError(f"{name} is used by the sampler {only} alone, and {whose} is {sampler}; leave {name} out")
@@ -570,14 +447,15 @@ def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any], unguided:
 
 def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str, Any]:
     """What of a model's `sampling` section decides its plan: the variance that is meant, and None for what the sampler,
-    or dynamic thresholding, makes no use of. Without guidance its keys are left out, and without a guide that.
+    or dynamic thresholding, makes no use of. Without guidance its keys are left out, without a guide that, and of the
+    samplers `heun` and `langevin` those that another has no use for.
 
     Args:
         sampling: the whole section, as in params.yaml.
         variance: of the model's process.
     """
     meant = {**sampling, "variance": sampling["variance"] or variance}
-    unused = {name for name, sampler in _OF_ONE_SAMPLER.items() if sampler != sampling["sampler"]}
+    unused = {name for name, only in ONLY.items() if only != sampling["sampler"]}
     if sampling["dynamic_threshold"] is not None:
         unused.add("clip")
     if meant.get("guide") is None:
@@ -586,4 +464,5 @@ def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str,
         meant = {name: value for name, value in meant.items() if not name.startswith("guidance_")}
     as_trained = {"control_scale": 1, "control_interval": None, "guess": False}  # as of models without a control
     meant = {name: value for name, value in meant.items() if name not in as_trained or value != as_trained[name]}
+    meant = {name: value for name, value in meant.items() if name not in unused - {"variance", "eta", "clip"}}
     return {name: None if name in unused else value for name, value in meant.items()}

@@ -1,16 +1,38 @@
 """The Gaussian process in torch: q, its posterior, and the reverse step's moments.
 
-x is [N, C, ...] in [−1, 1]; t is [N] int64 in 0..T-1; out is what the network says of (x_t, t), shaped like x, or
-[N, 2C, ...] where it learns the variance too.
+x is [N, C, ...], scaled as `coordinates` says; t is [N] int64 in 0..T-1, or in continuous time also ln(σ/a) as a float;
+out is what the network says of (x_t, t), shaped like x, or [N, 2C, ...] where it learns the variance too.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule, x0_coefficients
+from ddpm.diffusion.coordinates import Level, preconditioning, target
+from ddpm.diffusion.schedules import VARIANCES, Float64, Schedule
+
+
+class Coefficients(NamedTuple):
+    """Of the process and the network at each level, [T], or [N] at t.
+
+    Attributes:
+        signal, noise: √ᾱ and √(1−ᾱ).
+        x0_from_x, x0_from_out, input_scale, time: as of `coordinates.preconditioning`.
+        target_from_x0, target_from_noise: as of `coordinates.target`.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    x0_from_x: Tensor
+    x0_from_out: Tensor
+    input_scale: Tensor
+    time: Tensor
+    target_from_x0: Tensor
+    target_from_noise: Tensor
 
 
 class GaussianProcess:
@@ -28,7 +50,7 @@ class GaussianProcess:
     ) -> None:
         """
         Args:
-            prediction: what the network outputs: `epsilon`, `x0` or `v`.
+            prediction: what the network outputs, one of `coordinates.PREDICTIONS`.
             variance: of the reverse step: `fixed_large` σ² = β_t, `fixed_small` σ² = β̃_t (Ho et al. 2020, §3.2), or
                 `learned_range`: between the two, where the second half of the network's channels says (Nichol &
                 Dhariwal 2021, eq. 15).
@@ -42,15 +64,28 @@ class GaussianProcess:
         def table(values: Float64) -> Tensor:
             return torch.as_tensor(values, dtype=dtype, device=device)
 
-        alpha_bar = schedule.alphas_cumprod
         self.timesteps = len(schedule)
         self.prediction = prediction
+        self.coordinates = schedule.coordinates
         self.levels = levels
         self.learns_variance = variance == "learned_range"
-        self.signal = table(np.sqrt(alpha_bar))
-        self.noise = table(np.sqrt(1 - alpha_bar))
-        x0_from_x, x0_from_out = x0_coefficients(prediction, alpha_bar)
-        self.x0_from_x, self.x0_from_out = table(x0_from_x), table(x0_from_out)
+        level, told = schedule.level, torch.as_tensor(schedule.timesteps, device=device)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x0_from_x, x0_from_out, input_scale, _ = preconditioning(prediction, level, self.coordinates)
+        from_x0, from_noise = target(prediction, level, self.coordinates)
+        self.table = Coefficients(
+            signal=table(level.signal),
+            noise=table(level.noise),
+            x0_from_x=table(x0_from_x),
+            x0_from_out=table(x0_from_out),
+            input_scale=table(input_scale),
+            time=told.to(dtype) if self.coordinates.continuous else told,
+            target_from_x0=table(from_x0),
+            target_from_noise=table(from_noise),
+        )
+        self._sees_x = bool((input_scale == 1).all()) and not self.coordinates.continuous
+        self.signal, self.noise = self.table.signal, self.table.noise
+        self.x0_from_out = self.table.x0_from_out
         self.mean_from_x0 = table(schedule.posterior_mean_coef_x0)
         self.mean_from_xt = table(schedule.posterior_mean_coef_xt)
         self.posterior_variance = table(schedule.posterior_variance)
@@ -63,9 +98,27 @@ class GaussianProcess:
         self.model_log_variance = table(small)
         self.max_log_variance = table(large)
 
+    def at(self, t: Tensor) -> Coefficients:
+        """The coefficients at t, [N] each."""
+        if not t.is_floating_point():
+            return Coefficients(*(table[t] for table in self.table))
+        level = Level(torch.sigmoid(-2 * t) ** 0.5, torch.sigmoid(2 * t) ** 0.5, t)
+        from_x, from_out, input_scale, time = preconditioning(self.prediction, level, self.coordinates)
+        assert time is not None
+        told = from_x, from_out, input_scale, time, *target(self.prediction, level, self.coordinates)
+        return Coefficients(level.signal, level.noise, *told)
+
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Ho et al. 2020, eq. 4)."""
-        return _at(self.signal, t, x0) * x0 + _at(self.noise, t, x0) * noise
+        at = self.at(t)
+        return _wide(at.signal, x0) * x0 + _wide(at.noise, x0) * noise
+
+    def told(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given: its input and its time."""
+        if self._sees_x:
+            return xt, t
+        at = self.at(t)
+        return _wide(at.input_scale, xt) * xt, at.time
 
     def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log variance of q(x_{t−1} | x_t, x_0) (eq. 6 and 7), each broadcastable to x."""
@@ -81,7 +134,8 @@ class GaussianProcess:
 
     def predict_x0(self, prediction: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """x̂_0 from the network's prediction."""
-        return _at(self.x0_from_x, t, xt) * xt + _at(self.x0_from_out, t, xt) * prediction
+        at = self.at(t)
+        return _wide(at.x0_from_x, xt) * xt + _wide(at.x0_from_out, xt) * prediction
 
     def p_mean_variance(
         self, out: Tensor, xt: Tensor, t: Tensor, *, clip: bool = True
@@ -99,14 +153,16 @@ class GaussianProcess:
         return mean, log_variance, x0
 
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the network is asked to predict: ε, x_0, or v = √ᾱ ε − √(1−ᾱ) x_0 (Salimans & Ho 2022)."""
-        if self.prediction == "epsilon":
-            return noise
-        if self.prediction == "x0":
-            return x0
-        return _at(self.signal, t, x0) * noise - _at(self.noise, t, x0) * x0
+        """What the network is asked to say, such as ε or v = √ᾱ ε − √(1−ᾱ) x_0 (Salimans & Ho 2022)."""
+        at = self.at(t)
+        return _wide(at.target_from_noise, x0) * noise + _wide(at.target_from_x0, x0) * x0
+
+
+def _wide(values: Tensor, x: Tensor) -> Tensor:
+    """[N] as [N, 1, ...], to multiply x."""
+    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def _at(table: Tensor, t: Tensor, x: Tensor) -> Tensor:
     """The table's values at t, shaped [N, 1, ...] to multiply x."""
-    return table[t].view(-1, *[1] * (x.ndim - 1))
+    return _wide(table[t], x)

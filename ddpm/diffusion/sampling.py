@@ -11,7 +11,8 @@ from torch import Tensor
 from ddpm.diffusion.known import Known
 from ddpm.diffusion.plans import Row, SamplingPlan
 
-# (x [N, C, ...], t [N] int64) → the network's output, [N, C, ...], or [N, 2C, ...] from one that learns its variance.
+# (its input [N, C, ...], t [N] int64 or float) → the network's output, [N, C, ...], or [N, 2C, ...] from one that
+# learns its variance.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -63,7 +64,7 @@ def trajectory(
 
 def _denoised(
     denoise: Denoiser,
-    t: int,
+    t: float,
     row: Row,
     x: Tensor,
     before: tuple[Tensor, Tensor],
@@ -75,11 +76,12 @@ def _denoised(
     Args:
         before: x̂_0 of the row before it, and of the one before that.
     """
-    times, channels = torch.full((len(x),), t, dtype=torch.int64, device=x.device), x.shape[1]
-    if row.control is not None:  # only a `conditioning.guidance.Steered` is given such rows
+    times = torch.full((len(x),), t, dtype=x.dtype if isinstance(t, float) else torch.int64, device=x.device)
+    seen, channels = x if row.input_scale == 1 else row.input_scale * x, x.shape[1]
+    if row.control is not None:  # only a `conditioning.hints.Steered` is given such rows
         denoise = denoise.controlled(row.control)  # type: ignore[attr-defined]
-    out = _evaluated(denoise, x, times, 0.0 if row.mean_shift else row.guidance)
-    shift = _mean_shift(denoise, x, times, row, out[:, channels:]) if row.mean_shift else None
+    out = _evaluated(denoise, seen, times, 0.0 if row.mean_shift else row.guidance)
+    shift = _mean_shift(denoise, seen, times, row, out[:, channels:]) if row.mean_shift else None
     x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
     if known is not None:
         x0 = torch.where(known.mask, known.x0, x0)

@@ -1,17 +1,20 @@
 """Noise schedules: β_t for t in 0..T-1 and what follows from them, computed in float64 (numpy only).
 
-The papers count t from 1 to T; the code counts from 0, so `betas[0]` is the papers' β_1.
+The papers count t from 1 to T; the code counts from 0, so `betas[0]` is the papers' β_1. Processes that are not
+variance preserving have a schedule too, that of scaled x: see `coordinates`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ddpm.diffusion.coordinates import DDPM, KINDS, Coordinates, Level
 
 Float64 = NDArray[np.float64]
 MOST_TIMESTEPS = 100_000
@@ -60,11 +63,14 @@ class Schedule:
 
     Attributes:
         betas: [T] float64 in (0, 1). The last may be 1, after which no signal is left: ᾱ_T = 0 (Lin et al. 2024).
-        timesteps: [T] int64, the network's input t at each row; after respacing, the original t.
+        timesteps: [T], the network's input t at each row: int64, after respacing the original t; or float64, of a
+            process in continuous time.
+        coordinates: of the process.
     """
 
     betas: Float64
-    timesteps: NDArray[np.int64]
+    timesteps: NDArray[Any]
+    coordinates: Coordinates = DDPM
 
     @staticmethod
     def named(name: str, timesteps: int) -> Schedule:
@@ -77,17 +83,31 @@ class Schedule:
 
     @staticmethod
     def of(process: Mapping[str, Any]) -> Schedule:
-        """The schedule of a model's `process` section: its own betas where it has them, else those of the name.
+        """The schedule of a model's `process` section: of variance preserving ones its own betas where it has them,
+        else those of the name; of the other kinds T levels, which in continuous time are only for sampling.
 
         Raises:
-            ValueError: the name is unknown, or the betas are no process of that many steps.
+            ValueError: a name is unknown, or the betas are no process of that many steps.
         """
-        betas, timesteps = process.get("betas"), process["timesteps"]
+        betas, timesteps, coordinates = process.get("betas"), process["timesteps"], Coordinates.of(process)
+        if (ratio := KINDS[coordinates.kind].ratio) is not None:
+            return Schedule.at_ratios(_at_positions(ratio, timesteps, coordinates), coordinates)
         if betas is None:
-            return Schedule.named(process["schedule"], timesteps)
+            return replace(Schedule.named(process["schedule"], timesteps), coordinates=coordinates)
         if len(betas) != timesteps:
             raise ValueError(f"betas has {len(betas)} numbers for {timesteps} timesteps")
-        return Schedule(np.asarray(betas, dtype=np.float64), np.arange(timesteps, dtype=np.int64))
+        return Schedule(np.asarray(betas, dtype=np.float64), np.arange(timesteps, dtype=np.int64), coordinates)
+
+    @staticmethod
+    def at_ratios(ratios: Float64, coordinates: Coordinates) -> Schedule:
+        """The process whose levels are those where σ/a is `ratios` [S], ascending; the last may be ∞."""
+        squares = ratios**2
+        with np.errstate(invalid="ignore"):
+            betas = np.diff(squares, prepend=0.0) / (1 + squares)
+        numbers = np.arange(len(ratios), dtype=np.int64)
+        schedule = Schedule(np.where(np.isinf(ratios), 1.0, betas), numbers, coordinates)
+        time = KINDS[coordinates.kind].time
+        return schedule if time is None else replace(schedule, timesteps=time(schedule.level))
 
     def __post_init__(self) -> None:
         betas = self.betas
@@ -96,6 +116,13 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.betas)
+
+    @property
+    def level(self) -> Level[Float64]:
+        """√ᾱ, √(1−ᾱ) and ln(σ/a) of each row, [T]."""
+        signal, noise = np.sqrt(self.alphas_cumprod), np.sqrt(1 - self.alphas_cumprod)
+        with np.errstate(divide="ignore"):
+            return Level(signal, noise, np.log(noise) - np.log(signal))
 
     @cached_property
     def alphas_cumprod(self) -> Float64:
@@ -141,22 +168,47 @@ class Schedule:
         alpha_bar = self.alphas_cumprod[kept]
         betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
         # A step over which hardly any signal is left would round to 1.
-        return Schedule(np.minimum(betas, np.nextafter(1.0, 0.0)), self.timesteps[kept])
+        return Schedule(np.minimum(betas, np.nextafter(1.0, 0.0)), self.timesteps[kept], self.coordinates)
+
+    def visited(self, steps: int, spacing: str) -> Schedule:
+        """The process at `steps` of its levels.
+
+        Args:
+            spacing: one of `SPACINGS`, counts, or one of `NOISE_SPACINGS`. The latter are exact of a process in
+                continuous time; of another they choose the nearest of its levels.
+
+        Raises:
+            ValueError: as `spaced_timesteps`.
+        """
+        if spacing not in NOISE_SPACINGS:
+            return self._at(spaced_timesteps(len(self), steps, spacing))
+        _check_steps(len(self), steps)
+        wanted = NOISE_SPACINGS[spacing](self, steps)
+        if self.coordinates.continuous:
+            return Schedule.at_ratios(wanted, self.coordinates)
+        apart = np.abs(self.level.log_ratio[:, None] - np.log(wanted))
+        return self.respaced(_distinct(apart.argmin(0), len(self)))
+
+    def _at(self, kept: NDArray[np.int64]) -> Schedule:
+        """`respaced`, which of a process in continuous time keeps a last level without signal as it is."""
+        if not self.coordinates.continuous:
+            return self.respaced(kept)
+        return Schedule.at_ratios(np.exp(self.level.log_ratio[kept]), self.coordinates)
+
+    def places(self, visited: Schedule) -> Float64:
+        """Where in this whole process the rows of a part of it are, in (0, 1]: 1 is noise. [S]."""
+        if not self.coordinates.continuous:
+            return (visited.timesteps + 1) / len(self)
+        return np.interp(visited.level.log_ratio, self.level.log_ratio, np.arange(1, len(self) + 1) / len(self))
 
 
-def x0_coefficients(prediction: str, alpha_bar: Float64) -> tuple[Float64, Float64]:
-    """Coefficients (of x_t, of the network's output) that give x̂_0, for each ᾱ.
+def _at_positions(ratio: Callable[[Any, Coordinates], Any], count: int, coordinates: Coordinates) -> Float64:
+    """σ/a at `count` even positions from the first level to the last; at the last alone if it is one."""
+    with np.errstate(divide="ignore"):
+        return ratio(np.linspace(0, 1, count) if count > 1 else np.ones(1), coordinates)
 
-    ε: x_0 = (x_t − √(1−ᾱ) ε)/√ᾱ.  v = √ᾱ ε − √(1−ᾱ) x_0 (Salimans & Ho 2022): x_0 = √ᾱ x_t − √(1−ᾱ) v.
-    """
-    signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-    if prediction == "epsilon":
-        return 1 / signal, -noise / signal
-    if prediction == "x0":
-        return np.zeros_like(signal), np.ones_like(signal)
-    if prediction == "v":
-        return signal, -noise
-    raise ValueError(f"no prediction {prediction!r}; there are: epsilon, x0, v")
+
+# --- which levels a sampler visits
 
 
 def _leading(total: int, steps: int) -> Float64:
@@ -196,6 +248,39 @@ SPACINGS: dict[str, Callable[[int, int], Float64]] = {
 }
 
 
+def _native(schedule: Schedule, steps: int) -> Float64:
+    ratio = KINDS[schedule.coordinates.kind].ratio
+    if ratio is not None:
+        return _at_positions(ratio, steps, schedule.coordinates)
+    return np.exp(schedule.level.log_ratio[spaced_timesteps(len(schedule), steps, "linspace")])
+
+
+def _ends(schedule: Schedule) -> tuple[float, float]:
+    """The least and the most noise σ/a that is finite."""
+    ratios = np.exp(schedule.level.log_ratio)
+    return float(ratios[0]), float(ratios[np.isfinite(ratios)][-1])
+
+
+def _karras(schedule: Schedule, steps: int) -> Float64:
+    low, high = _ends(schedule)
+    return np.linspace(low ** (1 / RHO), high ** (1 / RHO), steps) ** RHO if steps > 1 else np.array([high])
+
+
+def _exponential(schedule: Schedule, steps: int) -> Float64:
+    low, high = _ends(schedule)
+    return np.geomspace(low, high, steps) if steps > 1 else np.array([high])
+
+
+RHO = 7.0  # of the spacing `karras`
+
+# (schedule, S) → σ/a of the visited levels, ascending, [S].
+NOISE_SPACINGS: dict[str, Callable[[Schedule, int], Float64]] = {
+    "native": _native,  # the process's own: even in t of a flow, in σ^(1/ρ) of EDM, in ln σ of NCSN, in t of the betas
+    "karras": _karras,  # even in σ^(1/7) (Karras et al. 2022, eq. 5)
+    "exponential": _exponential,  # even in ln σ
+}
+
+
 def spaced_timesteps(total: int, steps: int, spacing: str) -> NDArray[np.int64]:
     """The S of T rows that a sampler visits, ascending, [S] int64.
 
@@ -210,17 +295,24 @@ def spaced_timesteps(total: int, steps: int, spacing: str) -> NDArray[np.int64]:
     """
     counts = section_counts(spacing)
     if not counts and (not isinstance(spacing, str) or spacing not in SPACINGS):
-        names = ", ".join(SPACINGS)
+        names = ", ".join((*SPACINGS, *NOISE_SPACINGS))
         raise ValueError(f"no spacing {spacing!r}; there are: {names}, and counts of sections such as 10,10,20")
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps must be in 1..{total}, the process's timesteps; found {steps}")
+    _check_steps(total, steps)
     if counts:
         return _in_sections(total, steps, counts)
-    kept = SPACINGS[spacing](total, steps).astype(np.int64)
-    # Strictly ascending from below, then pushed back under T from above: both keep S distinct rows.
-    offsets = np.arange(steps)
+    return _distinct(SPACINGS[spacing](total, steps).astype(np.int64), total)
+
+
+def _check_steps(total: int, steps: int) -> None:
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps must be in 1..{total}, the process's timesteps; found {steps}")
+
+
+def _distinct(kept: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Strictly ascending from below, then pushed back under T from above: both keep S distinct rows."""
+    offsets = np.arange(len(kept))
     kept = np.maximum.accumulate(kept - offsets) + offsets
-    return np.minimum(kept, total - steps + offsets)
+    return np.minimum(kept, total - len(kept) + offsets)
 
 
 def section_counts(spacing: str) -> list[int]:

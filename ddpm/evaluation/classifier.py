@@ -85,7 +85,7 @@ def accuracy_by_noise(
         drawn = torch.from_numpy(noise.draw()).to(model.device)
         for number, step in enumerate(steps):
             t = torch.full((len(rows),), step, dtype=torch.int64, device=model.device)
-            logits = model.network(process.q_sample(x0, t, drawn), t).float()
+            logits = model.network(*process.told(process.q_sample(x0, t, drawn), t)).float()
             right[number] += (logits.argmax(1) == label).sum().item()
             surprise[number] += F.cross_entropy(logits, label, reduction="sum").item()
             on_data(len(rows))

@@ -87,7 +87,8 @@ def way(model: Model, count: int, seed: int, *moments: int, asked: Mapping[str, 
         moments: numbers of states that are wanted; the states are those of each number, spread over the way.
     """
     noise, plan = model.noise(count, seed), model.plan()
-    times = [*(t + 1 for t, _ in plan.rows()), 0]
+    # In continuous time, the number of the level whose time it is.
+    times = [*(np.searchsorted(model.schedule.timesteps, plan.timesteps) + 1).tolist(), 0]
     wanted = {moment for number in moments for moment in _spread(len(times), number)}
     x = noise()
     yield State(times[0], model.codec.decode(x.cpu().numpy()), 0)

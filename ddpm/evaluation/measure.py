@@ -309,6 +309,7 @@ def protocol_of(
         nll_samples=options.nll_samples,
         # The likelihood of continuous data is not bounded.
         nll_timesteps=options.nll_timesteps if data.codec.levels and options.nll_samples else None,
+        nll_ode_steps=options.nll_ode_steps,
         resamples=options.resamples,
         seed=params.seed,
     )

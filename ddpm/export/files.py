@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto
 from torch import Tensor
 
 from ddpm.conditioning.columns import blank
+from ddpm.conditioning.guidance import from_score
 from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in
 from ddpm.deploy.facts import FORMAT
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
@@ -28,6 +29,7 @@ from ddpm.export.half import in_half_precision
 from ddpm.export.loop import sampler_model
 from ddpm.files import sha256_of, write_json
 from ddpm.model import Model
+from ddpm.nets.autoencoder import AutoencoderKL
 from ddpm.nets.controlled import Control, Controlled
 
 # The newest whose operators onnxruntime 1.31 all has kernels for on the CPU: docs/onnx.md.
@@ -44,7 +46,9 @@ NAMED_PLANS: dict[str, dict[str, Any]] = {
 
 
 def export_denoiser(model: Model, path: Path) -> None:
-    """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t int64 [N], columns) → out [N, C, ...].
+    """Write one evaluation of the network as ONNX: (x float32 [N, C, ...], t [N], columns) → out [N, C, ...].
+
+    t is int64, or float32 of a process in continuous time.
 
     The columns are inputs by their names, such as `label` int64 [N]; an unconditional model has none. N is free. The
     file's bytes depend on the model alone.
@@ -77,14 +81,59 @@ def export_guide(model: Model, denoiser: Path, path: Path) -> None:
     write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
 
 
+def export_decoder(model: Model, denoiser: Path, path: Path) -> None:
+    """Write the decoder of a model of latents: z float32 [N, Z, h, w] → `decoded` [N, C, H, W] in about [−1, 1]. z is x
+    without the scale.
+
+    Args:
+        denoiser: as for `export_guide`.
+    """
+    assert model.autoencoder is not None
+    network = _Decoder(copy.deepcopy(model.autoencoder.network).to("cpu"))
+    example = (torch.zeros(2, *model.codec.network_shape),)
+    proto = _to_onnx(network, example, ["z"], ["decoded"], ({0: torch.export.Dim("N", min=1)},))
+    _set_metadata(proto, facts(model))
+    write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
+
+
+class _Decoder(torch.nn.Module):
+    """The decoder alone."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.autoencoder.decode(z)
+
+
 def _exported(model: Model) -> ModelProto:
     """The network as ONNX: (x, t, columns) → out; of a classifier its logits."""
     network = _flat(copy.deepcopy(model.network).to("cpu").eval())
     columns = columns_in(model.network)
     given = [torch.from_numpy(values) for values in blank(columns, 2).values()]
-    example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=torch.int64), *given)
+    time = torch.float32 if model.schedule.coordinates.continuous else torch.int64
+    example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=time), *given)
     names = ["x", "t", *(column.name for column in columns)]
     batch = torch.export.Dim("N", min=1)
+    shapes = ({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else []))
+    proto = _to_onnx(network, example, names, ["out", *network.residuals], shapes)
+    if network.residuals:
+        branched(proto)
+    return proto
+
+
+def _to_onnx(
+    network: torch.nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    shapes: tuple[Any, ...],
+) -> ModelProto:
+    """
+    Args:
+        shapes: of each input, which of its axes is free.
+    """
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
@@ -94,24 +143,21 @@ def _exported(model: Model) -> ModelProto:
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=names,
-            output_names=["out", *network.residuals],
-            dynamic_shapes=({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else [])),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=shapes,
             verbose=False,
         )
     assert program is not None
     proto = program.model_proto
     _drop_provenance(proto)
-    if network.residuals:
-        branched(proto)
     return proto
 
 
 def _scales(model: Model) -> NDArray[np.float32]:
     """By which the model's output moves along a classifier's gradient at weight 1, [T]: as of
     `conditioning.guidance.ClassifierGradient`."""
-    process = model.process()
-    return (process.noise**2 / (process.signal * process.x0_from_out)).cpu().numpy()
+    return from_score(model.process()).cpu().numpy()
 
 
 class _Flat(torch.nn.Module):
@@ -157,15 +203,18 @@ def export_half(network: Path, path: Path) -> None:
     write(in_half_precision(onnx.load(network)), path)
 
 
-def export_sampler(model: Model, denoiser: Path, path: Path, guide: Path | None = None) -> None:
-    """Write the loop around a denoiser, and around what guides it, as one file, see `export.loop`. Weights that these
-    have in a file beside them stay there and serve both.
+def export_sampler(
+    model: Model, denoiser: Path, path: Path, guide: Path | None = None, decoder: Path | None = None
+) -> None:
+    """Write the loop around a denoiser, and around what guides it, as one file, see `export.loop`; of a model of
+    latents it ends with the decoder. Weights that these have in a file beside them stay there and serve both.
 
     Its metadata holds what a caller must know, as JSON but for plain strings: `facts`, the model's choices `sampling`,
     the `columns` of a plan, and `plans`, a table and timesteps of each name; `default` is the model's own.
     """
-    networks = [None if file is None else onnx.load(file, load_external_data=False) for file in (denoiser, guide)]
-    loop = sampler_model(networks[0], model.codec, model.columns, networks[1])
+    files = (denoiser, guide, decoder)
+    networks = [None if file is None else onnx.load(file, load_external_data=False) for file in files]
+    loop = sampler_model(networks[0], model.codec, model.columns, *networks[1:])
     timesteps = len(model.schedule)
     named = {name: plan for name, plan in NAMED_PLANS.items() if plan["steps"] <= timesteps}
     plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}
@@ -205,19 +254,21 @@ def _guide_facts(guide: Model) -> dict[str, Any]:
 
 def describe_sampler(model: Model, directory: Path) -> None:
     """Write sampler.json: what the runtime needs beside the ONNX files."""
-    denoiser, guide = directory / "denoiser.onnx", directory / "guide.onnx"
-    guided = model.guide is not None
-    # Guidance without a guide evaluates a datum twice at once; with one, one network after the other.
-    memory = _activation_bytes(denoiser) * (2 if model.guidable and not guided else 1)
+    denoiser = directory / "denoiser.onnx"
+    # Beside the denoiser: networks that are evaluated after it, not with it.
+    others = {"guide": model.guide, "decoder": model.autoencoder}
+    beside = {name: directory / f"{name}.onnx" for name, network in others.items() if network is not None}
+    # Guidance without a guide evaluates a datum twice at once.
+    memory = _activation_bytes(denoiser) * (2 if model.guidable and model.guide is None else 1)
     write_json(
         directory / "sampler.json",
         {
             **facts(model),
             "data": model.card.data.model_dump(mode="json"),
             "sampling": model.card.config.sampling.model_dump(mode="json"),
-            "activation_bytes": max(memory, _activation_bytes(guide)) if guided else memory,
+            "activation_bytes": max([memory, *map(_activation_bytes, beside.values())]),
             "denoiser_sha256": sha256_of(denoiser),
-            **({"guide_sha256": sha256_of(guide)} if guided else {}),
+            **{f"{name}_sha256": sha256_of(file) for name, file in beside.items()},
         },
     )
 

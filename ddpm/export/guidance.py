@@ -1,9 +1,9 @@
 """Guidance inside the ONNX graph: what a row of a plan does around the network, as `conditioning.guidance` in torch.
 
-Each part adds nodes to the body of the loop, between values of these names: `x`, `t`, `row` and the columns are there
-from the start; the network reads `denoiser.x`, `denoiser.t` and `denoiser.label`, and its output is `all.out` and,
-where it learns the variance, `all.v`; a part makes `out` and `v` of them, and at the end `next` of the row's x. A row
-without a weight evaluates the network once and no guide.
+Each part adds nodes to the body of the loop, between values of these names: `x`, what the network sees of it
+`x.seen`, `t`, `row` and the columns are there from the start; the network reads `denoiser.x`, `denoiser.t` and
+`denoiser.label`, and its output is `all.out` and, where it learns the variance, `all.v`; a part makes `out` and `v` of
+them, and at the end `next` of the row's x. A row without a weight evaluates the network once and no guide.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column
 from ddpm.conditioning.hints import UNCONDITIONAL, WEIGHTS
+from ddpm.diffusion.plans import COLUMNS
 
 DENOISER, GUIDE = "denoiser.", "guide."  # what the names of a network begin with inside the body
-NEXT = "next"
+NEXT, SEEN = "next", "x.seen"
+WEIGHT, SHIFT, SLOPE = (COLUMNS.index(name) for name in ("guidance", "mean_shift", "log_noise_from_out"))
 
 
 @script(default_opset=op)
 def has_weight(row: FLOAT) -> BOOL:
-    return op.Not(op.Equal(op.Gather(row, -1), 0.0))
+    return op.Not(op.Equal(op.Gather(row, WEIGHT), 0.0))
 
 
 @script(default_opset=op)
 def doubled(x: FLOAT, t: INT64, row: FLOAT) -> tuple[FLOAT, INT64]:
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
         x2, t2 = op.Concat(x, x, axis=0), op.Concat(t, t, axis=0)
     else:
@@ -42,7 +44,7 @@ def doubled(x: FLOAT, t: INT64, row: FLOAT) -> tuple[FLOAT, INT64]:
 
 @script(default_opset=op)
 def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
         given2 = op.Concat(given, op.Expand(null, op.Shape(given)), axis=0)
     else:
@@ -53,7 +55,7 @@ def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
 @script(default_opset=op)
 def twice(given: FLOAT, row: FLOAT) -> FLOAT:
     """Values of any type, of a column without a null value: both halves have the same."""
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
         given2 = op.Concat(given, given, axis=0)
     else:
@@ -64,7 +66,7 @@ def twice(given: FLOAT, row: FLOAT) -> FLOAT:
 @script(default_opset=op)
 def with_unconditional(weights: FLOAT, row: FLOAT) -> FLOAT:
     """As `ControlWeightsColumn.unconditional`, of the weights [N, 3] of a control."""
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
         other = op.Gather(weights, op.Constant(value_ints=UNCONDITIONAL), axis=1)
         weights2 = op.Concat(weights, other, axis=0)
@@ -76,7 +78,7 @@ def with_unconditional(weights: FLOAT, row: FLOAT) -> FLOAT:
 @script(default_opset=op)
 def away_from_half(out2: FLOAT, row: FLOAT) -> FLOAT:
     """As `conditioning.guidance.away_from`."""
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
         conditional, unconditional = op.Split(out2, num_outputs=2, axis=0)
         out = conditional + weight * (conditional - unconditional)
@@ -87,7 +89,7 @@ def away_from_half(out2: FLOAT, row: FLOAT) -> FLOAT:
 
 @script(default_opset=op)
 def told_half(v2: FLOAT, row: FLOAT) -> FLOAT:
-    weight = op.Gather(row, -1)
+    weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
         v, _ = op.Split(v2, num_outputs=2, axis=0)
     else:
@@ -99,14 +101,14 @@ def told_half(v2: FLOAT, row: FLOAT) -> FLOAT:
 def away_from(out: FLOAT, weak: FLOAT, row: FLOAT) -> FLOAT:
     """As `conditioning.guidance.away_from`; of the weaker model's output the first channels."""
     channels = op.Shape(out, start=1, end=2)
-    return out + op.Gather(row, -1) * (out - op.Slice(weak, op.Constant(value_ints=[0]), channels, [1]))
+    return out + op.Gather(row, WEIGHT) * (out - op.Slice(weak, op.Constant(value_ints=[0]), channels, [1]))
 
 
 @script(default_opset=op)
 def along(out: FLOAT, v: FLOAT, gradient: FLOAT, scale: FLOAT, row: FLOAT) -> tuple[FLOAT, FLOAT]:
     """As `conditioning.guidance.ClassifierGradient`: the guided output, and what x moves by. A row that moves x leaves
     the output alone."""
-    slope, moves, weight = op.Gather(row, -3), op.Gather(row, -2), op.Gather(row, -1)
+    slope, moves, weight = op.Gather(row, SLOPE), op.Gather(row, SHIFT), op.Gather(row, WEIGHT)
     guided = out + op.Where(op.Equal(moves, 0.0), weight, 0.0) * scale * gradient
     return guided, moves * gradient * op.Exp(2.0 * slope * v)
 
@@ -141,7 +143,7 @@ class ClassifierFree(Unguided):
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         graph = GraphProto()
         graph.CopyFrom(denoiser)
-        nodes = call(doubled, ["x", "t", "row"], [f"{DENOISER}x", f"{DENOISER}t"])
+        nodes = call(doubled, [SEEN, "t", "row"], [f"{DENOISER}x", f"{DENOISER}t"])
         for column in columns:
             null, doubled_values = f"{column.name}.null", [f"{DENOISER}{column.name}"]
             if column.null is None:
@@ -216,8 +218,9 @@ def _outputs(learned: bool) -> tuple[str, ...]:
 
 
 def _network_of(graph: GraphProto, prefix: str) -> GraphProto:
-    """A network whose inputs are the body's values of the same names."""
-    inputs = [make_node("Identity", [value.name], [prefix + value.name]) for value in graph.input]
+    """A network whose inputs are the body's values of the same names, and what it sees of x."""
+    values = {"x": SEEN}
+    inputs = [make_node("Identity", [values.get(each.name, each.name)], [prefix + each.name]) for each in graph.input]
     network = add_prefix_graph(graph, prefix)
     return _with_nodes(network, [*inputs, *network.node])
 

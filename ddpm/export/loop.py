@@ -3,16 +3,16 @@
 The plan is data: a Scan takes its rows one by one and carries x and the two latest x̂_0, so one file runs every sampler
 in any number of steps. Its inputs and outputs:
 
-- `x`: x_T, float32 [N, C, ...] standard normal.
+- `x`: x_T, float32 [N, C, ...] standard normal: scaled x, as all x of `diffusion.plans`.
 - `plan`: float32 [S, columns], a row a step, the columns of `diffusion.plans`.
-- `timesteps`: int64 [S], the network's input t.
+- `timesteps`: int64 [S], or float32 of a process in continuous time: the network's input t.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
 - one input for each column of a conditional model, such as `label` int64 [N] or `low` uint8 [N, h, w, C].
 - `control_plan`, of a model with a control: float32 [S, 3], the weights of what the control adds, a row a step, which
   are a plan's `control` or 1.
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
-- → `x0`: float32 [N, C, ...], the same in about [−1, 1]; NaN where the network's output was NaN or infinite, which
-  `images` cannot show.
+- → `x0`: float32 [N, C, ...], the same in about [−1, 1], or of a model of latents what the decoder was given, times the
+  scale; NaN where the network's output was NaN or infinite, which `images` cannot show.
 
 The noise comes from outside because it belongs to the image: drawn as `diffusion.noise` draws it, these are the images
 of the other two executors. onnxruntime's RandomNormalLike takes its seed as an attribute, fixed at export, and a
@@ -31,12 +31,15 @@ from onnx.numpy_helper import from_array
 from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset20 as op
 
+from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
 from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS
 from ddpm.conditioning.pictures import ImageColumn, MaskColumn
 from ddpm.diffusion.plans import COLUMNS
-from ddpm.export.guidance import NEXT, call, guidance_of
+from ddpm.export.guidance import NEXT, SEEN, call, guidance_of
+
+INPUT_SCALE = COLUMNS.index("input_scale")
 
 # --- what a row does, and what its end is shown as, in ONNX
 
@@ -47,7 +50,7 @@ def update(
 ) -> tuple[FLOAT, FLOAT, FLOAT]:
     """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
     (
-        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _shift, _,
+        x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _, _, _,
     ) = op.Split(row, num_outputs=len(COLUMNS))  # fmt: skip
     free = x0_from_x * x + x0_from_out * out
     if quantile > 0.0:
@@ -68,6 +71,12 @@ def update(
         # To the shape of x, because broadcasting would take another count of z for an answer.
         after = after + to_noise * op.Exp(log_noise_from_out * v) * op.Reshape(z, op.Shape(x))
     return after, held, op.Identity(previous)
+
+
+@script(default_opset=op)
+def seen(x: FLOAT, row: FLOAT) -> FLOAT:
+    """What the network sees of x."""
+    return op.Gather(row, INPUT_SCALE) * x
 
 
 @script(default_opset=op)
@@ -106,7 +115,11 @@ def to_values(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
 
 
 def sampler_model(
-    denoiser: ModelProto, codec: Codec, columns: Sequence[Column] = (), guide: ModelProto | None = None
+    denoiser: ModelProto,
+    codec: Codec,
+    columns: Sequence[Column] = (),
+    guide: ModelProto | None = None,
+    decoder: ModelProto | None = None,
 ) -> ModelProto:
     """The loop around a denoiser, (x [N, C, ...], t [N], columns) → out [N, C or 2C, ...]: this module's inputs and
     outputs.
@@ -117,8 +130,9 @@ def sampler_model(
     Args:
         columns: that the denoiser or the guide is conditioned on.
         guide: as for `export.guidance.guidance_of`.
+        decoder: of a model of latents, z [N, Z, h, w] → pictures [N, C, H, W].
     """
-    decode, known = _decoder(codec), _known_part(columns)
+    decode, known = _decoder(codec, decoder), _known_part(columns)
     decoded = _info(
         codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.dtype == np.uint8 else TensorProto.FLOAT
     )
@@ -137,7 +151,7 @@ def sampler_model(
         inputs=[
             _state("x", codec),
             _info("plan", ["S", len(COLUMNS)]),
-            _info("timesteps", ["S"], TensorProto.INT64),
+            _info("timesteps", ["S"], _time_type(denoiser.graph)),
             _info("z", ["S", "M", *codec.network_shape]),
             *([_info(CONTROL_PLAN, ["S", 3])] if weighs else []),
             *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in given),
@@ -168,6 +182,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
             make_node("Shape", ["x"], ["batch"], end=1),
             make_node("Expand", ["timestep", "batch"], ["t"]),
             *(call(for_all, ["weights", "batch"], [WEIGHTS]) if _weighs(columns) else []),
+            *call(seen, ["x", "row"], [SEEN]),
             *network.node,
             parts,
             *guidance.output(learned),
@@ -179,7 +194,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         inputs=[
             *(_state(name, codec) for name in ("x", "previous", "earlier")),
             _info("row", [len(COLUMNS)]),
-            _info("timestep", [], TensorProto.INT64),
+            _info("timestep", [], _time_type(denoiser)),
             _info("z", ["M", *codec.network_shape]),
             *([_info("weights", [3])] if _weighs(columns) else []),
         ],
@@ -187,6 +202,10 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         initializer=[*network.initializer, *guidance.initializers, *constants],
         value_info=network.value_info,
     )
+
+
+def _time_type(denoiser: GraphProto) -> int:
+    return next(value.type.tensor_type.elem_type for value in denoiser.input if value.name == "t")
 
 
 def _known_part(columns: Sequence[Column]) -> list[NodeProto]:
@@ -218,8 +237,11 @@ def _fills_in(columns: Sequence[Column]) -> bool:
     return any(column.name == MaskColumn.name for column in columns)
 
 
-def _decoder(codec: Codec) -> GraphProto:
+def _decoder(codec: Codec, decoder: ModelProto | None = None) -> GraphProto:
     """From `x0` to data as they are stored."""
+    if isinstance(codec, Latent):
+        assert decoder is not None
+        return _through(codec, decoder.graph)
     if isinstance(codec, ValueCodec):
         graph = to_values.to_model_proto().graph
         centre, half = codec.scale()
@@ -228,6 +250,23 @@ def _decoder(codec: Codec) -> GraphProto:
         graph = to_pixels.to_model_proto().graph
     graph.node[-1].output[0] = codec.name
     return graph
+
+
+def _through(codec: Latent, decoder: GraphProto) -> GraphProto:
+    """As `_decoder`, of latents."""
+    decode, shown = add_prefix_graph(decoder, "decoder."), _decoder(codec.pixels)
+    unscale = make_node("Div", ["x0", "decoder.scale"], [decode.input[0].name])
+    join = make_node("Identity", [decode.output[0].name], ["decoder.x0"])
+    for node in shown.node:
+        node.input[:] = ["decoder.x0" if name == "x0" else name for name in node.input]
+    decode.initializer.append(from_array(np.float32(codec.scale), "decoder.scale"))
+    return make_graph(
+        [unscale, *decode.node, join, *shown.node],
+        "decoder",
+        inputs=[],
+        outputs=[],
+        initializer=[*decode.initializer, *shown.initializer],
+    )
 
 
 def _prefixed(graph: GraphProto, prefix: str) -> GraphProto:

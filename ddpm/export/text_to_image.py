@@ -43,7 +43,7 @@ from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade
 from ddpm.export.files import MOST_WEIGHTS, write
-from ddpm.export.guidance import call
+from ddpm.export.guidance import WEIGHT, call
 from ddpm.export.words import OPSETS, tokenize
 
 SAMPLER = "sampler.onnx"
@@ -116,10 +116,10 @@ def quiet_plan(drawer: Drawer) -> SamplingPlan:
 @script(default_opset=op)
 def at_scale(plan: FLOAT, guidance_scale: FLOAT) -> FLOAT:
     """The plan with the weights of another guidance scale; with its own where that is NaN."""
-    rest, weights = op.Split(plan, op.Constant(value_ints=[len(COLUMNS) - 1, 1]), axis=1)
+    before, weights, after = op.Split(plan, op.Constant(value_ints=[WEIGHT, 1, len(COLUMNS) - WEIGHT - 1]), axis=1)
     guided = op.Or(op.Not(op.Equal(weights, 0.0)), op.Equal(op.ReduceMax(op.Abs(weights)), 0.0))
     other = op.Where(guided, guidance_scale - 1.0, 0.0)
-    return op.Concat(rest, op.Where(op.IsNaN(guidance_scale), weights, other), axis=1)
+    return op.Concat(before, op.Where(op.IsNaN(guidance_scale), weights, other), after, axis=1)
 
 
 @script(default_opset=op)
@@ -244,7 +244,7 @@ class _Part:
             self.nodes.append(make_node("Identity", [plan], [inside]))
 
     def _timesteps(self, value: ValueInfoProto, inside: str) -> None:
-        self.nodes.append(make_node("Identity", [self._input(value, self.link.plan.timesteps)], [inside]))
+        self.nodes.append(make_node("Identity", [self._input(value, self.link.plan.told)], [inside]))
 
     def _z(self, value: ValueInfoProto, inside: str) -> None:
         _, _, *shape = (axis.dim_value for axis in value.type.tensor_type.shape.dim)

@@ -106,6 +106,8 @@ FIGURES = {
         Figure("mmd", "MMD", "lower", real="mmd_floor"),
         Figure("nll_validation", "NLL of validation images, bits/dim", "lower", short="NLL"),
         Figure("nll_train", "NLL of training images, bits/dim", "lower"),
+        Figure("nll_ode_validation", "NLL by the ODE of validation data, bits/dim", "lower", short="NLL by the ODE"),
+        Figure("nll_ode_train", "NLL by the ODE of training data, bits/dim", "lower"),
         Figure("gflops_per_image", "GFLOP an image", "lower"),
     )
 }
@@ -205,7 +207,7 @@ _SHOWN = (
     *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
     *("retrieval_1_pixels", "retrieval_5_pixels", "held_out_retrieval_5_pixels"),
     *("control_edges", "control_silhouette", "control_colour"),
-    *("wasserstein", "mmd", "nll_validation"),
+    *("wasserstein", "mmd", "nll_validation", "nll_ode_validation"),
 )
 
 

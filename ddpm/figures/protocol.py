@@ -38,6 +38,7 @@ class EvaluationProtocol:
     resamples: int  # of the bootstrap behind the intervals
     seed: int
     nll_timesteps: int | None = None  # that the bound is estimated from; None: all of them
+    nll_ode_steps: int = 64  # of the likelihood by the ODE
     labels: str | None = None  # that a conditional model is asked for: "frequencies", those of the training data
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
     captions_sha256: str | None = None  # of the data's captions, that a model is asked for which is conditioned on them
@@ -50,6 +51,11 @@ class EvaluationProtocol:
     control_scale: float = 1.0
     control_interval: tuple[float, float] | None = None  # shares of the process between which there is a control
     guess: bool = False
+    churn: float = 0.0  # of heun, as the two below
+    churn_interval: tuple[float, float] | None = None  # sigma between which there is churn
+    churn_noise: float = 1.0
+    langevin_steps: int = 5  # of langevin, as the one below
+    langevin_epsilon: float | None = None
     guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256
 
     upsampler: Mapping[str, Any] | None = None  # of a cascade, whose base has the fields above: its plan and its noise

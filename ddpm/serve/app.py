@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES
-from ddpm.diffusion.plans import SAMPLERS, SamplingPlan
+from ddpm.diffusion.plans import SamplingPlan
+from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.drawer import refuse_without_mask
 from ddpm.errors import NotFiniteError, first_complaint
 from ddpm.serve.answers import MEDIA_TYPES, encode, formats
@@ -254,7 +255,7 @@ def _application(service: Service) -> FastAPI:
             model=model.name,
             kind=kind.name,
             shape=list(kind.shape),
-            timesteps=model.sampler.choices[0]["timesteps"],
+            timesteps=max(model.sampler.choices[0]["timesteps"], model.sampler.choices[1]["steps"]),
             sampling=model.sampling,
             samplers=list(SAMPLERS),
             classes=None if model.classes is None else list(model.classes),

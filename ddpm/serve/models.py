@@ -16,6 +16,8 @@ from ddpm.conditioning.columns import LabelColumn
 from ddpm.deploy.runtime import Precision, Sampler, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import INPAINTING, JUMP, RESAMPLES, SamplingPlan
+from ddpm.diffusion.samplers import SAMPLERS
+from ddpm.diffusion.steps import LANGEVIN_STEPS, Choices
 from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.files import read_json
@@ -108,7 +110,11 @@ class ServedModel:
         """The evaluations of the network for a datum, without guidance and without an upsampler, from numbers alone: a
         plan that is too long need not be built. What cannot be planned counts as something that can; `plan` refuses it.
         """
-        steps = min(choice.steps, self.sampler.choices[0]["timesteps"])
+        process, own = self.sampler.choices
+        asked = Choices(choice.steps, langevin_steps=own.get("langevin_steps", LANGEVIN_STEPS))
+        known = SAMPLERS.get(choice.sampler)
+        visited = asked.steps if known is None else known.levels(asked)
+        steps = asked.steps if visited <= process["timesteps"] else process["timesteps"]
         inpainting = INPAINTING.get(choice.inpainting or "", INPAINTING["replace"])
         return inpainting.evaluations(steps, choice.resamples or RESAMPLES, choice.jump or JUMP)
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, Column
 from ddpm.data.given import from_base64
-from ddpm.diffusion.plans import INPAINTING, MOST_CONTROL, MOST_GUIDANCE, MOST_JUMP, MOST_RESAMPLES, SAMPLERS
+from ddpm.diffusion.plans import INPAINTING, MOST_CONTROL, MOST_GUIDANCE, MOST_JUMP, MOST_RESAMPLES
+from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.drawer import Drawer
 
 Format = Literal["png", "npy", "json"]
@@ -40,7 +41,7 @@ class ImageRequest(BaseModel):
     )
     sampler: str | None = Field(None, description="null: the model's own", json_schema_extra=_SAMPLER_NAMES)
     steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="evaluations of the network an image, at most the process's timesteps; null: the model's own"
+        None, description="evaluations of the network an image, at most about the timesteps; null: the model's own"
     )
     eta: Share | None = Field(
         None, description="DDIM's share of noise, with the sampler ddim alone; null: the model's own"
@@ -239,7 +240,7 @@ class ModelCard(BaseModel):
     model: str
     kind: Literal["images", "points", "sequences"]
     shape: list[int]
-    timesteps: int = Field(description="of the process: the most steps there are")
+    timesteps: int = Field(description="of the process: the most steps of samplers that visit a timestep once")
     sampling: dict[str, Any] = Field(description="the model's own sampling plan, guidance included")
     samplers: list[str]
     classes: list[str] | None = Field(description="what `label` may be, in the order of the numbers; null: no label")

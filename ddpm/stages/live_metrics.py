@@ -18,6 +18,7 @@ from ddpm.config.model import VariantConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.loader import Images
 from ddpm.diffusion import sampling
+from ddpm.diffusion.coordinates import Coordinates
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import plan_for
 from ddpm.training.ema import EMA
@@ -42,15 +43,21 @@ class Watch:
         """
         self._config, self._codec, self._device, self._seed = config, codec, device, seed
         self._images = images
+        self._spread = Coordinates.of(config.process.model_dump()).distribution
         self._sums = torch.zeros(2, QUARTILES, device=device)  # of the losses, and how many they are
         self._ema: EMA | None = None
         self._began, self._steps = time.monotonic(), 0
 
     def losses(self, t: Tensor, losses: Tensor) -> None:
-        """Take in a step: timesteps and their losses, [N] each."""
-        quartile = t * QUARTILES // self._config.process.timesteps
+        """Take in a step: t as the loop draws it and the losses, [N] each."""
+        quartile = (t * QUARTILES // self._config.process.timesteps) if self._spread is None else self._quartile(t)
         self._sums.index_add_(1, quartile, torch.stack([losses, torch.ones_like(losses)]))
         self._steps += 1
+
+    def _quartile(self, t: Tensor) -> Tensor:
+        """Of training's own distribution."""
+        mean, std = cast("tuple[float, float]", self._spread)
+        return (torch.special.ndtr((t - mean) / std) * QUARTILES).long().clamp(max=QUARTILES - 1)
 
     def average(self, ema: EMA) -> None:
         """Take in the averages, whose distance is logged at the next point."""
@@ -85,7 +92,7 @@ class Watch:
 
         config = self._config
         noise = ImageNoise(self._seed, COLUMNS**2, self._codec.network_shape)
-        plan = plan_for(config.process.model_dump(), _plain(config.sampling).model_dump())
+        plan = plan_for(config.process.model_dump(), _plain(config.sampling).model_dump(), bounded=self._codec.bounded)
 
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)

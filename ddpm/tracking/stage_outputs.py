@@ -152,12 +152,18 @@ def _is_cascade(variant: str, root: Path) -> bool:
     return (root / MODELS / variant / CASCADE).is_file()
 
 
+def _autoencoder(variant: str, root: Path) -> str | None:
+    """The name of the autoencoder of a model of latents; None of another one, or if there is no model."""
+    card = root / MODELS / variant / "model.json"
+    latent = read_output(card, f"train@{variant}").get("data", {}).get("latent") if card.is_file() else None
+    return latent and latent["variant"]
+
+
 def _kind(variant: str, root: Path) -> str:
-    """What the names of a variant's stages have before the `@`: those of a model that controls another one are as
-    dvc.lock has them."""
-    if _is_cascade(variant, root):
-        return "-cascade"
-    return "-control" if f"train-control@{variant}" in _stages_in_lock(root) else ""
+    """What the names of its stages end with, before the @; of a model with a control as dvc.lock has them."""
+    if f"train-control@{variant}" in _stages_in_lock(root):
+        return "-control"
+    return "-cascade" if _is_cascade(variant, root) else "-latent" if _autoencoder(variant, root) else ""
 
 
 def _stages_in_lock(root: Path) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _check_guide(reports: Path, protocol: dict[str, Any], sampler: dict[str, Any
 def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
     """What dvc.lock has of the stages that a variant came of."""
     path, stages = root / "dvc.lock", _stages_in_lock(root)
-    names = ["prepare", *(f"{stage}@{variant}" for stage in _own_stages(variant, root))]
+    names = ["prepare", *_own_stages(variant, root)]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
     names += [name for name in _trainings_of_base(variant, root) if name in stages]
     for name in names:
@@ -233,11 +239,16 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 
 
 def _own_stages(variant: str, root: Path) -> list[str]:
-    """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export."""
-    if not _is_cascade(variant, root):
-        return [f"{stage}{_kind(variant, root)}" for stage in ("train", "evaluate", "export")]
-    links = CascadeFacts.read(root / MODELS / variant).links
-    return [*(f"train-{link}" for link in links), "compose", "evaluate-cascade", "export-cascade"]
+    """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export; of a model of latents
+    with those of its autoencoder."""
+    kind, first = _kind(variant, root), list[str]()
+    trainings = [f"train{kind}"]
+    if autoencoder := _autoencoder(variant, root):
+        first = [f"{stage}@{autoencoder}" for stage in ("train-autoencoder", "encode")]
+    if _is_cascade(variant, root):
+        links = CascadeFacts.read(root / MODELS / variant).links
+        trainings = [*(f"train-{link}" for link in links), "compose"]
+    return [*first, *(f"{stage}@{variant}" for stage in (*trainings, f"evaluate{kind}", f"export{kind}"))]
 
 
 def _guides_of(variant: str, root: Path) -> list[str]:

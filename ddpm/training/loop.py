@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,12 @@ from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.ema import EMA, trainable
 from ddpm.training.memory import OutOfMemoryError, micro_batches
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
+from ddpm.training.power_ema import PowerAverages, snapshot_steps
 from ddpm.training.speed import autocast, batches
 from ddpm.training.tasks import Batch, Task
-from ddpm.training.timesteps import TIMESTEP_SAMPLERS, TimestepSampler
+from ddpm.training.timesteps import TimestepSampler, timestep_sampler
+
+OPPONENT_BETAS = (0.5, 0.9)  # of Adam, of a discriminator: as in latent diffusion's code
 
 
 class DivergedError(Exception):
@@ -41,10 +44,17 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     window: Tensor  # [≥ log_every, 2] loss and gradient norm of the steps since the last point, on the device
     at_once: int  # data of a batch that go through the network together
+    power: PowerAverages | None = None  # None: no snapshots are kept
     step: int = 0  # steps done
     pending: int = 0  # rows of the window that are filled
     rewound: int = 0  # times that the run went back after its loss was no number
     curve: list[LossPoint] = field(default_factory=list)
+    opponent: nn.Module | None = None  # of an adversarial loss
+    opponent_optimizer: Adam | None = None
+
+    @property
+    def optimizers(self) -> list[Adam]:
+        return [self.optimizer, *([self.opponent_optimizer] if self.opponent_optimizer else [])]
 
 
 def train(
@@ -87,6 +97,7 @@ def train(
     def indices(step: int) -> NDArray[np.int64]:
         return batch_indices(len(data.images), batch_size, step, options.seed)[part]
 
+    snapshots = snapshot_steps(steps, options.ema_snapshots)
     stored = Prefetch(batches(data, indices, device), options.prefetch, steps)
 
     while state.step < steps:
@@ -99,17 +110,20 @@ def train(
         torch.manual_seed(random_seed)
         gathered, given = stored(step)
         x0 = data.encode(gathered.to(device, non_blocking=True))
+        if data.sample is not None:
+            x0 = data.sample(x0, lambda like: _noise_like(like, batch_size)[part])
         given = {name: values.to(device, non_blocking=True) for name, values in given.items()}
         if data.horizontal_flip:
             mirrored = torch.rand(batch_size, *[1] * (x0.ndim - 1), device=device)[part] < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
         t, weights = state.timesteps.draw(batch_size, device)
         noise = _noise_like(x0, batch_size)[part]
-        batch = Batch(x0, given, torch.rand(batch_size, task.draws, device=device)[part])
+        batch = Batch(x0, given, torch.rand(batch_size, task.draws, device=device)[part], step)
         if not ranks.first:
             torch.manual_seed(ranks.own_seed(random_seed))  # of dropout
 
-        state.optimizer.zero_grad()
+        for optimizer in state.optimizers:
+            optimizer.zero_grad()
         losses = x0.new_zeros(batch_size)
         try:
             for rows in micro_batches(len(x0), state.at_once):
@@ -127,8 +141,9 @@ def train(
             state.at_once = (state.at_once + 1) // 2
             hooks.on_less_memory(state.at_once)
             continue
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        ranks.add_up([*gradients, losses])
+        gradients = _gradients(parameters)
+        of_opponent = _gradients(state.opponent.parameters()) if state.opponent else []
+        ranks.add_up([*gradients, *of_opponent, losses])
         loss = (losses if weights is None else losses * weights).mean()
         state.timesteps.update(t, losses)
         hooks.on_losses(t, losses)
@@ -137,8 +152,12 @@ def train(
         if options.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, options.grad_clip, norm, foreach=True)
         state.scaler.step(state.optimizer, rate)  # type: ignore[arg-type]
+        if of_opponent:
+            state.scaler.step(state.opponent_optimizer, rate)  # type: ignore[arg-type]
         state.scaler.update()
         state.ema.update(step)
+        if state.power is not None:
+            state.power.update(step)
 
         # The two numbers stay on the device until a point is due, so that the GPU is not waited for.
         state.window[state.pending] = torch.stack([loss, norm])
@@ -164,6 +183,8 @@ def train(
             hooks.on_rewind(str(error), state.step)
             continue
         hooks.on_step(state.step)
+        if state.step in snapshots and state.power is not None and ranks.first:
+            hooks.on_snapshot(state.step, state.power.tensors())
         if due and checkpoints is not None and ranks.first:
             checkpoints.save(state.step, *_saved(state))
         if stopping:
@@ -196,29 +217,43 @@ def _noise_like(x0: Tensor, count: int) -> Tensor:
     return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
 
 
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> TrainingState:
     device, at_once = next(network.parameters()).device, options.micro_batch_size
     return TrainingState(
         network,
         Adam(trainable(network), weight_decay=options.weight_decay),
         EMA(network, options.ema_decay, warmup=options.ema_warmup),
-        TIMESTEP_SAMPLERS[options.timestep_sampler](task.timesteps),
+        timestep_sampler(options.timestep_sampler, task.timesteps, task.distribution),
         # bf16 has float32's range and needs no loss scaling.
         torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
         torch.zeros(options.log_every, 2, device=device),
         at_once if isinstance(at_once, int) else options.batch_size,
+        PowerAverages(network) if options.ema_snapshots else None,
+        opponent=task.opponent,
+        opponent_optimizer=Adam(task.opponent.parameters(), betas=OPPONENT_BETAS) if task.opponent else None,
     )
 
 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
     """Every tensor of a state by name; the live ones, not copies."""
     named = {"window": state.window}
+    if state.power is not None:
+        named |= {f"power.{name}": tensor for name, tensor in state.power.tensors().items()}
     named |= {f"timesteps.{name}": tensor for name, tensor in state.timesteps.state().items()}
     learned = [(name, parameter) for name, parameter in state.network.named_parameters() if parameter.requires_grad]
     for (name, parameter), average in zip(learned, state.ema.averages, strict=True):
         named[f"network.{name}"] = parameter.detach()
         named[f"ema.{name}"] = average
         named |= {f"adam.{key}.{name}": value for key, value in state.optimizer.state[parameter].items()}
+    if state.opponent and state.opponent_optimizer:
+        for name, parameter in state.opponent.named_parameters():
+            named[f"opponent.{name}"] = parameter.detach()
+            moments = state.opponent_optimizer.state[parameter]
+            named |= {f"opponent.adam.{key}.{name}": value for key, value in moments.items()}
     return named
 
 

@@ -45,6 +45,8 @@ class TrainingOptions:
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     """A smaller decay in the first steps."""
+    ema_snapshots: int = 0
+    """Of the averages of `power_ema`; 0: none are kept."""
     timestep_sampler: str = "uniform"
     """Or "importance": by the size of the latest losses."""
     precision: str = "fp32"
@@ -76,6 +78,8 @@ class Hooks:
     """Of every step: t and losses, both [N], on the device."""
     on_average: Callable[[int, EMA], object] = _nothing
     """After every step, with the steps done."""
+    on_snapshot: Callable[[int, dict[str, Tensor]], object] = _nothing
+    """With the steps done and the live averages of `power_ema`, in the first process, before the step's checkpoint."""
     on_step: Callable[[int], object] = _nothing
     """After every step, with the steps done."""
     on_point: Callable[[LossPoint], object] = _nothing

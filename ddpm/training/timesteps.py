@@ -16,7 +16,8 @@ class TimestepSampler(Protocol):
     """Draws t, and says what each draw's loss must be multiplied with to leave the objective as it is."""
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """t [count] int64 from torch's global generator, and the losses' weights [count], None where all are 1."""
+        """t [count] from torch's global generator, int64 or in continuous time ln(σ/a), and the losses' weights
+        [count], None where all are 1."""
         ...
 
     def update(self, t: Tensor, losses: Tensor) -> None:
@@ -36,6 +37,24 @@ class UniformTimesteps:
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         return torch.randint(self.timesteps, (count,), device=device), None
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        pass
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+
+class NormalTimesteps:
+    """ln(σ/a) ~ N(mean, std²), in continuous time: log-normal σ (Karras et al. 2022, table 1), logit-normal t of a flow
+    (Esser et al. 2024, eq. 19).
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+
+    def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        return self.mean + self.std * torch.randn(count, device=device), None
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         pass
@@ -79,6 +98,16 @@ class ImportanceTimesteps:
 
     def state(self) -> dict[str, Tensor]:
         return {"losses": self.losses, "counts": self.counts}
+
+
+def timestep_sampler(name: str, timesteps: int, distribution: tuple[float, float] | None) -> TimestepSampler:
+    """What draws the timesteps of a task.
+
+    Args:
+        name: one of `TIMESTEP_SAMPLERS`, for numbered timesteps.
+        timesteps, distribution: as of `Task`.
+    """
+    return TIMESTEP_SAMPLERS[name](timesteps) if distribution is None else NormalTimesteps(*distribution)
 
 
 TIMESTEP_SAMPLERS: dict[str, type[UniformTimesteps] | type[ImportanceTimesteps]] = {

@@ -11,10 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
-from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from onnx.helper import (
+    make_graph,
+    make_model,
+    make_node,
+    make_opsetid,
+    make_tensor_value_info,
+    np_dtype_to_tensor_dtype,
+)
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset20 as op
 
@@ -25,10 +32,11 @@ from ddpm.conditioning.network import bind
 from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy import runtime
 from ddpm.diffusion import sampling
+from ddpm.diffusion.coordinates import PREDICTIONS as COORDINATE_PREDICTIONS
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import COLUMNS, SAMPLERS, decisive_choices, inversion_plan, plan_for, sampling_plan
 from ddpm.diffusion.process import GaussianProcess
-from ddpm.diffusion.schedules import SCHEDULES, SPACINGS, VARIANCES, Schedule
+from ddpm.diffusion.schedules import NOISE_SPACINGS, SCHEDULES, SPACINGS, VARIANCES, Schedule
 from ddpm.export.gradient import add_scale
 from ddpm.export.loop import sampler_model
 from ddpm.files import write_json
@@ -70,14 +78,14 @@ def kind_of(shape):
     )
 
 
-def line_in_onnx(shape, learned):
+def line_in_onnx(shape, learned, time=TensorProto.INT64):
     """denoiser.onnx of the line, for data of a shape."""
     halves = denoiser_in_onnx.to_model_proto().graph
     names = [value.name for value in halves.output]
     last = make_node("Concat", names, ["out"], axis=1) if learned else make_node("Identity", names[:1], ["out"])
     x, t, out = (
         make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape]),
-        make_tensor_value_info("t", TensorProto.INT64, ["N"]),
+        make_tensor_value_info("t", time, ["N"]),
         make_tensor_value_info("out", TensorProto.FLOAT, ["N", shape[0] * (1 + learned), *shape[1:]]),
     )
     graph = make_graph([*halves.node, last], "line", [x, t], [out])
@@ -85,9 +93,9 @@ def line_in_onnx(shape, learned):
 
 
 @functools.cache
-def loop_session(shape, learned):
+def loop_session(shape, learned, time=TensorProto.INT64):
     """The denoiser of a line with the loop around it, for data of a shape."""
-    model = sampler_model(line_in_onnx(shape, learned), kind_of(shape))
+    model = sampler_model(line_in_onnx(shape, learned, time), kind_of(shape))
     onnx.checker.check_model(model, full_check=True)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -100,8 +108,8 @@ def by_graph(plan, shape, learned, seed):
     z = np.zeros((len(plan), shape[0] if noisy.any() else 0, *shape[1:]), np.float32)
     for row in np.flatnonzero(noisy):
         z[row] = noise.draw()
-    feed = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps, "z": z}
-    return loop_session(shape[1:], learned).run(None, feed)
+    feed = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.told, "z": z}
+    return loop_session(shape[1:], learned, np_dtype_to_tensor_dtype(plan.told.dtype)).run(None, feed)
 
 
 def executed(plan, shape, *, learned=False, seed=0):
@@ -137,6 +145,35 @@ def test_all_executors_draw_the_same_images(schedule, shape, seed, **options):
     by_torch, *others = executed(plan, shape, learned=options["variance"] == "learned_range", seed=seed)
     for other in others:
         np.testing.assert_allclose(by_torch, other, rtol=0, atol=1e-5)
+
+
+@given(
+    process=st.sampled_from(
+        [
+            {"kind": "ve", "timesteps": 60, "sigma_max": 10.0},
+            {"kind": "edm", "timesteps": 200, "sigma_max": 20.0},
+            {"kind": "flow", "timesteps": 200},
+        ]
+    ),
+    sampler=st.sampled_from(sorted(SAMPLERS)),
+    prediction=st.sampled_from(sorted({*COORDINATE_PREDICTIONS} - {"epsilon", "score"})),
+    spacing=st.sampled_from(["karras", "exponential", "trailing"]),
+    steps=st.integers(1, 30),
+    churn=st.sampled_from([0.0, 5.0]),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=100)
+def test_all_executors_draw_the_same_images_in_every_process(process, seed, churn, **options):
+    """With an input scale in every row, and the time as a float in continuous time."""
+    schedule, more = Schedule.of(process), {}
+    if churn and options["sampler"] == "heun" and schedule.coordinates.continuous:
+        more = {"churn": churn}
+    assume(options["spacing"] != "trailing" or process["kind"] != "flow")  # some samplers cannot begin without signal
+    plan = sampling_plan(schedule, variance="fixed_small", **options, **more)
+    assert (plan.column("input_scale") != 1).any()
+    by_torch, *others = executed(plan, (3, 1, 4, 4), seed=seed)
+    for other in others:
+        np.testing.assert_allclose(by_torch, other, rtol=0, atol=2e-5)
 
 
 # --- under guidance: the same line, told a class, in torch, as denoiser.onnx and inside the graph
@@ -515,7 +552,8 @@ def test_every_plan_ends_on_its_last_x0_and_keeps_a_constant_image(sampler, sche
     denoise = lambda x, t: torch.full_like(x, image)  # noqa: E731
     states = [state.item() for state, _ in sampling.trajectory(denoise, plan, x, lambda: torch.zeros_like(x))]
     assert states[-1] == pytest.approx(image, abs=1e-12)
-    if sampler not in ("ancestral", "dpmpp_2m_sde"):  # which move ε̂'s share into its noise
+    noisy = ("ancestral", "dpmpp_2m_sde", "euler_ancestral", "euler_maruyama", "langevin")
+    if sampler not in noisy:  # which move ε̂'s share into its noise
         expected = np.sqrt(alpha_bar[1:]) * image + np.sqrt(1 - alpha_bar[1:]) * epsilon
         np.testing.assert_allclose(states, expected, atol=1e-6)
 
@@ -529,13 +567,17 @@ def test_a_plan_costs_only_what_its_sampler_uses():
             plan = sampling_plan(
                 Schedule.named("linear", 100), sampler=sampler, steps=10, prediction="v", variance=variance
             )
-            used[sampler, variance] = {name for name in COLUMNS[6:] if plan.column(name).any()}
+            used[sampler, variance] = {name for name in COLUMNS[6:-1] if plan.column(name).any()}
+            assert (plan.column("input_scale") == 1).all(), "a variance-preserving x is not scaled"
     assert used["ancestral", "fixed_small"] == used["ancestral", "fixed_large"] == {"to_noise"}
     assert used["ancestral", "learned_range"] == {"to_noise", "log_noise_from_out"}
     assert used["ddim", "learned_range"] == set()
     assert used["dpmpp_2m", "learned_range"] == used["dpmpp_2s", "fixed_small"] == {"to_prev"}
     assert used["dpmpp_2m_sde", "fixed_large"] == {"to_prev", "to_noise"}
     assert used["unipc", "fixed_small"] == {"to_prev", "to_prev2"}
+    assert used["euler", "fixed_small"] == set()
+    assert used["heun", "fixed_small"] == {"to_prev"}
+    assert used["langevin", "fixed_small"] == used["euler_maruyama", "fixed_large"] == {"to_noise"}
 
 
 def test_a_learned_variance_reaches_both_ends_of_its_range():
@@ -613,5 +655,5 @@ def test_impossible_thresholds(quantile):
 def test_the_configuration_knows_every_sampler_and_spacing():
     schema = SamplingConfig.model_json_schema()["properties"]
     assert set(schema["sampler"]["enum"]) == set(SAMPLERS)
-    assert set(schema["spacing"]["anyOf"][0]["enum"]) == set(SPACINGS)
+    assert set(schema["spacing"]["anyOf"][0]["enum"]) == {*SPACINGS, *NOISE_SPACINGS}
     assert set(schema["variance"]["anyOf"][0]["enum"]) == set(VARIANCES)

@@ -87,10 +87,10 @@ def test_clipping_holds_x0():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sampler": "euler", "steps": 5}, "no sampler 'euler'; there are: ancestral, ddim"),
+        ({"sampler": "rk4", "steps": 5}, "no sampler 'rk4'; there are: ancestral, ddim"),
         ({"sampler": "ddim", "steps": 5, "eta": 1.5}, "eta must be in 0..1, found 1.5"),
         ({"sampler": "ancestral", "steps": 5, "variance": "learned"}, "no variance 'learned'"),
-        ({"sampler": "ddim", "steps": 5, "prediction": "score"}, "no prediction 'score'"),
+        ({"sampler": "ddim", "steps": 5, "prediction": "noise"}, "no prediction 'noise'"),
         ({"sampler": "ddim", "steps": 1001}, r"1\.\.1000"),
     ],
 )

@@ -6,18 +6,23 @@ version in an MLflow store, a checkpoint of an unfinished training, and samples 
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import ddpm
 from ddpm import tracking
 from ddpm.config.params import load_params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
+from ddpm.diffusion.plans import COLUMNS
+from ddpm.export.files import NAMED_PLANS
 from ddpm.stages.fetch import fetch
 from ddpm.stages.fingerprint import decisions, fingerprint
 from ddpm.stages.prepare import prepare
@@ -64,6 +69,20 @@ def test_a_deploy_directory_draws_the_same_images(project: Path, name: str):
     for in_graph in (False, True):
         drawn = Sampler(f"deploy/{name}", in_graph=in_graph).sample(4, seed=5)
         np.testing.assert_allclose(drawn, expected(project, f"deploy-{name}"), atol=1)
+
+
+@pytest.mark.parametrize("name", ["tiny", "learned"])
+def test_the_plans_that_were_exported_are_todays(project: Path, name: str):
+    """Column by column; later columns follow those."""
+    exported = onnx.load(f"deploy/{name}/sampler.onnx", load_external_data=False)
+    said = {entry.key: entry.value for entry in exported.metadata_props}
+    columns, plans = json.loads(said["columns"]), json.loads(said["plans"])
+    assert columns == list(COLUMNS[: len(columns)])
+    model = ddpm.load(f"models/{name}").sampled_by(SamplingConfig(**json.loads(said["sampling"])))
+    for label, stored in plans.items():
+        plan = model.plan(**NAMED_PLANS.get(label, {}))
+        assert plan.told.tolist() == stored["timesteps"]
+        np.testing.assert_allclose(plan.table[:, : len(columns)], stored["table"], rtol=1e-7, atol=1e-9)
 
 
 def test_a_registered_version_draws_the_same_images_and_becomes_champion(project: Path):

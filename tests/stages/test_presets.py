@@ -19,13 +19,16 @@ from ddpm.figures.seeds import seeds_of
 from ddpm.files import read_json
 
 UNETS = ("ddpm", "conditional", "improved-ddpm", "adm")
+OTHER_PROCESSES = ("ncsn", "edm", "flow")  # in fewer steps: test_processes_trained.py
+SWISS_ROLLS = ("swiss-roll", "swiss-roll-ncsn", "swiss-roll-edm", "swiss-roll-flow")
 # For other data than the digits, and hours or days.
 LARGE = {"ddpm-cifar10", "improved-ddpm-cifar10", "conditional-fashion", "classifier-fashion", "adm-conditional"}
-# tests/flows/test_demo_text.py, test_demo_control.py
-EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji", "control-emoji"}
+# tests/flows/test_demo_text.py, test_demo_latent.py, test_demo_control.py
+EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji", "autoencoder-emoji", "latent-emoji"}
+EMOJI |= {"control-emoji"}
 OTHER_NETWORKS = ("linear-attention", "vae")
 FOR_OTHERS = {
-    "swiss-roll": {"source": "swiss-roll"},
+    **{name: {"source": "swiss-roll"} for name in SWISS_ROLLS},
     "linear-attention-1d": {"source": "sequences", "path": "waves.npy"},
 }
 PRESETS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))["models"]
@@ -64,7 +67,7 @@ def stages(directory: Path, *commands: str) -> None:
 
 def test_every_preset_but_those_of_days_is_here():
     """What a new preset is missing from is not tested."""
-    tested = {*UNETS, *OTHER_NETWORKS, *FOR_OTHERS, "improved-ddpm-vlb"}
+    tested = {*UNETS, *OTHER_PROCESSES, *OTHER_NETWORKS, *FOR_OTHERS, "improved-ddpm-vlb"}
     assert tested == PRESETS.keys() - LARGE - EMOJI - {"classifier"}  # which test_classifier.py trains
 
 
@@ -77,7 +80,10 @@ def train_on_digits(project: Path, name: str) -> None:
     assert (curve["grad_norm"] > 0).all()
 
 
-@pytest.mark.parametrize("name", [*UNETS, *OTHER_NETWORKS])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHER_PROCESSES]
+
+
+@pytest.mark.parametrize("name", [*UNETS, *SLOW, *OTHER_NETWORKS])
 def test_presets_for_digits_are_trained_and_exported(project: Path, name: str):
     train_on_digits(project, name)
     stages(project, f"export {name}")
@@ -100,7 +106,10 @@ def waves(directory: Path) -> None:
     np.save(directory / "waves.npy", np.sin(angles) * [[1], [50]])
 
 
-@pytest.fixture(params=["swiss-roll", pytest.param("linear-attention-1d", marks=pytest.mark.slow)])
+SLOW_VALUES = [pytest.param(name, marks=pytest.mark.slow) for name in ("linear-attention-1d", *SWISS_ROLLS[1:])]
+
+
+@pytest.fixture(params=["swiss-roll", *SLOW_VALUES])
 def values_project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     """A project of points or of sequences, its preset trained for a few steps, and the preset's name."""
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ from trainings import hashes, longer, set_training, start_training, wait_for_che
 from ddpm import closure
 from ddpm.config.base import decisive
 from ddpm.config.model import VariantConfig
+from ddpm.config.process import ProcessConfig
 from ddpm.config.training import TrainingConfig
 from ddpm.stages import fingerprint
 
@@ -37,9 +38,8 @@ def mark_of(**options: object) -> str:
 
 
 def test_a_knob_is_incidental_or_changes_the_fingerprint():
-    assert {key for key in TrainingConfig.model_fields if key not in dict(decisive(TrainingConfig()))} == set(
-        INCIDENTAL
-    )
+    left_out = {key for key in TrainingConfig.model_fields if key not in dict(decisive(TrainingConfig()))}
+    assert left_out == {*INCIDENTAL, "ema_snapshots"}  # which decides something at another value
     for key, value in INCIDENTAL.items():
         assert mark_of(**{key: value}) == mark_of(), key
     others = {"steps": 3, "batch_size": 3, "learning_rate": 1.0, "warmup_steps": 3, "decay": "cosine", "grad_clip": 9.0}
@@ -101,3 +101,13 @@ def test_the_code_that_decides_is_what_dvc_watches():
     }
     watched = {f"ddpm/{file}" for file in fingerprint.decisive_code()} | sections | {"prepared"}
     assert set(stages["train"]["deps"]) == watched
+
+
+def test_keys_that_came_later_decide_nothing_at_their_defaults():
+    """The fingerprint of a training of before there were other processes has these keys of its process, and no more."""
+    before = {"timesteps", "schedule", "betas", "prediction", "variance"}
+    assert dict(decisive(ProcessConfig())).keys() == before
+    assert "ema_snapshots" not in dict(decisive(TrainingConfig()))
+    edm = dict(decisive(ProcessConfig(kind="edm", sigma_data=0.7)))
+    assert edm.keys() - before == {"kind", "sigma_data"}
+    assert dict(decisive(TrainingConfig(ema_snapshots=4)))["ema_snapshots"] == 4

@@ -13,8 +13,11 @@ from torch import Tensor
 from ddpm.codecs.scale import PixelCodec
 from ddpm.config.base import validate
 from ddpm.config.network import NetworkConfig
+from ddpm.config.process import ProcessConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.errors import UserError
 from ddpm.files import read_json, write_json
+from ddpm.interop.diffusers.continuous import CONTINUOUS
 from ddpm.interop.diffusers.scheduler import SchedulerConfig, process_config, their_scheduler
 from ddpm.interop.diffusers.unet import UNet2DConfig, network_config, their_config
 from ddpm.interop.diffusers.weights import ours_of, theirs_of
@@ -155,7 +158,7 @@ def convert(
     """
     unet = validate(UNet2DConfig, config, where)
     of_scheduler = f"{where}: scheduler"
-    process, sampling, notes = process_config(validate(SchedulerConfig, scheduler, of_scheduler), of_scheduler)
+    process, sampling, notes = _process(scheduler, of_scheduler)
     side, channels, out_channels = unet.sample_size or image_size, unet.in_channels, unet.out_channels
     if side is None:
         raise UserError(f"{where}: it tells no sample_size: give --image-size, the side in pixels")
@@ -181,6 +184,14 @@ def convert(
     if classes is not None and classes.rows != unet.num_class_embeds:
         raise UserError(f"{where}: {CLASSES} has {classes.rows} rows, but num_class_embeds is {unet.num_class_embeds}")
     return Published(network, process, sampling, codec, weights, notes, classes)
+
+
+def _process(scheduler: Mapping[str, Any], where: str) -> tuple[ProcessConfig, SamplingConfig, tuple[str, ...]]:
+    """Of a scheduler's configuration, as `process_config`."""
+    name = scheduler.get("_class_name")
+    if isinstance(name, str) and name in CONTINUOUS:
+        return CONTINUOUS[name](scheduler, where)
+    return process_config(validate(SchedulerConfig, scheduler, where), where)
 
 
 def write(published: Published, directory: Path) -> None:

@@ -9,13 +9,11 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ddpm.config.base import Fraction, validate
 from ddpm.config.process import MOST_TIMESTEPS, Prediction, ProcessConfig, ScheduleName, Variance
-from ddpm.config.sampling import SamplingConfig
+from ddpm.config.sampling import SamplerName, SamplingConfig
 from ddpm.diffusion.plans import NO_CLIP
 from ddpm.diffusion.schedules import Float64, Schedule
 from ddpm.errors import UserError
 from ddpm.interop.published import process_of
-
-Sampler = Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"]
 
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 _SCHEDULE_NAMES: dict[ScheduleName, str] = {
@@ -31,7 +29,7 @@ _VARIANCES: dict[str, Variance] = {
     "learned_range": "learned_range",
 }
 # Their solvers that ours has under another name, each with its usual number of steps.
-_SAMPLERS: dict[str, tuple[Sampler, int]] = {
+_SAMPLERS: dict[str, tuple[SamplerName, int]] = {
     "DDPMScheduler": ("ancestral", 1000),
     "DDPMParallelScheduler": ("ancestral", 1000),
     "DDIMScheduler": ("ddim", 50),
@@ -39,6 +37,9 @@ _SAMPLERS: dict[str, tuple[Sampler, int]] = {
     "DPMSolverMultistepScheduler": ("dpmpp_2m", 20),
     "DPMSolverSinglestepScheduler": ("dpmpp_2s", 20),
     "UniPCMultistepScheduler": ("unipc", 20),
+    "EulerDiscreteScheduler": ("euler", 50),
+    "EulerAncestralDiscreteScheduler": ("euler_ancestral", 50),
+    "HeunDiscreteScheduler": ("heun", 49),
 }
 # Those whose solver ours lacks, and whose process is one of betas all the same.
 _OTHER_SOLVERS = (
@@ -46,9 +47,6 @@ _OTHER_SOLVERS = (
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverSDEScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
@@ -107,7 +105,8 @@ class SchedulerConfig(BaseModel, frozen=True):
     @classmethod
     def _it_is_of_a_process_of_betas(cls, value: str) -> str:
         if value not in _SAMPLERS and value not in _OTHER_SOLVERS:
-            known = "DDPM, DDIM, PNDM, DPMSolver, UniPC, Euler, LMS and others"
+            known = "DDPM, DDIM, PNDM, DPMSolver, UniPC, Euler, LMS and others, of EDM EDMEuler and EDMDPMSolver"
+            known += "Multistep, of flows FlowMatchEuler and FlowMatchHeun"
             raise ValueError(f"{value!r:.60} is no scheduler whose process is one of betas; ddpm knows {known}")
         return value
 
@@ -204,6 +203,9 @@ def their_scheduler(process: ProcessConfig, sampling: SamplingConfig) -> dict[st
     Raises:
         UserError: the sampling is of a choice that theirs lacks; the message names the key.
     """
+    if process.kind != "vp" or process.prediction not in _PREDICTIONS.values():
+        key = "kind" if process.kind != "vp" else "prediction"
+        raise UserError(f"process.{key} is {getattr(process, key)}, which diffusers' DDPMScheduler does not have")
     if sampling.spacing not in ("leading", "trailing", "linspace"):
         raise UserError(f"sampling.spacing is {sampling.spacing}, which diffusers' DDPMScheduler does not have")
     variance = sampling.variance or process.variance
