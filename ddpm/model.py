@@ -17,8 +17,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
+from ddpm.conditioning.control_weights import WEIGHTS, Steered, weighed
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
-from ddpm.conditioning.hints import WEIGHTS, HintColumn, Steered, weighed
+from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.conditioning.pictures import known_part
 from ddpm.config.base import Section, validate

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.control_weights import ControlWeightsColumn
 from ddpm.conditioning.pictures import from_levels, image_shape, levels_of, repeated, size_of
 from ddpm.conditioning.values import Values
 from ddpm.errors import UserError, brief
@@ -270,76 +271,7 @@ class GivenColumn(HintColumn):
         return np.repeat(hints.mean(-1, keepdims=True).astype(np.uint8), channels, axis=-1)
 
 
-@dataclass(frozen=True)
-class ControlWeightsColumn:
-    """The weight of what a control adds, float32 [3]: in the evaluation with the condition; in that without, of
-    classifier-free guidance; and the factor by which the weight of each residual is smaller than the next one's. A
-    row of the sampling plan has them; 1 where it has none.
-    """
-
-    name: ClassVar[str] = "control_weights"
-    key: ClassVar[str] = "control"
-    shape: ClassVar[tuple[int, ...]] = (3,)
-    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
-    null: ClassVar[None] = None
-    blank: ClassVar[int] = 1
-
-    def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.float32]:
-        """As of `Column`; `asked` is [3] or [n, 3]."""
-        values = np.asarray(asked)
-        if values.shape[-1:] != self.shape or values.dtype.kind not in "iuf":
-            raise ValueError(f"{self.name}: expected three numbers, found {brief(asked)}")
-        return repeated(values.astype(np.float32).reshape(-1, 3), count, first)
-
-    def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.float32]:
-        return np.ones((count, *self.shape), np.float32)
-
-    def unconditional(self, values: Any) -> Any:
-        """The values [N, 3] of the evaluation without a condition."""
-        return values[:, UNCONDITIONAL]
-
-
-UNCONDITIONAL = [1, 1, 2]  # which of its weights has each one's place in the evaluation without a condition
-
 NAMES = ("control", "control_2", "control_3")  # of hints, of a model with several controls
-WEIGHTS = ControlWeightsColumn.name
-CONTROL_PLAN = "control_plan"  # the input of a loop in a graph that has them for each row
-
-
-def weighed(given: Mapping[str, NDArray[Any]], weights: tuple[float, ...] | None) -> dict[str, NDArray[Any]]:
-    """The given values of columns with the weights of a plan's row.
-
-    Args:
-        weights: of every datum; None: as they are given.
-    """
-    if weights is None:
-        return dict(given)
-    return {**given, WEIGHTS: np.tile(np.array(weights, np.float32), (len(given[WEIGHTS]), 1))}
-
-
-class Steered:
-    """A denoiser of torch or of numpy with a control. Executors ask it for another one where a row of the plan says how
-    much the control adds."""
-
-    def __init__(self, with_weights: Callable[[tuple[float, ...] | None], Any]) -> None:
-        """
-        Args:
-            with_weights: makes a denoiser with the three weights of a row; None: with those that are given.
-        """
-        self.controlled = with_weights
-        self._as_given = with_weights(None)
-
-    def __call__(self, x: Any, t: Any) -> Any:
-        return self._as_given(x, t)
-
-    def guided(self, x: Any, t: Any, weight: float) -> Any:
-        """As of `conditioning.guidance.Guided`."""
-        return self._as_given.guided(x, t, weight)
-
-    def gradient(self, x: Any, t: Any) -> Any:
-        """As of `conditioning.guidance.ClassifierGradient`."""
-        return self._as_given.gradient(x, t)
-
 
 # By `hint`: (height, width and channels; the column's name; the section with `hint`; the facts of the data) → the
 # column.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
-from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS, Steered, weighed
+from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS, Steered, weighed
 from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32

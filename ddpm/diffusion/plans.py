@@ -24,7 +24,7 @@ after each row, known_x0 · known + known_noise · z, and has rows that lead bac
 `x0_from_out` is 0 only scale x and add noise, and the network is not evaluated.
 
 Of a model with a control (Zhang et al. 2023) a plan may weigh what the control adds: `control` has three numbers a row,
-the columns of `conditioning.hints.ControlWeightsColumn`. A row of weight 0 does not evaluate the control.
+the columns of `conditioning.control_weights.ControlWeightsColumn`. A row of weight 0 does not evaluate the control.
 
 ε̂ needs no column: it is the combination of x and x0 that the two satisfy together, already folded into `to_x` and
 `to_x0`, and so it follows a clipped x0 as it should. Nor does a solver that goes back to an earlier x, or corrects the

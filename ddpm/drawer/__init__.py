@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, PICTURES, Column, Given, united
-from ddpm.conditioning.hints import WEIGHTS
+from ddpm.conditioning.control_weights import WEIGHTS
 from ddpm.conditioning.pictures import MaskColumn, mask_columns, with_known
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale

@@ -13,7 +13,7 @@ from onnx.numpy_helper import from_array
 from onnxscript import BOOL, FLOAT, INT64, script
 from onnxscript import opset20 as op
 
-from ddpm.conditioning.hints import WEIGHTS
+from ddpm.conditioning.control_weights import WEIGHTS
 from ddpm.export.guidance import call
 
 RESIDUAL = "control."  # what the outputs begin with that `branched` takes away

@@ -19,7 +19,7 @@ from onnxscript import BOOL, FLOAT, INT64, OnnxFunction, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column
-from ddpm.conditioning.hints import UNCONDITIONAL, WEIGHTS
+from ddpm.conditioning.control_weights import UNCONDITIONAL, WEIGHTS
 from ddpm.diffusion.plans import COLUMNS
 
 DENOISER, GUIDE = "denoiser.", "guide."  # what the names of a network begin with inside the body

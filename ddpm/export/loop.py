@@ -34,7 +34,7 @@ from onnxscript import opset20 as op
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
-from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS
+from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS
 from ddpm.conditioning.pictures import ImageColumn, MaskColumn
 from ddpm.diffusion.plans import COLUMNS
 from ddpm.export.guidance import NEXT, SEEN, call, guidance_of

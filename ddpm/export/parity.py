@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.latent import Latent
 from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws, needed, stored
-from ddpm.conditioning.hints import CONTROL_PLAN, WEIGHTS
+from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan

@@ -37,7 +37,7 @@ from onnxscript import FLOAT, INT64, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column, Derived, PromptColumn
-from ddpm.conditioning.hints import CONTROL_PLAN
+from ddpm.conditioning.control_weights import CONTROL_PLAN
 from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
