@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text demo-latent serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
+.PHONY: help setup demo demo-text demo-latent demo-control serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ demo-text: setup  ## the same on emoji and their names, in .demo-text/; ends wit
 
 demo-latent: setup  ## the same in the latents of an autoencoder, in .demo-latent/
 	@python -m flows.demo_latent
+
+demo-control: setup  ## the same with a control of such a model, in .demo-control/; ends with a picture of hints
+	@python -m flows.demo_control
 
 serve: setup  ## MLflow's and Prefect's pages and the weekly schedule, on this machine; Ctrl-C stops all of it
 	@python -m flows.serve
@@ -90,7 +93,7 @@ format: setup  ## mend the style
 COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock, and the images' locks with it
-	@$(COMPILE) --upgrade pyproject.toml --extra train --extra emoji --extra bpe --extra pipeline --extra dev -o requirements.lock
+	@$(COMPILE) --upgrade pyproject.toml --extra train --extra emoji --extra control --extra bpe --extra pipeline --extra dev -o requirements.lock
 	@$(COMPILE) --universal pyproject.toml --extra serve -c requirements.lock -o docker/serve.lock
 	@for name in build servers; do $(COMPILE) docker/$$name.in -o docker/$$name.lock; done
 

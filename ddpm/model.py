@@ -17,7 +17,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
+from ddpm.conditioning.control_weights import WEIGHTS, Steered, weighed
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
+from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.conditioning.pictures import known_part
 from ddpm.config.base import Section, validate
@@ -71,6 +73,7 @@ class DataFacts(Section):
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
     text: TextFacts | None = None  # of a model that is conditioned on captions
+    hint_shape: tuple[int, ...] | None = None  # of a model that is shown hints that lie beside the images
     latent: LatentFacts | None = None  # of a model that draws the latents of the data
 
     @property
@@ -89,7 +92,7 @@ class DataFacts(Section):
 
 
 class StartFacts(Section):
-    """The model whose weights a training started from."""
+    """The model whose weights a training started from, or left as they are."""
 
     variant: str
     fingerprint: str  # as of `TrainingFacts`
@@ -109,6 +112,7 @@ class TrainingFacts(Section):
     fingerprint: str  # of everything that decides the weights; of an import, their file's SHA-256
     weights: Literal["ema", "imported"] = "ema"
     start_from: StartFacts | None = None  # None: from random weights
+    control_of: StartFacts | None = None  # of a ControlNet the model that it controls, whose weights it also has
     ema_length: float | None = None  # of weights that `ddpm tune-ema` averaged: their standard deviation in time
 
 
@@ -286,13 +290,27 @@ class Model(Drawer):
         Args:
             given: a value of each column, [N, ...].
         """
-        values = tensors(given or {}, self.device)
-        own = {column.name: values[column.name] for column in columns_in(self.network)} if values else {}
+        given = given or {}
+        if WEIGHTS not in given:
+            return self._guided(tensors(given, self.device))
+
+        def with_weights(weights: tuple[float, ...] | None) -> Denoiser:
+            values = tensors(weighed(given, weights), self.device)
+            if weights is not None and not any(weights[:2]):
+                del values[HintColumn.name]  # the model that is controlled, alone
+            return self._guided(values)
+
+        return Steered(with_weights)
+
+    def _guided(self, values: Mapping[str, Tensor]) -> Denoiser:
+        """`denoiser` with the control's weights as they are given."""
+        own = {column.name: values[column.name] for column in columns_in(self.network) if column.name in values}
         if self.guide is None:
             return by_itself(self.network, own)
         denoise = bind(self.network, own)
         if not self.by_classifier:
-            weaker = {column.name: values[column.name] for column in columns_in(self.guide.network)}
+            names = [column.name for column in columns_in(self.guide.network)]
+            weaker = {name: values[name] for name in names if name in values}
             return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
         return ClassifierGradient(denoise, self.guide.network, values[answer.name], self.process())

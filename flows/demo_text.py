@@ -40,6 +40,7 @@ DEMO: dict[str, Any] = {
     "guides": [],
     "autoencoders": [],
     "latents": {},
+    "controls": {},
     "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},
 }
 

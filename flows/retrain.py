@@ -29,7 +29,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
     """Bring the models up to date with the data, the code and params.yaml; do nothing where nothing has changed.
 
     Args:
-        variants: models and cascades named in params.yaml; default: those under its keys `variants` and `cascades`.
+        variants: models and cascades named in params.yaml; default: those under its keys `variants`, `cascades` and
+            `controls`.
         accept_new_data: record what the upstream has now as the data's new version.
     """
     try:
@@ -49,6 +50,7 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         extractor = tasks.fit_extractor.submit(wait_for=[prepared])
         guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
         encoded = {name: _encoded(name, extractor) for name in params.autoencoders}
+        bases = _bases(params, names, extractor) | dict(zip(params.guides, guiding, strict=True))
         steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values())], {}
         for name in names:
             if name in params.cascades:
@@ -56,8 +58,13 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
             elif name in params.latents:
                 trained = [tasks.train_latent.submit(name, wait_for=encoded[params.latents[name]])]
                 kind = "-latent"
+            elif name in params.controls:
+                base = bases[params.controls[name].of]
+                trained, kind = [base, tasks.train.submit(name, "train-control", wait_for=[base])], "-control"
+            elif name in bases:
+                trained, kind = _model(name, params.guides, bases[name], guiding), ""
             else:
-                trained, kind = _model(name, params.guides, extractor, guiding), ""
+                trained, kind = _model(name, params.guides, tasks.train.submit(name, wait_for=[extractor]), guiding), ""
             evaluated = tasks.evaluate.submit(name, f"evaluate{kind}", wait_for=trained)
             exported = tasks.export.submit(name, f"export{kind}", wait_for=[evaluated])
             version = tasks.register.submit(name, wait_for=[exported])
@@ -69,11 +76,16 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         return _outcome(steps, [Result.read(name, version) for name, version in done.items()])
 
 
+def _bases(params: Params, names: Sequence[str], extractor: PrefectFuture[Any]) -> dict[str, PrefectFuture[Any]]:
+    """The trainings of the variants that others among the names control, which are there before these."""
+    wanted = dict.fromkeys(params.controls[name].of for name in names if name in params.controls)
+    return {of: tasks.train.submit(of, wait_for=[extractor]) for of in wanted if of in params.variants}
+
+
 def _model(
-    name: str, guides: Sequence[str], extractor: PrefectFuture[Any], guiding: Sequence[PrefectFuture[Any]]
+    name: str, guides: Sequence[str], trained: PrefectFuture[Any], guiding: Sequence[PrefectFuture[Any]]
 ) -> list[PrefectFuture[Any]]:
     """The training of a model, and the records of what guides it."""
-    trained = tasks.train.submit(name, wait_for=[extractor])
     return [trained, *(tasks.record_guide.submit(name, guide, wait_for=[trained, *guiding]) for guide in guides)]
 
 
@@ -106,6 +118,7 @@ def _names(variants: Sequence[str] | None) -> list[str]:
 def _has_changed(params: Params, names: Sequence[str]) -> bool:
     """Whether DVC would run a stage that these models come of, or cannot tell."""
     variants = [name for name in names if name in params.variants]
+    controls = [name for name in names if name in params.controls]
     cascades = [name for name in names if name in params.cascades]
     latents = [name for name in names if name in params.latents]
     own = {f"{stage}@{name}" for stage in ("train", "evaluate", "export") for name in variants}
@@ -116,6 +129,8 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own |= {f"{stage}-latent@{name}" for stage in ("train", "evaluate", "export") for name in latents}
     of_autoencoder = ("train-autoencoder", "evaluate-autoencoder", "encode")
     own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
+    own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
+    own |= {f"train@{params.controls[name].of}" for name in controls}
     try:
         return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
     except RuntimeError as error:  # such as somebody else's `dvc repro` under way

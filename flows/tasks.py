@@ -37,8 +37,8 @@ def fit_extractor() -> State | None:
 
 
 @task(task_run_name="train {variant}", **OPTIONS)
-def train(variant: str) -> State | None:
-    return _run(f"train@{variant}", on_gpu=True, env=lambda: _live_curve(variant))
+def train(variant: str, stage: str = "train") -> State | None:
+    return _run(f"{stage}@{variant}", on_gpu=True, env=lambda: _live_curve(variant, stage))
 
 
 @task(name="train-guide", task_run_name="train guide {guide}", **OPTIONS)
@@ -181,12 +181,12 @@ def _run(
     return failed(failure) if failure else None
 
 
-def _live_curve(variant: str) -> dict[str, str]:
+def _live_curve(variant: str, stage: str) -> dict[str, str]:
     """The environment that sends a training's curve to MLflow; empty if it will not run, or MLflow does not answer."""
     pipeline = shared()
     runs = pipeline.open_runs
     try:
-        if variant not in runs and not pipeline.children.stopping.is_set() and dvc.changed_stages(f"train@{variant}"):
+        if variant not in runs and not pipeline.children.stopping.is_set() and dvc.changed_stages(f"{stage}@{variant}"):
             runs[variant] = tracking.start_run(variant)
     except Exception as error:  # training does not wait for its observer
         get_run_logger().warning("MLflow will not see this training live: %s", error)

@@ -46,6 +46,7 @@ TINY_PARAMS = {
     "autoencoders": [],
     "latents": {},
     "cascades": {},
+    "controls": {},
     "models": {
         "tiny": {
             "network": {

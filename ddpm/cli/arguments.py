@@ -115,6 +115,33 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         help="of repaint: the steps in a group, fewer than --steps; of a cascade only the base repaints (default: 10)",
     )
     sample.add_argument(
+        "--control",
+        type=a_path,
+        action="append",
+        metavar="FILE|DIR",
+        help="of a model with a control: the hint, such as edges in white on black, of the size that the model was "
+        "trained on; of several in a directory, image i gets the one at i modulo their number. Of a model with several "
+        "controls: given once for each, in their order",
+    )
+    sample.add_argument(
+        "--control-scale",
+        type=float,
+        metavar="S",
+        help="of a model with a control: the weight of what the control adds, 0 for none (default: the model's own)",
+    )
+    sample.add_argument(
+        "--control-interval",
+        type=_shares,
+        metavar="LOW,HIGH",
+        help="shares of the process, 0 data and 1 noise, between which there is a control (default: the model's own)",
+    )
+    sample.add_argument(
+        "--guess",
+        action=argparse.BooleanOptionalAction,
+        help="of a model with a control: guess mode, in which the hint counts more than the label or the prompt "
+        "(default: the model's own)",
+    )
+    sample.add_argument(
         "--guidance-scale",
         type=float,
         metavar="S",
@@ -249,6 +276,14 @@ def add_import(bring: argparse.ArgumentParser) -> None:
         "--null-class",
         action="store_true",
         help="the last row of the class embedding was trained as `no class`: the model can be guided",
+    )
+    control = bring.add_argument_group("for a directory of diffusers' ControlNetModel")
+    control.add_argument("--base", metavar="MODEL", help="the model that it controls, such as models/V")
+    control.add_argument(
+        "--hint",
+        choices=["edges", "silhouette", "given"],
+        default="given",
+        help="what it was trained on; given: any picture in colour (default: %(default)s)",
     )
     built = bring.add_argument_group(
         "for sequences from denoising_diffusion_pytorch", "as they were passed to GaussianDiffusion1D"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.errors import UserError
@@ -100,6 +101,15 @@ def run_compose(arguments: Arguments) -> None:
     print(f"models/{arguments.cascade}: {' and '.join(params.cascade(arguments.cascade).links.values())}")
 
 
+def run_join_controls(arguments: Arguments) -> None:
+    from ddpm.conditioning.columns import needed
+    from ddpm.stages.join import join_controls
+
+    joined = join_controls(arguments.models, arguments.out)
+    hints = ", ".join(f"{column.name}: {column}" for column in needed(joined.columns))
+    print(f"{arguments.out}: {hints}")
+
+
 def run_record_guide(arguments: Arguments) -> None:
     from ddpm.stages.guide import record_guide
 
@@ -163,7 +173,6 @@ def run_measure(arguments: Arguments) -> None:
 
 
 def run_sample(arguments: Arguments) -> None:
-    from ddpm.conditioning.columns import PICTURE_NAMES
     from ddpm.stages.sample import sample_to
 
     images = sample_to(
@@ -184,12 +193,27 @@ def run_sample(arguments: Arguments) -> None:
         inpainting=arguments.inpainting,
         resamples=arguments.resamples,
         jump=arguments.jump,
-        pictures={name: getattr(arguments, name) for name in PICTURE_NAMES},
+        pictures=_pictures(arguments),
         guidance_scale=arguments.guidance_scale,
         guidance_interval=arguments.guidance_interval,
+        control_scale=arguments.control_scale,
+        control_interval=arguments.control_interval,
+        guess=arguments.guess,
         guide=arguments.guide,
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _pictures(arguments: Arguments) -> dict[str, Path | None]:
+    """The files of the columns of pictures, by the columns' names."""
+    from ddpm.conditioning.columns import PICTURE_NAMES
+    from ddpm.conditioning.hints import NAMES
+
+    hints = arguments.control or []
+    if len(hints) > len(NAMES):
+        raise UserError(f"--control: a model has at most {len(NAMES)} controls, found {len(hints)} hints")
+    found = {name: getattr(arguments, name) for name in PICTURE_NAMES if name not in NAMES}
+    return found | dict(zip(NAMES, hints, strict=False))
 
 
 def run_compare(arguments: Arguments) -> None:
@@ -239,6 +263,11 @@ def run_serve(arguments: Arguments) -> None:
 def run_import(arguments: Arguments) -> None:
     from dataclasses import fields
 
+    if arguments.base is not None:
+        from ddpm.stages.import_control import import_control
+
+        print(import_control(arguments.source, arguments.out, base=arguments.base, hint=arguments.hint))
+        return
     from ddpm.interop.published import Flags
     from ddpm.stages.interop import class_names, import_model
 

@@ -60,6 +60,7 @@ Other commands:
   ddpm rollback --reason WHY              go back to the previous champion
   ddpm status                             stages, versions, champion, unfinished trainings, disk usage
   ddpm serve MODEL                        images over HTTP, and a web page
+  ddpm join-controls OUT A B              the controls of several models in one, which takes all their hints
   ddpm import SOURCE --out models/V       a published checkpoint as a model directory
   ddpm export-diffusers MODEL OUT         a model directory in the format of diffusers' DDPMPipeline
   ddpm init DIR --images PATH             a params.yaml for your images; the stages then run in DIR
@@ -182,6 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     for_variant("encode", "make the latents of the prepared images by a trained autoencoder, for models of them")
     compose = command("compose", "put the two trained models of a cascade together, as a model that draws with both")
     compose.add_argument("cascade", metavar="NAME", help="a cascade named in params.yaml")
+    join = command("join-controls", "put the controls of several models of one base into one model")
+    join.add_argument("out", type=a_path, metavar="OUT", help="the model directory to make, such as models/both")
+    join.add_argument("models", nargs="+", metavar="MODEL", help="two or three models with a control, such as models/V")
     record = for_variant("record-guide", "write down the hash of a model's guide, which DVC depends on")
     record.add_argument("guide", metavar="GUIDE", help="a model named under `guides` in params.yaml")
     evaluate = for_variant("evaluate", "measure a model and draw its pictures")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.hints import NAMES as HINT_NAMES
+from ddpm.conditioning.hints import HintColumn, control_columns
 from ddpm.conditioning.pictures import (
     ImageColumn,
     LowColumn,
@@ -25,6 +27,7 @@ from ddpm.conditioning.pictures import (
 )
 from ddpm.conditioning.text_limits import check_text
 from ddpm.conditioning.tokenizers import Tokenizer, tokenizer_of
+from ddpm.conditioning.values import Values
 from ddpm.diffusion.noise import stream
 from ddpm.errors import brief, listed
 
@@ -47,35 +50,10 @@ class Accompanied(Protocol):
         """Of each datum, one or more."""
         ...
 
-
-@dataclass(frozen=True)
-class Values:
-    """What data have of a column: of each datum one value, or several to choose from.
-
-    Attributes:
-        values: [M, *shape].
-        ends: of n data, [n] int64: datum i has the values from ends[i − 1] to ends[i]; None: one each, M = n.
-    """
-
-    values: NDArray[Any]
-    ends: NDArray[np.int64] | None = None
-
-    def at(self, indices: NDArray[np.int64], step: int = 0) -> NDArray[Any]:
-        """A value of each of these data, [N, *shape]. Which one of several follows from the datum and the step."""
-        if self.ends is None:
-            return self.values[indices]
-        first = np.where(indices > 0, self.ends[indices - 1], 0)
-        count = (self.ends[indices] - first).astype(np.uint64)
-        return self.values[first + (_mixed(indices, step) % count).astype(np.int64)]
-
-
-def _mixed(indices: NDArray[np.int64], step: int) -> NDArray[np.uint64]:
-    """Numbers that look random, of each index and the step: SplitMix64 (Steele et al. 2014)."""
-    mixed = indices.astype(np.uint64) + np.uint64(step) * np.uint64(2**32)
-    mixed = mixed * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    @property
+    def hints(self) -> Any:
+        """uint8 [n, H, W, C], as an array is indexed; None without hints beside the images."""
+        ...
 
 
 class Column(Protocol):
@@ -292,14 +270,17 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column
     "prompt": PromptColumn.of,
     "mask": mask_columns,
     "low": low_columns,
+    "control": control_columns,
 }
 
 # The names that columns have, of any model: what one is asked for beside its sampling plan.
 NAMES = (LabelColumn.name, PromptColumn.name, LowNoiseColumn.name)
 # Those that are asked for by pictures.
-PICTURE_NAMES = (LowColumn.name, ImageColumn.name, MaskColumn.name)
+PICTURE_NAMES = (LowColumn.name, ImageColumn.name, MaskColumn.name, *HINT_NAMES)
 # All of pictures, with their keys.
-PICTURES = {column.name: column.key for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn)}
+PICTURES = {
+    column.name: column.key for column in (ImageColumn, MaskColumn, LowColumn, LowNoiseColumn, LowGaussColumn)
+} | dict.fromkeys(HINT_NAMES, HintColumn.key)
 
 
 def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -329,6 +310,11 @@ def stored(columns: Sequence[Column]) -> list[Stored]:
     return [column for column in columns if isinstance(column, Stored)]
 
 
+def needed(columns: Sequence[Column]) -> list[Column]:
+    """Those that have to be asked for, since nothing is drawn without them: the low image of an upsampler, a hint."""
+    return [column for column in columns if getattr(column, "needed", False)]
+
+
 def derived_draws(columns: Sequence[Column]) -> int:
     """How many random numbers `derived` needs of each datum."""
     return sum(column.draws for column in columns if isinstance(column, Derived))
@@ -350,13 +336,24 @@ def derived(columns: Sequence[Column], x0: Tensor, uniform: Tensor) -> dict[str,
 
 
 def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:
-    """The null value of each column, `count` times; 0 of a column without one."""
-    return {column.name: np.full((count, *column.shape), column.null or 0, column.dtype) for column in columns}
+    """The null value of each column, `count` times; of a column without one its `blank`, or 0."""
+    return {
+        column.name: np.full((count, *column.shape), column.null or getattr(column, "blank", 0), column.dtype)
+        for column in columns
+    }
 
 
 def unconditional(columns: Sequence[Column], given: Given) -> dict[str, NDArray[Any]]:
     """The given values, with the null value in place of each column that has one: what guidance moves away from."""
-    return {
-        column.name: given[column.name] if column.null is None else np.full_like(given[column.name], column.null)
-        for column in columns
-    }
+    return {column.name: unconditional_values(column, given[column.name], np.full_like) for column in columns}
+
+
+def unconditional_values(column: Column, values: Any, full_like: Callable[[Any, int], Any]) -> Any:
+    """What `unconditional` puts in place of the values of a column.
+
+    Args:
+        full_like: of numpy or of torch.
+    """
+    if hasattr(column, "unconditional"):
+        return column.unconditional(values)
+    return values if column.null is None else full_like(values, column.null)

@@ -8,18 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm.conditioning.columns import Column, Given, blank
+from ddpm.conditioning.columns import Column, Given, blank, unconditional_values
 from ddpm.conditioning.conditioner import Conditioner
+from ddpm.conditioning.control import Control
 from ddpm.conditioning.inpainting import Inpainting
 from ddpm.conditioning.labels import Labels
 from ddpm.conditioning.low import LowResolution
 from ddpm.conditioning.text import Text
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.errors import listed
-from ddpm.nets.condition import Network, Ports, merged
+from ddpm.nets.condition import Condition, Network, Ports, merged
 
 # What tells a network the columns of a key of `condition`; `conditioning.columns.COLUMNS` has the columns.
-CONDITIONERS: dict[str, type[Conditioner]] = {"label": Labels, "prompt": Text, "mask": Inpainting, "low": LowResolution}
+CONDITIONERS: dict[str, type[Conditioner]] = {
+    "label": Labels,
+    "prompt": Text,
+    "mask": Inpainting,
+    "low": LowResolution,
+    "control": Control,
+}
 
 
 class ConditionalNetwork(nn.Module):
@@ -37,7 +44,7 @@ class ConditionalNetwork(nn.Module):
         super().__init__()
         self.columns = tuple(columns)
         self.network = network
-        self._saved_as = []
+        self.saved_as = []
         for key, own in by_key(columns).items():
             kind = CONDITIONERS[key]
             if missing := sorted(kind.fills - network.takes):
@@ -45,12 +52,12 @@ class ConditionalNetwork(nn.Module):
                     f"condition.{key}: the network takes no {listed(missing) if network.takes else 'condition'}"
                 )
             self.add_module(kind.saved_as, kind(own, network.vector_width, (condition or {}).get(key) or {}))
-            self._saved_as.append(kind.saved_as)
+            self.saved_as.append(kind.saved_as)
 
     @property
     def conditioners(self) -> list[nn.Module]:
         """One for each key of `condition`, in the order of the columns."""
-        return [self.get_submodule(name) for name in self._saved_as]
+        return [self.get_submodule(name) for name in self.saved_as]
 
     def forward(self, x: Tensor, t: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
         """
@@ -61,7 +68,11 @@ class ConditionalNetwork(nn.Module):
                 operations and memory are counted with it.
         """
         values = tensors(blank(self.columns, len(x)), x.device) if given is None else given
-        return self.network(x, t, merged([conditioner(values) for conditioner in self.conditioners]))
+        return self.network(x, t, self.condition(values))
+
+    def condition(self, values: Mapping[str, Tensor]) -> Condition:
+        """What the network is told of a value of each column."""
+        return merged([conditioner(values) for conditioner in self.conditioners])
 
 
 def ports_for(columns: Sequence[Column], condition: Mapping[str, Any]) -> Ports:
@@ -77,7 +88,11 @@ def ports_for(columns: Sequence[Column], condition: Mapping[str, Any]) -> Ports:
     widths = {ports.tokens for ports in needed} - {0}
     if len(widths) > 1:
         raise ValueError(f"condition: tokens of one width are needed, found {sorted(widths)}")
-    return Ports(tokens=max(widths, default=0), maps=sum(ports.maps for ports in needed))
+    return Ports(
+        tokens=max(widths, default=0),
+        maps=sum(ports.maps for ports in needed),
+        hints=tuple(hint for ports in needed for hint in ports.hints),
+    )
 
 
 def by_key(columns: Iterable[Column]) -> dict[str, list[Column]]:
@@ -113,8 +128,9 @@ def tensors(given: Given, device: torch.device) -> dict[str, Tensor]:
 def unconditional(columns: Sequence[Column], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The given values, with the null value in place of each column that has one: what guidance moves away from."""
     return {
-        column.name: given[column.name] if column.null is None else torch.full_like(given[column.name], column.null)
+        column.name: unconditional_values(column, given[column.name], torch.full_like)
         for column in columns
+        if column.name in given
     }
 
 

@@ -43,17 +43,18 @@ class LowColumn:
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
     null: ClassVar[None] = None
     draws: ClassVar[int] = 0
+    needed: ClassVar[bool] = True
 
     def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.uint8]:
         """As of `Column`; `asked` is a picture [h, w, C] or several [n, h, w, C], of whole numbers 0..255."""
-        return repeated(_levels(self.name, asked, self.shape), count, first)
+        return repeated(levels_of(self.name, asked, self.shape), count, first)
 
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.uint8]:
         """
         Raises:
             ValueError: always: there is no upsampling of nothing.
         """
-        raise ValueError(f"{self.name}: the model needs a picture of {_size(self.shape)}, found none")
+        raise ValueError(f"{self.name}: the model needs a picture of {size_of(self.shape)}, found none")
 
     def derive(self, x0: Tensor, uniform: Tensor) -> Tensor:
         """As of `Derived`."""
@@ -113,7 +114,7 @@ class LowGaussColumn:
         """As of `Column`; `asked` is an array [h, w, C] or [n, h, w, C]."""
         values = np.asarray(asked)
         if values.shape[-len(self.shape) :] != self.shape or values.dtype.kind != "f":
-            raise ValueError(f"{self.name}: expected real numbers of {_size(self.shape)}, found {brief(asked)}")
+            raise ValueError(f"{self.name}: expected real numbers of {size_of(self.shape)}, found {brief(asked)}")
         return repeated(values.astype(np.float32).reshape(-1, *self.shape), count, first)
 
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.float32]:
@@ -135,7 +136,7 @@ def low_columns(
     Args:
         options: `side` in pixels; `noise`, the largest standard deviation in training.
     """
-    height, width, channels = _image_shape("low", data)
+    height, width, channels = image_shape("low", data)
     side = smaller_side("condition.low.side", options.get("side"), height, width)
     noise = _share("low.noise", options.get("noise", 0))
     shape = (side, side, channels)
@@ -157,7 +158,7 @@ class ImageColumn:
 
     def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.uint8]:
         """As of `Column`; `asked` is a picture [H, W, C] or several [n, H, W, C], of whole numbers 0..255."""
-        return repeated(_levels(self.name, asked, self.shape), count, first)
+        return repeated(levels_of(self.name, asked, self.shape), count, first)
 
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.uint8]:
         """Black: nothing of it is known."""
@@ -192,7 +193,7 @@ class MaskColumn:
 
     def read(self, asked: Any, count: int, *, first: int = 0) -> NDArray[np.bool_]:
         """As of `Column`; `asked` is [H, W] or [n, H, W], of truth values, 0 and 1, or 0 and 255."""
-        return repeated(_levels(self.name, asked, self.shape, (0, 1, 255)).astype(np.bool_), count, first)
+        return repeated(levels_of(self.name, asked, self.shape, (0, 1, 255)).astype(np.bool_), count, first)
 
     def draw(self, count: int, *, seed: int, first: int = 0) -> NDArray[np.bool_]:
         """Nothing is known."""
@@ -261,7 +262,7 @@ def mask_columns(options: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[I
     Args:
         options: `unknown`, see `MaskColumn`.
     """
-    height, width, channels = _image_shape("mask", data)
+    height, width, channels = image_shape("mask", data)
     unknown = _share("mask.unknown", options.get("unknown", 0.0))
     return ImageColumn((height, width, channels)), MaskColumn((height, width), unknown)
 
@@ -317,7 +318,7 @@ def from_levels(stored: Tensor) -> Tensor:
     return stored.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _levels(name: str, asked: Any, shape: tuple[int, ...], only: tuple[int, ...] = ()) -> NDArray[np.uint8]:
+def levels_of(name: str, asked: Any, shape: tuple[int, ...], only: tuple[int, ...] = ()) -> NDArray[np.uint8]:
     """Pictures as an array [n, *shape].
 
     Args:
@@ -333,8 +334,8 @@ def _levels(name: str, asked: Any, shape: tuple[int, ...], only: tuple[int, ...]
     if only and values.dtype == np.bool_:
         values = values.astype(np.uint8)
     if values.ndim not in (len(shape), len(shape) + 1) or values.shape[-len(shape) :] != shape or not len(values):
-        found = _size(values.shape) if values.ndim else brief(asked)
-        raise ValueError(f"{name}: expected a picture of {_size(shape)}, or several, found {found}")
+        found = size_of(values.shape) if values.ndim else brief(asked)
+        raise ValueError(f"{name}: expected a picture of {size_of(shape)}, or several, found {found}")
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
         raise ValueError(
             f"{name}: expected whole numbers 0..255, found {values.dtype} of {values.min()}..{values.max()}"
@@ -344,8 +345,13 @@ def _levels(name: str, asked: Any, shape: tuple[int, ...], only: tuple[int, ...]
     return values.astype(np.uint8).reshape(-1, *shape)
 
 
-def _image_shape(key: str, data: Mapping[str, Any]) -> tuple[int, int, int]:
-    """
+def image_shape(key: str, data: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Height, width and channels.
+
+    Args:
+        key: of `condition`, for errors.
+        data: as of `columns.columns_of`.
+
     Raises:
         ValueError: the data are not images.
     """
@@ -366,5 +372,6 @@ def _share(key: str, value: Any) -> float:
     return value
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def size_of(shape: tuple[int, ...]) -> str:
+    """As errors say it."""
     return "×".join(map(str, shape))

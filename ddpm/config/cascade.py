@@ -45,9 +45,8 @@ class CascadeConfig(Section):
         if upsampler.codec.side is not None:
             raise ValueError(f"has the upsampler {self.upsampler}, whose codec.side must be null")
         for name, model in ((self.base, base), (self.upsampler, upsampler)):
-            pictures = [
-                key for key in ("mask", *(["low"] if name == self.base else [])) if getattr(model.condition, key)
-            ]
+            keys = ("mask", "control", *(["low"] if name == self.base else []))
+            pictures = [key for key in keys if getattr(model.condition, key)]
             if pictures:
                 raise ValueError(f"has {name}, with condition.{pictures[0]}: no link draws what it needs")
             if model.sampling.guide is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -127,6 +127,47 @@ class MaskConfig(Section):
     )
 
 
+class HintConfig(Section):
+    """What a control is shown. Training derives it from the image, or takes what is given beside it."""
+
+    hint: Literal["edges", "silhouette", "colour", "given"] = Field(
+        "edges",
+        description="what the picture shows. edges: Canny's, white on black; silhouette: what differs from the "
+        "background, white on black; colour: the image in few pixels; given: the picture that metadata.jsonl names as "
+        "control_file_name of each image",
+    )
+    sigma: Float = Field(1.0, gt=0, le=100, description="of edges: standard deviation of the blur before, in pixels")
+    side: Positive | None = Field(None, description="of colour: pixels of the hint; must divide the image's. null: 8")
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_hint(self) -> Self:
+        for key, hint in (("sigma", "edges"), ("side", "colour")):
+            if self.hint != hint and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` is for `hint: {hint}`, found `hint: {self.hint}`")
+        return self
+
+
+class ControlConfig(HintConfig):
+    """A picture that steers a model that is trained already: ControlNet (Zhang et al. 2023). `network`, `process` and
+    the other keys of `condition` are those of that model."""
+
+    of: FilePath = Field(
+        description="the model that is controlled, such as models/base. Its weights stay as they are; a copy of its "
+        "way down is trained"
+    )
+    also: tuple[HintConfig, ...] = Field(
+        (), max_length=2, description="hints of further controls, which add to the first: all are given together"
+    )
+    widths: tuple[Positive, ...] = Field(
+        (16, 32),
+        min_length=1,
+        description="channels of the layers that encode the hint. Stable Diffusion's: 16, 32, 96, 256",
+    )
+    shrink: Positive = Field(
+        1, description="sides of the hint / sides of what the network sees. 1: pixels; 8: Stable Diffusion's latents"
+    )
+
+
 class ConditionConfig(Section):
     """What a model is conditioned on; of a classifier, what it answers. Without a key a model is unconditional."""
 
@@ -136,6 +177,12 @@ class ConditionConfig(Section):
         None, description="the part of the image that is known: the model fills in the rest"
     )
     low: LowConfig | None = Field(None, description="the image in fewer pixels: the model is an upsampler")
+    control: ControlConfig | None = Field(None, description="a picture that steers a trained model, which is frozen")
+
+    @property
+    def shows_given_hints(self) -> bool:
+        """Whether a control is shown pictures that lie beside the images."""
+        return self.control is not None and "given" in (self.control.hint, *(each.hint for each in self.control.also))
 
     @property
     def drops(self) -> dict[str, float]:

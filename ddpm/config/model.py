@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import (
     model_validator,
@@ -16,6 +16,7 @@ from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.config.training import TrainingConfig
+from ddpm.errors import brief
 
 _ACCESSORIES = {
     "classifier": "a classifier, which draws nothing; it guides other models: ddpm sample MODEL --guide models/{}",
@@ -98,6 +99,44 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _weights_are_of_a_control(self) -> Self:
+        own, default = self.sampling, SamplingConfig()
+        for key in ("control_scale", "control_interval", "guess"):
+            if self.condition.control is None and getattr(own, key) != getattr(default, key):
+                raise ValueError(f"sampling.{key} is {brief(getattr(own, key))}, but condition has no control")
+        return self
+
+    @model_validator(mode="after")
+    def _a_control_is_of_a_u_net(self) -> Self:
+        if self.condition.control is not None and self.network.kind != "unet":
+            raise ValueError(f"condition.control is for network.kind unet, found {self.network.kind}")
+        return self
+
+    def check_controls(self, base: ModelConfig, name: str) -> None:
+        """Check that this model can control another one: that all but the control is alike.
+
+        Args:
+            name: what errors call the other one.
+
+        Raises:
+            ValueError: it cannot; names the key.
+        """
+        if base.condition.control is not None:
+            raise ValueError(f"{name} is controlled itself: name the model that it controls")
+        pairs = {key: (getattr(self, key), getattr(base, key)) for key in ("network", "process", "codec")}
+        pairs |= {f"condition.{key}": (section, getattr(base.condition, key)) for key, section in self.condition}
+        del pairs["condition.control"]
+        for key, sections in pairs.items():
+            own, other = map(_in_common, sections)
+            if (own is None) != (other is None):
+                names = ("this model", name) if own is None else (name, "this model")
+                raise ValueError(f"{names[1]} has {key}, and {names[0]} has not: the two must be equal")
+            for inner, value in (own or {}).items():
+                if value != (other or {}).get(inner):
+                    found = brief((other or {}).get(inner))
+                    raise ValueError(f"{key}.{inner} is {brief(value)}, and {found} of {name}: the two must be equal")
+
+    @model_validator(mode="after")
     def _a_learned_variance_is_learned(self) -> Self:
         learned, loss = self.process.variance == "learned_range", self.objective and self.objective.loss
         if learned and loss in ("simple", "elbo"):
@@ -170,8 +209,29 @@ class ModelConfig(Section):
         return self
 
 
+def _in_common(section: Section | None) -> dict[str, Any] | None:
+    """What a model and its control have in common of a section: all but how it is trained, and of `drop` only whether
+    there is any."""
+    if section is None:
+        return None
+    kept = {key: value for key, value in section.model_dump(mode="json").items() if key not in _OF_TRAINING}
+    return {**kept, "drop": kept["drop"] > 0} if "drop" in kept else kept
+
+
+_OF_TRAINING = ("dropout", "init", "checkpointing")
+
+
 class VariantConfig(ModelConfig):
     """A model of params.yaml, which also says how to train it."""
 
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _hints_are_of_pixels(self) -> Self:
+        if self.condition.control is not None and self.codec.latent is not None:
+            raise ValueError(
+                "condition.control is trained on pixels, and codec.latent has latents: leave one of them out. (A "
+                "control of latents can be imported.)"
+            )
+        return self

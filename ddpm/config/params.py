@@ -37,6 +37,12 @@ VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 _PLACES = {"classifier": "guides", "autoencoder": "autoencoders"}
 
 
+class ControlsConfig(Section):
+    """What DVC has to know of a model with a control: which model is trained before it."""
+
+    of: str = Field(description="the model that is controlled, by its name; as in condition.control.of")
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -58,6 +64,9 @@ class Params(Section):
     )
     cascades: dict[VariantName, CascadeConfig] = Field(
         {}, description="pairs of models that the pipeline builds as one, such as {glide: {base: a, upsampler: b}}"
+    )
+    controls: dict[VariantName, ControlsConfig] = Field(
+        {}, description="models with condition.control, and what each controls, such as {edges: {of: base}}"
     )
     models: dict[VariantName, VariantConfig] = Field(min_length=1)
 
@@ -175,8 +184,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _something_is_built(self) -> Params:
-        if not self.variants and not self.cascades and not self.latents:
-            raise ValueError("`variants` is empty, and there are no `cascades` or `latents`: expected a model to build")
+        if not (self.variants or self.cascades or self.latents or self.controls):
+            raise ValueError(
+                "`variants` is empty, and there are no `cascades`, `latents` or `controls`: expected a model to build"
+            )
         for name in self.variants:
             if (side := self.models[name].codec.side) is not None:
                 raise ValueError(
@@ -215,6 +226,50 @@ class Params(Section):
                 raise ValueError(f"the cascade {cascade} {error}") from None
         return self
 
+    @model_validator(mode="after")
+    def _controls_are_of_models(self) -> Params:
+        for name, entry in self.controls.items():
+            for key, other in (("", name), (".of", entry.of)):
+                if other not in self.models:
+                    raise ValueError(
+                        f"controls.{name}{key} is {brief(other)}, but `models` has only: {listed(self.models)}"
+                    )
+            control = self.models[name].condition.control
+            if control is None:
+                raise ValueError(
+                    f"`controls` names {name}, which needs `condition: {{control: {{of: models/{entry.of}}}}}`"
+                )
+            if control.of not in (entry.of, f"models/{entry.of}"):
+                raise ValueError(
+                    f"controls.{name}.of is {entry.of}, and models.{name}.condition.control.of {control.of}: the two "
+                    "must be the same model"
+                )
+            if place := next((key for key in ("variants", "guides") if name in getattr(self, key)), None):
+                raise ValueError(f"`controls` names {name}, which is in `{place}` too: leave it out of one")
+            if entry.of not in (*self.variants, *self.guides):
+                raise ValueError(
+                    f"controls.{name}.of is {entry.of}, which the pipeline does not train: name it in `variants`, or "
+                    "in `guides` if it is not to be measured"
+                )
+            if self.models[name].sampling.guide is not None:
+                raise ValueError(f"`controls` names {name}, whose sampling.guide must be null")
+            self._check_controls(name, entry.of)
+        for name in (*self.variants, *self.guides):
+            control = self.models[name].condition.control
+            if control is not None and Path(control.of).name in self.models:
+                raise ValueError(
+                    f"models.{name} controls {control.of}, which has to be trained before it: name it in `controls`, "
+                    f"as {{{name}: {{of: {Path(control.of).name}}}}}"
+                )
+        return self
+
+    def _check_controls(self, name: str, of: str) -> None:
+        """Before anything is trained."""
+        try:
+            self.models[name].check_controls(self.models[of], f"models.{of}")
+        except ValueError as error:
+            raise ValueError(f"models.{name}.{error}") from None
+
     def upsamples(self, name: str) -> bool:
         """Whether a model is the second of a cascade."""
         return any(name == cascade.upsampler for cascade in self.cascades.values())
@@ -223,12 +278,13 @@ class Params(Section):
     def trained(self) -> tuple[str, ...]:
         """All models that the pipeline trains."""
         links = [name for cascade in self.cascades.values() for name in cascade.links.values()]
-        return (*self.variants, *self.guides, *self.autoencoders, *self.latents, *links)
+        return (*self.variants, *self.guides, *self.autoencoders, *self.latents, *links, *self.controls)
 
     @property
     def built(self) -> tuple[str, ...]:
-        """What the pipeline measures, exports and registers: models and cascades."""
-        return (*self.variants, *self.latents, *self.cascades)
+        """What the pipeline measures, exports and registers: models and cascades. A model comes after the one that it
+        controls."""
+        return (*self.variants, *self.latents, *self.cascades, *self.controls)
 
     @model_validator(mode="after")
     def _no_model_starts_from_itself(self) -> Params:

@@ -97,6 +97,18 @@ class SamplingConfig(Section):
         "to move away from (autoguidance); null: the model itself without its condition",
     )
 
+    control_scale: Float = Field(
+        1.0, ge=0, le=10, description="of a model with a control: the weight of what the control adds; 0: none"
+    )
+    control_interval: tuple[Float, Float] | None = Field(
+        None, description="shares of the process, 0 data, 1 noise, between which there is a control; null: everywhere"
+    )
+    guess: Bool = Field(
+        False,
+        description="the control's guess mode: its weight falls by 0.825 from each level to the next larger one, and "
+        "guidance moves away from the model without its condition and without the control",
+    )
+
     @property
     def levels(self) -> int:
         """How many levels of the process are visited."""
@@ -113,9 +125,10 @@ class SamplingConfig(Section):
         low, high = self.churn_interval or (0, 1)
         if not 0 <= low <= high:
             raise ValueError(f"`churn_interval` is [low, high] with 0 <= low <= high, found [{low:g}, {high:g}]")
-        low, high = self.guidance_interval or (0, 1)
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"`guidance_interval` is [low, high] with 0 <= low <= high <= 1, found [{low}, {high}]")
+        for key in ("guidance_interval", "control_interval"):
+            low, high = getattr(self, key) or (0, 1)
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"`{key}` is [low, high] with 0 <= low <= high <= 1, found [{low}, {high}]")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from ddpm.errors import UserError, brief, listed
 CaptionRule = Literal["complete", "partial", "ignored"]
 SIDECAR = ".txt"
 _KEYS = ("file_name", "text")
+HINT = "control_file_name"  # of a row: the image's hint, see `hints`
 _LEAVE_OUT = "set `data.captions: ignored` to leave such files out"
 _ALLOW = "set `data.captions: partial`, where an image without one has the empty caption"
 
@@ -56,7 +57,7 @@ def find_captions(folder: Path, files: Sequence[str], rule: CaptionRule = "compl
         UserError: a caption is missing, empty, too long or not UTF-8, its image is missing, a file of captions is
             damaged, or the folder has both conventions; names the file.
     """
-    tables = [name for name in files if posixpath.basename(name) in _READERS]
+    tables = tables_in(files)
     sidecars = [name for name in files if name.lower().endswith(SIDECAR)]
     beside = _by_stem(set(files) - {*tables, *sidecars})
     if rule != "ignored" and not any(_stem(name) in beside for name in sidecars):
@@ -66,8 +67,10 @@ def find_captions(folder: Path, files: Sequence[str], rule: CaptionRule = "compl
         return Captioned(images, {})
     _check_one_convention(folder, tables, sidecars)
     captions = _of_tables(folder, tables, set(images)) if tables else _of_sidecars(folder, sidecars, beside)
-    if rule == "complete":
+    if rule == "complete" and captions:
         _check_complete(folder, images, captions)
+    if not captions:
+        return Captioned(images, {})
     return Captioned(images, {name: tuple(text for _, text in captions.get(name, [("", "")])) for name in images})
 
 
@@ -116,27 +119,46 @@ def _of_sidecars(folder: Path, sidecars: Sequence[str], beside: Mapping[str, lis
 
 def _of_tables(folder: Path, tables: Sequence[str], images: set[str]) -> dict[str, _Captions]:
     captions: dict[str, _Captions] = {}
+    found = 0
     for table in tables:
-        for line, row in _READERS[posixpath.basename(table)](_text(folder / table), folder / table):
-            where = f"{folder / table}: line {line}"
+        for where, row in rows_of(folder / table):
             name, texts = _of_row(row, where)
             image = posixpath.normpath(posixpath.join(posixpath.dirname(table), name))
             if image not in images:
                 raise UserError(f"{where}: {brief(name)}: no such image")
-            captions.setdefault(image, []).extend((where, _caption(text, where)) for text in texts)
-    if not captions:
+            if texts:
+                captions.setdefault(image, []).extend((where, _caption(text, where)) for text in texts)
+            found += 1
+    if not found:
         raise UserError(f"{folder / tables[0]}: no captions in it; remove it, or {_LEAVE_OUT}")
     return captions
 
 
+def tables_in(files: Sequence[str]) -> list[str]:
+    """The names of tables among those of files."""
+    return [name for name in files if posixpath.basename(name) in _READERS]
+
+
+def rows_of(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table, each with where it is.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    for line, row in _READERS[table.name](_text(table), table):
+        yield f"{table}: line {line}", row
+
+
 def _of_row(row: Mapping[Any, Any], where: str) -> tuple[str, Sequence[str]]:
-    """The file's name and the texts in a row."""
+    """The file's name and the texts in a row; one that tells of a hint needs none."""
+    if HINT in row and "text" not in row:
+        row = {**row, "text": []}
     if missing := [key for key in _KEYS if key not in row]:
         raise UserError(
             f"{where}: `{missing[0]}` is missing, found {listed([*map(str, row)]) or 'nothing'}; {_LEAVE_OUT}"
         )
     name, text = (row[key] for key in _KEYS)
-    texts = text if isinstance(text, list) and text else [text]
+    texts = text if isinstance(text, list) and (text or HINT in row) else [text]
     if not isinstance(name, str) or not all(isinstance(each, str) for each in texts):
         raise UserError(f"{where}: expected text in `file_name` and `text`, found {brief(name)} and {brief(text)}")
     return name, texts

@@ -16,6 +16,7 @@ from typing import Literal, NoReturn
 from pydantic import BaseModel, ConfigDict
 
 from ddpm.data.captions import CaptionRule, find_captions
+from ddpm.data.hints import check_hints, find_hints
 from ddpm.data.images import RawImages, Sample, decode
 from ddpm.errors import UserError
 
@@ -210,13 +211,16 @@ def read(folder: Path, *, subfolders: Subfolders = "classes", captions: CaptionR
     Args:
         subfolders: what folders say. `classes`: a class each, and there is one level of them; `nested-classes`: the
             first level is the class, whatever lies deeper; `ignored`: nothing.
-        captions: see `find_captions`.
+        captions: see `find_captions`. Hints are found by `hints.find_hints`; a hint is no image of the folder.
 
     Raises:
         UserError: images both with and without a class folder, or in deeper folders than that, or a class folder has
             no images; or as `find_captions`.
     """
-    files, texts = find_captions(folder, files_in(folder), captions)
+    names = files_in(folder)
+    hints = find_hints(folder, names)
+    files, texts = find_captions(folder, [name for name in names if name not in {*hints.values()}], captions)
+    check_hints(folder, files, hints)
     deep = next((name for name in files if name.count("/") > 1), None)
     if deep and subfolders == "classes":
         raise UserError(
@@ -235,6 +239,9 @@ def read(folder: Path, *, subfolders: Subfolders = "classes", captions: CaptionR
     def samples() -> Iterator[Sample]:
         for name in files:
             label = labels[name.split("/")[0]] if labels else None
-            yield Sample(name, partial(decode, folder / name), label, captions=texts.get(name, ()))
+            hint = partial(decode, folder / hints[name]) if hints else None
+            yield Sample(name, partial(decode, folder / name), label, captions=texts.get(name, ()), hint=hint)
 
-    return RawImages(len(files), tuple(labels) if labels else None, samples(), captioned=bool(texts))
+    return RawImages(
+        len(files), tuple(labels) if labels else None, samples(), captioned=bool(texts), hinted=bool(hints)
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.conditioning.columns import Column
+from ddpm.conditioning.hints import BlackAndWhite
 from ddpm.data.images import FORMATS, BadImageError, decode, to_array, what_it_is
 from ddpm.errors import brief
 
@@ -30,14 +31,14 @@ def read_picture(
 
     As in preparation a picture is turned upright, transparency is laid over white, and grey becomes colour or colour
     grey. It is not resized. In a mask white is True, black is False, and a grey is the nearer of the two; a picture of
-    0 and 1 alone has 1 for white.
+    0 and 1 alone has 1 for white. A hint says itself which pictures it can be.
 
     Args:
         formats: that it may have; the decoders of others are not run.
         on_grey: called with the number of pixels of a mask that are neither black nor white, if there are some.
 
     Raises:
-        BadImageError: it does not decode, or has another size.
+        BadImageError: it does not decode, has another size, or is no picture of that kind.
     """
     height, width, *channels = column.shape
     with file.open("rb") if isinstance(file, Path) else file as stream:
@@ -49,6 +50,11 @@ def read_picture(
     if channels:
         return to_array(image, channels[0], None)
     levels = to_array(image, 1, None)[..., 0]
+    if isinstance(column, BlackAndWhite):
+        try:
+            return column.of_levels(levels)
+        except ValueError as error:
+            raise BadImageError(str(error)) from None
     white = 1 if levels.max() <= 1 else 255
     if greys := int(((levels > 0) & (levels < white)).sum()):
         on_grey(greys)

@@ -164,6 +164,7 @@ class Sample:
         captions: texts that describe it, if the source has any.
         group: images of one group are so alike that all must be in the same split; None: it is alone.
         combination: whether it combines what other images show one by one, as a gesture and a skin tone.
+        hint: decodes the picture that says what to draw, if the source has hints.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     group: str | None = None
     combination: bool = False
+    hint: Callable[[Levels], Image.Image] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class RawImages:
         grouped: whether they have groups, by which they are to be split.
         attribution: the credit that the source's licence asks for.
         resize: the rule by which they get their size.
+        hinted: whether each has a hint.
     """
 
     count: int
@@ -193,6 +196,7 @@ class RawImages:
     grouped: bool = False
     attribution: str | None = None
     resize: str = RESIZE_RULE
+    hinted: bool = False
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ class InMemoryImages:
     """An array of images [N, H, W, C] uint8 as `Images`, and their labels [N] int64 if they have any."""
 
     captions = None
+    hints = None
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> None:
         self._images, self.labels = images, labels

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ddpm.codecs.scale import Codec, KindName, codec_for
 from ddpm.errors import UserError
 
-LABELS, CAPTIONS, MANIFEST = "labels.npy", "captions.jsonl", "manifest.json"
+LABELS, CAPTIONS, HINTS, MANIFEST = "labels.npy", "captions.jsonl", "hints.npy", "manifest.json"
 
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
@@ -92,6 +92,10 @@ class Manifest(_Model):
     high: tuple[float, ...] | None = None
     captions_sha256: str | None = None
     """None without captions."""
+    hints_sha256: str | None = None
+    """None without hints beside the images."""
+    hint_shape: tuple[int, ...] | None = None
+    """Of each of them, [H, W, C]."""
     combinations: tuple[int, ...] = ()
     """Rows of the validation split that combine what the training split shows one by one, as a gesture and a skin
     tone."""
@@ -180,6 +184,19 @@ class Captions:
         return found
 
 
+class Rows:
+    """Some rows of an array on the disk, by their position; no more of them is read than is asked for."""
+
+    def __init__(self, array: np.ndarray, index: np.ndarray) -> None:
+        self._array, self._index = array, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        return self._array[self._index[positions]]
+
+
 class Split:
     """The data of one split, by their position in it. Of images, [H, W, C] and uint8; else as the manifest says."""
 
@@ -190,12 +207,15 @@ class Split:
         index: np.ndarray,
         sha256: str,
         captions: Captions | None = None,
+        hints: np.ndarray | None = None,
     ) -> None:
         self._images, self._captions = images, captions
         self.index = index
         """Which row of the data each is, int64 [n]."""
         self.labels = None if labels is None else labels[index]
         """int64 [n], or None."""
+        self.hints = None if hints is None else Rows(hints, index)
+        """uint8 [n, H, W, C], or None."""
         self.sha256 = sha256
         """Of the images' bytes in order."""
 
@@ -265,13 +285,16 @@ class PreparedData:
         labels = _load(path / LABELS, np.int64, (total,)) if manifest.classes else None
         texts = manifest.captions_sha256
         captions = None if texts is None else Captions(path / CAPTIONS, total, texts)
+        hints = None
+        if manifest.hint_shape is not None:
+            hints = _load(path / HINTS, np.uint8, (total, *manifest.hint_shape), mmap_mode="r")
         splits = {}
         for name in SPLITS:
             record = manifest.splits[name]
             index = _load(path / f"{name}.npy", np.int64, (record.count,))
             if not ((index >= 0) & (index < total)).all():
                 raise _damaged(path / f"{name}.npy", f"rows beyond the {total} there are")
-            splits[name] = Split(images, labels, index, record.sha256, captions)
+            splits[name] = Split(images, labels, index, record.sha256, captions, hints)
         return cls(manifest, splits)
 
     def reference(self, wanted: Literal["train", "all", "published"]) -> tuple[SplitName, ...]:

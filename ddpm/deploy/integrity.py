@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.conditioning.columns import Given
-from ddpm.conditioning.pictures import LowColumn
+from ddpm.conditioning.columns import Column, Given, needed
 from ddpm.deploy.runtime import Float32, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise, stream
 from ddpm.files import sha256_of
 
 COUNT, MOST_STEPS = 4, 20
+DENSITY = 0.1  # share of the pixels of a hint that are white
 
 # One of the 256 levels of a pixel, in [−1, 1]: what another processor's rounding does not reach.
 TOLERANCE = 2 / 255
@@ -50,7 +50,7 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     they were drawn.
     """
     opened = open_exported(deploy)
-    asked: dict[str, Any] = {each.name: _low(each) for each in opened.columns if isinstance(each, LowColumn)}
+    asked: dict[str, Any] = {each.name: _picture(each) for each in needed(opened.columns)}
     part, links = opened.part(COUNT, seed=0, given=opened.given(COUNT, **asked)), opened.links
     found: dict[str, Float32] = {}
     for name, link in links.items():
@@ -67,9 +67,10 @@ def _run(sampler: Sampler, given: Given) -> Float32:
     return sampler.run(plan, noise.draw(), noise.draw, given)
 
 
-def _low(column: LowColumn) -> NDArray[np.uint8]:
-    """Small images for an upsampler, which draws nothing without: noise that is always the same."""
-    return (256 * stream(0, 0, purpose=4).random((COUNT, *column.shape))).astype(np.uint8)
+def _picture(column: Column) -> NDArray[Any]:
+    """Small images or hints, for a model that draws nothing without: noise that is always the same."""
+    noise = stream(0, 0, purpose=4).random((COUNT, *column.shape))
+    return noise < DENSITY if column.dtype == np.bool_ else (256 * noise).astype(np.uint8)
 
 
 def find_fault(deploy: Path, recorded: Fingerprint) -> str | None:

@@ -43,7 +43,8 @@ class ImageSampler(PythonModel):
                 columns, `seed`, `sampler`, `steps` and `eta`, for which the model has its own values. Of a conditional
                 model also `label`, a name, a number or a list of them, `prompt`, a text or a list of them, and
                 `guidance_scale` and `guidance_interval`; of an upsampler `low` and perhaps `low_noise`; of any model of
-                images `image` and `mask`, of which white is kept, and with them `inpainting`, `resamples` and `jump`.
+                images `image` and `mask`, of which white is kept, and with them `inpainting`, `resamples` and `jump`;
+                of a model with a control `control`, the hint, `control_scale`, `control_interval` and `guess`.
                 Pictures are PNG files in base64, or lists of them.
             params: unused, part of MLflow's interface.
 
@@ -95,6 +96,9 @@ def _options(row: Mapping[Hashable, Any]) -> dict[str, Any]:
         "guidance_scale": _real,
         "guidance_interval": _interval,
         "inpainting": _text,
+        "control_scale": _real,
+        "control_interval": _interval,
+        "guess": _truth,
     }
     for key, read in readers.items():
         if key in given:
@@ -109,6 +113,12 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     raise ValueError(f"`{key}` must be text, found {value!r:.50}")
+
+
+def _truth(key: str, value: Any) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise ValueError(f"`{key}` must be true or false, found {value!r:.50}")
 
 
 def _real(key: str, value: Any) -> float:

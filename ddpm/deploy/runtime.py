@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
+from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS, Steered, weighed
 from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
@@ -229,8 +230,14 @@ class Sampler(Drawer):
         """One evaluation of the network: its input x [N, C, H, W], t [N], given as for `run`."""
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
-    def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
+    def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient | Steered:
         """The networks with their conditions, as torch's `Model.denoiser`."""
+        if WEIGHTS not in given:
+            return self._guided(given)
+        return Steered(lambda weights: self._guided(weighed(given, weights)))
+
+    def _guided(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
+        """`_bound`, with the control's weights as they are given."""
         own = {column.name: given[column.name] for column in self._own}
         if self._guide is None:
             return ClassifierFree(self._denoiser, own, unconditional(self._own, own))
@@ -269,7 +276,10 @@ class Sampler(Drawer):
             binding.bind_cpu_input("timesteps", plan.told[part])
             binding.bind_cpu_input("z", z)
             for name, values in given.items():
-                binding.bind_cpu_input(name, values)
+                if name != WEIGHTS:  # the rows have them
+                    binding.bind_cpu_input(name, values)
+            if WEIGHTS in given:
+                binding.bind_cpu_input(CONTROL_PLAN, plan.control_rows[part])
             binding.bind_output("x0", device)
             self._loop.run_with_iobinding(binding, options)
             (state,) = binding.get_outputs()
@@ -340,6 +350,8 @@ def _denoised(
     """As of `diffusion.sampling`."""
     times = np.full(len(x), t, dtype=np.float32 if isinstance(t, float) else np.int64)
     seen, channels = x if row.input_scale == 1 else row.input_scale * x, x.shape[1]
+    if row.control is not None:
+        denoise = denoise.controlled(row.control)
     weight = 0.0 if row.mean_shift else row.guidance
     out = denoise.guided(seen, times, weight) if weight else denoise(seen, times)
     shift = _mean_shift(denoise, seen, times, row, out[:, channels:]) if row.mean_shift else None

@@ -23,6 +23,9 @@ Of data of which a part is known, each x0 has that in its place. A plan for RePa
 after each row, known_x0 · known + known_noise · z, and has rows that lead back into the noise: those whose
 `x0_from_out` is 0 only scale x and add noise, and the network is not evaluated.
 
+Of a model with a control (Zhang et al. 2023) a plan may weigh what the control adds: `control` has three numbers a row,
+the columns of `conditioning.control_weights.ControlWeightsColumn`. A row of weight 0 does not evaluate the control.
+
 ε̂ needs no column: it is the combination of x and x0 that the two satisfy together, already folded into `to_x` and
 `to_x0`, and so it follows a clipped x0 as it should. Nor does a solver that goes back to an earlier x, or corrects the
 present one: without noise an earlier x is itself a combination of the present one and the x0 between them.
@@ -48,6 +51,8 @@ MOST_GUIDANCE = 1000.0
 MOST_STEPS = 200_000  # rows of a table
 MOST_RESAMPLES, MOST_JUMP = 100, 1000
 RESAMPLES, JUMP = 10, 10  # where none are asked for, as in the paper
+MOST_CONTROL = 10.0
+GUESS_FACTOR = 0.825  # of guess mode, as in the code of Zhang et al. 2023
 
 
 class Row(NamedTuple):
@@ -69,9 +74,10 @@ class Row(NamedTuple):
     # Of `SamplingPlan.known`.
     known_x0: float = 0.0
     known_noise: float = 0.0
+    control: tuple[float, float, float] | None = None
 
 
-COLUMNS = Row._fields[:-2]
+COLUMNS = Row._fields[:-3]
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,13 @@ class SamplingPlan:
             descending, except to invert.
         table: [S, len(COLUMNS)] float64.
         known: [S, 2] float64, of each row `known_x0` and `known_noise`; None: the known part of x is drawn as the rest.
+        control: [S, 3] float64, of each row the weights of a control; None: 1, as trained.
     """
 
     timesteps: NDArray[Any]
     table: Float64
     known: Float64 | None = None
+    control: Float64 | None = None
 
     def __post_init__(self) -> None:
         if self.table.shape != (len(self.timesteps), len(COLUMNS)):
@@ -106,6 +114,12 @@ class SamplingPlan:
         """`timesteps` as exported networks take them: int64 or float32."""
         return self.timesteps if self.timesteps.dtype == np.int64 else self.timesteps.astype(np.float32)
 
+    @property
+    def control_rows(self) -> NDArray[np.float32]:
+        """The weights of a control in each row, [S, 3]."""
+        rows = np.ones((len(self), 3)) if self.control is None else self.control
+        return np.ascontiguousarray(rows, np.float32)
+
     def column(self, name: str) -> Float64:
         """One named column, [S]."""
         return self.table[:, COLUMNS.index(name)]
@@ -113,7 +127,9 @@ class SamplingPlan:
     def rows(self) -> Iterator[tuple[int | float, Row]]:
         """(timestep, row) of every step; plain numbers, which leave the images' own precision alone."""
         known = np.zeros((len(self), 2)) if self.known is None else self.known
-        for timestep, *values in zip(self.timesteps.tolist(), *self.table.T.tolist(), *known.T.tolist(), strict=True):
+        weights = [None] * len(self) if self.control is None else [tuple(row) for row in self.control.tolist()]
+        columns = (*self.table.T.tolist(), *known.T.tolist(), weights)
+        for timestep, *values in zip(self.timesteps.tolist(), *columns, strict=True):
             yield timestep, Row(*values)
 
 
@@ -142,6 +158,9 @@ def sampling_plan(
     inpainting: str = "replace",
     resamples: int = RESAMPLES,
     jump: int = JUMP,
+    control_scale: float = 1.0,
+    control_interval: Sequence[float] | None = None,
+    guess: bool = False,
 ) -> SamplingPlan:
     """The table of a named sampler on some of the schedule's T levels.
 
@@ -167,6 +186,10 @@ def sampling_plan(
         inpainting: one of `INPAINTING`, of data of which a part is known.
         resamples: of `repaint`, how many times each group of `jump` steps is run, ≥ 1.
         jump: of `repaint`, the steps in such a group, ≥ 1; fewer than `steps`, unless `resamples` is 1.
+        control_scale: of a model with a control: the weight of what that adds, 0: none.
+        control_interval: shares of the process, as `guidance_interval`, between which there is a control.
+        guess: the control's guess mode: the weight falls with each level from the bottom up, and guidance moves away
+            from the model without its condition and without the control (Zhang et al. 2023).
 
     Raises:
         ValueError: a name is unknown, or a number out of its range.
@@ -192,7 +215,8 @@ def sampling_plan(
             f"sampler {sampler} with prediction {prediction} cannot begin where no signal is left; the spacings karras "
             "and exponential begin below that"
         )
-    plan = SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy())
+    control = _control(schedule.places(levels)[index], control_scale, control_interval, guess)
+    plan = SamplingPlan(ascending.timesteps[::-1].copy(), ascending.table[::-1].copy(), control=control)
     if inpainting not in INPAINTING:
         raise ValueError(f"no inpainting {inpainting!r}; there are: {', '.join(INPAINTING)}")
     return INPAINTING[inpainting].plan(plan, visited, resamples, jump)
@@ -230,7 +254,8 @@ def repaint(plan: SamplingPlan, visited: Schedule, resamples: int, jump: int) ->
     table = np.where(back[:, None], rows, plan.table[len(plan) - 1 - index])
     reached = np.where(back, before, after)
     known = np.stack([np.sqrt(reached), np.sqrt(1 - reached)], axis=1)
-    return SamplingPlan(visited.timesteps[index], table, known)
+    control = None if plan.control is None else plan.control[len(plan) - 1 - index]
+    return SamplingPlan(visited.timesteps[index], table, known, control)
 
 
 def repaint_evaluations(steps: int, resamples: int, jump: int) -> int:
@@ -284,10 +309,30 @@ def _guidance(places: Float64, scale: float, interval: Sequence[float] | None, u
     """The weight at each place in the process, [S]; `unguided` is the scale without guidance."""
     if not 0 <= scale <= MOST_GUIDANCE:
         raise ValueError(f"guidance_scale must be in 0..{MOST_GUIDANCE:g}, found {scale}")
+    return np.where(_within("guidance_interval", interval, places), scale - unguided, 0.0)
+
+
+def _within(key: str, interval: Sequence[float] | None, places: Float64) -> NDArray[np.bool_]:
+    """Which places in the process lie between two shares of it, [S]; None: all."""
     low, high = (0.0, 1.0) if interval is None else interval
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"guidance_interval must be two shares, 0 <= low <= high <= 1, found {low}, {high}")
-    return np.where((places >= low) & (places <= high), scale - unguided, 0.0)
+        raise ValueError(f"{key} must be two shares, 0 <= low <= high <= 1, found {low}, {high}")
+    return (places >= low) & (places <= high)
+
+
+def _control(places: Float64, scale: float, interval: Sequence[float] | None, guess: bool) -> Float64 | None:
+    """`SamplingPlan.control`, first row first.
+
+    Args:
+        places: of the rows in the process, ascending.
+    """
+    if not 0 <= scale <= MOST_CONTROL:
+        raise ValueError(f"control_scale must be in 0..{MOST_CONTROL:g}, found {scale}")
+    weights = np.where(_within("control_interval", interval, places), float(scale), 0.0)[::-1]
+    if not guess and (weights == 1).all():
+        return None
+    factor = GUESS_FACTOR if guess else 1.0
+    return np.stack([weights, weights * (not guess), np.full(len(weights), factor)], axis=1)
 
 
 def inversion_plan(schedule: Schedule, *, steps: int, prediction: str, spacing: str = "trailing") -> SamplingPlan:
@@ -417,5 +462,7 @@ def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str,
         meant.pop("guide", None)
     if "guide" not in meant and meant.get("guidance_scale", 1) == 1:  # as before there was guidance
         meant = {name: value for name, value in meant.items() if not name.startswith("guidance_")}
+    as_trained = {"control_scale": 1, "control_interval": None, "guess": False}  # as of models without a control
+    meant = {name: value for name, value in meant.items() if name not in as_trained or value != as_trained[name]}
     meant = {name: value for name, value in meant.items() if name not in unused - {"variance", "eta", "clip"}}
     return {name: None if name in unused else value for name, value in meant.items()}

@@ -78,6 +78,8 @@ def _denoised(
     """
     times = torch.full((len(x),), t, dtype=x.dtype if isinstance(t, float) else torch.int64, device=x.device)
     seen, channels = x if row.input_scale == 1 else row.input_scale * x, x.shape[1]
+    if row.control is not None:  # only a `conditioning.control_weights.Steered` is given such rows
+        denoise = denoise.controlled(row.control)  # type: ignore[attr-defined]
     out = _evaluated(denoise, seen, times, 0.0 if row.mean_shift else row.guidance)
     shift = _mean_shift(denoise, seen, times, row, out[:, channels:]) if row.mean_shift else None
     x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, PICTURES, Column, Given, united
+from ddpm.conditioning.control_weights import WEIGHTS
 from ddpm.conditioning.pictures import MaskColumn, mask_columns, with_known
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
@@ -206,6 +207,10 @@ class Drawer(ABC):
         plan = plan_for(process, sampling, by_classifier=self.by_classifier, bounded=self.codec.bounded, **overrides)
         if not self.guidable and plan.column("guidance").any():
             raise ValueError(f"guidance_scale must be 1: the model {self.why_not_guidable()}")
+        if plan.control is not None and all(column.name != WEIGHTS for column in self.columns):
+            raise ValueError(
+                "control_scale, control_interval and guess are for models with a control; this one has none"
+            )
         return plan
 
     def evaluations(self, plan: SamplingPlan) -> int:

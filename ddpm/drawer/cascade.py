@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Derived, united
+from ddpm.conditioning.columns import Column, Derived, needed, united
 from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
@@ -242,16 +242,17 @@ def _check_inputs(name: str, link: Link, earlier: Mapping[str, Link]) -> None:
             raise ValueError(f"the {name} has no column {fed}: it was trained without `condition.{fed}`")
         if source not in earlier:
             raise ValueError(f"the {name} needs the {source}, which does not draw before it")
-        shape, needed = earlier[source].drawer.codec.shape, own[fed].shape
-        if shape != needed:
-            drawn, expected = ("×".join(map(str, each)) for each in (shape, needed))
+        shape, wanted = earlier[source].drawer.codec.shape, own[fed].shape
+        if shape != wanted:
+            drawn, expected = ("×".join(map(str, each)) for each in (shape, wanted))
             raise ValueError(f"the {source} draws data of {drawn}, and the {name} needs {fed} of {expected}")
     for fixed, value in link.fixed.items():
         if fixed in own:
             own[fixed].read(value, 1)
         elif value:
             raise ValueError(f"{fixed} must be 0, found {value:g}: the {name} was trained without it")
-    if pictures := [column.name for column in link.asked if isinstance(column, Derived)]:
+    shown = needed(link.asked)
+    if pictures := [column.name for column in link.asked if isinstance(column, Derived) or column in shown]:
         raise ValueError(f"the {name} needs a picture that no link draws: {pictures[0]}")
 
 

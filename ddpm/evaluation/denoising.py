@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ddpm.conditioning.columns import needed
 from ddpm.data.store import PreparedData
 from ddpm.diffusion import sampling
 from ddpm.evaluation.distances import chosen
-from ddpm.evaluation.image_to_image import like_validation, low_column
+from ddpm.evaluation.image_to_image import like_validation
 from ddpm.evaluation.pictures import WIDTH, as_gif, captioned, grid
 from ddpm.evaluation.plots import SHOWN, processes, side_by_side
 from ddpm.model import Model
@@ -59,7 +60,7 @@ def denoising(model: Model, data: PreparedData, seed: int) -> Denoising:
     """What is shown of the model's kind of data."""
     if model.codec.pictures:
         rows = np.arange(FILMS[0][0]) % len(data.split("validation"))
-        asked = like_validation(model.columns, data, rows) if low_column(model.columns) else {}
+        asked = like_validation(model.columns, data, rows) if needed(model.columns) else {}
         moments = [STRIP_MOMENTS, *(number for _, _, number in FILMS)]
         states = list(way(model, FILMS[0][0], seed, *moments, asked=asked))
         return Denoising(strip(spread(states, STRIP_MOMENTS)), films(states))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, LabelColumn, PromptColumn, derived
+from ddpm.conditioning.columns import Column, Derived, LabelColumn, PromptColumn, derived, needed, stored
 from ddpm.conditioning.pictures import LowColumn, MaskColumn, from_levels
 from ddpm.data.store import PreparedData
 from ddpm.drawer import Drawer
@@ -28,20 +28,23 @@ def low_column(columns: Sequence[Column]) -> LowColumn | None:
     return next((column for column in columns if isinstance(column, LowColumn)), None)
 
 
-def lows_of(columns: Sequence[Column], codec: Codec, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """The low image of each image as training derives it, by the column's name; empty for a model that has none."""
-    if (column := low_column(columns)) is None:
+def shown_of(columns: Sequence[Column], codec: Codec, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What a model needs to be shown of each image, its low image or a hint, as training derives it, by the columns'
+    names; empty for a model that needs none."""
+    own = [column for column in needed(columns) if isinstance(column, Derived)]
+    if not own:
         return {}
-    low = column.derive(codec.encode(torch.from_numpy(images)), torch.empty(len(images), 0))
-    return {column.name: low.numpy()}
+    x0 = codec.encode(torch.from_numpy(images))
+    return {name: values.numpy() for name, values in derived(own, x0, torch.empty(len(images), 0)).items()}
 
 
 def like_validation(columns: Sequence[Column], data: PreparedData, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """What a model is asked for to draw images like these of the validation split: their low images, classes and first
-    captions, of the columns that it has.
+    """What a model is asked for to draw images like these of the validation split: their low images or hints, classes
+    and first captions, of the columns that it has.
     """
     split = data.split("validation")
-    asked: dict[str, Any] = {**lows_of(columns, data.codec, split.rows(rows))}
+    asked: dict[str, Any] = {**shown_of(columns, data.codec, split.rows(rows))}
+    asked |= {column.name: column.of_data(split).at(rows) for column in stored(needed(columns))}
     for column in columns:
         if isinstance(column, LabelColumn) and split.labels is not None:
             asked[column.name] = split.labels[rows]
@@ -67,7 +70,7 @@ class Enlargement:
         """Take the next images into account, [n, H, W, C]."""
         rows = np.arange(self._count, self._count + len(drawn)) % len(self._split)
         true = self._split.rows(rows)
-        low = from_levels(torch.from_numpy(lows_of([self._column], self._codec, true)[self._column.name]))
+        low = from_levels(torch.from_numpy(shown_of([self._column], self._codec, true)[self._column.name]))
         plain = to_levels(F.interpolate(low, self._column.size, mode="bilinear", align_corners=False)).numpy()
         self._own.append(psnr(drawn, true))
         self._bilinear.append(psnr(plain, true))

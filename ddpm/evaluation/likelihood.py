@@ -21,7 +21,7 @@ from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
 from ddpm.diffusion.ode_likelihood import OdeLikelihood, ode_likelihood
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.evaluation.distances import chosen
-from ddpm.evaluation.image_to_image import lows_of
+from ddpm.evaluation.image_to_image import shown_of
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
@@ -161,7 +161,7 @@ class _Chosen:
         for some in self._rows(split):
             # The rest is what it is if nobody asks, such as an image of which nothing is known.
             values = {name: column.at(some) for name, column in held.items()}
-            values |= lows_of(columns, model.codec, split.rows(some))
+            values |= shown_of(columns, model.codec, split.rows(some))
             rest = [column for column in columns if column.name not in values]
             values |= {column.name: column.draw(len(some), seed=self._seed) for column in rest}
             yield tensors(values, model.device)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn
+from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn, needed
+from ddpm.conditioning.hints import DerivedHint, GivenColumn
 from ddpm.config.base import validate
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
@@ -23,6 +24,7 @@ from ddpm.data.store import Manifest, PreparedData
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
+from ddpm.evaluation.agreement import Agreement, hint_column
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.image_metrics import ImageMeasure
 from ddpm.evaluation.image_to_image import Enlargement, filling, fills_in, like_validation, low_column
@@ -88,9 +90,10 @@ class Measurement:
 
 def asked_for(options: EvaluationConfig, columns: Sequence[Column], data: PreparedData) -> dict[str, Any]:
     """What a model is asked for when it is measured, as `Drawer.given` and `Drawer.batches` take it. Nothing, where
-    the values are drawn as often as they are in the training data. An upsampler enlarges the validation images.
+    the values are drawn as often as they are in the training data. An upsampler enlarges the validation images, and a
+    model with a control is shown their hints.
     """
-    if low_column(columns):
+    if needed(columns):
         return like_validation(columns, data, np.arange(min(options.samples, len(data.split("validation")))))
     if options.labels == "frequencies":
         return {}
@@ -103,31 +106,34 @@ def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manif
     A model that does not know how often each class is in its training data, as an imported one, draws all equally
     often.
     """
-    low, asked = low_column(columns), dict[str, Any]()
+    low, hint, asked = low_column(columns), hint_column(columns), dict[str, Any]()
     if low is not None:
         asked["lows"] = f"validation at {'×'.join(map(str, low.shape[:2]))}"
+    if hint is not None:
+        asked["hints"] = f"validation, {hint}"
+    like_data = bool(needed(columns))
     if fills_in(columns):
         asked["inpainted"] = min(options.samples, manifest.counts.validation)
     for column in columns:
         if isinstance(column, LabelColumn):
             own = "balanced" if column.counts is None else options.labels
-            asked["labels"] = own if low is None else "validation"
+            asked["labels"] = "validation" if like_data else own
             asked["labels_sha256"] = manifest.labels_sha256
         if isinstance(column, PromptColumn):
             asked["captions_sha256"] = manifest.captions_sha256
-            asked["held_out_samples"] = options.held_out_samples if low is None else None
+            asked["held_out_samples"] = None if like_data else options.held_out_samples
     return asked
 
 
 def captioned_of(drawer: Drawer, given: Given, data: PreparedData, options: EvaluationConfig) -> Captioned | None:
-    """What a model with captions is asked for when it is measured. None: it has no captions, or it is an upsampler,
-    whose low images show what to draw.
+    """What a model with captions is asked for when it is measured. None: it has no captions, or it is shown what to
+    draw, as an upsampler is.
 
     Args:
         given: the values of its columns for each sample, as `Drawer.given` has them.
     """
     column = next((column for column in drawer.columns if isinstance(column, PromptColumn)), None)
-    if column is None or low_column(drawer.columns) is not None:
+    if column is None or needed(drawer.columns):
         return None
     return Captioned(column.tokenizer, given[column.name], evenly(data.held_out_captions, options.held_out_samples))
 
@@ -150,9 +156,11 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
     for column in samples.columns:
         if isinstance(column, LabelColumn) and column.classes != data.manifest.classes:
             raise UserError(f"{name} was trained on other classes than the prepared data have")
+        if isinstance(column, GivenColumn) and column.shape != data.manifest.hint_shape:
+            raise UserError(f"{name} was trained with hints beside the images, and the prepared data have no such ones")
         if isinstance(column, PromptColumn) and data.manifest.captions_sha256 is None:
             raise UserError(f"{name} was trained on captions, and the prepared data have none")
-    one = like_validation(samples.columns, data, np.arange(1)) if low_column(samples.columns) else {}
+    one = like_validation(samples.columns, data, np.arange(1)) if needed(samples.columns) else {}
     try:
         samples.given(1, **one)
     except ValueError as error:
@@ -190,19 +198,19 @@ def measure(
         NotFiniteError: the model draws NaN or infinite values, or a figure is one.
     """
     options = params.evaluation
-    asked, low = asked_for(options, drawer.columns, data), low_column(drawer.columns)
+    asked = asked_for(options, drawer.columns, data)
     given = drawer.given(options.samples, seed=params.seed, **asked)
     captioned = captioned_of(drawer, given, data, options)
     figures, identity = _measure_of(params, data, root, device, given, captioned, show)
-    enlargement = Enlargement(low, data) if low else None
+    compared = compared_with_shown(drawer.columns, data, given)
     draws: dict[str, Any] = {"seed": params.seed, "batch_size": options.batch_size}
     texts = captioned.held_out if captioned else []
     with show(options.samples + len(texts), data.codec.unit, f"samples of {name}") as done:
         try:
             for batch in drawn or drawer.batches(options.samples, **draws, **asked):
                 figures.add(batch)
-                if enlargement:
-                    enlargement.add(batch)
+                for each in compared:
+                    each.add(batch)
                 done(len(batch))
             for batch in drawer.batches(len(texts), **draws, prompt=texts) if texts else ():
                 assert isinstance(figures, ImageMeasure)  # points and sequences have no captions
@@ -216,11 +224,32 @@ def measure(
             f"{name}: the Inception Score has {protocol.splits} parts, not evaluation.splits = {options.splits}: "
             f"there are {len(data.split('validation'))} validation images and {options.samples} samples"
         )
-    found = {**figures.figures(), **(enlargement.figures() if enlargement else {})}
+    found = figures.figures()
+    for each in compared:
+        found |= each.figures()
     if protocol.inpainted:
         assert isinstance(figures, ImageMeasure)  # points and sequences have no masks
         found |= filling(drawer, data, figures, protocol.inpainted, **draws, show=show)
     return Measurement(finite(found, name), protocol, figures.pictures())
+
+
+class Compared(Protocol):
+    """Figures of drawn images beside what the model was shown."""
+
+    def add(self, drawn: NDArray[np.uint8]) -> None:
+        """Take the next images into account, [n, H, W, C]."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """Of all of them, by their keys in metrics.json."""
+        ...
+
+
+def compared_with_shown(columns: Sequence[Column], data: PreparedData, given: Given) -> list[Compared]:
+    """What measures images that are drawn of `asked_for`: nothing, for a model that is shown no picture."""
+    low, hint = low_column(columns), hint_column(columns)
+    found: list[Compared] = [] if low is None else [Enlargement(low, data)]
+    return [*found, Agreement(hint, data.codec, given[hint.name])] if isinstance(hint, DerivedHint) else found
 
 
 def finite(figures: dict[str, float], name: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,16 +20,18 @@ from torch import Tensor
 
 from ddpm.conditioning.columns import blank
 from ddpm.conditioning.guidance import from_score
-from ddpm.conditioning.network import bind, columns_in
+from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in
 from ddpm.deploy.facts import FORMAT
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.errors import UserError
+from ddpm.export.control import RESIDUAL, branched
 from ddpm.export.gradient import add_scale, log_p_gradient
 from ddpm.export.half import in_half_precision
 from ddpm.export.loop import sampler_model
 from ddpm.files import combined_sha256, write_json
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
+from ddpm.nets.controlled import Control, Controlled
 
 # The newest whose operators onnxruntime 1.31 all has kernels for on the CPU: docs/onnx.md.
 OPSET = 20
@@ -90,7 +92,7 @@ def export_decoder(model: Model, denoiser: Path, path: Path) -> None:
     assert model.autoencoder is not None
     network = _Decoder(copy.deepcopy(model.autoencoder.network).to("cpu"))
     example = (torch.zeros(2, *model.codec.network_shape),)
-    proto = _to_onnx(network, example, ["z"], "decoded", ({0: torch.export.Dim("N", min=1)},))
+    proto = _to_onnx(network, example, ["z"], ["decoded"], ({0: torch.export.Dim("N", min=1)},))
     _set_metadata(proto, facts(model))
     write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
 
@@ -108,7 +110,7 @@ class _Decoder(torch.nn.Module):
 
 def _exported(model: Model) -> ModelProto:
     """The network as ONNX: (x, t, columns) → out; of a classifier its logits."""
-    network = _Flat(copy.deepcopy(model.network).to("cpu").eval())
+    network = _flat(copy.deepcopy(model.network).to("cpu").eval())
     columns = columns_in(model.network)
     given = [torch.from_numpy(values) for values in blank(columns, 2).values()]
     time = torch.float32 if model.schedule.coordinates.continuous else torch.int64
@@ -116,11 +118,18 @@ def _exported(model: Model) -> ModelProto:
     names = ["x", "t", *(column.name for column in columns)]
     batch = torch.export.Dim("N", min=1)
     shapes = ({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else []))
-    return _to_onnx(network, example, names, "out", shapes)
+    proto = _to_onnx(network, example, names, ["out", *network.residuals], shapes)
+    if network.residuals:
+        branched(proto)
+    return proto
 
 
 def _to_onnx(
-    network: torch.nn.Module, example: tuple[Tensor, ...], inputs: list[str], output: str, shapes: tuple[Any, ...]
+    network: torch.nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    shapes: tuple[Any, ...],
 ) -> ModelProto:
     """
     Args:
@@ -136,7 +145,7 @@ def _to_onnx(
             dynamo=True,
             opset_version=OPSET,
             input_names=inputs,
-            output_names=[output],
+            output_names=outputs,
             dynamic_shapes=shapes,
             verbose=False,
         )
@@ -155,13 +164,39 @@ def _scales(model: Model) -> NDArray[np.float32]:
 class _Flat(torch.nn.Module):
     """A network whose columns are arguments, not a mapping."""
 
+    residuals: tuple[str, ...] = ()
+    """The names of its further outputs."""
+
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> Tensor:
-        given = dict(zip((column.name for column in columns_in(self.network)), values, strict=True))
-        return bind(self.network, given)(x, t)
+    def given(self, values: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip((column.name for column in columns_in(self.network)), values, strict=True))
+
+    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return bind(self.network, self.given(values))(x, t)
+
+
+class _FlatControlled(_Flat):
+    """The same of a network with controls; what they add are outputs too."""
+
+    def __init__(self, network: ConditionalNetwork) -> None:
+        super().__init__(network)
+        self.controlled = cast(Controlled, network.network)
+        first = cast(Control, self.controlled.controls[0])
+        self.residuals = tuple(f"{RESIDUAL}{number}" for number in range(len(first.zero)))
+
+    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        c = cast(ConditionalNetwork, self.network).condition(self.given(values))
+        residuals = self.controlled.residuals(x, t, c)
+        return self.controlled.base(x, t, self.controlled.with_residuals(c, residuals)), *residuals
+
+
+def _flat(network: torch.nn.Module) -> _Flat:
+    if isinstance(network, ConditionalNetwork) and isinstance(network.network, Controlled):
+        return _FlatControlled(network)
+    return _Flat(network)
 
 
 def export_half(network: Path, path: Path) -> None:
@@ -251,7 +286,8 @@ def activation_bytes(graph: GraphProto) -> int:
     peak = 0
     for index, node in enumerate(graph.node):
         alive |= {name: sizes.get(name, 0) for name in node.output}
-        peak = max(peak, sum(alive.values()))
+        branches = [activation_bytes(attribute.g) for attribute in node.attribute if attribute.HasField("g")]
+        peak = max(peak, sum(alive.values()) + max(branches, default=0))
         alive = {name: size for name, size in alive.items() if last_use.get(name, -1) > index}
     return peak
 
@@ -264,8 +300,12 @@ def _bytes(tensor: Any) -> int:
 
 def _as_json(plan: SamplingPlan) -> dict[str, Any]:
     """A plan in the digits that float32 has."""
-    table = [[float(f"{number:.9g}") for number in row] for row in plan.table.tolist()]
-    return {"timesteps": plan.timesteps.tolist(), "table": table}
+
+    def digits(rows: NDArray[np.float64]) -> list[list[float]]:
+        return [[float(f"{number:.9g}") for number in row] for row in rows.tolist()]
+
+    weights = {} if plan.control is None else {"control": digits(plan.control)}
+    return {"timesteps": plan.timesteps.tolist(), "table": digits(plan.table), **weights}
 
 
 def _set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from onnxscript import BOOL, FLOAT, INT64, OnnxFunction, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column
+from ddpm.conditioning.control_weights import UNCONDITIONAL, WEIGHTS
 from ddpm.diffusion.plans import COLUMNS
 
 DENOISER, GUIDE = "denoiser.", "guide."  # what the names of a network begin with inside the body
@@ -60,6 +61,18 @@ def twice(given: FLOAT, row: FLOAT) -> FLOAT:
     else:
         given2 = op.Identity(given)
     return given2
+
+
+@script(default_opset=op)
+def with_unconditional(weights: FLOAT, row: FLOAT) -> FLOAT:
+    """As `ControlWeightsColumn.unconditional`, of the weights [N, 3] of a control."""
+    weight = op.Gather(row, WEIGHT)
+    if weight != 0.0:
+        other = op.Gather(weights, op.Constant(value_ints=UNCONDITIONAL), axis=1)
+        weights2 = op.Concat(weights, other, axis=0)
+    else:
+        weights2 = op.Identity(weights)
+    return weights2
 
 
 @script(default_opset=op)
@@ -134,7 +147,8 @@ class ClassifierFree(Unguided):
         for column in columns:
             null, doubled_values = f"{column.name}.null", [f"{DENOISER}{column.name}"]
             if column.null is None:
-                nodes += call(twice, [column.name, "row"], doubled_values)
+                double = with_unconditional if column.name == WEIGHTS else twice
+                nodes += call(double, [column.name, "row"], doubled_values)
                 continue
             self.initializers.append(from_array(np.array(column.null, column.dtype), null))
             nodes += call(with_null, [column.name, null, "row"], doubled_values)

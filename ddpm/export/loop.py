@@ -8,6 +8,8 @@ in any number of steps. Its inputs and outputs:
 - `timesteps`: int64 [S], or float32 of a process in continuous time: the network's input t.
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
 - one input for each column of a conditional model, such as `label` int64 [N] or `low` uint8 [N, h, w, C].
+- `control_plan`, of a model with a control: float32 [S, 3], the weights of what the control adds, a row a step, which
+  are a plan's `control` or 1.
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
 - → `x0`: float32 [N, C, ...], the same in about [−1, 1], or of a model of latents what the decoder was given, times the
   scale; NaN where the network's output was NaN or infinite, which `images` cannot show.
@@ -32,6 +34,7 @@ from onnxscript import opset20 as op
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
+from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS
 from ddpm.conditioning.pictures import ImageColumn, MaskColumn
 from ddpm.diffusion.plans import COLUMNS
 from ddpm.export.guidance import NEXT, SEEN, call, guidance_of
@@ -91,6 +94,12 @@ def put_back(after: FLOAT, held: FLOAT, row: FLOAT, x0: FLOAT, mask: BOOL) -> tu
 
 
 @script(default_opset=op)
+def for_all(weights: FLOAT, batch: INT64) -> FLOAT:
+    """A row's weights of the control for each datum."""
+    return op.Expand(weights, op.Concat(batch, op.Shape(weights), axis=0))
+
+
+@script(default_opset=op)
 def to_pixels(x0: FLOAT) -> UINT8:
     """As `PixelCodec.decode`."""
     return op.Transpose(op.Cast(op.Clip(op.Round((x0 + 1.0) * 127.5), 0.0, 255.0), to=UINT8.dtype), perm=[0, 2, 3, 1])
@@ -127,12 +136,14 @@ def sampler_model(
     decoded = _info(
         codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.dtype == np.uint8 else TensorProto.FLOAT
     )
+    weighs, given = _weighs(columns), [column for column in columns if column.name != WEIGHTS]
+    scanned = ["plan", "timesteps", "z", *([CONTROL_PLAN] if weighs else [])]
     scan = make_node(
         "Scan",
-        ["x", "nothing", "nothing", "plan", "timesteps", "z"],
+        ["x", "nothing", "nothing", *scanned],
         ["x0", "latest", "second_latest"],
         body=_body(denoiser.graph, codec, columns, guide),
-        num_scan_inputs=3,
+        num_scan_inputs=len(scanned),
     )
     graph = make_graph(
         [make_node("Sub", ["x", "x"], ["nothing"]), *known, scan, *decode.node],
@@ -142,7 +153,8 @@ def sampler_model(
             _info("plan", ["S", len(COLUMNS)]),
             _info("timesteps", ["S"], _time_type(denoiser.graph)),
             _info("z", ["S", "M", *codec.network_shape]),
-            *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in columns),
+            *([_info(CONTROL_PLAN, ["S", 3])] if weighs else []),
+            *(_info(each.name, ["N", *each.shape], np_dtype_to_tensor_dtype(each.dtype)) for each in given),
         ],
         outputs=[decoded, _state("x0", codec)],
         initializer=decode.initializer,
@@ -169,6 +181,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
         [
             make_node("Shape", ["x"], ["batch"], end=1),
             make_node("Expand", ["timestep", "batch"], ["t"]),
+            *(call(for_all, ["weights", "batch"], [WEIGHTS]) if _weighs(columns) else []),
             *call(seen, ["x", "row"], [SEEN]),
             *network.node,
             parts,
@@ -183,6 +196,7 @@ def _body(denoiser: GraphProto, codec: Codec, columns: Sequence[Column], guide: 
             _info("row", [len(COLUMNS)]),
             _info("timestep", [], _time_type(denoiser)),
             _info("z", ["M", *codec.network_shape]),
+            *([_info("weights", [3])] if _weighs(columns) else []),
         ],
         outputs=[_state(name, codec) for name in (NEXT, held, previous)],
         initializer=[*network.initializer, *guidance.initializers, *constants],
@@ -212,6 +226,11 @@ def _put_back(columns: Sequence[Column], stepped: Sequence[str]) -> tuple[list[N
     after, held, previous = stepped
     results = ["known.next", "known.held"]
     return call(put_back, [after, held, "row", "known.x0", "known.mask"], results), [*results, previous]
+
+
+def _weighs(columns: Sequence[Column]) -> bool:
+    """Whether there is a control, whose weights a row of the plan has."""
+    return any(column.name == WEIGHTS for column in columns)
 
 
 def _fills_in(columns: Sequence[Column]) -> bool:

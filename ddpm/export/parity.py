@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.codecs.latent import Latent
-from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws
+from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws, needed, stored
+from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
@@ -29,7 +30,7 @@ from ddpm.nets.autoencoder import Frozen
 Draw = Callable[[], Float32]
 
 CHAIN_LEVELS = 2  # of 255, by which the images of an exported cascade may differ
-GUIDANCE = 2.0  # of the run, where a model can be guided
+GUIDANCE, CONTROL = 2.0, 1.5  # of the run, where a model can be guided, and has a control
 
 
 def measure_parity(
@@ -153,16 +154,22 @@ def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | N
     Args:
         prompts: for the column of prompts, if there is one.
     """
+    beside: dict[str, Any] = {column.name: _noise_picture(column, count) for column in stored(needed(model.columns))}
     if not any(isinstance(column, Derived) for column in model.columns):
-        return model.given(count, prompt=prompts)
+        return model.given(count, prompt=prompts, **beside)
     noise, draws = np.random.default_rng(0), derived_draws(model.columns)
     x0 = model.noise(count, 0)().clamp(-1, 1)
     for _ in range(2):
         uniform = torch.from_numpy(noise.random((count, draws), np.float32))
         values: dict[str, Any] = {name: value.numpy() for name, value in derived(model.columns, x0, uniform).items()}
-        given = model.given(count, prompt=prompts, **values)
+        given = model.given(count, prompt=prompts, **values, **beside)
         x0 = model.codec.encode(torch.from_numpy(model.draw(count, plan, seed=0, given=given)))
     return given
+
+
+def _noise_picture(column: Column, count: int) -> NDArray[np.uint8]:
+    """Of a column that the data hold, which nothing is derived for."""
+    return np.random.default_rng(1).integers(0, 256, (count, *column.shape), np.uint8)
 
 
 class _TextToImage:
@@ -174,6 +181,7 @@ class _TextToImage:
         self._session = open_text_to_image(file)
 
     def run(self, plan: SamplingPlan, x: Float32, draw: Draw, given: Given) -> Float32:
+        given = {name: values for name, values in given.items() if name != WEIGHTS}  # the rows have them
         (x0,) = self._session.run(["x0"], {**given, "prompt": self._prompts, **inputs_of(plan, x, draw)})
         return x0
 
@@ -191,6 +199,7 @@ def inputs_of(plan: SamplingPlan, x: Float32, draw: Draw) -> dict[str, NDArray[A
     noisy = plan.column("to_noise") != 0
     z = [draw() if row else np.zeros_like(x) for row in noisy] if noisy.any() else []
     inputs: dict[str, NDArray[Any]] = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+    inputs |= {} if plan.control is None else {CONTROL_PLAN: plan.control_rows}
     return inputs | ({"z": np.stack(z)} if z else {})
 
 
@@ -233,6 +242,8 @@ def plans_of(model: Model, steps: int) -> dict[str, SamplingPlan]:
         choices["ddim"] = {"eta": 0.0}
     if model.by_classifier or learned:
         choices["ancestral"] = {"variance": "learned_range"} if learned else {}
-    # Rows with guidance and rows without, which take other ways through the graph.
-    guided = {"guidance_scale": GUIDANCE, "guidance_interval": (0.0, 0.5)} if model.guidable else {}
-    return {name: model.plan(sampler=name, steps=steps, **own, **guided) for name, own in choices.items()}
+    # Rows with guidance and with a control, and rows without, which take other ways through the graph.
+    asked: dict[str, Any] = {"guidance_scale": GUIDANCE, "guidance_interval": (0.0, 0.5)} if model.guidable else {}
+    if any(column.name == WEIGHTS for column in model.columns):
+        asked |= {"control_scale": CONTROL, "control_interval": (0.3, 1.0), "guess": model.guidable}
+    return {name: model.plan(sampler=name, steps=steps, **own, **asked) for name, own in choices.items()}

@@ -9,6 +9,7 @@ the other. Its inputs:
   known pixels. The low image itself has none.
 - `plan`, `timesteps`: as in sampler.onnx; by default a plan without noise: the model's own, if it is one.
 - `z`: as in sampler.onnx; not needed for a plan without noise.
+- `control_plan`, of a model with a control: as in sampler.onnx; one row stands for all. By default the plan's.
 - `guidance_scale`: float32 [], of the rows of the plan that are guided, or of all rows if none is; by default the
   plan's. Of models that can be guided without a classifier.
 
@@ -32,10 +33,11 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.compose import add_prefix_graph
 from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info, set_model_props
 from onnx.numpy_helper import from_array
-from onnxscript import FLOAT, script
+from onnxscript import FLOAT, INT64, script
 from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column, Derived, PromptColumn
+from ddpm.conditioning.control_weights import CONTROL_PLAN
 from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
@@ -133,6 +135,12 @@ def for_each_image(values: FLOAT, x: FLOAT) -> FLOAT:
     return op.Expand(values, op.Concat(op.Shape(x, end=1), op.Shape(values, start=1), axis=0))
 
 
+@script(default_opset=op)
+def for_each_step(weights: FLOAT, timesteps: INT64) -> FLOAT:
+    """Weights of a control of each step, or one row for all."""
+    return op.Expand(weights, op.Concat(op.Shape(timesteps), op.Shape(weights, start=1), axis=0))
+
+
 def beside(sampler: Path) -> Path:
     """Where the file of a sampler.onnx or sampler.fp16.onnx is."""
     return sampler.with_name(sampler.name.replace("sampler", "text_to_image"))
@@ -187,6 +195,7 @@ class _Part:
         self.nodes: list[NodeProto] = []
         self.defaults: dict[str, NDArray[Any]] = {}
         own = {"x": self._x, "plan": self._plan, "timesteps": self._timesteps, "z": self._z}
+        own[CONTROL_PLAN] = self._control_plan
         for value in link.loop.graph.input:
             own.get(value.name, self._column)(value, self.inside(value.name))
         # Of what a nested graph takes from outside, initializers are renamed only where they are named here.
@@ -241,6 +250,12 @@ class _Part:
         _, _, *shape = (axis.dim_value for axis in value.type.tensor_type.shape.dim)
         z = self._input(value, np.zeros((0, 0, *shape), np.float32))
         self.nodes += call(for_each_row, [z, f"{self.prefix}plan"], [inside])
+
+    def _control_plan(self, value: ValueInfoProto, inside: str) -> None:
+        weights = self.link.plan.control_rows
+        same = (weights == weights[:1]).all()
+        given = self._input(value, weights[:1] if same else weights)
+        self.nodes += call(for_each_step, [given, f"{self.prefix}timesteps"], [inside])
 
     def _column(self, value: ValueInfoProto, inside: str) -> None:
         """An earlier link's images; an input that all links share; or an input of this link, if it is of pictures."""

@@ -95,6 +95,9 @@ FIGURES = {
         ),
         Figure("fid_within_classes", "FID within classes", "lower", in_features=True),
         *_RETRIEVAL,
+        Figure("control_edges", "F1 of edges against the hint", "higher", chance="control_edges_chance"),
+        Figure("control_silhouette", "IoU of silhouette and hint", "higher", chance="control_silhouette_chance"),
+        Figure("control_colour", "Error of colours against the hint, levels", "lower", chance="control_colour_chance"),
         Figure("psnr", "PSNR of enlarged images, dB", "higher", short="PSNR"),
         Figure("inpainting_fid", "FID of images with a part drawn again", "lower", in_features=True),
         Figure("inpainting_rmse", "Error of the part drawn again, levels", "lower"),
@@ -203,6 +206,7 @@ def number(value: float) -> str:
 _SHOWN = (
     *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
     *("retrieval_1_pixels", "retrieval_5_pixels", "held_out_retrieval_5_pixels"),
+    *("control_edges", "control_silhouette", "control_colour"),
     *("wasserstein", "mmd", "nll_validation", "nll_ode_validation"),
 )
 

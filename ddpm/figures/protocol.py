@@ -44,9 +44,13 @@ class EvaluationProtocol:
     captions_sha256: str | None = None  # of the data's captions, that a model is asked for which is conditioned on them
     held_out_samples: int | None = None  # drawn of captions that training has not seen
     lows: str | None = None  # of an upsampler: the split whose images it enlarges, and their size
+    hints: str | None = None  # of a model with a control: the split whose hints it is shown, and what they are
     inpainted: int | None = None  # validation images of which a part is drawn again, of a model that was trained for it
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None  # shares of the process between which the scale holds
+    control_scale: float = 1.0
+    control_interval: tuple[float, float] | None = None  # shares of the process between which there is a control
+    guess: bool = False
     churn: float = 0.0  # of heun, as the two below
     churn_interval: tuple[float, float] | None = None  # sigma between which there is churn
     churn_noise: float = 1.0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddpm.nets.autoencoder import AutoencoderKL
 from ddpm.nets.classifier import Classifier
 from ddpm.nets.condition import Network, Ports, Shapes
+from ddpm.nets.controlled import Control, Controlled
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
 from ddpm.nets.unet import UNet
@@ -60,8 +61,13 @@ def build(
             f"`{other}`" for other, network in NETWORKS.items() if dims in network.axes and other not in ACCESSORIES
         )
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
-    ports = Ports(**{name: width for name, width in ports._asdict().items() if name in NETWORKS[kind].takes})
-    network = NETWORKS[kind](Shapes((channels, *[image_size] * dims), out_channels, ports), **options)
+    takes = NETWORKS[kind].takes
+    hints = ports.hints if "residuals" in takes else ()
+    ports = Ports(**{name: width for name, width in ports._asdict().items() if name in takes})
+    shapes = Shapes((channels, *[image_size] * dims), out_channels, ports)
+    network = NETWORKS[kind](shapes, **options)
+    if hints:
+        network = Controlled(network, [Control(shapes, hint, **options) for hint in hints])
     if dims == 2:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub left the keyword out
     return network

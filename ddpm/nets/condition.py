@@ -19,6 +19,10 @@ class Condition(NamedTuple):
         mask: [N, L] bool, which of the tokens are there; None: all of them.
         maps: [N, K, *sides], more channels of x.
         residuals: added to each of the U-Net's skips, from the first to the last, and to its bottom.
+        hints: what each of the controls of a `controlled.Controlled` is shown, [N, K, *sides]; without them it is its
+            base. They enter no U-Net: a control makes residuals of them.
+        control: [N, 2], the weight of what the controls add, and the factor by which that of each residual is smaller
+            than the next one's; None: both 1.
     """
 
     vector: Tensor | None = None
@@ -26,6 +30,22 @@ class Condition(NamedTuple):
     mask: Tensor | None = None
     maps: Tensor | None = None
     residuals: tuple[Tensor, ...] = ()
+    hints: tuple[Tensor, ...] = ()
+    control: Tensor | None = None
+
+
+class HintPort(NamedTuple):
+    """What a control is shown, and the encoder that makes it as large as the first level of the U-Net.
+
+    Attributes:
+        channels: K of the hint.
+        widths: channels of the encoder's layers; Stable Diffusion's: 16, 32, 96, 256.
+        shrink: sides of the hint / sides of x, a power of 2: 1 for pixels, 8 for Stable Diffusion's latents.
+    """
+
+    channels: int
+    widths: tuple[int, ...] = (16, 32)
+    shrink: int = 1
 
 
 class Ports(NamedTuple):
@@ -34,10 +54,12 @@ class Ports(NamedTuple):
     Attributes:
         tokens: D of the tokens.
         maps: K, how many there are.
+        hints: of each control.
     """
 
     tokens: int = 0
     maps: int = 0
+    hints: tuple[HintPort, ...] = ()
 
 
 class Shapes(NamedTuple):
@@ -73,7 +95,7 @@ NOTHING = Condition()
 
 
 def merged(conditions: Sequence[Condition]) -> Condition:
-    """Several conditions as one: vectors and residuals are added, tokens and maps concatenated in their order."""
+    """Several conditions as one: vectors and residuals are added, the others stand one after the other."""
     return reduce(_both, conditions, NOTHING)
 
 
@@ -82,7 +104,9 @@ def _both(one: Condition, other: Condition) -> Condition:
         vector=other.vector if one.vector is None else embedded(one.vector, other),
         **_tokens_of(one, other),
         maps=_beside(one.maps, other.maps),
-        residuals=_sums(one.residuals, other.residuals),
+        residuals=sums(one.residuals, other.residuals),
+        hints=one.hints + other.hints,
+        control=other.control if one.control is None else one.control,
     )
 
 
@@ -100,7 +124,8 @@ def _mask_of(c: Condition) -> Tensor | None:
     return c.tokens.new_ones(c.tokens.shape[:2], dtype=torch.bool)
 
 
-def _sums(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def sums(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Residuals of both; an empty tuple adds nothing."""
     if not one or not other:
         return one or other
     return tuple(a + b for a, b in zip(one, other, strict=True))

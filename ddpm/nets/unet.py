@@ -80,7 +80,7 @@ class Encoder(Network):
             ValueError: the numbers do not fit together; the message names the key.
         """
         super().__init__()
-        tokens, maps = shapes.ports
+        tokens, maps = shapes.ports.tokens, shapes.ports.maps
         stem_width = stem_width or width
         self.width, self.checkpointing = width, checkpointing
         self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
@@ -104,9 +104,14 @@ class Encoder(Network):
         # and shape with maps and without.
         self.stem_maps = self._style.conv(maps, stem_width, 3, padding=1, bias=False) if maps else None
 
-    def encode(self, x: Tensor, t: Tensor, c: Condition) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def encode(
+        self, x: Tensor, t: Tensor, c: Condition, added: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """x [N, C, H, W], t [N] → the bottom [N, width × last multiplier, …], the embedding [N, 4 width] that blocks
         take, and the skips from the first to the last.
+
+        Args:
+            added: to what the first convolution makes of x, [N, stem_width, H, W].
 
         Raises:
             ValueError: the condition has maps or tokens, and the network was built without.
@@ -120,6 +125,8 @@ class Encoder(Network):
             if self.stem_maps is None:
                 raise ValueError("maps: the network was built without this port")
             h = h + self.stem_maps(c.maps)
+        if added is not None:
+            h = h + added
         skips = [h]
         for level in cast("Iterable[Level]", self.down):
             for residual, attention in zip(level.residuals, level.attentions, strict=True):

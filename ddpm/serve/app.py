@@ -154,6 +154,9 @@ class Service:
             inpainting=asked.inpainting,
             resamples=asked.resamples,
             jump=asked.jump,
+            control_scale=asked.control_scale,
+            control_interval=asked.control_interval,
+            guess=asked.guess,
         )
         try:
             refuse_without_mask(choice.inpainting, dict(asked))

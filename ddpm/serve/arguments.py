@@ -19,6 +19,7 @@ Draw images over HTTP from an exported model. Needs ddpm[serve]; for a registere
                     conditional models: "label": a name, a number or a list of them, "guidance_scale": 3.0,
                     "guidance_interval": [0.1, 0.8]
                     models of captions: "prompt": a text or a list of them
+                    models with a control: "control", "control_scale", "control_interval", "guess"
                     upsamplers: "low"; all models of images: "image" and "mask", of which white is kept;
                     each a PNG in base64
   GET  /            a page with the pictures and sliders

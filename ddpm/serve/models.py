@@ -44,6 +44,9 @@ class Choice(NamedTuple):
     inpainting: str | None = None
     resamples: int | None = None
     jump: int | None = None
+    control_scale: float | None = None
+    control_interval: tuple[float, ...] | None = None
+    guess: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +79,13 @@ class ServedModel:
         eta: float | None = None,
         guidance_scale: float | None = None,
         guidance_interval: Sequence[float] | None = None,
-        **inpainting: Any,
+        control_interval: Sequence[float] | None = None,
+        **others: Any,
     ) -> Choice:
         """The choice with the model's own values where there is None.
 
         Args:
-            inpainting: the last fields of `Choice`.
+            others: the last fields of `Choice`, which stay as they are asked for; so does `control_interval`.
         """
         own = self.sampling
         sampler = own["sampler"] if sampler is None else sampler
@@ -98,7 +102,8 @@ class ServedModel:
             eta,
             scale,
             None if interval is None else tuple(interval),
-            **inpainting,
+            control_interval=None if control_interval is None else tuple(control_interval),
+            **others,
         )
 
     def least_evaluations(self, choice: Choice) -> int:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, Column
 from ddpm.data.given import from_base64
-from ddpm.diffusion.plans import INPAINTING, MOST_GUIDANCE, MOST_JUMP, MOST_RESAMPLES
+from ddpm.diffusion.plans import INPAINTING, MOST_CONTROL, MOST_GUIDANCE, MOST_JUMP, MOST_RESAMPLES
 from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.drawer import Drawer
 
@@ -79,6 +79,32 @@ class ImageRequest(BaseModel):
         "is the nearer of the two",
         json_schema_extra=_PICTURES,
     )
+    control: Any = Field(
+        None,
+        description="the hint of a model with a control, such as edges in white on black, in the size that the model's "
+        "card says; as `low`. Of models with a control alone, which need it",
+        json_schema_extra=_PICTURES,
+    )
+    control_2: Any = Field(
+        None, description="of a model with several controls, the second hint; as `control`", json_schema_extra=_PICTURES
+    )
+    control_3: Any = Field(
+        None, description="of a model with several controls, the third hint; as `control`", json_schema_extra=_PICTURES
+    )
+    control_scale: Annotated[float, Field(ge=0, le=MOST_CONTROL, allow_inf_nan=False)] | None = Field(
+        None,
+        description="the weight of what the control adds, 0: none; null: the model's own. Of models with a control",
+    )
+    control_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="[low, high], the part of the process that has a control: 0 is data, 1 is noise; null: the model's "
+        "own",
+    )
+    guess: bool | None = Field(
+        None,
+        description="guess mode, in which the hint counts more than the label or the prompt; null: the model's own. Of "
+        "models with a control",
+    )
     inpainting: str | None = Field(
         None,
         description="how the rest of `image` is made to fit: replace denoises it beside the kept part; repaint also "
@@ -146,6 +172,10 @@ EXAMPLES: dict[str, Any] = {
         "summary": "Images of a text: of a model that was trained on captions",
         "value": {"n": 4, "prompt": "red heart", "guidance_scale": 3.0},
     },
+    "control": {
+        "summary": "Images of a hint: of a model with a control; HINT is a PNG file in base64",
+        "value": {"n": 4, "control": "HINT", "control_scale": 1.0},
+    },
     "inpainting": {
         "summary": "A part of an image drawn again: IMAGE and MASK are PNG files in base64",
         "value": {"n": 4, "image": "IMAGE", "mask": "MASK"},
@@ -165,9 +195,12 @@ class Drawn(BaseModel):
     eta: float
     guidance_scale: float
     guidance_interval: list[float] | None = Field(description="null: everywhere, or no guidance")
-    inpainting: str | None = Field(description="as asked for; so are the next two")
+    inpainting: str | None = Field(description="as asked for; so are the next five")
     resamples: int | None
     jump: int | None
+    control_scale: float | None
+    control_interval: list[float] | None
+    guess: bool | None
     labels: list[str] | None = Field(description="the class of each, asked for or drawn; null: not conditional")
     data: list[Any] = Field(
         description="one entry a datum: of images a PNG in base64; of points and sequences nested lists of numbers"
@@ -188,6 +221,7 @@ class ColumnCard(BaseModel):
     dtype: str = Field(examples=["uint8"], description="of one value inside the model; pictures have uint8 or bool")
     shape: list[int] = Field(description="of one value: of a picture [H, W, C], of a mask [H, W]")
     most: float | None = Field(description="the largest value; null: not a number, or no bound")
+    kind: str | None = Field(description="of a hint what it shows, such as edges; null: it is none")
 
     @classmethod
     def of(cls, column: Column) -> Self:
@@ -196,6 +230,7 @@ class ColumnCard(BaseModel):
             dtype=column.dtype.name,
             shape=list(column.shape),
             most=getattr(column, "most", None),
+            kind=getattr(column, "kind", None),
         )
 
 

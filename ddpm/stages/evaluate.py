@@ -19,6 +19,7 @@ from ddpm.data.store import PreparedData
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
+from ddpm.evaluation.agreement import hint_column
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
@@ -41,11 +42,12 @@ from ddpm.files import atomic_directory, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
+from ddpm.stages.control import check_base
 from ddpm.stages.progress import show
 
 # The first process may take long for the features of all real images, for which the others wait.
 _PATIENCE = timedelta(days=1)
-SHOWN_LINKS = 32  # images of a cascade, with those that its base drew
+SHOWN_PAIRS = 32  # images of a cascade with those that its base drew, or of a control with the hints
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Measurement | None:
@@ -91,6 +93,7 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
         if sampling is None:
             sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
         model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
+        check_base(model, root=root)
     data = PreparedData.open(root / PREPARED)
     check_fit(model, data, f"models/{variant}", key)
     return model, data
@@ -235,6 +238,7 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         shown = denoising(model, data, params.seed)
         done(1)
     table = likelihood_table(bounds)
+    pictures = {"denoising.png": shown.picture, **_with_hints(model, params, data)}
 
     def write(out: Path, facts: Mapping[str, str]) -> None:
         write_bytes(out / "nll.csv", table.encode())
@@ -243,7 +247,18 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
         write_bytes(out / "denoising.gif", shown.film(facts))
 
     figures = {**likelihood_figures(bounds, by_ode), "gflops_per_image": cost}
-    return _More(figures, {}, {"denoising.png": shown.picture}, write)
+    return _More(figures, {}, pictures, write)
+
+
+def _with_hints(model: Model, params: Params, data: PreparedData) -> dict[str, Image.Image]:
+    """hints.png, of a model with a control: hints of validation images, and what is drawn of each."""
+    hint = hint_column(model.columns)
+    if hint is None:
+        return {}
+    count = min(SHOWN_PAIRS, params.evaluation.samples)
+    given = model.given(count, seed=params.seed, **asked_for(params.evaluation, model.columns, data))
+    drawn = model.draw(count, model.plan(), seed=params.seed, given=given)
+    return {"hints.png": in_turn([hint.as_picture(given[hint.name], drawn.shape[-1]), drawn])}
 
 
 def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
@@ -252,7 +267,7 @@ def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
     costs = {"gflops_per_image": first + sum(others), OTHER_LINKS: sum(others)}
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
-    given = cascade.given(SHOWN_LINKS, seed=params.seed, **asked)
-    (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_LINKS, seed=params.seed, given=given)])
+    given = cascade.given(SHOWN_PAIRS, seed=params.seed, **asked)
+    (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_PAIRS, seed=params.seed, given=given)])
     picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
     return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, facts: None)

@@ -29,6 +29,7 @@ from ddpm.files import atomic_directory, write_json
 from ddpm.layout import CASCADE, DEPLOY, MODELS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
+from ddpm.stages.control import check_base
 from ddpm.stages.progress import bar
 
 
@@ -51,6 +52,7 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
     if config.draws_nothing is not None:
         raise UserError(f"{variant} is {config.draws_nothing.format(variant)}. There is nothing to export")
     model = load(root / MODELS / variant).sampled_by(config.sampling, root=root)
+    check_base(model, root=root)
     try:
         model.plan()
     except ValueError as error:

@@ -18,7 +18,7 @@ from ddpm.files import read_json, write_json
 
 FILE = "decisive.json"  # beside the checkpoints
 # The key of `condition` that makes data decisive.
-_KEYS = {"labels": "label", "captions": "prompt", "tokenizer": "prompt"}
+_KEYS = {"labels": "label", "captions": "prompt", "tokenizer": "prompt", "hints": "control"}
 
 
 def decisive_code() -> list[str]:

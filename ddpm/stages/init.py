@@ -154,6 +154,7 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
         "autoencoders": [],
         "latents": {},
         "cascades": {},
+        "controls": {},
         "models": {
             "ddpm": {
                 "network": {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, derived, derived_draws, stored
+from ddpm.conditioning.columns import Accompanied, Column, derived, derived_draws, needed, stored
 from ddpm.conditioning.guidance import by_itself
 from ddpm.conditioning.network import columns_in, tensors
 from ddpm.config.model import VariantConfig
@@ -92,11 +92,7 @@ class Watch:
 
         config = self._config
         noise = ImageNoise(self._seed, COLUMNS**2, self._codec.network_shape)
-        plan = plan_for(
-            config.process.model_dump(),
-            _without_guide(config.sampling).model_dump(),
-            bounded=self._codec.bounded,
-        )
+        plan = plan_for(config.process.model_dump(), _plain(config.sampling).model_dump(), bounded=self._codec.bounded)
 
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)
@@ -109,15 +105,23 @@ class Watch:
     def _given(self, columns: Sequence[Column]) -> dict[str, Tensor]:
         """What the samples are conditioned on: the same of each grid."""
         count = COLUMNS**2
-        given = tensors({column.name: column.draw(count, seed=self._seed) for column in stored(columns)}, self._device)
+        shown = needed(columns)
+        drawn = [column for column in stored(columns) if column not in shown]
+        given = tensors({column.name: column.draw(count, seed=self._seed) for column in drawn}, self._device)
         if self._images is None or len(given) == len(columns):
             return given
-        chosen = self._images.rows(np.arange(count) % len(self._images))
+        rows = np.arange(count) % len(self._images)
+        beside = {column.name: column.of_data(cast(Accompanied, self._images)).at(rows) for column in stored(shown)}
+        given |= tensors(beside, self._device)
+        chosen = self._images.rows(rows)
         uniform = torch.rand(count, derived_draws(columns), generator=torch.Generator().manual_seed(self._seed))
         x0 = self._codec.encode(torch.from_numpy(chosen).to(self._device))
         return given | derived(columns, x0, uniform.to(self._device))
 
 
-def _without_guide(sampling: SamplingConfig) -> SamplingConfig:
-    """The plan as it is without its guide, which is not loaded for training."""
-    return sampling if sampling.guide is None else sampling.model_copy(update={"guide": None, "guidance_scale": 1.0})
+def _plain(sampling: SamplingConfig) -> SamplingConfig:
+    """The plan as it is without its guide, which is not loaded for training, and with a control as it is trained."""
+    plain: dict[str, Any] = {"control_scale": 1.0, "control_interval": None, "guess": False}
+    if sampling.guide is not None:
+        plain |= {"guide": None, "guidance_scale": 1.0}
+    return sampling.model_copy(update=plain)

@@ -25,6 +25,7 @@ from ddpm.data.sources import source_of
 from ddpm.data.split import grouped_split, stratified_split
 from ddpm.data.store import (
     CAPTIONS,
+    HINTS,
     LABELS,
     MANIFEST,
     Counts,
@@ -105,6 +106,8 @@ def prepare(params: Params, *, root: Path = Path()) -> Manifest:
             left_out=tuple(left_out),
             warnings=tuple(warnings),
             captions_sha256=sha256_of(out / CAPTIONS) if raw.captioned else None,
+            hints_sha256=sha256_of(out / HINTS) if raw.hinted else None,
+            hint_shape=written.hint_shape,
             combinations=tuple(combinations.tolist()),
             attribution=config.attribution or raw.attribution,
         )
@@ -208,6 +211,7 @@ class _Written:
         self.held_out: list[bool] = []
         self.groups: list[str] = []
         self.combination: list[bool] = []
+        self.hint_shape: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -230,15 +234,58 @@ def _write_images(
         if first is None:
             raise UserError(f"{data}: no images{_in_words(left_out)}")
         alike = Alike("data.image_size", "data.channels")
-        with RowWriter(out / IMAGES, first[1].shape, np.uint8) as writer, _captions_file(raw, out) as captions:
+        hint = _hint_of(first[0], first[1], config, data)
+        written.hint_shape = None if hint is None else hint.shape
+        with (
+            RowWriter(out / IMAGES, first[1].shape, np.uint8) as writer,
+            _captions_file(raw, out) as captions,
+            contextlib.nullcontext() if hint is None else RowWriter(out / HINTS, hint.shape, np.uint8) as hints,
+        ):
             for sample, row in itertools.chain([first], rows):
                 alike.check(data / sample.name, row)
                 writer.append(row)
+                if hints is not None:
+                    hints.append(_alike_hint(sample, row, config, data, written.hint_shape))
                 captions.write(json.dumps(sample.captions, ensure_ascii=False) + "\n")
                 written.add(sample)
     if len(written) == 1:
         raise UserError(f"{data}: only one image, {sample.name}; a training and a validation split need two")
     return written, left_out
+
+
+def _hint_of(sample: Sample, row: np.ndarray, config: DataConfig, data: Path) -> np.ndarray | None:
+    """The hint of an image by the image's rules, uint8 [H, W, C] of its own channels; None without one.
+
+    Raises:
+        UserError: it does not decode, or is not as large as its image.
+    """
+    if sample.hint is None:
+        return None
+    try:
+        image, hint = sample.load(Levels(config.levels)), sample.hint(Levels())
+    except BadImageError as error:
+        raise UserError(f"the hint of {data / sample.name}: {error}") from None
+    if image.size != hint.size:
+        found, expected = ("×".join(map(str, each.size)) for each in (hint, image))
+        raise UserError(f"the hint of {data / sample.name} is {found} pixels, expected the image's {expected}")
+    return to_array(hint, None, config.image_size)
+
+
+def _alike_hint(
+    sample: Sample, row: np.ndarray, config: DataConfig, data: Path, shape: tuple[int, ...] | None
+) -> np.ndarray:
+    """
+    Raises:
+        UserError: as `_hint_of`, or it is not of the shape of those before it.
+    """
+    hint = _hint_of(sample, row, config, data)
+    assert hint is not None  # all have one, or none
+    if hint.shape != shape:
+        kinds = {1: "grey", 3: "in colour"}
+        raise UserError(
+            f"the hint of {data / sample.name} is {kinds[hint.shape[2]]}, and those before it are not: make them alike"
+        )
+    return hint
 
 
 def _captions_file(raw: RawImages, out: Path) -> TextIO:

@@ -36,6 +36,7 @@ _OF_VARIANT |= {"export": DEPLOY / "{}/sampler.json"}
 _OF_GUIDE = {"train-guide": MODELS / "{}/model.json"}
 _OF_CASCADE = {"compose": MODELS / "{}/cascade.json", "evaluate-cascade": REPORTS / "{}/metrics.json"}
 _OF_CASCADE |= {"export-cascade": DEPLOY / "{}/cascade.json"}
+_OF_CONTROL = {f"{stage}-control": file for stage, file in _OF_VARIANT.items()}
 _OF_AUTOENCODER = {"train-autoencoder": MODELS / "{}/model.json", "encode": LATENTS / "{}/manifest.json"}
 _OF_AUTOENCODER |= {"evaluate-autoencoder": REPORTS / "{}/metrics.json"}
 _OF_LATENT = {"train-latent": MODELS / "{}/model.json", "evaluate-latent": REPORTS / "{}/metrics.json"}
@@ -89,6 +90,7 @@ def _stages(params: Params) -> dict[str, Path]:
         (_OF_GUIDE, [(name,) for name in params.guides]),
         (_OF_PAIR, pairs),
         (_OF_VARIANT, [(name,) for name in params.variants]),
+        (_OF_CONTROL, [(name,) for name in params.controls]),
         (_OF_AUTOENCODER, [(name,) for name in params.autoencoders]),
         (_OF_LATENT, [(name,) for name in params.latents]),
     ):

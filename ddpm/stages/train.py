@@ -68,6 +68,11 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
     for key in ("horizontal_flip", "sample_every"):
         if getattr(config.training, key) and not codec.pictures:
             raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {codec.name}")
+    if config.training.horizontal_flip and config.condition.shows_given_hints:
+        raise UserError(
+            f"models.{variant}.training.horizontal_flip mirrors images, but not the hints that lie beside them: set it "
+            "to false"
+        )
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
         check_room(config, codec, pick_device(), variant)  # if it cannot be, one process says so
@@ -109,11 +114,12 @@ def _train(
     if first is not None:
         facts = facts.model_copy(update={"latent": first.facts})
     start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
-    network, device, precision, base, text_encoder = start
+    network, device, precision, base, text_encoder, controlled = start
     if first is not None:
         first.network.to(device)
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
     hashes |= {} if text_encoder is None else {"text encoder that it starts from": text_encoder}
+    hashes |= {} if controlled is None else {"model that it controls": controlled.sha256}
     if perceptual is not None:
         hashes["features of the perceptual loss"] = perceptual.sha256
     decided = fingerprint.decisions(config, params.seed, hashes, precision, device)
@@ -255,6 +261,7 @@ def hashes_of(data: PreparedData, facts: DataFacts) -> dict[str, str | None]:
         "training split": data.split("train").sha256,
         "labels": data.manifest.labels_sha256,
         "captions": data.manifest.captions_sha256,
+        "hints": None if facts.hint_shape is None else data.manifest.hints_sha256,
         **({} if facts.latent is None else {"autoencoder": facts.latent.sha256}),
         "tokenizer": None
         if facts.text is None
@@ -286,6 +293,7 @@ def data_facts(data: PreparedData, config: ModelConfig, where: str = "params.yam
         low=manifest.low,
         high=manifest.high,
         attribution=manifest.attribution,
+        hint_shape=manifest.hint_shape if config.condition.shows_given_hints else None,
         text=None if prompt is None else _text_facts(split.captions, prompt, root),
         class_counts=None if labels is None else tuple(np.bincount(labels, minlength=len(classes)).tolist()),
     )

@@ -175,6 +175,7 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
     ]
     # Also of an unconditional model: MLflow leaves out other columns in silence, and the model itself refuses.
     inputs = [*NAMES, *PICTURE_NAMES, "guidance_scale", "guidance_interval", "inpainting", "resamples", "jump"]
+    inputs += ["control_scale", "control_interval", "guess"]
     request += [ColSpec(AnyType(), name, required=False) for name in inputs]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
     images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))

@@ -67,6 +67,9 @@ class Trained:
 
 def _parameters_of(card: dict[str, Any]) -> dict[str, Any]:
     trained = {key: card["training"][key] for key in ("seed", "precision", "device", "torch", "images_seen")}
+    for key in ("start_from", "control_of"):
+        if facts := card["training"].get(key):
+            trained[key] = f"{facts['variant']} {facts['sha256'][:12]}"
     return {**card["config"], "trained": trained, "parameters": card["parameters"]}
 
 
@@ -92,8 +95,8 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
-        trained = Trained.read(variant, root)
-        evaluate, export = (f"{stage}{_kind(variant, root)}@{variant}" for stage in ("evaluate", "export"))
+        kind, trained = _kind(variant, root), Trained.read(variant, root)
+        evaluate, export = (f"{stage}{kind}@{variant}" for stage in ("evaluate", "export"))
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", evaluate)
         exported = {link: read_output(deploy / link / "sampler.json", export) for link in trained.cards}
@@ -157,8 +160,18 @@ def _autoencoder(variant: str, root: Path) -> str | None:
 
 
 def _kind(variant: str, root: Path) -> str:
-    """What the names of its stages end with, before the @."""
+    """What the names of its stages end with, before the @; of a model with a control as dvc.lock has them."""
+    if f"train-control@{variant}" in _stages_in_lock(root):
+        return "-control"
     return "-cascade" if _is_cascade(variant, root) else "-latent" if _autoencoder(variant, root) else ""
+
+
+def _stages_in_lock(root: Path) -> dict[str, Any]:
+    """The entries of dvc.lock; none without it."""
+    import yaml
+
+    path = root / "dvc.lock"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
 
 
 def read_output(path: Path, stage: str) -> dict[str, Any]:
@@ -215,12 +228,10 @@ def _check_guide(reports: Path, protocol: dict[str, Any], sampler: dict[str, Any
 
 def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
     """What dvc.lock has of the stages that a variant came of."""
-    import yaml
-
-    path = root / "dvc.lock"
-    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
+    path, stages = root / "dvc.lock", _stages_in_lock(root)
     names = ["prepare", *_own_stages(variant, root)]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
+    names += [name for name in _trainings_of_base(variant, root) if name in stages]
     for name in names:
         if name not in stages:
             raise UserError(f"{path}: no entry for {name}; run `dvc repro {name}`")
@@ -245,6 +256,13 @@ def _guides_of(variant: str, root: Path) -> list[str]:
     protocol = root / REPORTS / variant / "protocol.json"
     guide = read_output(protocol, f"evaluate@{variant}").get("guide") if protocol.is_file() else None
     return [] if guide is None else [guide.split()[0]]
+
+
+def _trainings_of_base(variant: str, root: Path) -> list[str]:
+    """What may have trained the model that a variant controls; nothing, if it controls none."""
+    card = root / MODELS / variant / "model.json"
+    base = read_json(card)["training"].get("control_of") if card.is_file() else None
+    return [] if base is None else [f"{stage}@{base['variant']}" for stage in ("train", "train-guide")]
 
 
 def _check_lock(variant: str, root: Path) -> None:

@@ -25,6 +25,7 @@ from ddpm.model import DataFacts, ModelCard, StartFacts, TrainingFacts, build_ne
 from ddpm.nets.discriminator import PatchDiscriminator
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.compression import Compress, Weights
+from ddpm.training.control import take_control
 from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.perceptual import Perceptual
@@ -41,6 +42,7 @@ class Start(NamedTuple):
     precision: str  # that `training.precision` comes to on the device
     base: StartFacts | None = None  # the model whose weights it has; None: they are random
     text_encoder: str | None = None  # what identifies the published weights that its text encoder has
+    controlled: StartFacts | None = None  # of a ControlNet the model that it controls, which is frozen
 
 
 def initial(
@@ -62,15 +64,21 @@ def initial(
         root: the project's folder, where the relative path of `training.start_from` begins.
 
     Raises:
-        UserError: the configuration does not fit the data, or the model that training starts from is missing or of
-            another network.
+        UserError: the configuration does not fit the data, or the model that training starts from, or that is
+            controlled, is missing or of another network.
     """
-    device, base = device or pick_device(), config.training.start_from
+    device, base, control = device or pick_device(), config.training.start_from, config.condition.control
     torch.manual_seed(seed)
     network = build_network(config, codec, where, columns)
-    facts = None if base is None else start_from(network, base, f"{where}: training.start_from", root=root)
+    controlled = None
+    if control is not None:
+        controlled = take_control(network, config, codec.shape, f"{where}: condition.control.of", root=root)
+    facts = None
+    if base is not None:
+        facts = start_from(network, base, f"{where}: training.start_from", root=root, controlled=controlled)
     text = text_encoder_from(network, config.condition.prompt, f"{where}: condition", root=root)
-    return Start(network.to(device), device, resolve_precision(config.training.precision, device), facts, text)
+    precision = resolve_precision(config.training.precision, device)
+    return Start(network.to(device), device, precision, facts, text, controlled)
 
 
 def make_fast(network: nn.Module, options: TrainingConfig, codec: Codec, precision: str, ranks: Ranks = ALONE) -> None:
@@ -209,6 +217,7 @@ def card_of(
         torch=torch.__version__,
         fingerprint=fingerprint,
         start_from=start.base,
+        control_of=start.controlled,
     )
     return ModelCard(
         variant=variant,

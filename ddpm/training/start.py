@@ -23,7 +23,9 @@ from ddpm.model import Model, StartFacts, load
 MAPS, TOKENS = "network.stem_maps.weight", ".token_kv."
 
 
-def start_from(network: nn.Module, base: Path | str, where: str, *, root: Path = Path()) -> StartFacts:
+def start_from(
+    network: nn.Module, base: Path | str, where: str, *, root: Path = Path(), controlled: StartFacts | None = None
+) -> StartFacts:
     """Copy the weights of a model into a freshly initialised network, which may have more conditions than the model.
 
     Weights for maps that the model does not take become zero. So a network with no other new condition begins as the
@@ -33,18 +35,49 @@ def start_from(network: nn.Module, base: Path | str, where: str, *, root: Path =
         base: the model, as `layout.find_model` takes it.
         where: what names it, for errors.
         root: the project's folder.
+        controlled: the model that the network controls, if it is a ControlNet.
 
     Raises:
-        UserError: there is no such model, or it is of another network, other classes or another tokenizer.
+        UserError: there is no such model, or it is of another network, other classes or another tokenizer, or controls
+            another model.
+    """
+    model = opened(base, where, root)
+    check_columns(columns_in(network), columns_in(model.network), f"{where}: {base}")
+    if controlled is not None:
+        check_same_base(model.card.training.control_of, controlled, f"{where}: {base}")
+    copy(network, model.network, f"{where}: {base}")
+    return facts_of(model)
+
+
+def opened(base: Path | str, where: str, root: Path) -> Model:
+    """The model that a training needs; the arguments are those of `start_from`.
+
+    Raises:
+        UserError: there is none, or it is damaged.
     """
     try:
-        directory = find_model(base, exported=False, root=root)
-        model = load(directory)
+        return load(find_model(base, exported=False, root=root))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    _check_columns(columns_in(network), columns_in(model.network), f"{where}: {base}")
-    copy(network, model.network, f"{where}: {base}")
-    return _facts(model, directory)
+
+
+def check_same_base(found: StartFacts | None, expected: StartFacts, where: str) -> None:
+    """Check that a ControlNet was trained on a model.
+
+    Args:
+        found: the model that it was trained on; None: it is no ControlNet.
+        where: what names it, for errors.
+
+    Raises:
+        UserError: it was trained on another one, or is none.
+    """
+    if found is None:
+        raise UserError(f"{where} controls no model: it was trained without `condition.control`")
+    if found.sha256 != expected.sha256:
+        raise UserError(
+            f"{where} was trained to control {found.variant} with the SHA-256 {found.sha256[:12]}…, and not "
+            f"{expected.variant} with {expected.sha256[:12]}…: a control is of one base alone"
+        )
 
 
 def text_encoder_from(
@@ -135,8 +168,12 @@ def _map_slices(network: nn.Module) -> dict[str, slice]:
     return slices
 
 
-def _check_columns(ours: tuple[Column, ...], theirs: tuple[Column, ...], where: str) -> None:
-    """Weights of a class or of a token are of no other class or token."""
+def check_columns(ours: tuple[Column, ...], theirs: tuple[Column, ...], where: str) -> None:
+    """Weights of a class or of a token are of no other class or token.
+
+    Raises:
+        UserError: the columns have other classes or another tokenizer.
+    """
     own: Mapping[str, Any] = {column.name: column for column in ours}
     for column in theirs:
         for what in ("classes", "tokenizer"):
@@ -144,9 +181,11 @@ def _check_columns(ours: tuple[Column, ...], theirs: tuple[Column, ...], where: 
                 raise UserError(f"{where} was trained with {'other' if what == 'classes' else 'another'} {what}")
 
 
-def _facts(model: Model, directory: Path) -> StartFacts:
+def facts_of(model: Model) -> StartFacts:
+    """What names a model directory."""
+    assert model.directory is not None  # it was read
     return StartFacts(
         variant=model.card.variant,
         fingerprint=model.card.training.fingerprint,
-        sha256=sha256_of(directory / "model.safetensors"),
+        sha256=sha256_of(model.directory / "model.safetensors"),
     )

@@ -15,8 +15,8 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # The same command and code, of other models.
 SAME = {"train-guide": "train", "train-base": "train", "train-upsampler": "train"}
-SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in ("cascade", "latent")}
-SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate"}
+SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in ("cascade", "latent", "control")}
+SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
 
 
 def body(stage: str) -> dict:
@@ -40,6 +40,19 @@ def test_a_stage_of_other_models_differs_in_the_models_alone(other):
 
     assert of(other) == of("train")
     assert "${item." in str(body(other))
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "export"])
+def test_a_stage_of_controls_differs_in_the_models_and_what_it_needs_besides(stage):
+    def of(name: str) -> dict:
+        own = {key: value for key, value in body(name).items() if key not in ("matrix", "desc", "plots")}
+        return yaml.safe_load(re.sub(r"\$\{item\.variant\}|\$\{key\}", "V", yaml.safe_dump(own)))
+
+    own, plain = of(f"{stage}-control"), of(stage)
+    more = [each for each in own["params"] if each not in plain["params"]]
+    assert more == ([{"models/${item.of}/model.json": ["training.fingerprint"]}] if stage == "train" else [])
+    own["params"] = [each for each in own["params"] if each in plain["params"]]
+    assert own == plain
 
 
 def test_code_that_is_left_out_by_name_is_there():

@@ -46,6 +46,25 @@ def told_server(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert server.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def hinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a control that follows edges."""
+    import ddpm
+    from ddpm.model import DataFacts
+
+    facts, folder = DataFacts(name="dots", shape=(8, 8, 1), classes=None), tmp_path_factory.mktemp("hinted")
+    condition = {"control": {"of": "models/base", "hint": "edges", "widths": [4, 8]}}
+    return export(ddpm.load(untrained("hinted", folder, facts, condition=condition)), folder / "deploy")
+
+
+@pytest.fixture(scope="session")
+def hinted_server(hinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, of that model."""
+    server = Server(tmp_path_factory.mktemp("hinted-server"), hinted)
+    yield server
+    assert server.stop() == 0
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers of the test's own; those that still run at its end are killed."""

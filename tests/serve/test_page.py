@@ -137,11 +137,10 @@ def test_a_larger_picture_is_reduced_to_the_models_size(browser, told_server):
     assert browser.run("[low.width, low.height]") == [4, 4]
 
 
-def stroke(page: Browser, *places: tuple[float, float]) -> None:
+def stroke(page: Browser, *places: tuple[float, float], canvas: str = "paint") -> None:
     """Move the pressed mouse over the canvas, from place to place in shares of it."""
-    x, y, width, height = page.run(
-        '(({x, y, width, height}) => [x, y, width, height])(by("paint").getBoundingClientRect())'
-    )
+    box = f'by("{canvas}").getBoundingClientRect()'
+    x, y, width, height = page.run(f"(({{x, y, width, height}}) => [x, y, width, height])({box})")
     for number, (right, down) in enumerate([*places, places[-1]]):
         kind = "mousePressed" if not number else "mouseReleased" if number == len(places) else "mouseMoved"
         here = {"x": x + right * width, "y": y + down * height}
@@ -161,7 +160,7 @@ def test_a_part_of_a_drawn_image_is_painted_and_drawn_again(page):
     page.run('by("paint").scrollIntoView()')
     put(page, brush=1, seed=9)
     stroke(page, (0.1, 0.1), (0.9, 0.1), (0.9, 0.6))
-    painted = np.array(page.run("[...painted]")).reshape(4, 4).astype(bool)
+    painted = np.array(page.run("[...part.painted]")).reshape(4, 4).astype(bool)
     assert painted[0].all()
     assert painted[:3, 3].all()
     assert not painted[1:, :3].any()
@@ -171,7 +170,7 @@ def test_a_part_of_a_drawn_image_is_painted_and_drawn_again(page):
     assert (drawn[:, ~painted] == first[~painted]).all()
     assert (drawn[:, painted] != first[painted]).any()
     page.run('by("clear").click()')
-    assert page.run("painted.includes(1)") is False
+    assert page.run("part.painted.includes(1)") is False
     page.run('by("remove").click(); by("draw").click()')
     settle(page)
     assert (pictures(page)[..., 0][:, ~painted] != first[~painted]).any()
@@ -219,3 +218,23 @@ def test_it_takes_nothing_from_anywhere_else(server):
     answer = server.client.get("/")
     assert "connect-src 'self'" in answer.headers["Content-Security-Policy"]
     assert not re.search(r"https?://|//[a-z]+\.[a-z]+", answer.text)
+
+
+def test_a_hint_is_drawn_or_chosen(browser, hinted_server, hinted):
+    browser.open(hinted_server.url)
+    assert settle(browser) == "Draw or choose a hint, edges."
+    assert browser.run('by("kind").textContent') == "edges, 8×8"
+    sampler, edges = Sampler(hinted), np.eye(8, dtype=bool)
+    choose(browser, "control", 255 * edges.astype(np.uint8))
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 16)
+    np.testing.assert_array_equal(pictures(browser), sampler.sample(16, seed=0, control=edges))
+    browser.run('by("wipe").click()')
+    assert browser.run("sketch.painted.includes(1)") is False
+    browser.run('by("sketch").scrollIntoView()')
+    stroke(browser, (0.5 / 8, 1.5 / 8), (6.5 / 8, 1.5 / 8), canvas="sketch")
+    drawn = np.array(browser.run("[...sketch.painted]")).reshape(8, 8).astype(bool)
+    assert drawn[1, :7].all()
+    put(browser, n=4, control_scale=0.5)
+    browser.run('by("draw").click()')
+    settle(browser)
+    np.testing.assert_array_equal(pictures(browser), sampler.sample(4, seed=0, control=drawn, control_scale=0.5))

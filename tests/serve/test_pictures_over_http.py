@@ -150,7 +150,7 @@ def test_a_body_that_is_too_large_is_not_read(told_server):
 def test_the_card_says_what_can_be_asked_for(told_server, server):
     columns = {each["name"]: each for each in told_server.client.get("/v1/model").json()["columns"]}
     assert columns.keys() == {"image", "mask", "prompt", "low", "low_noise"}
-    assert columns["low"] == {"name": "low", "dtype": "uint8", "shape": [4, 4, 3], "most": None}
+    assert columns["low"] == {"name": "low", "dtype": "uint8", "shape": [4, 4, 3], "most": None, "kind": None}
     assert columns["low_noise"]["most"] == 0.5
     assert [each["name"] for each in server.client.get("/v1/model").json()["columns"]] == ["image", "mask"]
 
@@ -187,3 +187,43 @@ def test_what_is_no_text(told_server, prompt, words):
     body = f'{{"n": 2, "low": {json.dumps(png(LOW))}, "prompt": {prompt}}}'
     answer = told_server.client.post("/v1/images", content=body, headers={"Content-Type": "application/json"})
     assert reason(answer).startswith(words)
+
+
+EDGES = np.eye(8, dtype=bool)
+HINT = {"control": png(255 * EDGES.astype(np.uint8))}
+
+
+def test_a_hint_and_its_weights_over_http(hinted_server, hinted):
+    sampler, asked = Sampler(hinted), {"seed": 3, "sampler": "ddim", "steps": 4}
+    drawn = {}
+    for weights in ({}, {"control_scale": 0.0}, {"control_scale": 2.0, "control_interval": [0.5, 1.0], "guess": True}):
+        drawn[len(drawn)] = images(hinted_server.draw(n=2, format="npy", **asked, **HINT, **weights))
+        np.testing.assert_array_equal(drawn[len(drawn) - 1], sampler.sample(2, control=EDGES, **asked, **weights))
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    card = hinted_server.client.get("/v1/model").json()
+    (column,) = (column for column in card["columns"] if column["name"] == "control")
+    assert column == {"name": "control", "dtype": "bool", "shape": [8, 8], "most": None, "kind": "edges"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "control: the model needs edges, a picture of 8×8; found none"),
+        ({"control": png(picture(4, 4))}, "control: 4 pixels wide and 4 high, expected 8 wide and 8 high"),
+        ({"control": png(picture(8, 8))}, "control: expected edges, white on black, found"),
+        ({**HINT, "control_scale": 11}, "control_scale"),
+        ({**HINT, "control_interval": [0.8, 0.2]}, "control_interval must be two shares, 0 <= low <= high <= 1"),
+        (
+            {**HINT, "control_2": HINT["control"]},
+            "control_2: the model takes no such input; it takes: image, mask, control",
+        ),
+    ],
+)
+def test_a_hint_that_cannot_be_followed_is_refused(hinted_server, asked, words):
+    assert words in reason(hinted_server.draw(n=1, **asked))
+
+
+def test_a_model_without_a_control_takes_no_weights(server):
+    words = "control_scale, control_interval and guess are for models with a control; this one has none"
+    assert words in reason(server.draw(n=1, guess=True))
