@@ -30,10 +30,10 @@ from ddpm.data.loader import InMemoryImages
 from ddpm.drawer import Drawer
 from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.extractor import Features
+from ddpm.evaluation.image_to_image import masked_validation
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.retrieval import evenly, retrieval
-from ddpm.evaluation.told_pictures import masked_validation
 from ddpm.files import read_json, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS
 from ddpm.model import Model

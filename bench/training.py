@@ -121,24 +121,24 @@ def peak(precision: str, clock: Callable[[], float], repeats: int = 10) -> float
 def peak_memory(case: str, contestant: str, precision: str) -> float:
     """MiB that two steps take at most: of the GPU's memory, or of a fresh process beyond what its imports take."""
     context = multiprocessing.get_context("spawn")
-    told = context.SimpleQueue()
-    child = context.Process(target=_tell_memory, args=(told, case, contestant, precision))
+    measured = context.SimpleQueue()
+    child = context.Process(target=_tell_memory, args=(measured, case, contestant, precision))
     child.start()
-    taken: float = told.get()
+    taken: float = measured.get()
     child.join()
     return taken
 
 
-def _tell_memory(told: Any, case: str, contestant: str, precision: str) -> None:
+def _tell_memory(measured: Any, case: str, contestant: str, precision: str) -> None:
     run = CONTESTANTS[contestant](CASES[case][0], precision)
     if torch.cuda.is_available():
         run(2)
-        told.put(torch.cuda.max_memory_allocated() / 2**20)
+        measured.put(torch.cuda.max_memory_allocated() / 2**20)
         return
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted from now on
     run(2)
-    told.put((_status("VmHWM") - before) / 2**10)
+    measured.put((_status("VmHWM") - before) / 2**10)
 
 
 def _status(field: str) -> int:
@@ -193,7 +193,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the processes whose memory is told
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the processes whose memory is measured
     measured: dict[str, Any] = {
         "device": device_name(),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""Where the stages read and write, below the project's root; and how a model that is elsewhere is told from a path."""
+"""Where the stages read and write, below the project's root; and how a URI is distinguished from a path."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ddpm.errors import UserError
 
 PREPARED = Path("prepared")
 EXTRACTOR = Path("extractor")
+LATENTS = Path("latents")
 MODELS = Path("models")
 REPORTS = Path("reports")
 DEPLOY = Path("deploy")

@@ -36,8 +36,10 @@ from ddpm.drawer import Drawer
 from ddpm.drawer.parts import Drawn, Float32, Part
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, sha256_of, write_json
+from ddpm.first_stage import PREFIX, LatentFacts, saved
 from ddpm.layout import find_model, made_by
 from ddpm.nets import build
+from ddpm.nets.autoencoder import Frozen
 
 MOST_TENSORS = 20_000  # of a network; those of the papers have hundreds
 # Where the plan of a model trained here comes from, if nothing else says: training does not depend on sampling.
@@ -68,10 +70,21 @@ class DataFacts(Section):
     high: tuple[float, ...] | None = None
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
-    text: TextFacts | None = None  # of a model that is told captions
+    text: TextFacts | None = None  # of a model that is conditioned on captions
+    latent: LatentFacts | None = None  # of a model that draws the latents of the data
 
     @property
     def codec(self) -> Codec:
+        """Of a model of latents without the autoencoder, which `Model.codec` has.
+
+        Raises:
+            ValueError: the numbers do not describe one.
+        """
+        return self.stored if self.latent is None else self.latent.codec(self.stored)
+
+    @property
+    def stored(self) -> Codec:
+        """The kind of the data themselves."""
         return codec_for(self.kind, self.shape, self.low, self.high)
 
 
@@ -114,7 +127,7 @@ class ModelCard(Section):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What the model is told beside the noise.
+        """What the model is conditioned on.
 
         Raises:
             ValueError: the condition does not fit the data.
@@ -153,6 +166,8 @@ class Model(Drawer):
     """The classifier or the weaker model that guides it; None: it guides itself, if it can."""
     directory: Path | None = None
     """That it was read from."""
+    autoencoder: Frozen | None = None
+    """Of a model of latents."""
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +185,10 @@ class Model(Drawer):
     @property
     def codec(self) -> Codec:
         """Between what is stored and what the network sees; it says what the model makes."""
-        return self.card.data.codec
+        facts = self.card.data
+        if facts.latent is None or self.autoencoder is None:
+            return facts.codec
+        return facts.latent.codec(facts.stored).opened(self.autoencoder)
 
     def sampled_by(
         self,
@@ -211,11 +229,8 @@ class Model(Drawer):
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         config = self.card.config
-        if config.classifies:
-            raise ValueError(
-                f"{self.card.variant} is a classifier, which draws nothing; it guides other models: "
-                f"ddpm sample MODEL --guide models/{self.card.variant}"
-            )
+        if config.draws_nothing is not None:
+            raise ValueError(f"{self.card.variant} is {config.draws_nothing.format(self.card.variant)}")
         if config.sampling.guide is not None and self.guide is None:
             raise ValueError(f"the guide {config.sampling.guide} was not opened: use guided_by")
         return super().plan(**overrides)
@@ -242,7 +257,7 @@ class Model(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is told, and those that a classifier guides it by."""
+        """Those that its network is conditioned on, and those that a classifier guides it by."""
         return united(answered_by(self.guide.network) if self.guide else (), columns_in(self.network))
 
     @property
@@ -266,21 +281,21 @@ class Model(Drawer):
         return f"{self.guide.card.variant} {weights[:12]}"
 
     def denoiser(self, given: Given | None = None) -> Denoiser:
-        """The network told its condition, as a function of x and t; guided where a plan's row has a weight.
+        """The network with its condition, as a function of x and t; guided where a plan's row has a weight.
 
         Args:
             given: a value of each column, [N, ...].
         """
-        told = tensors(given or {}, self.device)
-        own = {column.name: told[column.name] for column in columns_in(self.network)} if told else {}
+        values = tensors(given or {}, self.device)
+        own = {column.name: values[column.name] for column in columns_in(self.network)} if values else {}
         if self.guide is None:
             return by_itself(self.network, own)
         denoise = bind(self.network, own)
         if not self.by_classifier:
-            weaker = {column.name: told[column.name] for column in columns_in(self.guide.network)}
+            weaker = {column.name: values[column.name] for column in columns_in(self.guide.network)}
             return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
-        return ClassifierGradient(denoise, self.guide.network, told[answer.name], self.process())
+        return ClassifierGradient(denoise, self.guide.network, values[answer.name], self.process())
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         def run(draw: Callable[[], Float32], given: Given) -> Float32:
@@ -321,11 +336,17 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
     if (data.kind, data.shape, data.low, data.high) != (other.kind, other.shape, other.low, other.high):
         shapes = [f"{each.kind} of {'×'.join(map(str, each.shape))}" for each in (other, data)]
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
+    if other.latent != data.latent:
+        found, expected = (
+            f"latents of {each.latent.variant} {each.latent.sha256[:12]}" if each.latent else "pixels"
+            for each in (other, data)
+        )
+        raise UserError(f"{whose}: it was trained on {found}, and the model on {expected}")
     process, others = model.card.config.process, guide.card.config.process
     ours, theirs = model.schedule, guide.schedule
     if ours.coordinates != theirs.coordinates or not np.array_equal(ours.alphas_cumprod, theirs.alphas_cumprod):
-        told = [f"{_levels_of(each)} with {each.timesteps} timesteps" for each in (others, process)]
-        raise UserError(f"{whose}: it was trained with {told[0]}, and the model with {told[1]}")
+        processes = [f"{_levels_of(each)} with {each.timesteps} timesteps" for each in (others, process)]
+        raise UserError(f"{whose}: it was trained with {processes[0]}, and the model with {processes[1]}")
     if not classifies and process.prediction != others.prediction:
         raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
     classes = columns_in(model.network), answered_by(guide.network) if classifies else columns_in(guide.network)
@@ -334,9 +355,9 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         own = (data.classes,)
     if own != its and (own or not classifies):
         raise UserError(f"{whose}: it has {_classes_of(its)}, and the model {_classes_of(own)}")
-    told_us, told_it = ([column.name for column in columns] for columns in classes)
-    if told_us != told_it and not classifies:
-        raise UserError(f"{whose}: it is told {_listed(told_it)}, and the model {_listed(told_us)}")
+    own_names, its_names = ([column.name for column in columns] for columns in classes)
+    if own_names != its_names and not classifies:
+        raise UserError(f"{whose}: it is conditioned on {_listed(its_names)}, and the model on {_listed(own_names)}")
 
 
 def _levels_of(process: ProcessConfig) -> str:
@@ -358,7 +379,7 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is told, as a `ConditionalNetwork`; or of a classifier, that it answers.
+        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier, that it answers.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -423,7 +444,7 @@ def codec_of(config: ModelConfig, stored: Codec, where: str) -> Codec:
 
 
 def columns_for(config: ModelConfig, facts: DataFacts, where: str) -> tuple[Column, ...]:
-    """What a model of such data is told beside the noise.
+    """What a model of such data is conditioned on.
 
     Args:
         where: the model is described, for errors.
@@ -500,7 +521,8 @@ def save(model: Model, directory: Path | str) -> None:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    tensors = model.network.state_dict() | (saved(model.autoencoder.network) if model.autoencoder else {})
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     refuse_not_finite_weights(weights, model.card.variant)
     try:
         save_file(weights, directory / "model.safetensors")
@@ -544,11 +566,14 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     except SafetensorError as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     refuse_not_finite_weights(weights, str(where))
-    network = build_network(card.config, codec, str(described), columns)
+    network, latent = build_network(card.config, codec, str(described), columns), card.data.latent
+    frozen = {name: weights.pop(name) for name in list(weights) if latent and name.startswith(PREFIX)}
     network.load_state_dict(weights)
+    autoencoder = latent.open(card.data.stored, frozen, device) if latent else None
     own_plan = card.training.weights == "imported" if card.own_plan is None else card.own_plan
     source = "model.json" if own_plan else DEFAULT_PLAN
-    return Model(network.to(device).eval().requires_grad_(False), card, source, directory=directory)
+    network = network.to(device).eval().requires_grad_(False)
+    return Model(network, card, source, directory=directory, autoencoder=autoencoder)
 
 
 def refuse_not_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
@@ -589,11 +614,12 @@ def _expected_shapes(
         # A few more tensors than there are, so that a network that is merely another one is named by what it lacks.
         with torch.device("meta"), _at_most(1000 + 2 * len(found)):
             network = build_network(card.config, codec, str(where), card.columns)
+            frozen = card.data.latent.expected(card.data.stored) if card.data.latent else {}
     except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
         raise UserError(f"{where}: damaged: not a network that can be built ({type(error).__name__})") from None
     except _LargerError:
         raise UserError(f"{where}: describes a larger network than model.safetensors has weights for") from None
-    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()} | frozen
 
 
 class _LargerError(Exception):

@@ -1,4 +1,4 @@
-"""Images in fewer pixels, for models that draw them and for models that are told them. Needs numpy alone."""
+"""Images in fewer pixels, for models that draw them and for models that are conditioned on them. Needs numpy alone."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ PAUSES = (10.0, 60.0)
 # Seconds between a task's questions for a permission that others hold.
 WAIT = 5.0
 
-# Prefect logs each question for a permission that others hold as the failure of a service. Whoever asks is told anyway.
+# Prefect logs each question for a permission that others hold as the failure of a service. Whoever asks gets an answer.
 logging.getLogger("prefect._internal.concurrency").addFilter(
     lambda record: not record.getMessage().startswith("Service 'ConcurrencySlotAcquisition")
 )

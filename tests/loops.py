@@ -29,7 +29,7 @@ def train_with(
     checkpoints=None,
     **given,
 ) -> list[LossPoint]:
-    """Options and hooks are told apart by their names."""
+    """Options and hooks are distinguished by their names."""
     hooks = {field.name: given.pop(field.name) for field in fields(Hooks) if field.name in given}
     data = TrainingData(images, encode, {name: Values(each) for name, each in (columns or {}).items()}, horizontal_flip)
     options = TrainingOptions(**given)

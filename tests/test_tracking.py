@@ -137,7 +137,7 @@ def test_the_registered_model_answers_as_a_server_would_be_asked(project, ask):
 
 
 def make_conditional(deploy: Path, drop: float = 0.1) -> None:
-    """A model that is told one of two classes in place of the unconditional one: it answers with x · factors[label]."""
+    """A model with two classes in place of the unconditional one: it answers with x · factors[label]."""
     facts = json.loads((deploy / "sampler.json").read_text())
     facts |= {"format": 2, "condition": {"label": {"drop": drop}}, "data": {"classes": ["cat", "dog"]}}
     (deploy / "sampler.json").write_text(json.dumps(facts))

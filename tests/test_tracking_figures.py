@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ddpm import tracking
 from ddpm.files import read_json, write_json
 from ddpm.tracking.names import evaluation, evaluation_among, grouped
+from ddpm.tracking.version_records import _cost
 
 MODEL = "ddpm-dots"
 
@@ -78,8 +79,21 @@ def test_the_note_has_the_figures_and_a_picture_that_is_there(registered):
 
 def test_a_measurement_has_the_cost_of_an_image_by_its_number_of_steps(registered):
     client().log_metric(registered.run_id, "eval/gflops_per_image", 3.0)
-    tracking.log_measurement(registered, tracking.Figures({"fid": 9.0}, {"id": "other", "steps": 10}))
+    protocol = read_json(Path(f"reports/{VARIANT}/protocol.json")) | {"id": "other", "steps": 10}
+    tracking.log_measurement(registered, tracking.Figures({"fid": 9.0}, protocol))
     assert tracking.recorded_figures(registered, "other").metrics == {"fid": 9.0, "gflops_per_image": 6.0}
+
+
+def test_a_measurement_of_a_cascade_carries_over_the_cost_of_its_other_links(registered):
+    """Of the plan that has other steps only the first link's part changes; what is not known is left out."""
+    steps = read_json(Path(f"reports/{VARIANT}/protocol.json"))["steps"]
+    recorded = {"steps": steps, "upsampler": {"steps": 4}}
+    cost = {"gflops_per_image": 5.0, "gflops_other_links": 2.0}
+    again = {"id": "other", "steps": 2 * steps}
+    assert _cost(tracking.Figures(cost, recorded), again) == {"gflops_per_image": 8.0, "gflops_other_links": 2.0}
+    assert _cost(tracking.Figures({"gflops_per_image": 5.0}, recorded), again) == {}
+    for other in ({"guidance_scale": 2.0}, {"sampler": "heun"}):
+        assert _cost(tracking.Figures(cost, recorded), {**again, **other}) == {}
 
 
 def test_the_evaluation_of_a_model_measured_again_is_that_under_the_protocol_asked_for(registered):
@@ -111,7 +125,7 @@ def test_a_comparison_is_a_run_that_says_what_was_compared(registered):
     run = client().get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["compared"] == f"tiny, {MODEL}@champion"
-    assert run.data.tags["versions"] == f"models:/{MODEL}/1, models:/{MODEL}/7", "a variant is told by its version too"
+    assert run.data.tags["versions"] == f"models:/{MODEL}/1, models:/{MODEL}/7", "a variant is named by its version too"
     assert run.data.tags["protocols"] == "a, b"
     assert artifacts(run_id) == {"report.html", "samples.png", "comparison.json"}
     history = client().get_metric_history(run_id, "fid_over_steps/tiny")

@@ -43,6 +43,8 @@ TINY_PARAMS = {
     "export": {"parity_samples": 2, "parity_steps": 5},
     "variants": ["tiny"],
     "guides": [],
+    "autoencoders": [],
+    "latents": {},
     "cascades": {},
     "models": {
         "tiny": {
@@ -74,7 +76,7 @@ TINY_PARAMS = {
 
 
 def cascade_params(**glide: float | str) -> dict:
-    """params.yaml of a cascade from 4×4 to 8×8 digits, both told their class."""
+    """params.yaml of a cascade from 4×4 to 8×8 digits, both conditioned on their class."""
     tiny = copy.deepcopy(TINY_PARAMS["models"]["tiny"])
     tiny["process"] |= {"prediction": "x0", "schedule": "cosine"}
     tiny["training"] |= {"steps": 60, "batch_size": 32, "learning_rate": 5e-3}

@@ -15,8 +15,8 @@ from ddpm.config.base import LARGEST
 from ddpm.config.network import NETWORKS
 from ddpm.config.params import Params
 
-# Keys that decide the defaults of the keys beside them.
-_DECIDING = ("kind", "protocol")
+# Keys that decide the defaults of the keys beside them, or that others of them need.
+_DECIDING = ("kind", "protocol", "prediction")
 _BOUNDS = {annotated_types.Gt: "> ", annotated_types.Ge: "≥ ", annotated_types.Lt: "< ", annotated_types.Le: "≤ "}
 
 

@@ -83,7 +83,7 @@ class Ranks:
         return received or []
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process, told to all on the CPU, so that no GPU is waited for."""
+        """Whether the flag is up in any process, reduced on the CPU, so that no GPU is waited for."""
         if self.count == 1:
             return flag
         raised = torch.tensor(int(flag))

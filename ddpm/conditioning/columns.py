@@ -286,7 +286,7 @@ def _prompt(text: Any) -> str:
 
 
 # What each key of `condition` asks for: (its section, the facts of the data) → columns, a ValueError if the data have
-# none. Both are as JSON has them. `conditioning.network.CONDITIONERS` has the other half: what a network is told.
+# none. Both are as JSON has them. `conditioning.network.CONDITIONERS` has the other half: how a network is conditioned.
 COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column, ...]]] = {
     "label": LabelColumn.of,
     "prompt": PromptColumn.of,
@@ -313,15 +313,15 @@ def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[C
     Raises:
         ValueError: the data do not have what is asked for.
     """
-    told = {key: options for key, options in condition.items() if options is not None}
-    if unknown := sorted(told.keys() - COLUMNS.keys()):
+    asked = {key: options for key, options in condition.items() if options is not None}
+    if unknown := sorted(asked.keys() - COLUMNS.keys()):
         raise ValueError(f"condition.{unknown[0]}: there are no such columns")
-    return tuple(column for key in COLUMNS if key in told for column in COLUMNS[key](told[key], data))
+    return tuple(column for key in COLUMNS if key in asked for column in COLUMNS[key](asked[key], data))
 
 
-def united(guiding: Sequence[Column], told: Sequence[Column]) -> tuple[Column, ...]:
+def united(guiding: Sequence[Column], own: Sequence[Column]) -> tuple[Column, ...]:
     """The columns of a guide and of the network that it guides, each name once: the network's."""
-    return tuple(({column.name: column for column in guiding} | {column.name: column for column in told}).values())
+    return tuple(({column.name: column for column in guiding} | {column.name: column for column in own}).values())
 
 
 def stored(columns: Sequence[Column]) -> list[Stored]:
@@ -354,7 +354,7 @@ def blank(columns: Sequence[Column], count: int) -> dict[str, NDArray[Any]]:
     return {column.name: np.full((count, *column.shape), column.null or 0, column.dtype) for column in columns}
 
 
-def untold(columns: Sequence[Column], given: Given) -> dict[str, NDArray[Any]]:
+def unconditional(columns: Sequence[Column], given: Given) -> dict[str, NDArray[Any]]:
     """The given values, with the null value in place of each column that has one: what guidance moves away from."""
     return {
         column.name: given[column.name] if column.null is None else np.full_like(given[column.name], column.null)

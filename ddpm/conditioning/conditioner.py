@@ -11,7 +11,7 @@ from ddpm.nets.condition import Condition, Ports
 
 
 class Conditioner(nn.Module):
-    """Turns the columns of one key of `condition` into what a network is told.
+    """Turns the columns of one key of `condition` into the condition of a network.
 
     It is made as `Conditioner(columns, width, options)`: the columns of its key, the width of the network's port
     `vector`, and the key's section as JSON has it.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.conditioning.network import bind, columns_in, untold
+from ddpm.conditioning.network import bind, columns_in, unconditional
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 
@@ -43,16 +43,16 @@ class ClassifierFree:
 
     def __init__(self, network: nn.Module, given: Mapping[str, Tensor]) -> None:
         self._network = network
-        self._told = bind(network, given)
-        null = untold(columns_in(network), given)
+        self._conditional = bind(network, given)
+        null = unconditional(columns_in(network), given)
         self._both = {name: torch.cat([value, null[name]]) for name, value in given.items()}
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self._told(x, t)
+        return self._conditional(x, t)
 
     def guided(self, x: Tensor, t: Tensor, weight: float) -> Tensor:
-        told, weak = self._network(torch.cat([x, x]), torch.cat([t, t]), self._both).chunk(2)
-        return away_from(told, weak, weight, x.shape[1])
+        conditional, weak = self._network(torch.cat([x, x]), torch.cat([t, t]), self._both).chunk(2)
+        return away_from(conditional, weak, weight, x.shape[1])
 
 
 class Autoguidance:
@@ -78,7 +78,7 @@ class ClassifierGradient:
     def __init__(self, denoise: Denoiser, classifier: nn.Module, label: Tensor, process: GaussianProcess) -> None:
         """
         Args:
-            denoise: the model, told its condition if it has one.
+            denoise: the model, with its condition if it has one.
             classifier: (x [N, C, ...] as the network sees it, t [N]) → logits [N, K].
             label: [N] int64, the class y of each datum.
             process: of both.
@@ -117,7 +117,7 @@ def away_from(strong: Tensor, weak: Tensor, weight: float, channels: int) -> Ten
 
 
 def by_itself(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
-    """The network told its condition, guided away from itself without the condition if that can be."""
+    """The network with its condition, guided away from itself without the condition if that can be."""
     return ClassifierFree(network, given) if guidable(network) else bind(network, given)
 
 

@@ -21,7 +21,7 @@ class LowResolution(Conditioner):
     """The low image in the size of x, bilinear, as C maps (Nichol & Dhariwal 2021, appendix C; Dhariwal & Nichol 2021).
 
     With noise added to it, by which an upsampler learns not to trust what a first stage drew in each detail, the amount
-    is told to the network as a vector (Ho et al. 2022; Saharia et al. 2022, "Imagen").
+    is a vector that the network is conditioned on (Ho et al. 2022; Saharia et al. 2022, "Imagen").
     """
 
     saved_as = "low"

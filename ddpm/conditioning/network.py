@@ -99,7 +99,7 @@ def answered_by(network: nn.Module) -> tuple[Column, ...]:
 
 
 def bind(network: nn.Module, given: Mapping[str, Tensor]) -> Denoiser:
-    """The network told its condition: what process, likelihood and executors know as a denoiser."""
+    """The network with its condition: what process, likelihood and executors know as a denoiser."""
     if not given:
         return network
     return lambda x, t: network(x, t, given)
@@ -110,7 +110,7 @@ def tensors(given: Given, device: torch.device) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values).to(device) for name, values in given.items()}
 
 
-def untold(columns: Sequence[Column], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unconditional(columns: Sequence[Column], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The given values, with the null value in place of each column that has one: what guidance moves away from."""
     return {
         column.name: given[column.name] if column.null is None else torch.full_like(given[column.name], column.null)
@@ -128,7 +128,7 @@ def dropped(
         uniform: in [0, 1). [N, 1]: the columns are dropped together, by the same number; [N, len(drop)]: each by its
             own.
     """
-    null, values = untold(columns, given), dict(given)
+    null, values = unconditional(columns, given), dict(given)
     for name, numbers in zip(drop, uniform.expand(-1, len(drop)).unbind(1), strict=True):
         away = (numbers < drop[name]).view(-1, *[1] * (values[name].ndim - 1))
         values[name] = torch.where(away, null[name], values[name])

@@ -12,7 +12,7 @@ class CascadeConfig(Section):
     """A model of small images, and one that makes them larger."""
 
     base: str = Field(description="the model that draws first, in fewer pixels: with `codec: {side: 16}`, for example")
-    upsampler: str = Field(description="the model that draws next, told what the base drew: with `condition.low`")
+    upsampler: str = Field(description="the model that enlarges what the base drew: with `condition.low`")
     low_noise: Float = Field(
         0.0,
         ge=0,
@@ -45,9 +45,11 @@ class CascadeConfig(Section):
         if upsampler.codec.side is not None:
             raise ValueError(f"has the upsampler {self.upsampler}, whose codec.side must be null")
         for name, model in ((self.base, base), (self.upsampler, upsampler)):
-            told = [key for key in ("mask", *(["low"] if name == self.base else [])) if getattr(model.condition, key)]
-            if told:
-                raise ValueError(f"has {name}, with condition.{told[0]}: no link draws what it needs")
+            pictures = [
+                key for key in ("mask", *(["low"] if name == self.base else [])) if getattr(model.condition, key)
+            ]
+            if pictures:
+                raise ValueError(f"has {name}, with condition.{pictures[0]}: no link draws what it needs")
             if model.sampling.guide is not None:
                 raise ValueError(f"has {name}, whose sampling.guide must be null")
         if self.low_noise > low.noise:

@@ -53,7 +53,7 @@ class EvaluationConfig(Section):
     held_out_samples: Int = Field(
         200,
         ge=0,
-        description="images drawn of captions that training has not seen, of a model that is told captions; 0: none",
+        description="images drawn of captions that training has not seen, of a model with condition.prompt; 0: none",
     )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     devices: Positive = Field(1, description="processes on this machine that draw the samples of `ddpm evaluate`")

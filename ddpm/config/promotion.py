@@ -24,7 +24,7 @@ class Tolerances(Section):
     recall: Tolerance | None = Field(0.1, description="lower by")
     class_accuracy: Tolerance | None = Field(0.05, description="of conditional models: lower by")
     fid_within_classes: Tolerance | None = Field(0.1, description="of conditional models: higher by")
-    retrieval_5_pixels: Tolerance | None = Field(0.1, description="of models that are told captions: lower by")
+    retrieval_5_pixels: Tolerance | None = Field(0.1, description="of models with condition.prompt: lower by")
     held_out_retrieval_5_pixels: Tolerance | None = Field(0.25, description="the same, of captions held out")
     mmd: Tolerance | None = Field(None, description="higher by")
     nll_validation: Tolerance | None = Field(0.05, description="higher by")

@@ -45,7 +45,7 @@ Spacing = Annotated[SpacingName | str, BeforeValidator(_name_or_counts)]
 
 
 class SamplingConfig(Section):
-    """The sampling plan that evaluation and deployment use unless told otherwise."""
+    """The sampling plan that evaluation and deployment use by default."""
 
     sampler: SamplerName = Field(
         "ddim",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from ddpm.codecs.scale import Codec, KindName, codec_for
+from ddpm.codecs.latent import Latent
+from ddpm.codecs.scale import Codec, KindName, PixelCodec, codec_for
 from ddpm.conditioning.columns import COLUMNS, Column, columns_of
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import UserError
@@ -38,11 +40,11 @@ class GuideFacts(NamedTuple):
     classifies: bool
     """Whether its graph is of a classifier's gradient; else it is a weaker model."""
     columns: tuple[Column, ...]
-    """That it is told."""
+    """That it is conditioned on."""
 
 
 def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], GuideFacts | None]:
-    """What sampler.json says, the data that it describes, what the network is told, and what guides it.
+    """What sampler.json says, the data that it describes, what the network is conditioned on, and what guides it.
 
     Raises:
         UserError: the file is missing, damaged or of another format, or no plan can be made of what it says.
@@ -56,12 +58,14 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], G
     try:
         _check(facts)
         guide = _guide(facts.get("guide"), facts.get("data", {}))
-        plan = plan_for(facts["process"], facts["sampling"], by_classifier=guide is not None and guide.classifies)
+        codec = _kind(facts)
+        by_classifier = guide is not None and guide.classifies
+        plan = plan_for(facts["process"], facts["sampling"], by_classifier=by_classifier, bounded=codec.bounded)
         columns = _columns(facts)
-        _check_told(columns, guide)
+        _check_condition(columns, guide)
         if plan.column("guidance").any() and guide is None and all(column.null is None for column in columns):
             raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
-        return facts, _kind(facts), columns, guide
+        return facts, codec, columns, guide
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -130,17 +134,17 @@ def _guide(described: Any, data: Mapping[str, Any]) -> GuideFacts | None:
     return GuideFacts(_GUIDES[kind], columns)
 
 
-def _check_told(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
+def _check_condition(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
     """
     Raises:
-        ValueError: the guide is told something else than the model.
+        ValueError: the guide is conditioned on something else than the model.
     """
     if guide is None:
         return
-    told = [each for each in columns if not guide.classifies or each.name in {own.name for own in guide.columns}]
-    if guide.classifies and not told:
+    shared = [each for each in columns if not guide.classifies or each.name in {own.name for own in guide.columns}]
+    if guide.classifies and not shared:
         return
-    model, other = ([(each.name, getattr(each, "classes", ())) for each in some] for some in (told, guide.columns))
+    model, other = ([(each.name, getattr(each, "classes", ())) for each in some] for some in (shared, guide.columns))
     if model != other:
         raise ValueError("`guide.condition`: expected the columns and classes of the model")
 
@@ -153,8 +157,8 @@ def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
     condition, data = facts.get("condition", {}), facts.get("data", {})
     if not isinstance(condition, dict):
         raise ValueError(f"`condition`: expected an object, found {condition!r:.50}")
-    told = {name: options for name, options in condition.items() if options is not None}
-    for name, options in told.items():
+    asked = {name: options for name, options in condition.items() if options is not None}
+    for name, options in asked.items():
         if name not in COLUMNS:
             raise ValueError(f"`condition`: no column {name!r:.50}; there are: {', '.join(COLUMNS)}")
         if not isinstance(options, dict):
@@ -162,9 +166,9 @@ def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:
         drop = options.get("drop", 0)
         if not (_is_number(drop) and 0 <= drop <= 1):
             raise ValueError(f"`condition.{name}.drop`: expected a number in 0..1, found {drop!r:.50}")
-    if "label" in told:
+    if "label" in asked:
         _check_classes(data.get("classes"), data.get("class_counts"))
-    return columns_of(told, data)
+    return columns_of(asked, data)
 
 
 def _check_classes(classes: Any, counts: Any) -> None:
@@ -188,4 +192,21 @@ def _kind(facts: Mapping[str, Any]) -> Codec:
     name, low, high = data.get("kind", "images"), data.get("low"), data.get("high")
     if name not in get_args(KindName):
         raise ValueError(f"`data.kind`: expected one of {', '.join(get_args(KindName))}, found {name!r:.50}")
-    return codec_for(name, shape, *(end if end is None else [float(number) for number in end] for end in (low, high)))
+    ends = (end if end is None else [float(number) for number in end] for end in (low, high))
+    codec = codec_for(name, shape, *ends)
+    return codec if data.get("latent") is None else _latent(data["latent"], codec)
+
+
+def _latent(described: Any, pixels: Codec) -> Latent:
+    """
+    Raises:
+        ValueError: of what is wrong with the description of the latents.
+    """
+    found: dict[str, Any] = described if isinstance(described, dict) else {}
+    shape, scale = found.get("shape"), found.get("scale")
+    sides = shape if isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) else []
+    if len(sides) != 3 or not isinstance(scale, float | int) or not 0 < scale < math.inf:
+        raise ValueError(f"`data.latent`: expected a shape of 3 numbers and a scale, found {described!r:.80}")
+    if not isinstance(pixels, PixelCodec):
+        raise ValueError(f"`data.latent`: expected images, found {pixels.name}")
+    return Latent(pixels, tuple(sides), float(scale))

@@ -1,4 +1,4 @@
-"""numpy's side of `conditioning.guidance`: a network of onnxruntime told its condition, and what guides it."""
+"""numpy's side of `conditioning.guidance`: a network of onnxruntime with its condition, and what guides it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Denoise = Callable[[Float32, NDArray[Any]], Float32]
 
 
 class Bound:
-    """A network told its condition."""
+    """A network with its condition."""
 
     def __init__(self, session: Any, given: Given) -> None:
         self._session, self._given = session, given
@@ -25,18 +25,18 @@ class Bound:
 
 
 class ClassifierFree(Bound):
-    """It moves away from the network told the null values; both halves are one batch."""
+    """It moves away from the network with the null values; both halves are one batch."""
 
     def __init__(self, session: Any, given: Given, null: Given) -> None:
         super().__init__(session, given)
         self._null = null
 
     def guided(self, x: Float32, t: NDArray[Any], weight: float) -> Float32:
-        """The output at guidance weight w: of the first C channels, told + w (told − untold)."""
+        """The output at guidance weight w: of the first C channels, conditional + w (conditional − unconditional)."""
         both = {name: np.concatenate([values, self._null[name]]) for name, values in self._given.items()}
         feed = {"x": np.concatenate([x, x]), "t": np.concatenate([t, t]), **both}
-        told, untold = np.split(self._session.run(None, feed)[0], 2)
-        return _away_from(told, untold, weight, x.shape[1])
+        conditional, unconditional = np.split(self._session.run(None, feed)[0], 2)
+        return _away_from(conditional, unconditional, weight, x.shape[1])
 
 
 class Autoguidance:

@@ -207,7 +207,7 @@ def likelihood_bounds(
     Args:
         groups: batches of data [n, C, ...] in [−1, 1], on the levels of the process if it has any; on the device and
             in the precision to work in.
-        given: of each group, for each of its batches, what the network is told as its third argument; nothing of an
+        given: of each group, for each of its batches, the network's third argument, its condition; nothing of an
             unconditional one.
         seed: of the noise; image i of a group is always noised the same way, whatever the batches and the other groups.
         clip: hold x̂_0 in [−1, 1], as the papers do.
@@ -221,14 +221,14 @@ def likelihood_bounds(
     steps = [t for stratum in parted for t in stratum.chosen]
     images = [0] * len(groups)
     sums = torch.zeros(len(groups), len(steps) + 1, dtype=torch.float64)
-    told = zip_longest(*given) if given else itertools.repeat([{}] * len(groups))
-    for parts, conditions in zip(zip_longest(*groups), told, strict=False):
+    conditions_of = zip_longest(*given) if given else itertools.repeat([{}] * len(groups))
+    for parts, conditions in zip(zip_longest(*groups), conditions_of, strict=False):
         present = {group: x0 for group, x0 in enumerate(parts) if x0 is not None}
         noises = [ImageNoise(seed, len(x0), tuple(x0.shape[1:]), first=images[group]) for group, x0 in present.items()]
         x0 = torch.cat(list(present.values()))
         condition = [each for each in conditions if each is not None]
         together = {name: torch.cat([each[name] for each in condition]) for name in condition[0]}
-        terms = _terms(_told(denoise, together), process, x0, noises, steps, on_evaluations, clip=clip)
+        terms = _terms(_conditioned(denoise, together), process, x0, noises, steps, on_evaluations, clip=clip)
         for (group, x0), own in zip(present.items(), terms.split([len(x0) for x0 in present.values()], 1), strict=True):
             sums[group] += own.double().sum(1).cpu()
             images[group] += len(x0)
@@ -240,7 +240,7 @@ def likelihood_bounds(
     ]
 
 
-def _told(denoise: Denoiser, condition: Mapping[str, Tensor]) -> Denoiser:
+def _conditioned(denoise: Denoiser, condition: Mapping[str, Tensor]) -> Denoiser:
     return (lambda x, t: denoise(x, t, condition)) if condition else denoise  # type: ignore[call-arg]
 
 

@@ -63,7 +63,7 @@ class Schedule:
 
     Attributes:
         betas: [T] float64 in (0, 1). The last may be 1, after which no signal is left: ᾱ_T = 0 (Lin et al. 2024).
-        timesteps: [T], what the network is told at each row: int64, after respacing the original t; or float64, of a
+        timesteps: [T], the network's input t at each row: int64, after respacing the original t; or float64, of a
             process in continuous time.
         coordinates: of the process.
     """

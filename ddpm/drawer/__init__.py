@@ -203,16 +203,17 @@ class Drawer(ABC):
                 guidance of a model that cannot be guided.
         """
         process, sampling = self.choices
-        plan = plan_for(process, sampling, by_classifier=self.by_classifier, **overrides)
+        plan = plan_for(process, sampling, by_classifier=self.by_classifier, bounded=self.codec.bounded, **overrides)
         if not self.guidable and plan.column("guidance").any():
-            raise ValueError(f"guidance_scale must be 1: the model {self._why_not_guidable()}")
+            raise ValueError(f"guidance_scale must be 1: the model {self.why_not_guidable()}")
         return plan
 
     def evaluations(self, plan: SamplingPlan) -> int:
         """Evaluations of networks that a datum takes by a plan of the model's."""
         return sum(each.evaluations for each in self.plans(plan).values())
 
-    def _why_not_guidable(self) -> str:
+    def why_not_guidable(self) -> str:
+        """Why a plan may have no guidance, to go on after "the model"."""
         kept = [f"condition.{c.key}.drop is 0" for c in self.columns if getattr(c, "droppable", None) is False]
         if kept:
             return f"was trained without dropping its condition ({', '.join(kept)})"
@@ -220,10 +221,11 @@ class Drawer(ABC):
 
     @property
     def askable(self) -> tuple[Column, ...]:
-        """The model's columns, and `image` and `mask` of any model of images: what is known of an image is put back at
-        each step, whether the model was trained for it or not.
+        """The model's columns, and `image` and `mask` of any model of pixels: what is known of an image is put back at
+        each step, whether the model was trained for it or not. A number of a latent is of many pixels.
         """
-        inpainting = mask_columns({}, {"shape": self.codec.shape}) if self.codec.pictures else ()
+        of_pixels = self.codec.pictures and self.codec.levels is not None
+        inpainting = mask_columns({}, {"shape": self.codec.shape}) if of_pixels else ()
         return united(inpainting, self.columns)
 
     def column(self, name: str) -> Column:

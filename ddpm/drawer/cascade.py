@@ -43,10 +43,9 @@ class Link(NamedTuple):
 
     @property
     def asked(self) -> tuple[Column, ...]:
-        """The columns that are the cascade's: neither fed nor fixed, nor asked for by the same key of `condition`."""
-        taken = {*self.fed, *self.fixed}
-        keys = {column.key for column in self.drawer.columns if column.name in taken}
-        return tuple(column for column in self.drawer.columns if column.key not in keys)
+        """The cascade's columns: neither fixed nor fed, nor of the same key of `condition` as one that is fed."""
+        fed = {column.key for column in self.drawer.columns if column.name in self.fed}
+        return tuple(each for each in self.drawer.columns if each.name not in self.fixed and each.key not in fed)
 
 
 class Cascade(Drawer):
@@ -136,6 +135,9 @@ class Cascade(Drawer):
     @property
     def guidable(self) -> bool:
         return self._leading.guidable
+
+    def why_not_guidable(self) -> str:
+        return self._leading.why_not_guidable()
 
     @property
     def by_classifier(self) -> bool:

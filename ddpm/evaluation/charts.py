@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 
-# Told apart on white and on black, and by most who see fewer colours; the marks help the others.
+# Distinct on white and on black, and for most who see fewer colours; the marks help the others.
 _COLOURS = ("#3b82c4", "#e07b00", "#2a9d63", "#d1495b", "#8e6cc0", "#8c7a5b")
 _MARKS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"))
 

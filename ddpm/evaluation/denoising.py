@@ -16,9 +16,9 @@ from PIL import Image
 from ddpm.data.store import PreparedData
 from ddpm.diffusion import sampling
 from ddpm.evaluation.distances import chosen
+from ddpm.evaluation.image_to_image import like_validation, low_column
 from ddpm.evaluation.pictures import WIDTH, as_gif, captioned, grid
 from ddpm.evaluation.plots import SHOWN, processes, side_by_side
-from ddpm.evaluation.told_pictures import like_validation, low_column
 from ddpm.model import Model
 
 STRIP_IMAGES, STRIP_MOMENTS = 8, 11

@@ -61,7 +61,7 @@ class ImageMeasure:
             cache: a directory for the features of the real images.
             show: the progress of long computations.
             asked: the class asked of each generated image, [evaluation.samples]; None: of an unconditional model.
-            captioned: the captions asked for; None: of a model that is told none.
+            captioned: the captions asked for; None: of a model that is not conditioned on captions.
 
         Raises:
             UserError: the extractor is not the protocol's or not the data's, or there are too few images.
@@ -134,7 +134,7 @@ class ImageMeasure:
           `class_accuracy_real` that of the validation images; of a conditional model, by an extractor fitted to the
           data's classes alone.
         - `fid_within_classes`: of a conditional model, see `frechet_distance_within`.
-        - `retrieval_1_pixels`, `retrieval_5_features` and so on: of a model that is told captions, see
+        - `retrieval_1_pixels`, `retrieval_5_features` and so on: of a model that is conditioned on captions, see
           `Retrieval.figures`; `held_out_retrieval_…`, of captions that training has not seen.
         """
         generated = self._features[: self._count]

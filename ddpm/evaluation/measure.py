@@ -25,11 +25,11 @@ from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.image_metrics import ImageMeasure
+from ddpm.evaluation.image_to_image import Enlargement, filling, fills_in, like_validation, low_column
 from ddpm.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.evaluation.requirements import NEIGHBOURHOOD, score_splits
 from ddpm.evaluation.retrieval import Captioned, evenly
-from ddpm.evaluation.told_pictures import Enlargement, filling, fills_in, like_validation, low_column
 from ddpm.evaluation.value_metrics import ValueMeasure
 from ddpm.figures.protocol import EvaluationProtocol
 from ddpm.layout import EXTRACTOR, FEATURES
@@ -58,7 +58,7 @@ class ModelFacts(NamedTuple):
     weights: str
     """Which of a training's weights it has."""
     columns: Sequence[Column] = ()
-    """What it is told."""
+    """What it is conditioned on."""
     guide: str | None = None
     """The model that guides it, if another does."""
     other_plans: Mapping[str, Mapping[str, Any]] = {}

@@ -118,11 +118,11 @@ def _over_steps(comparison: Comparison) -> dict[str, str] | None:
     name = FIGURES[comparison.key].named(comparison.conditions)
     title = f"{name} over the number of steps"
     said = [
-        f"{model.name} {', '.join(f'{number(value)} in {steps:g}' for steps, value in line)}"
+        f"{model.name} {', '.join(f'{number(value)} in {evaluations:g}' for evaluations, value in line)}"
         for model, line in zip(comparison.models, lines, strict=True)
     ]
-    ticks = sorted({int(steps) for line in lines for steps, _ in line})
-    drawing = curves(lines, x="steps (evaluations of the network an image)", y=name, ticks=ticks)
+    ticks = sorted({int(evaluations) for line in lines for evaluations, _ in line})
+    drawing = curves(lines, x="evaluations of networks an image", y=name, ticks=ticks)
     note = f"All measured alike: {_conditions(comparison)}{_guidance(comparison)}. Lower is better."
     return _chart(title, drawing, said, note)
 

@@ -20,7 +20,7 @@ from ddpm.evaluation.bootstrap import share_interval
 PLACES = (1, 5)  # R@1 and R@5
 SPACES = ("pixels", "features")
 
-_ROWS = 500  # of the distances to all real pictures at a time
+_ROWS = 500  # samples, and real pictures, between which there are distances at a time
 
 # The real pictures in order, [m, D] at a time; each call begins anew.
 Pictures = Callable[[], Iterable[Tensor]]
@@ -35,7 +35,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def ranks(samples: Tensor, pictures: Pictures, right: Tensor) -> Tensor:
     """The place, from 1, of the nearest right picture among all, by distance to the sample.
 
-    Of equally distant pictures the right one comes first.
+    Of equally distant pictures the right one comes first. The pictures are gone through twice, so that there are
+    distances to one part of them at a time.
 
     Args:
         samples: [N, D].
@@ -45,9 +46,20 @@ def ranks(samples: Tensor, pictures: Pictures, right: Tensor) -> Tensor:
     Returns:
         [N] int64, in 1..M.
     """
-    distances = torch.cat([squared_distances(samples, part) for part in pictures()], dim=1)
-    nearest = distances.masked_fill(~right, torch.inf).amin(1, keepdim=True)
-    return 1 + (distances < nearest).sum(1)
+    nearest = torch.full((len(samples), 1), torch.inf, dtype=torch.float64)
+    for distances, own in _parts(samples, pictures, right):
+        nearest = nearest.minimum(distances.masked_fill(~own, torch.inf).amin(1, keepdim=True))
+    # Distances that are computed twice may differ by rounding: no right picture is nearer than the nearest one.
+    nearer = [((distances < nearest) & ~own).sum(1) for distances, own in _parts(samples, pictures, right)]
+    return 1 + torch.stack(nearer).sum(0)
+
+
+def _parts(samples: Tensor, pictures: Pictures, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each part of the pictures the distances [N, m] and which of its pictures are right [N, m]."""
+    first = 0
+    for part in pictures():
+        yield squared_distances(samples, part), right[:, first : first + len(part)]
+        first += len(part)
 
 
 def chance(right: Tensor, pictures: int, place: int) -> Tensor:
@@ -86,9 +98,10 @@ class AskedPictures:
 
     def of(self, first: int, count: int) -> Tensor:
         """Which are right for the samples from `first` on, [count, M] bool."""
-        same = self._asked[first : first + count, None] == self._captions
-        found = torch.zeros(count, self._pictures, dtype=torch.int32)
-        return found.index_add(1, self._owners, same.int()) > 0
+        found = torch.zeros(count, self._pictures, dtype=torch.bool)
+        for row, number in enumerate(self._asked[first : first + count]):
+            found[row, self._owners[self._captions == number]] = True
+        return found
 
 
 class Retrieval:
@@ -101,7 +114,7 @@ class Retrieval:
             features: of them in the same order, [M, F].
         """
         self._asked, self._real = asked, real
-        self._spaces: tuple[Pictures, Pictures] = (self._pixels, lambda: [features])
+        self._spaces: tuple[Pictures, Pictures] = (self._pixels, lambda: features.split(_ROWS))
         self._pictures = len(features)
         self._ranks: list[Tensor] = []
         self._right: list[Tensor] = []
@@ -162,7 +175,7 @@ def retrieval(tokenizer: Tokenizer, asked: NDArray[np.int64], data: PreparedData
 
 
 class Captioned(NamedTuple):
-    """What a model that is told captions is asked for."""
+    """What a model that is conditioned on captions is asked for."""
 
     tokenizer: Tokenizer
     asked: NDArray[np.int64]

@@ -49,7 +49,7 @@ class Scores(Protocol):
         """That figure and those that are to be seen with it, by their keys in metrics.json.
 
         Args:
-            captioned: the captions asked for; None: of a model that is told none.
+            captioned: the captions asked for; None: of a model that is not conditioned on captions.
         """
         ...
 

@@ -53,7 +53,7 @@ def with_null(given: INT64, null: INT64, row: FLOAT) -> INT64:
 
 @script(default_opset=op)
 def twice(given: FLOAT, row: FLOAT) -> FLOAT:
-    """Values of any type, of a column without a null value: both halves are told the same."""
+    """Values of any type, of a column without a null value: both halves have the same."""
     weight = op.Gather(row, WEIGHT)
     if weight != 0.0:  # noqa: SIM108  # onnxscript has no conditional expressions
         given2 = op.Concat(given, given, axis=0)
@@ -67,8 +67,8 @@ def away_from_half(out2: FLOAT, row: FLOAT) -> FLOAT:
     """As `conditioning.guidance.away_from`."""
     weight = op.Gather(row, WEIGHT)
     if weight != 0.0:
-        told, untold = op.Split(out2, num_outputs=2, axis=0)
-        out = told + weight * (told - untold)
+        conditional, unconditional = op.Split(out2, num_outputs=2, axis=0)
+        out = conditional + weight * (conditional - unconditional)
     else:
         out = op.Identity(out2)
     return out
@@ -113,7 +113,7 @@ class Unguided:
 
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         """The network and what its inputs are made of."""
-        return _told(denoiser, DENOISER)
+        return _network_of(denoiser, DENOISER)
 
     def output(self, learned: bool) -> list[NodeProto]:
         """From `all.out` and `all.v` to `out` and `v`; without a learned variance `v` is there already."""
@@ -125,7 +125,7 @@ class Unguided:
 
 
 class ClassifierFree(Unguided):
-    """Both halves, told the columns and told their null values, are one batch."""
+    """Both halves, with the columns' values and with their null values, are one batch."""
 
     def network(self, denoiser: GraphProto, columns: Sequence[Column]) -> GraphProto:
         graph = GraphProto()
@@ -156,7 +156,7 @@ class Autoguidance(Unguided):
 
     def __init__(self, guide: ModelProto) -> None:
         super().__init__()
-        self._guide = _told(guide.graph, GUIDE)
+        self._guide = _network_of(guide.graph, GUIDE)
 
     def output(self, learned: bool) -> list[NodeProto]:
         guided = call(away_from, ["all.out", f"{GUIDE}out", "row"], ["out.guided"])
@@ -170,12 +170,12 @@ class ClassifierGradient(Unguided):
 
     def __init__(self, guide: ModelProto) -> None:
         super().__init__()
-        self._guide = _told(guide.graph, GUIDE)
+        self._guide = _network_of(guide.graph, GUIDE)
 
     def output(self, learned: bool) -> list[NodeProto]:
         variance = [make_node("Identity", ["all.v"], ["v"]) for name in _outputs(learned) if name == "v"]
-        told = ["all.out", "v", f"{GUIDE}gradient", f"{GUIDE}scale", "row"]
-        guided = call(along, told, ["out.guided", "shift.guided"])
+        inputs = ["all.out", "v", f"{GUIDE}gradient", f"{GUIDE}scale", "row"]
+        guided = call(along, inputs, ["out.guided", "shift.guided"])
         plain = call(not_along, ["all.out", "x"], ["out.plain", "shift.plain"])
         return [*variance, *_if_weight(self._guide, guided, plain, ["out", "shift"])]
 
@@ -191,7 +191,7 @@ def guidance_of(columns: Sequence[Column], guide: ModelProto | None) -> Unguided
     """The part of a model.
 
     Args:
-        columns: that the network is told.
+        columns: that the network is conditioned on.
         guide: what `export.files.export_guide` wrote; None: the model guides itself, if a column has a null value.
     """
     if guide is not None:
@@ -203,7 +203,7 @@ def _outputs(learned: bool) -> tuple[str, ...]:
     return ("out", "v") if learned else ("out",)
 
 
-def _told(graph: GraphProto, prefix: str) -> GraphProto:
+def _network_of(graph: GraphProto, prefix: str) -> GraphProto:
     """A network whose inputs are the body's values of the same names, and what it sees of x."""
     values = {"x": SEEN}
     inputs = [make_node("Identity", [values.get(each.name, each.name)], [prefix + each.name]) for each in graph.input]

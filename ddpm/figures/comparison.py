@@ -155,7 +155,7 @@ class Comparison:
     Attributes:
         models: in the order in which they are shown; ranked, if `ranked`.
         key: of the figure that was measured over the steps.
-        over_steps: (steps, value) of each model.
+        over_steps: (evaluations of networks for a datum, value) of each model by plans of several numbers of steps.
         conditions: what they were measured under, besides the number of steps.
         guidance: by the model's name, what guides it throughout; nothing of a model without guidance.
         over_guidance: by the figure's key, (guidance scale, value) of each model, each by its own plan otherwise;

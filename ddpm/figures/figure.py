@@ -109,6 +109,8 @@ FIGURES = {
     )
 }
 
+# Of a cascade, the part of `gflops_per_image` that its plan does not change: that of the links with plans of their own.
+OTHER_LINKS = "gflops_other_links"
 # The figures that models are ranked by, of images and of other data.
 _HEADLINES = ("fid", "wasserstein")
 

@@ -41,7 +41,7 @@ class EvaluationProtocol:
     nll_ode_steps: int = 64  # of the likelihood by the ODE
     labels: str | None = None  # that a conditional model is asked for: "frequencies", those of the training data
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
-    captions_sha256: str | None = None  # of the data's captions, which a model is asked for that is told them
+    captions_sha256: str | None = None  # of the data's captions, that a model is asked for which is conditioned on them
     held_out_samples: int | None = None  # drawn of captions that training has not seen
     lows: str | None = None  # of an upsampler: the split whose images it enlarges, and their size
     inpainted: int | None = None  # validation images of which a part is drawn again, of a model that was trained for it

@@ -1,4 +1,4 @@
-"""What a network is told beside x and t, and what all networks have in common."""
+"""What a network is conditioned on, and what all networks have in common."""
 
 from __future__ import annotations
 

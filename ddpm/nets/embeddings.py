@@ -1,4 +1,4 @@
-"""How a network is told the time."""
+"""Embeddings of the time."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ def formats(codec: Codec) -> tuple[Format, ...]:
 
 
 def encode(
-    data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, asked: ImageRequest, told: dict[str, Any]
+    data: NDArray[Any], form: Format, model: ServedModel, choice: Choice, asked: ImageRequest, values: dict[str, Any]
 ) -> bytes:
     """Data [N, *shape], drawn as asked, in a form; of images alone in PNG.
 
     Args:
-        told: what was asked of the model's columns.
+        values: what was asked of the model's columns.
     """
     if form == "png":
         columns = max(1, round(len(data) ** 0.5))
@@ -45,7 +45,7 @@ def encode(
             kind=codec.name,
             shape=list(codec.shape),
             seed=asked.seed,
-            labels=_labels(model, asked, told),
+            labels=_labels(model, asked, values),
             data=_entries(data, codec, credit(model.sampler.attribution)),
             **choice._asdict(),
         )
@@ -54,11 +54,11 @@ def encode(
     )
 
 
-def _labels(model: ServedModel, asked: ImageRequest, told: dict[str, Any]) -> list[str] | None:
+def _labels(model: ServedModel, asked: ImageRequest, values: dict[str, Any]) -> list[str] | None:
     """The class of each datum by name, of a conditional model."""
     if (classes := model.classes) is None:
         return None
-    return [classes[number] for number in model.sampler.given(asked.n, seed=asked.seed, **told)["label"]]
+    return [classes[number] for number in model.sampler.given(asked.n, seed=asked.seed, **values)["label"]]
 
 
 def _entries(data: NDArray[Any], codec: Codec, facts: Mapping[str, str]) -> list[Any]:

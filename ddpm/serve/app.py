@@ -161,11 +161,11 @@ class Service:
             self._refuse_costly(asked.n, least, str(least))  # before the plan, which takes time and memory
             plan = model.plan(choice)
             self._refuse_costly(asked.n, model.sampler.evaluations(plan), _evaluations(model, plan))
-            told = asked.given(model.sampler)
-            model.sampler.given(1, **told)
+            values = asked.given(model.sampler)
+            model.sampler.given(1, **values)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        return form, choice, plan, told
+        return form, choice, plan, values
 
     def _refuse_costly(self, n: int, evaluations: int, named: str) -> None:
         """
@@ -196,7 +196,7 @@ def _application(service: Service) -> FastAPI:
         lifespan=service.running,
         docs_url=None,  # FastAPI's page loads its scripts from elsewhere
         redoc_url=None,
-        # What the process does is told by /metrics and the log alone.
+        # What the process does is in /metrics and the log alone.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_exception_handler(HTTPException, _on_refusal)
@@ -232,16 +232,16 @@ def _application(service: Service) -> FastAPI:
     )
     async def images(asked: Annotated[ImageRequest, Body(openapi_examples=EXAMPLES)], request: Request) -> Response:
         model = service.model()
-        form, choice, plan, told = await asyncio.to_thread(service.accept, asked, model)
+        form, choice, plan, values = await asyncio.to_thread(service.accept, asked, model)
         request.state.notes.update(
             n=asked.n, steps=len(plan), sampler=choice.sampler, guidance_scale=choice.guidance_scale, model=model.name
         )
         try:
-            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n, asked=told)
+            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n, asked=values)
         except QueueFullError as full:
             raise HTTPException(429, "too many requests wait", headers={"Retry-After": str(full.retry_after)}) from None
         data = await _drawn(drawing, request, service.settings.timeout)
-        content = await asyncio.to_thread(encode, data, form, model, choice, asked, told)
+        content = await asyncio.to_thread(encode, data, form, model, choice, asked, values)
         return Response(content, media_type=MEDIA_TYPES[form], headers={"X-Model": quote(model.name, safe=":/@")})
 
     @app.get("/v1/model", summary="What is served", responses={503: {"model": Problem}})
@@ -332,7 +332,7 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_not_finite(request: Request, error: Exception) -> JSONResponse:
-    """The model's fault, which the client and the log are both told."""
+    """The model's fault, which goes to the client and to the log."""
     request.state.notes["reason"] = str(error)
     return _problem(request, 500, str(error))
 

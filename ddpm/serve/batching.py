@@ -109,7 +109,7 @@ class Batcher:
     ) -> None:
         """
         Args:
-            metrics: what is told of every batch.
+            metrics: that every batch is counted in.
             batch_size: images a batch at most, fewer where the model's memory says so; a larger job is drawn in turns
                 with the others.
             window: seconds, from a job's arrival, that a batch with room waits for company.

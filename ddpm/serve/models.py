@@ -206,7 +206,7 @@ class ModelKeeper:
         """
         Args:
             model: a deploy directory or an MLflow URI.
-            metrics: what is told of the loaded model.
+            metrics: that name the loaded model.
             threads, precision: as for `load_model`.
             poll: seconds between two looks at the alias; 0: none after the first.
             on_failure: called, in the keeper's thread, with what kept the first model from being loaded.

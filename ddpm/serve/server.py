@@ -60,7 +60,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but when told to stop it first refuses new requests, aloud, until the accepted ones are done."""
+    """uvicorn, but before it stops it refuses new requests, aloud, until the accepted ones are done."""
 
     def __init__(self, model: str, settings: Settings, announcement: str) -> None:
         """
@@ -72,7 +72,7 @@ class _Server(uvicorn.Server):
         self._refused = False
         self._service = Service(model, settings, on_failure=self._fail)
         self._grace = settings.grace
-        # When the grace is over; None: nobody has told us to stop.
+        # When the grace is over; None: it is not to stop.
         self._deadline: float | None = None
         super().__init__(
             uvicorn.Config(

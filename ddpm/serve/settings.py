@@ -40,6 +40,6 @@ class Settings:
     timeout: float = 60.0
     """Seconds from a request to its images."""
     grace: float = 30.0
-    """Seconds that accepted requests have once the service was told to stop."""
+    """Seconds that accepted requests have once the service is to stop."""
     poll: float = 10.0
     """Seconds between two looks at where a registry's alias points; 0: never."""

@@ -70,7 +70,8 @@ def compare(
     Args:
         models: models of params.yaml, model directories, deploy directories or MLflow URIs.
         out: a new directory, or that of an earlier comparison.
-        steps: evaluations of the network an image at which all are measured; None: those of `STEPS` that all have.
+        steps: of the plans by which all are measured, of a cascade its first link; None: those of `STEPS` that all
+            have.
         sampler: that they are measured by. Each model's pictures are drawn by its own plan too.
         samples: how many are measured at each number of steps; None: `evaluation.samples`.
         guidance_scales: at which the models that can be guided are measured too, each by its own plan otherwise; None:
@@ -330,17 +331,19 @@ def _over_steps(
     params: Params,
     data: PreparedData,
 ) -> tuple[list[Curve], list[list[NDArray[Any]]]]:
-    """Each model's figure by every plan, and of each plan the first data that each model has drawn."""
+    """Each model's figure by every plan, over the evaluations of networks that a datum takes: of a cascade those of all
+    links, with guidance both of a step. And of each plan the first data that each model has drawn.
+    """
     curves: list[Curve] = [[] for _ in opened]
     shown: list[list[NDArray[Any]]] = [[] for _ in plans]
-    work = count * len(opened) * sum(plan.steps for plan in plans)
-    with bar(work, "evaluations", "samples by fewer and more steps") as progress:
-        for plan, pictured in zip(plans, shown, strict=True):
-            for each, curve in zip(opened, curves, strict=True):
+    drawers = [[each.guided_by(plan) for each in opened] for plan in plans]
+    costs = [[drawer.evaluations(drawer.plan()) for drawer in by_plan] for by_plan in drawers]
+    with bar(count * sum(map(sum, costs)), "evaluations", "samples by fewer and more steps") as progress:
+        for by_plan, work, pictured in zip(drawers, costs, shown, strict=True):
+            for drawer, evaluations, curve in zip(by_plan, work, curves, strict=True):
                 first: list[NDArray[Any]] = []
-                drawn = _drawn(each.guided_by(plan), count, params, data)
-                value = measure.distance(_watched(drawn, first, measure.shown, progress, plan.steps), count)
-                curve.append((plan.steps, value))
+                drawn = _watched(_drawn(drawer, count, params, data), first, measure.shown, progress, evaluations)
+                curve.append((evaluations, measure.distance(drawn, count)))
                 pictured.append(np.concatenate(first))
     return curves, shown
 

@@ -10,6 +10,7 @@ import torch
 
 from ddpm.conditioning.pictures import LowNoiseColumn
 from ddpm.config.params import Params
+from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, CascadeFacts, LinkFacts, open_cascade
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory, read_json, sha256_of, write_json
@@ -57,6 +58,17 @@ def _sampled(params: Params, variant: str, root: Path) -> Model:
     except ValueError as error:
         raise UserError(f"models/{variant} cannot be sampled by models.{variant}.sampling: {error}") from None
     return model
+
+
+def open_trained(params: Params, name: str, device: torch.device | str = "cpu", *, root: Path = Path()) -> Drawer:
+    """The model or the cascade of models/NAME, with its plan of params.yaml.
+
+    Raises:
+        UserError: as `model.load`, `Model.sampled_by` and `open_composed`; or there is no such model.
+    """
+    if name in params.cascades:
+        return open_composed(params, name, device, root=root)
+    return load(root / MODELS / name, device).sampled_by(params.variant(name).sampling, root=root)
 
 
 def open_composed(params: Params, name: str, device: torch.device | str = "cpu", *, root: Path = Path()) -> Cascade:

@@ -18,7 +18,7 @@ from ddpm.files import read_json, write_json
 
 FILE = "decisive.json"  # beside the checkpoints
 # The key of `condition` that makes data decisive.
-_TOLD = {"labels": "label", "captions": "prompt", "tokenizer": "prompt"}
+_KEYS = {"labels": "label", "captions": "prompt", "tokenizer": "prompt"}
 
 
 def decisive_code() -> list[str]:
@@ -40,7 +40,7 @@ def decisions(
     return {
         "configuration": values | {"training.precision": precision, "seed": seed},
         "data": {
-            name: sha for name, sha in data.items() if name not in _TOLD or getattr(config.condition, _TOLD[name])
+            name: sha for name, sha in data.items() if name not in _KEYS or getattr(config.condition, _KEYS[name])
         },
         "machine": {"device": device.type},
         "packages": {"torch": torch.__version__, "numpy": np.__version__},  # numpy shuffles the data
@@ -54,7 +54,7 @@ def fingerprint(decided: dict[str, dict[str, Any]]) -> str:
 
 
 def remember(decided: dict[str, dict[str, Any]], directory: Path) -> None:
-    """Write down what decided the checkpoints in a directory, so that `difference` can be told later."""
+    """Write down what decided the checkpoints in a directory, for `difference`."""
     write_json(directory / FILE, decided)
 
 
@@ -66,8 +66,8 @@ def difference(decided: dict[str, dict[str, Any]], other: Path) -> str:
     """
     try:
         before = read_json(other / FILE)
-        told = [
-            _told(kind, name, here.get(name), there.get(name))
+        found = [
+            _in_words(kind, name, here.get(name), there.get(name))
             for kind, here in json.loads(json.dumps(decided)).items()
             for there in [before[kind]]
             for name in sorted(here.keys() | there.keys())
@@ -75,10 +75,10 @@ def difference(decided: dict[str, dict[str, Any]], other: Path) -> str:
         ]
     except (OSError, ValueError, KeyError, AttributeError):
         return "what decided it was not recorded"
-    return "; ".join(told[:3]) + (f" (and {len(told) - 3} more)" if len(told) > 3 else "")
+    return "; ".join(found[:3]) + (f" (and {len(found) - 3} more)" if len(found) > 3 else "")
 
 
-def _told(kind: str, name: str, now: Any, before: Any) -> str:
+def _in_words(kind: str, name: str, now: Any, before: Any) -> str:
     if kind in ("code", "data"):
         return f"the {name if kind == 'data' else f'code of {name}'} has changed"
     return f"{name} is {now}, and was {before}"

@@ -39,7 +39,7 @@ class Watch:
     ) -> None:
         """
         Args:
-            images: real ones, for samples of a network that is told what is derived from them.
+            images: real ones, for samples of a network that is conditioned on what is derived from them.
         """
         self._config, self._codec, self._device, self._seed = config, codec, device, seed
         self._images = images
@@ -60,7 +60,7 @@ class Watch:
         return (torch.special.ndtr((t - mean) / std) * QUARTILES).long().clamp(max=QUARTILES - 1)
 
     def average(self, ema: EMA) -> None:
-        """Take in the averages, of which the distance is told at the next point."""
+        """Take in the averages, whose distance is logged at the next point."""
         self._ema = ema
 
     def figures(self) -> dict[str, float]:
@@ -92,7 +92,11 @@ class Watch:
 
         config = self._config
         noise = ImageNoise(self._seed, COLUMNS**2, self._codec.network_shape)
-        plan = plan_for(config.process.model_dump(), _without_guide(config.sampling).model_dump())
+        plan = plan_for(
+            config.process.model_dump(),
+            _without_guide(config.sampling).model_dump(),
+            bounded=self._codec.bounded,
+        )
 
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)
@@ -103,7 +107,7 @@ class Watch:
         return grid(self._codec.decode(drawn.cpu().numpy()), COLUMNS, width=WIDTH)
 
     def _given(self, columns: Sequence[Column]) -> dict[str, Tensor]:
-        """What the samples are told: the same of each grid."""
+        """What the samples are conditioned on: the same of each grid."""
         count = COLUMNS**2
         given = tensors({column.name: column.draw(count, seed=self._seed) for column in stored(columns)}, self._device)
         if self._images is None or len(given) == len(columns):

@@ -74,8 +74,8 @@ def sample_to(
             _warn_of_cuts(column, overrides[column.name])
     with _progress(count, opened.codec, f"samples of {model}") as on_batch:
         images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
-    told = {_title(name): path.name for name, path in files.items()}
-    write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **told})
+    pictured = {_title(name): path.name for name, path in files.items()}
+    write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **pictured})
     return images
 
 
@@ -138,7 +138,7 @@ def origin_of(opened: Drawer, seed: int, overrides: dict[str, Any]) -> dict[str,
 
     process, sampling = opened.choices
     asked = {name: value for name, value in overrides.items() if value is not None}
-    told = {_title(name): _in_words(asked[name]) for name in NAMES if name in asked}
+    conditions = {_title(name): _in_words(asked[name]) for name in NAMES if name in asked}
     chosen = {name: value for name, value in asked.items() if name not in (*NAMES, *PICTURES)}
     found = origin(
         model=opened.variant,
@@ -149,7 +149,7 @@ def origin_of(opened: Drawer, seed: int, overrides: dict[str, Any]) -> dict[str,
         attribution=opened.attribution,
         other_plans=opened.other_plans,
     )
-    return {**found, **told}
+    return {**found, **conditions}
 
 
 def _title(name: str) -> str:

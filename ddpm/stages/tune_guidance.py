@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig, guided
 from ddpm.data.store import PreparedData
+from ddpm.drawer import Drawer
 from ddpm.errors import UserError
-from ddpm.evaluation.measure import Measurement, ModelFacts, asked_for, check_fit, measure
+from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, measure
 from ddpm.evaluation.scores import ImageScores, ValueScores, scores_of
 from ddpm.figures.figure import FIGURES, Reading
 from ddpm.figures.seeds import seeds_of
-from ddpm.layout import MODELS, PREPARED
-from ddpm.model import Model, load
+from ddpm.layout import PREPARED
+from ddpm.stages.compose import open_trained
 from ddpm.stages.progress import bar, counted, show
 
 Interval = tuple[float, float] | None  # None: the scale holds everywhere
@@ -34,6 +37,7 @@ class Tuned:
     """What a search found.
 
     Attributes:
+        planned: the model of params.yaml that has the plan: of a cascade its first link.
         best: the plan that scored best in the search.
         own: the model's plan in params.yaml.
         tried: how many plans were searched.
@@ -41,6 +45,7 @@ class Tuned:
         measured: of `best` and, if it is another plan, of `own`, on the fresh seed.
     """
 
+    planned: str
     best: SamplingConfig
     own: SamplingConfig
     tried: int
@@ -49,7 +54,7 @@ class Tuned:
     measured: tuple[Measurement, ...]
 
     def lines(self, variant: str) -> list[str]:
-        """As it is printed; the last two lines are for params.yaml."""
+        """As it is printed; the last two lines are for params.yaml, where `planned` has the plan."""
         key = next(key for key in ("fid", "wasserstein") if key in self.measured[0].metrics)
         name, samples = FIGURES[key].name, self.measured[0].protocol.samples
         said = [
@@ -57,7 +62,7 @@ class Tuned:
             f"of {samples} other samples, of seed {self.fresh_seed}",
             *(f"{_setting(plan)}: {_figures(found)}" for plan, found in zip(self._plans, self.measured, strict=True)),
             self._verdict(key),
-            f"under models.{variant}.sampling in params.yaml:",
+            f"under models.{self.planned}.sampling in params.yaml:",
         ]
         low_high = self.best.guidance_interval
         interval = "null" if low_high is None else f"[{low_high[0]:g}, {low_high[1]:g}]"
@@ -89,7 +94,8 @@ def tune_guidance(
     root: Path = Path(),
 ) -> Tuned:
     """Search the guidance of the model's plan in params.yaml by the figure that models are ranked by, then measure the
-    best setting and the current one on other samples.
+    best setting and the current one on other samples. Of a cascade it is the plan of the first link; the others keep
+    theirs.
 
     All settings draw the same noise and are asked for the same classes. The samples of the search, those of the
     figures, and those of `ddpm evaluate` are of three seeds: no figure is of samples that it was chosen by.
@@ -102,21 +108,17 @@ def tune_guidance(
     Raises:
         UserError: no such model, one that cannot be guided, or numbers that are no scale or no interval.
     """
-    own = params.variant(variant).sampling
+    planned = params.planned(variant)
+    own = params.variant(planned).sampling
     count = params.evaluation.samples if samples is None else samples
     options = params.evaluation.model_copy(update={"samples": count, "sampling": None})
     params = params.model_copy(update={"evaluation": options})
     device, data = pick_device(), PreparedData.open(root / PREPARED)
-    model = load(root / MODELS / variant, device).sampled_by(own, root=root)
+    model = open_trained(params, variant, device, root=root)
     if not model.guidable:
-        why = (
-            "was trained without dropping its label (condition.label.drop is 0)"
-            if model.columns
-            else "is unconditional: it has no condition.label, and its plan has no guide"
-        )
-        raise UserError(f"models/{variant} cannot be guided: it {why}")
+        raise UserError(f"models/{variant} cannot be guided: it {model.why_not_guidable()}")
     unguided = model.unguided_scale
-    check_fit(model.sampled_by(guided(own, unguided, "", None)), data, f"models/{variant}", "its plan")
+    check_fit(_planned(model, guided(own, unguided, "", None)), data, f"models/{variant}", "its plan")
     if scales is None:
         scales = CLASSIFIER_SCALES if model.by_classifier else SCALES
     plans = _plans(own, scales, intervals, unguided)
@@ -126,8 +128,10 @@ def tune_guidance(
     seeds = seeds_of(params.seed)
     best = _search(model, plans, scores, params, data, seeds.search)
     chosen = [best] if best == own else [best, own]
-    measured = tuple(_measured(model.sampled_by(plan), params, seeds.tuned, data, root, variant) for plan in chosen)
-    return Tuned(best, own, len(plans), seeds.search, seeds.tuned, measured)
+    measured = tuple(
+        _measured(_planned(model, plan), params, seeds.tuned, data, root, device, variant) for plan in chosen
+    )
+    return Tuned(planned, best, own, len(plans), seeds.search, seeds.tuned, measured)
 
 
 def _plans(
@@ -145,7 +149,7 @@ def _plans(
 
 
 def _search(
-    model: Model,
+    model: Drawer,
     plans: Sequence[SamplingConfig],
     scores: ImageScores | ValueScores,
     params: Params,
@@ -157,26 +161,23 @@ def _search(
     found = []
     with bar(count * len(plans), "samples", "search of the guidance") as progress:
         for plan in plans:
-            drawn = model.sampled_by(plan).batches(count, seed=seed, batch_size=params.evaluation.batch_size, **asked)
+            drawer = _planned(model, plan)
+            drawn = drawer.batches(count, seed=seed, batch_size=params.evaluation.batch_size, **asked)
             found.append(scores.distance(counted(drawn, progress), count))
     return plans[found.index(min(found))]
 
 
-def _measured(model: Model, params: Params, seed: int, data: PreparedData, root: Path, variant: str) -> Measurement:
+def _measured(
+    model: Drawer, params: Params, seed: int, data: PreparedData, root: Path, device: torch.device, variant: str
+) -> Measurement:
     """As an evaluation, with another seed."""
-    params, config = params.model_copy(update={"seed": seed}), model.card.config
-    return measure(
-        model,
-        params,
-        ModelFacts(
-            config.sampling, config.process.variance, model.card.training.weights, model.columns, model.guide_mark
-        ),
-        data=data,
-        root=root,
-        device=model.device,
-        name=f"models/{variant}",
-        show=show,
-    )
+    params, name = params.model_copy(update={"seed": seed}), f"models/{variant}"
+    return measure(model, params, facts_of(model), data=data, root=root, device=device, name=name, show=show)
+
+
+def _planned(model: Drawer, plan: SamplingConfig) -> Drawer:
+    """The same weights with another plan."""
+    return model.sampled_by(plan.model_dump())
 
 
 def _setting(plan: SamplingConfig) -> str:

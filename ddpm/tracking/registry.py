@@ -173,9 +173,9 @@ def _log_model(mlflow: Any, outputs: Outputs) -> str:
         ColSpec(AnyType(), "steps", required=False),
         ColSpec(AnyType(), "eta", required=False),
     ]
-    # Also of a model that cannot be told: MLflow leaves out other columns in silence, and the model itself refuses.
-    told = [*NAMES, *PICTURE_NAMES, "guidance_scale", "guidance_interval", "inpainting", "resamples", "jump"]
-    request += [ColSpec(AnyType(), name, required=False) for name in told]
+    # Also of an unconditional model: MLflow leaves out other columns in silence, and the model itself refuses.
+    inputs = [*NAMES, *PICTURE_NAMES, "guidance_scale", "guidance_interval", "inpainting", "resamples", "jump"]
+    request += [ColSpec(AnyType(), name, required=False) for name in inputs]
     dtype = np.uint8 if outputs.manifest.get("kind", "images") == "images" else np.float32
     images = TensorSpec(np.dtype(dtype), (-1, *outputs.manifest["shape"]))
     return mlflow.pyfunc.log_model(

@@ -49,7 +49,7 @@ _BATCH = 1000  # metrics a request, the most that MLflow takes
 
 _PAUSE = 5.0  # seconds before a server that did not answer is asked again
 
-# Seconds that the end of a training waits for its last points to be taken; one that was told to stop has ten in all.
+# Seconds that the end of a training waits for its last points to be taken; one that is to stop has ten in all.
 _PATIENCE, _STOPPED_PATIENCE = 20.0, 2.0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
+from ddpm.figures.figure import OTHER_LINKS
 from ddpm.tracking.faults import first_line, may_pass
 from ddpm.tracking.names import PROTOCOL, evaluation, evaluation_among
 from ddpm.tracking.registry import FINGERPRINT, Registration
@@ -20,6 +21,7 @@ from ddpm.tracking.runs import log_metrics, milliseconds
 from ddpm.tracking.store import load_mlflow, store_answers
 
 _MEASURED = "measured."
+_OF_A_STEP = ("sampler", "guide", "guidance_scale", "guidance_interval")  # of a protocol: what decides a step's cost
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def figures_of_run(mlflow: Any, run_id: str | None, name: str) -> Figures:
 def log_measurement(version: Registration, figures: Figures, root: Path = Path()) -> None:
     """Log a version's figures under another protocol than at its registration, as a run below its own.
 
-    What an image costs, which takes the trained network to count, is carried over in proportion to the steps.
+    What an image costs, which takes the trained network to count, is carried over where it follows from the steps.
     """
     mlflow = load_mlflow(root)
     client = mlflow.MlflowClient()
@@ -96,9 +98,16 @@ def log_measurement(version: Registration, figures: Figures, root: Path = Path()
 
 
 def _cost(recorded: Figures, protocol: Mapping[str, Any]) -> dict[str, float]:
-    """GFLOP an image under another protocol: a step costs what it did."""
+    """GFLOP an image under another protocol: a step costs what it did, and so do the links of a cascade that have plans
+    of their own. Nothing where that is not known, or where a step costs something else by its sampler or guidance.
+    """
     cost, steps = recorded.metrics.get("gflops_per_image"), recorded.protocol.get("steps")
-    return {} if cost is None or steps is None else {"gflops_per_image": cost * protocol["steps"] / steps}
+    others = recorded.metrics.get(OTHER_LINKS, None if "upsampler" in recorded.protocol else 0.0)
+    alike = all(recorded.protocol.get(name) == protocol.get(name) for name in _OF_A_STEP)
+    if cost is None or steps is None or others is None or not alike:
+        return {}
+    carried = {"gflops_per_image": others + (cost - others) * protocol["steps"] / steps}
+    return {**carried, OTHER_LINKS: others} if others else carried
 
 
 def _measured_under(protocol: str | None) -> str:

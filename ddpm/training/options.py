@@ -60,7 +60,7 @@ class TrainingOptions:
     """Times to go back to a checkpoint, and on with other noise, where the loss is NaN or infinite."""
 
 
-def _nothing(*told: object) -> None:
+def _nothing(*arguments: object) -> None:
     """A hook that does nothing."""
 
 

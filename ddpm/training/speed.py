@@ -94,7 +94,7 @@ def _graph(network: nn.Module, x: Tensor, precision: str) -> str | None:
     if x.device.type != "cuda":
         return "they need CUDA"
     if columns_in(network):
-        return "they record x and t alone, and this network is told a condition too"
+        return "they record x and t alone, and this network takes a condition too"
     if not trains_by_forward(network):
         return "they record `forward`, which the training of this network does not call"
     t = torch.zeros(len(x), dtype=torch.int64, device=x.device)

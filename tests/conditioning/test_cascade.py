@@ -32,6 +32,8 @@ from ddpm.files import read_json
 from ddpm.layout import CASCADE
 from ddpm.serve.batching import Job, Share, draw
 from ddpm.serve.models import load_model
+from ddpm.stages.compare import compare
+from ddpm.stages.tune_guidance import tune_guidance
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_an_image_of_a_seed_does_not_depend_on_the_batch(composed: Path, asked: 
 
 
 def test_the_base_draws_what_it_draws_alone_and_the_upsampler_makes_it_larger(composed: Path):
-    """By hand: the upsampler is told the base's images, the same labels, and the noise of its own seed."""
+    """By hand: the upsampler has the base's images, the same labels, and the noise of its own seed."""
     cascade, small, large = (ddpm.load(f"models/{name}") for name in ("glide", "small", "large"))
     asked = {"seed": 11, "label": [0, 7]}
     low = small.sample(5, **asked, steps=3)
@@ -75,7 +77,7 @@ def test_the_base_draws_what_it_draws_alone_and_the_upsampler_makes_it_larger(co
     assert np.abs(cascade.sample(5, **asked, steps=5) - expected).max() > 10, "the steps are the base's"
 
 
-def test_both_links_are_told_the_same_label_where_nobody_asks(composed: Path):
+def test_both_links_have_the_same_label_where_nobody_asks(composed: Path):
     cascade = ddpm.load("models/glide")
     labels = cascade.given(6, seed=2)["label"]
     named = cascade.sample(6, seed=2, label=labels).astype(int)
@@ -240,6 +242,23 @@ def test_it_is_measured_on_what_its_base_draws(composed: Path):
     assert {path.name for path in Path("reports/glide").glob("*.png")} == {"links.png", "neighbours.png", "samples.png"}
     costs = [gigaflops_per_image(ddpm.load(f"models/{name}")) for name in ("small", "large")]
     assert metrics["gflops_per_image"] == pytest.approx(sum(costs))
+    assert metrics["gflops_other_links"] == pytest.approx(costs[1])
+
+
+def test_a_comparison_counts_the_evaluations_of_all_links(composed: Path, tmp_path: Path):
+    found = compare(load_params(), ["glide"], tmp_path / "out", steps=[2, 5], samples=8)
+    assert [evaluations for evaluations, _ in found.over_steps[0]] == [2 + 4, 5 + 4]
+
+
+def test_the_guidance_of_its_first_link_is_searched(composed: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["tune-guidance", "glide", "--scales", "1,3", "--intervals", "0,1", "--samples", "8"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("glide: 2 settings searched by FID") for line in lines)
+    assert lines[-3] == "under models.small.sampling in params.yaml:"
+    tuned = tune_guidance(load_params(), "glide", scales=[3], intervals=[None], samples=8)
+    protocol = tuned.measured[0].protocol
+    assert (protocol.guidance_scale, protocol.upsampler["steps"], protocol.steps) == (3.0, 4, 5)
 
 
 def test_requests_that_share_a_batch_get_what_each_would_get_alone(exported: Path):
@@ -280,7 +299,7 @@ def test_a_deploy_directory_is_known_by_what_it_draws(exported: Path, tmp_path: 
 
 
 class Still(Drawer):
-    """A drawer of grey images, told what it is told."""
+    """A drawer of grey images, whatever its condition."""
 
     choices, guidable, plan_source = ({}, {}), False, "the test"
 

@@ -1,5 +1,4 @@
-"""A model that is told a label draws the same images whatever the batch, trained and exported, with and without
-guidance."""
+"""A conditional model draws the same images whatever the batch, trained and exported, with and without guidance."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def test_no_noise_is_the_low_image_itself_and_what_is_added_keeps_the_variance()
     awake(network, std=0.3)
     with torch.no_grad():
         two = network.low({"low": low[:2], "low_noise": torch.tensor([0.1, 0.4]), "low_gauss": gauss[:2]})
-    assert not torch.allclose(two.vector[0], two.vector[1]), "the network is told how much"
+    assert not torch.allclose(two.vector[0], two.vector[1]), "the network knows how much"
 
 
 def test_gradients_reach_every_weight():
@@ -236,7 +236,7 @@ def test_the_published_upsamplers_have_their_sizes():
 
 
 class Recording(ConditionalNetwork):
-    """It keeps what it is told."""
+    """It keeps its condition."""
 
     def forward(self, x, t, given=None):
         self.told = [*getattr(self, "told", []), {name: value.clone() for name, value in given.items()}]
@@ -244,7 +244,7 @@ class Recording(ConditionalNetwork):
 
 
 def recorded(**options) -> dict[str, torch.Tensor]:
-    """What a network with a noisy low image and a label is told in three steps of ten images."""
+    """What a network with a noisy low image and a label gets in three steps of ten images."""
     torch.manual_seed(0)
     condition = {**NOISY, "label": {"drop": 0.5}}
     columns = columns_of(condition, {**DATA, "classes": ("a", "b")})

@@ -13,7 +13,7 @@ from tiny import UNET
 
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.conditioning.guidance import ClassifierFree, guidable
-from ddpm.conditioning.network import ConditionalNetwork, bind, blank, columns_in, dropped, untold
+from ddpm.conditioning.network import ConditionalNetwork, bind, blank, columns_in, dropped, unconditional
 from ddpm.nets import build
 from ddpm.nets.condition import NOTHING, Condition, merged
 
@@ -136,7 +136,7 @@ def test_two_columns_are_dropped_by_one_number_or_each_by_its_own(numbers, first
 def test_a_column_without_a_null_value_stays_as_it_is_given():
     columns = [LabelColumn(NAMES), Other()]
     told = {"label": torch.tensor([2, 1]), "other": torch.ones(2, 2)}
-    without = untold(columns, told)
+    without = unconditional(columns, told)
     assert without["label"].tolist() == [2, 1]
     assert without["other"].tolist() == [[-7.0, -7.0]] * 2
     assert {name: value.dtype for name, value in blank(columns, 3).items()} == {"label": np.int64, "other": np.float32}
@@ -168,9 +168,9 @@ def test_guidance_moves_the_first_channels_away_from_the_null_class(learned: boo
         network = ConditionalNetwork(plain, network.columns)
     x, t, label = inputs(1, 2, 0)
     with torch.no_grad():
-        told, untold = network(x, t, label), network(x, t)
+        told, unconditional = network(x, t, label), network(x, t)
         for weight in (-1.0, 0.5, 2.0):
             guided = ClassifierFree(network, label).guided(x, t, weight)
-            torch.testing.assert_close(guided[:, :1], told[:, :1] + weight * (told - untold)[:, :1])
+            torch.testing.assert_close(guided[:, :1], told[:, :1] + weight * (told - unconditional)[:, :1])
             torch.testing.assert_close(guided[:, 1:], told[:, 1:])
     torch.testing.assert_close(ClassifierFree(network, label)(x, t), told)

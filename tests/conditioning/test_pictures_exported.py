@@ -1,4 +1,4 @@
-"""Models that are told pictures, exported: the columns have their own types and shapes in every executor."""
+"""Models that are conditioned on images, exported: the columns have their own types and shapes in every executor."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm.conditioning.columns import LabelColumn, PromptColumn, Values, blank, columns_of, untold
+from ddpm.conditioning.columns import LabelColumn, PromptColumn, Values, blank, columns_of, unconditional
 from ddpm.conditioning.tokenizers import Words, fit_tokenizer
 from ddpm.config.base import validate
 from ddpm.config.condition import ConditionConfig
@@ -63,7 +63,7 @@ def test_the_empty_prompt_is_the_null_condition():
     assert COLUMN.null == TOKENIZER.padding
     empty = COLUMN.read("", 2)
     np.testing.assert_array_equal(empty, blank([COLUMN], 2)["prompt"])
-    np.testing.assert_array_equal(empty, untold([COLUMN], {"prompt": COLUMN.read("red", 2)})["prompt"])
+    np.testing.assert_array_equal(empty, unconditional([COLUMN], {"prompt": COLUMN.read("red", 2)})["prompt"])
     assert PromptColumn(TOKENIZER, CAPTIONS).null is None
 
 

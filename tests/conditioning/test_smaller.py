@@ -20,7 +20,7 @@ from ddpm.files import read_json, write_json
 
 @pytest.fixture(scope="module")
 def trained_project(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with a model of digits in 4×4, told their classes."""
+    """The tiny project with a model of digits in 4×4, conditioned on their classes."""
     folder = tmp_path_factory.mktemp("smaller")
     return trained_with({"label": {"drop": 0.2}}, prepared_template, folder, {"side": 4})
 

@@ -182,7 +182,7 @@ def test_dynamic_thresholding_is_diffusers(quantile):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_ddim_inversion_is_diffusers(name, spacing):
-    """For ε; of x_0 and v the peer makes ε̂ at the noise that x' has, we at the one that the network is told."""
+    """For ε; of x_0 and v the peer makes ε̂ at the noise that x' has, we at the one that the network gets."""
     schedule = SCHEDULES[name]
     peer = with_our_tables(DDIMInverseScheduler(T, timestep_spacing=spacing, clip_sample=False), schedule)
     peer.set_timesteps(40)

@@ -201,7 +201,7 @@ def check_against_upstream(known: dict[str, Any], root: Path, prepared: Callable
 
 
 def check_a_conditional_model(root: Path) -> None:
-    """Two steps of training on prepared/, with a model that is told the labels and then asked for a class by name."""
+    """Two steps of training on prepared/, with a conditional model that is then asked for a class by name."""
     sections = {
         "network": {"width": 8, "multipliers": [1], "blocks": 1, "groups": 4, "attention_resolutions": []},
         "condition": {"label": {}},

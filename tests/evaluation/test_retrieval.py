@@ -78,8 +78,19 @@ def test_captions_that_a_model_cannot_tell_apart_are_the_same():
 def test_ranks_count_the_nearer_pictures():
     pictures = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     right = torch.tensor([[False, False, True, False], [True, False, False, True], [False, True, False, False]])
-    parts = lambda: pictures.split(3)  # noqa: E731
-    assert ranks(torch.tensor([[0.1], [6.0], [1.0]]), parts, right).tolist() == [3, 1, 1]
+    for size in (1, 2, 3, 4):  # one part after the other, or all together
+        found = ranks(torch.tensor([[0.1], [6.0], [1.0]]), lambda size=size: pictures.split(size), right)
+        assert found.tolist() == [3, 1, 1]
+
+
+def test_ranks_need_the_memory_of_a_part_of_the_pictures():
+    """100 of 5,000 pictures at a time: the distances to all of them would be 20 MB."""
+    pictures = torch.from_numpy(np.random.RandomState(0).random((5_000, 2)))
+    right = torch.eye(500, 5_000, dtype=torch.bool)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        found = ranks(pictures[:500], lambda: pictures.split(100), right)
+    assert found.tolist() == [1] * 500
+    assert max(event.cpu_memory_usage for event in profile.events()) < 2_000_000
 
 
 def test_distances_of_levels_are_exact():

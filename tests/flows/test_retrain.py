@@ -80,7 +80,7 @@ def test_from_nothing_to_a_champion(after_one_run, monkeypatch):
     [mlflow_run] = runs_of_mlflow(after_one_run)
     assert mlflow_run.info.status == "FINISHED"
     assert mlflow_run.data.metrics["eval/fid"] == 20.0
-    # The training was told the run that its model is registered with.
+    # The training knew the run that its model is registered with.
     assert (after_one_run / "seen").read_text() == version.run_id == mlflow_run.info.run_id
 
 

@@ -12,6 +12,6 @@ def ours(found: Published) -> torch.nn.Module:
 
 
 def answer(network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None):
-    """What a network of ours says, told the labels where there are some."""
+    """The output of a network of ours, with the labels where there are some."""
     with torch.no_grad():
         return bind(network, {} if label is None else {"label": label})(x, t)

@@ -24,7 +24,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An upsampler that is told a prompt too, with noise on its small image."""
+    """An upsampler that is conditioned on a prompt too, with noise on its small image."""
     import ddpm
     from ddpm.conditioning.tokenizers import Words
     from ddpm.model import DataFacts

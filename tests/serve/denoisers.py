@@ -24,7 +24,7 @@ def network(
     nan_below: int = 0,
 ) -> onnx.ModelProto:
     """A denoiser that answers x with `answer` · x, after `work` products of matrices, each some milliseconds; with NaN
-    at timesteps below `nan_below`. With `answers` it is told a label, and answers with `answers[label]` · x.
+    at timesteps below `nan_below`. With `answers` it takes a label, and answers with `answers[label]` · x.
     """
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])
     t = helper.make_tensor_value_info("t", TensorProto.INT64, [batch])
@@ -93,7 +93,7 @@ CLASSES = ["boot", "sneaker", "1"]
 
 
 def write_conditional(directory: Path, *, drop: float = 0.1, **options: Any) -> Path:
-    """As `write_deploy`, of a model that is told one of three classes, the last of which has a number for a name."""
+    """As `write_deploy`, of a model with three classes, the last of which has a number for a name."""
     return write_deploy(
         directory,
         data={"classes": CLASSES, "class_counts": [1, 6, 3]},

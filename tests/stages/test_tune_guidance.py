@@ -99,8 +99,11 @@ def test_the_current_setting_is_measured_once(models):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["plain"], "models/plain cannot be guided: it is unconditional"),
-        (["never"], "models/never cannot be guided: it was trained without dropping its label"),
+        (["plain"], "models/plain cannot be guided: it has no condition and no guide"),
+        (
+            ["never"],
+            "models/never cannot be guided: it was trained without dropping its condition (condition.label",
+        ),
         (["told", "--scales", "nan"], "`guidance_scale`: input should be a finite number, found nan"),
         (["told", "--intervals", "0.8,0.2"], "0 <= low <= high <= 1, found [0.8, 0.2]"),
         (["told", "--samples", "3"], "--samples must be at least 4, found 3"),

@@ -34,7 +34,7 @@ NULL, SIZE, STEPS = 3, 10, 12
 
 
 class Recording(ConditionalNetwork):
-    """It keeps the labels that it is told."""
+    """It keeps the labels that it gets."""
 
     def __init__(self, dropout: float) -> None:
         torch.manual_seed(0)

@@ -54,7 +54,7 @@ X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torc
 
 
 def test_a_network_that_is_told_more_begins_as_the_model_it_starts_from():
-    """To the last bit, whatever it is told; and the new weights learn from the first step on."""
+    """To the last bit, whatever its condition; and the new weights learn from the first step on."""
     base, wider = network({}), network({"mask": {}}, seed=1)
     copy(wider, base, "base")
     out = wider(X, T, given())
@@ -130,7 +130,7 @@ def test_another_architecture(options: dict):
 
 @pytest.fixture(scope="module")
 def bases(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with a trained model `tiny`, and `filler`, which is told a mask and starts from it."""
+    """The tiny project with a trained model `tiny`, and `filler`, which is conditioned on a mask and starts from it."""
     directory = tmp_path_factory.mktemp("start") / "project"
     shutil.copytree(prepared_template, directory)
     params = yaml.safe_load((directory / "params.yaml").read_text())
