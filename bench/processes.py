@@ -35,7 +35,6 @@ from ddpm.files import read_json, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED
 
 PROCESSES = {"ddpm": "VP, ε (DDPM)", "ncsn": "VE, score (NCSN)", "edm": "EDM", "flow": "rectified flow"}
-SPACING = {"ddpm": "trailing"}  # of the others the process's own
 SAMPLERS: dict[str, dict[str, Any]] = {
     "euler": {"sampler": "euler"},
     "euler_ancestral": {"sampler": "euler_ancestral"},
@@ -165,7 +164,7 @@ class _Study:
 
     def fid(self, name: str, sampler: str, steps: int) -> Estimate:
         """Of samples from the same noise."""
-        plan = {**_plan(sampler), "steps": steps, "spacing": SPACING.get(name, "native"), "clip": True}
+        plan = {**_plan(sampler), "steps": steps, "spacing": _spacing(name, sampler), "clip": True}
         images = self._cells.samples(self._models[name], self._scale.samples, self._params.seed, plan)
         features = self._features([images], len(images))
         figure = estimate(lambda kept: frechet_distance(features[kept], self._reference), len(images), GROUPS)
@@ -210,6 +209,12 @@ class _Study:
         return extract(self._extractor, batches, count).features
 
 
+def _spacing(name: str, sampler: str) -> str:
+    """DDPM's usual one, of the others the process's own. Heun's steps are straight in σ, and the first of a cosine
+    schedule is most of all σ there is: it needs a spacing by noise."""
+    return "native" if name != "ddpm" else "karras" if sampler == "heun" else "trailing"
+
+
 def _plan(sampler: str) -> dict[str, Any]:
     return LANGEVIN if sampler == "langevin" else SAMPLERS[sampler]
 
@@ -235,7 +240,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"of the pipeline's own extractor ({extractor['kind']}, SHA-256 {extractor['sha256'][:12]}…). The "
         f"{floor['images']} real validation images score {floor['value']:.2f}.\n"
         "- A step is an evaluation of the network: Heun takes two for each of its steps. x̂₀ is clipped. Spacing: "
-        "`trailing` of DDPM, of the others the process's own.\n"
+        "`trailing` of DDPM and `karras` of its Heun, of the others the process's own.\n"
         f"- ±: standard error by the jackknife over {protocol['groups']} groups of images.",
         "## FID by process, sampler and steps",
         table(["process", "sampler", *(f"{count} steps" for count in steps)], rows),
