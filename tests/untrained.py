@@ -12,14 +12,21 @@ from weights import awake
 from ddpm.config.model import VariantConfig
 from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_sampler
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
+from ddpm.nets import build
+from ddpm.nets.autoencoder import Frozen
 
 
 def untrained(name: str, directory: Path, facts: DataFacts, *, seed: int = 0, **sections: Any) -> Path:
     """A model directory with random weights."""
     config = VariantConfig.model_validate({**copy.deepcopy(TINY_PARAMS["models"]["tiny"]), **sections})
     network = awake(build_network(config, facts.codec, columns=columns_for(config, facts, name)), std=0.1, seed=seed)
+    autoencoder = None
+    if facts.latent is not None:
+        height, _, channels = facts.shape
+        halves = build(facts.latent.network.model_dump(), image_size=height, channels=channels)
+        autoencoder = Frozen(awake(halves, std=0.1, seed=seed + 1))
     card = ModelCard(variant=name, config=config, data=facts, training=TrainingFacts(fingerprint=name), parameters=1)
-    save(Model(network, card), directory / name)
+    save(Model(network, card, autoencoder=autoencoder), directory / name)
     return directory / name
 
 

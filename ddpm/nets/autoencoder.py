@@ -166,8 +166,8 @@ class Middle(nn.Module):
 
 def _level(c: int, c_level: int, blocks: int, resample: nn.Module | None, style: Style) -> Level:
     """Residual blocks from c to c_level channels, and the way to the next resolution."""
-    inputs = [c, *[c_level] * (blocks - 1)]
-    return Level([ResidualBlock(each, c_level, style) for each in inputs], [], resample)
+    residuals = [ResidualBlock(c_level if number else c, c_level, style) for number in range(blocks)]
+    return Level(residuals, [], resample)
 
 
 def _run(levels: nn.ModuleList, h: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from untrained import untrained
 
 import ddpm
 from ddpm.conditioning.tokenizers import Words, fit_tokenizer
+from ddpm.config.network import AutoencoderConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.deploy.runtime import CPU, Sampler, import_onnxruntime
@@ -34,6 +35,7 @@ from ddpm.export.files import export_sampler, write
 from ddpm.export.parity import measure_parity
 from ddpm.export.text_to_image import Link, export_text_to_image, link_of, links_of, quiet_plan, text_to_image
 from ddpm.files import sha256_of
+from ddpm.first_stage import LatentFacts
 from ddpm.layout import DEPLOY, MODELS
 from ddpm.model import DataFacts, Model, TextFacts, save
 from ddpm.stages.compose import compose
@@ -102,6 +104,21 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Case:
     directory = tmp_path_factory.mktemp("single")
     deploy = export("text", directory, FACTS, TOLD)
     return Case(opened(directory / MODELS / "text"), deploy, session(onnx.load(deploy / "text_to_image.onnx")))
+
+
+def test_a_model_of_latents_goes_from_words_to_pixels(tmp_path: Path):
+    network = AutoencoderConfig(kind="autoencoder", width=8, multipliers=(1, 2), blocks=1, latent_channels=2, groups=4)
+    latent = LatentFacts(variant="squeeze", fingerprint="f", sha256="s", network=network, shape=(2, 4, 4), scale=0.5)
+    told = {**TOLD, "network": {**SMALL, "attention_resolutions": [4]}}
+    deploy = export("latent", tmp_path, FACTS.model_copy(update={"latent": latent}), told)
+    assert json.loads((deploy / "parity.json").read_text())["files"]["text_to_image.onnx"]["passed"]
+    model = opened(tmp_path / MODELS / "latent")
+    noise = ImageNoise(3, 2, (2, 4, 4))
+    asked = ["red heart", "blue cat"]
+    (images,) = session(onnx.load(deploy / "text_to_image.onnx")).run(
+        ["images"], {"prompt": prompts(*asked), "x": noise.draw()}
+    )
+    np.testing.assert_allclose(images.astype(int), model.sample(2, seed=3, prompt=asked), atol=1)
 
 
 def prompts(*texts: str) -> np.ndarray:
