@@ -53,8 +53,8 @@ class CLIPTextConfig(BaseModel, frozen=True):
     """What decides the network in their config.json, with CLIPTextModel's defaults and as far as ours has a
     counterpart; other keys are passed over."""
 
-    vocab_size: Positive = 49408
-    hidden_size: Positive = 512
+    vocab_size: int = Field(49408, gt=0, le=1 << 24)
+    hidden_size: int = Field(512, gt=0, le=1 << 16)
     intermediate_size: Positive = 2048
     num_hidden_layers: Positive = 12
     num_attention_heads: Positive = 8

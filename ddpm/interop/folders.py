@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.errors import UserError
 from ddpm.files import read_json
-from ddpm.interop.published import in_short, must_be_a_file, read_saved, tensors_alone
+from ddpm.interop.saved import in_short, must_be_a_file, read_saved, tensors_alone
 
 MOST_BYTES = 1 << 26  # of a configuration or an index
 # The names of the files of weights, by their endings.

@@ -18,16 +18,8 @@ from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import UserError
-from ddpm.interop.published import (
-    Flags,
-    Published,
-    classes_of,
-    network_of,
-    process_of,
-    refuse_other_keys,
-    shaped_like,
-    tensors_alone,
-)
+from ddpm.interop.published import Flags, Published, classes_of, network_of, process_of, refuse_other_keys, shaped_like
+from ddpm.interop.saved import tensors_alone
 
 # Our names to theirs, each rule applied in turn.
 _RENAMED = [

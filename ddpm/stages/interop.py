@@ -22,18 +22,9 @@ from ddpm.files import atomic_directory, combined_sha256
 from ddpm.first_stage import PREFIX, LatentFacts
 from ddpm.interop import diffusers, ldm, lucidrains, openai, openai_classifier
 from ddpm.interop.diffusers import pipeline
-from ddpm.interop.published import (
-    Autoencoder,
-    Classes,
-    Flags,
-    Published,
-    in_short,
-    must_be_a_file,
-    read_saved,
-    shown,
-    tensors_alone,
-)
+from ddpm.interop.published import Autoencoder, Classes, Flags, Published
 from ddpm.interop.published import Text as PublishedText
+from ddpm.interop.saved import in_short, must_be_a_file, read_saved, shown, tensors_alone
 from ddpm.layout import MODELS, find_model
 from ddpm.model import (
     DataFacts,

@@ -96,6 +96,7 @@ def test_open_clips_names_are_read_without_the_last_block():
         ({"hidden_act": "relu"}, "`hidden_act`"),
         ({"num_hidden_layers": 3}, r"another network: missing encoder\.layers\.2\."),
         ({"num_hidden_layers": 10**6}, r"another network: \d+ tensors for 1000000 layers"),
+        ({"vocab_size": 1 << 40}, "`vocab_size`"),
         ({"vocab_size": 11}, r"another network: tokens\.weight is \[10, 12\], not \[11, 12\]"),
     ],
 )

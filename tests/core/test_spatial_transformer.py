@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from weights import awake
 
+from ddpm.config.base import validate
+from ddpm.config.network import NetworkConfig
+from ddpm.errors import UserError
 from ddpm.nets.blocks import Style, initialise_by_fans
 from ddpm.nets.condition import Condition, Ports, Shapes
 from ddpm.nets.spatial_transformer import CrossAttention, SpatialTransformer
@@ -159,6 +162,13 @@ def test_tokens_go_with_a_network_that_was_built_for_them():
         tiny()(x, t)
     with pytest.raises(ValueError, match="tokens: the network was built without this port"):
         tiny(context=0)(x, t, Condition(tokens=tokens()))
+
+
+@pytest.mark.parametrize("key", [{"transformer_depth": 2}, {"transformer_projection": "linear"}])
+def test_the_options_of_transformers_are_refused_without_them(key):
+    with pytest.raises(UserError, match=f"{next(iter(key))} is of attention: transformer, found attention: plain"):
+        validate(NetworkConfig, key, "test")
+    assert validate(NetworkConfig, key | {"attention": "transformer"}, "test")
 
 
 def test_keys_and_values_are_two_layers_to_the_initialisation_of_ho():

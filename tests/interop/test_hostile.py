@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from ddpm.errors import UserError
-from ddpm.interop.published import Flags, read_saved, shaped_like, tensors_alone
+from ddpm.interop.published import Flags, shaped_like
+from ddpm.interop.saved import read_saved, tensors_alone
 from ddpm.stages.interop import import_model
 
 SAID = Flags(image_size=8, num_heads=1, noise_schedule="cosine", diffusion_steps=1000)

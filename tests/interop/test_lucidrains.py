@@ -11,7 +11,8 @@ from weights import moved
 from ddpm.conditioning.guidance import ClassifierFree
 from ddpm.errors import UserError
 from ddpm.interop.lucidrains import convert
-from ddpm.interop.published import Flags, unwrapped
+from ddpm.interop.published import Flags
+from ddpm.interop.saved import unwrapped
 
 
 def flags_of(state):

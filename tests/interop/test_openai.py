@@ -10,7 +10,8 @@ from openai_networks import published, reference
 from ddpm.conditioning.guidance import ClassifierFree, guidable
 from ddpm.errors import UserError
 from ddpm.interop.openai import convert
-from ddpm.interop.published import Flags, read_saved, tensors_alone
+from ddpm.interop.published import Flags
+from ddpm.interop.saved import read_saved, tensors_alone
 
 FLAGS = {"image_size": 8, "noise_schedule": "cosine", "diffusion_steps": 1000}
 CASES = {

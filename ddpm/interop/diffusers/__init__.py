@@ -21,12 +21,7 @@ from ddpm.interop.diffusers.scheduler import SchedulerConfig, process_config, th
 from ddpm.interop.diffusers.unet import UNet2DConfig, network_config, their_config
 from ddpm.interop.diffusers.weights import ours_of, theirs_of
 from ddpm.interop.folders import DIFFUSERS, read_config, read_weights, weights_in
-from ddpm.interop.published import (
-    Flags,
-    Published,
-    classes_of,
-    network_of,
-)
+from ddpm.interop.published import Flags, Published, classes_of, network_of
 
 WEIGHTS, SCHEDULER = "diffusion_pytorch_model.safetensors", "scheduler_config.json"
 CLASSES = "class_embedding.weight"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm.config.base import Positive, validate
 from ddpm.config.network import AutoencoderConfig
 from ddpm.interop.diffusers.names import new_name
-from ddpm.interop.published import parts_of, refuse_other_keys, shaped_like
+from ddpm.interop.published import fused_names, parts_of, refuse_other_keys, shaped_like
 from ddpm.nets.autoencoder import AutoencoderKL
 from ddpm.nets.condition import Shapes
 
@@ -140,13 +140,7 @@ def their_autoencoder_weights(network: AutoencoderConfig, weights: Mapping[str, 
 
 def their_autoencoder_names(network: AutoencoderConfig, ours: Iterable[str]) -> dict[str, list[str]]:
     """Our names, each with theirs, whose tensors one after the other are ours."""
-    modules = dict(_module_names(network))
-    names = {}
-    for name in ours:
-        module, _, parameter = name.rpartition(".")
-        of_qkv = [module.removesuffix("qkv") + part for part in "qkv"] if module.endswith(".qkv") else [module]
-        names[name] = [f"{modules[each]}.{parameter}" for each in of_qkv]
-    return names
+    return fused_names(ours, dict(_module_names(network)))
 
 
 def _module_names(network: AutoencoderConfig) -> Iterator[tuple[str, str]]:

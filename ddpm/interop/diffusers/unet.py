@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -15,17 +15,40 @@ _ATTENDING = {False: ("DownBlock2D", "UpBlock2D"), True: ("AttnDownBlock2D", "At
 _RESNET_BLOCKS = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
 
 
-class UNet2DConfig(BaseModel, frozen=True):
+class Levels(BaseModel, frozen=True):
+    """What the configurations of their U-Nets have in common."""
+
+    class_name: str = Field(alias="_class_name")
+    sample_size: Positive | None = None
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    block_out_channels: tuple[Positive, ...]
+
+    @field_validator("sample_size", mode="before")
+    @classmethod
+    def _a_square_has_one_side(cls, value: Any) -> Any:
+        sides = value if isinstance(value, list | tuple) else ()
+        return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
+
+    @model_validator(mode="after")
+    def _levels_are_told_alike(self) -> Self:
+        widths = self.block_out_channels
+        alike = len(self.down_block_types) == len(self.up_block_types) == len(widths) > 0
+        if not alike or any(c % widths[0] for c in widths):
+            raise ValueError(
+                f"down_block_types, up_block_types and block_out_channels {list(widths)} must be as many, and the "
+                "channels multiples of the first"
+            )
+        return self
+
+
+class UNet2DConfig(Levels, frozen=True):
     """What decides the network in their config.json, with UNet2DModel's defaults and as far as ours has a counterpart;
     other keys are passed over."""
 
     class_name: Literal["UNet2DModel"] = Field(alias="_class_name")
-    sample_size: Positive | None = None
     in_channels: Literal[1, 3] = 3
     out_channels: Positive = 3
-    down_block_types: tuple[str, ...]
-    up_block_types: tuple[str, ...]
-    block_out_channels: tuple[Positive, ...]
     layers_per_block: Positive = 2
     mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
     mid_block_scale_factor: Annotated[float, Field(ge=1, le=1)] = 1
@@ -47,23 +70,6 @@ class UNet2DConfig(BaseModel, frozen=True):
     freq_shift: Literal[0, 1] = 0
     class_embed_type: None = None
     num_class_embeds: Positive | None = None
-
-    @field_validator("sample_size", mode="before")
-    @classmethod
-    def _a_square_has_one_side(cls, value: Any) -> Any:
-        sides = value if isinstance(value, list | tuple) else ()
-        return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
-
-    @model_validator(mode="after")
-    def _levels_are_told_alike(self) -> UNet2DConfig:
-        widths = self.block_out_channels
-        alike = len(self.down_block_types) == len(self.up_block_types) == len(widths) > 0
-        if not alike or any(c % widths[0] for c in widths):
-            raise ValueError(
-                f"down_block_types, up_block_types and block_out_channels {list(widths)} must be as many, and the "
-                "channels multiples of the first"
-            )
-        return self
 
     @model_validator(mode="after")
     def _ours_has_a_counterpart(self) -> UNet2DConfig:

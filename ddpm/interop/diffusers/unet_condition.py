@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field
 
 from ddpm.config.base import Fraction, Positive, validate
 from ddpm.config.network import NetworkConfig
 from ddpm.errors import UserError
+from ddpm.interop.diffusers.unet import Levels
 
 CLASS = "UNet2DConditionModel"
 _ATTENDING = {False: ("DownBlock2D", "UpBlock2D"), True: ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")}
 _ONE = Annotated[float, Field(ge=1, le=1)]
 
 
-class UNet2DConditionConfig(BaseModel, frozen=True):
+class UNet2DConditionConfig(Levels, frozen=True):
     """What decides the network in their config.json, with UNet2DConditionModel's defaults and as far as ours has a
     counterpart; other keys are passed over."""
 
     class_name: Literal["UNet2DConditionModel"] = Field(alias="_class_name")
-    sample_size: Positive | None = None
     in_channels: Positive = 4
     out_channels: Positive = 4
     center_input_sample: Literal[False] = False
@@ -64,23 +64,6 @@ class UNet2DConditionConfig(BaseModel, frozen=True):
     class_embeddings_concat: Literal[False] = False
     mid_block_only_cross_attention: Literal[False] | None = None
     cross_attention_norm: None = None
-
-    @field_validator("sample_size", mode="before")
-    @classmethod
-    def _a_square_has_one_side(cls, value: Any) -> Any:
-        sides = value if isinstance(value, list | tuple) else ()
-        return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
-
-    @model_validator(mode="after")
-    def _levels_are_told_alike(self) -> UNet2DConditionConfig:
-        widths = self.block_out_channels
-        alike = len(self.down_block_types) == len(self.up_block_types) == len(widths) > 0
-        if not alike or any(c % widths[0] for c in widths):
-            raise ValueError(
-                f"down_block_types, up_block_types and block_out_channels {list(widths)} must be as many, and the "
-                "channels multiples of the first"
-            )
-        return self
 
     @property
     def heads(self) -> tuple[int, ...]:
