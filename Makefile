@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
+.PHONY: help setup demo demo-text demo-latent serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ demo: setup  ## raw images to a registered, deployed model, on the data that par
 
 demo-text: setup  ## the same on emoji and their names, in .demo-text/; ends with a picture of prompts
 	@python -m flows.demo_text
+
+demo-latent: setup  ## the same in the latents of an autoencoder, in .demo-latent/
+	@python -m flows.demo_latent
 
 serve: setup  ## MLflow's and Prefect's pages and the weekly schedule, on this machine; Ctrl-C stops all of it
 	@python -m flows.serve

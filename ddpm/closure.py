@@ -43,19 +43,22 @@ _STAGES = {
     "prepare": ("stages/prepare.py", {"data"}),
     "fit-extractor": ("stages/extractor.py", {"extractor"}),
     "train": ("stages/train.py", {"network", "condition", "codec", "process", "objective", "training"}),
+    "train-autoencoder": ("stages/train_autoencoder.py", {"network", "objective", "training", "extractor"}),
+    "encode": ("stages/encode.py", set[str]()),
     "guide": ("stages/guide.py", {"evaluation", "sampling"}),
     "compose": ("stages/compose.py", {"cascade", "sampling"}),
     "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),
     "export": ("stages/export.py", {"export", "sampling"}),
 }
+_SAMPLING = (
+    *("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
+    *("drawer/__init__.py", "drawer/parts.py"),
+)
 # What a stage can reach but does not use.
 _UNUSED = {
     "fetch": ("data/captions.py", "data/images.py", "codecs/scale.py"),  # reading, for `prepare`
     # How a model is sampled, which is not trained.
-    "train": (
-        *("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
-        *("drawer/__init__.py", "drawer/parts.py"),
-    ),
+    **dict.fromkeys(("train", "train-autoencoder", "encode"), _SAMPLING),
 }
 
 

@@ -8,6 +8,7 @@ from ddpm.errors import UserError
 
 PREPARED = Path("prepared")
 EXTRACTOR = Path("extractor")
+LATENTS = Path("latents")
 MODELS = Path("models")
 REPORTS = Path("reports")
 DEPLOY = Path("deploy")

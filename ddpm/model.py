@@ -36,8 +36,10 @@ from ddpm.drawer import Drawer
 from ddpm.drawer.parts import Drawn, Float32, Part
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, sha256_of, write_json
+from ddpm.first_stage import PREFIX, LatentFacts, saved
 from ddpm.layout import find_model, made_by
 from ddpm.nets import build
+from ddpm.nets.autoencoder import Frozen
 
 MOST_TENSORS = 20_000  # of a network; those of the papers have hundreds
 # Where the plan of a model trained here comes from, if nothing else says: training does not depend on sampling.
@@ -69,9 +71,20 @@ class DataFacts(Section):
     class_counts: tuple[int, ...] | None = None  # of the training split, of each class
     attribution: Attribution | None = None  # the credit that goes with what the model draws
     text: TextFacts | None = None  # of a model that is conditioned on captions
+    latent: LatentFacts | None = None  # of a model that draws the latents of the data
 
     @property
     def codec(self) -> Codec:
+        """Of a model of latents without the autoencoder, which `Model.codec` has.
+
+        Raises:
+            ValueError: the numbers do not describe one.
+        """
+        return self.stored if self.latent is None else self.latent.codec(self.stored)
+
+    @property
+    def stored(self) -> Codec:
+        """The kind of the data themselves."""
         return codec_for(self.kind, self.shape, self.low, self.high)
 
 
@@ -153,6 +166,8 @@ class Model(Drawer):
     """The classifier or the weaker model that guides it; None: it guides itself, if it can."""
     directory: Path | None = None
     """That it was read from."""
+    autoencoder: Frozen | None = None
+    """Of a model of latents."""
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +185,10 @@ class Model(Drawer):
     @property
     def codec(self) -> Codec:
         """Between what is stored and what the network sees; it says what the model makes."""
-        return self.card.data.codec
+        facts = self.card.data
+        if facts.latent is None or self.autoencoder is None:
+            return facts.codec
+        return facts.latent.codec(facts.stored).opened(self.autoencoder)
 
     def sampled_by(
         self,
@@ -211,11 +229,8 @@ class Model(Drawer):
 
     def plan(self, **overrides: Any) -> SamplingPlan:
         config = self.card.config
-        if config.classifies:
-            raise ValueError(
-                f"{self.card.variant} is a classifier, which draws nothing; it guides other models: "
-                f"ddpm sample MODEL --guide models/{self.card.variant}"
-            )
+        if config.draws_nothing is not None:
+            raise ValueError(f"{self.card.variant} is {config.draws_nothing.format(self.card.variant)}")
         if config.sampling.guide is not None and self.guide is None:
             raise ValueError(f"the guide {config.sampling.guide} was not opened: use guided_by")
         return super().plan(**overrides)
@@ -321,6 +336,12 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
     if (data.kind, data.shape, data.low, data.high) != (other.kind, other.shape, other.low, other.high):
         shapes = [f"{each.kind} of {'×'.join(map(str, each.shape))}" for each in (other, data)]
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
+    if other.latent != data.latent:
+        found, expected = (
+            f"latents of {each.latent.variant} {each.latent.sha256[:12]}" if each.latent else "pixels"
+            for each in (other, data)
+        )
+        raise UserError(f"{whose}: it was trained on {found}, and the model on {expected}")
     process, others = model.card.config.process, guide.card.config.process
     ours, theirs = model.schedule, guide.schedule
     if ours.coordinates != theirs.coordinates or not np.array_equal(ours.alphas_cumprod, theirs.alphas_cumprod):
@@ -500,7 +521,8 @@ def save(model: Model, directory: Path | str) -> None:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    tensors = model.network.state_dict() | (saved(model.autoencoder.network) if model.autoencoder else {})
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     refuse_not_finite_weights(weights, model.card.variant)
     try:
         save_file(weights, directory / "model.safetensors")
@@ -544,11 +566,14 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
     except SafetensorError as error:
         raise UserError(f"{directory}: damaged: {error}") from None
     refuse_not_finite_weights(weights, str(where))
-    network = build_network(card.config, codec, str(described), columns)
+    network, latent = build_network(card.config, codec, str(described), columns), card.data.latent
+    frozen = {name: weights.pop(name) for name in list(weights) if latent and name.startswith(PREFIX)}
     network.load_state_dict(weights)
+    autoencoder = latent.open(card.data.stored, frozen, device) if latent else None
     own_plan = card.training.weights == "imported" if card.own_plan is None else card.own_plan
     source = "model.json" if own_plan else DEFAULT_PLAN
-    return Model(network.to(device).eval().requires_grad_(False), card, source, directory=directory)
+    network = network.to(device).eval().requires_grad_(False)
+    return Model(network, card, source, directory=directory, autoencoder=autoencoder)
 
 
 def refuse_not_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
@@ -589,11 +614,12 @@ def _expected_shapes(
         # A few more tensors than there are, so that a network that is merely another one is named by what it lacks.
         with torch.device("meta"), _at_most(1000 + 2 * len(found)):
             network = build_network(card.config, codec, str(where), card.columns)
+            frozen = card.data.latent.expected(card.data.stored) if card.data.latent else {}
     except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
         raise UserError(f"{where}: damaged: not a network that can be built ({type(error).__name__})") from None
     except _LargerError:
         raise UserError(f"{where}: describes a larger network than model.safetensors has weights for") from None
-    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()} | frozen
 
 
 class _LargerError(Exception):

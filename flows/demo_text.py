@@ -38,6 +38,8 @@ DEMO: dict[str, Any] = {
     "evaluation": {"samples": 1000},
     "variants": [],
     "guides": [],
+    "autoencoders": [],
+    "latents": {},
     "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},
 }
 
@@ -55,14 +57,15 @@ PROMPTS = (
 )
 
 
-def make_project(root: Path, demo: Mapping[str, Any] = DEMO) -> Path:
+def make_project(root: Path, demo: Mapping[str, Any] = DEMO, folder: Path = FOLDER) -> Path:
     """The demo's project in a repository, ready for the pipeline; what it has made before stays.
 
     Args:
         root: the repository.
         demo: sections of params.yaml that take the place of the repository's.
+        folder: of the project, in the repository.
     """
-    project = root / FOLDER
+    project = root / folder
     project.mkdir(exist_ok=True)
     for name in LINKED:
         link = project / name
@@ -100,12 +103,21 @@ def prompts_picture(
     return picture
 
 
-def main() -> int:
-    project = make_project(Path.cwd())
+def run(demo: Mapping[str, Any], folder: Path, model: str) -> int:
+    """The whole of a demo: its project, the pipeline, the picture.
+
+    Args:
+        demo, folder: as for `make_project`.
+        model: that draws the prompts: a model or a cascade.
+
+    Returns:
+        The exit code.
+    """
+    project = make_project(Path.cwd(), demo, folder)
     os.chdir(project)
     if code := retrain.main([]):
         return code
-    drawer = ddpm.load(f"models/{CASCADE}")
+    drawer = ddpm.load(f"models/{model}")
     with atomic_file(PICTURE) as temporary:
         save_png(prompts_picture(drawer), temporary, origin_of(drawer, 0, {}), optimize=True)
     print(
@@ -115,6 +127,10 @@ def main() -> int:
         "    ddpm serve models:/ddpm-emoji@champion"
     )
     return 0
+
+
+def main() -> int:
+    return run(DEMO, FOLDER, CASCADE)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ server that PREFECT_API_URL names; the deployment in prefect.yaml runs it every 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -47,10 +48,14 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         prepared = tasks.prepare.submit(wait_for=[fetched])
         extractor = tasks.fit_extractor.submit(wait_for=[prepared])
         guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
-        steps, promoted = [fetched, prepared, extractor, *guiding], {}
+        encoded = {name: _encoded(name, extractor) for name in params.autoencoders}
+        steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values())], {}
         for name in names:
             if name in params.cascades:
                 trained, kind = _cascade(name, extractor), "-cascade"
+            elif name in params.latents:
+                trained = [tasks.train_latent.submit(name, wait_for=encoded[params.latents[name]])]
+                kind = "-latent"
             else:
                 trained, kind = _model(name, params.guides, extractor, guiding), ""
             evaluated = tasks.evaluate.submit(name, f"evaluate{kind}", wait_for=trained)
@@ -72,6 +77,13 @@ def _model(
     return [trained, *(tasks.record_guide.submit(name, guide, wait_for=[trained, *guiding]) for guide in guides)]
 
 
+def _encoded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
+    """The training of an autoencoder, its figures, and the latents of the images."""
+    trained = tasks.train_autoencoder.submit(name, wait_for=[extractor])
+    evaluated = tasks.evaluate.submit(name, "evaluate-autoencoder", wait_for=[trained])
+    return [trained, evaluated, tasks.encode.submit(name, wait_for=[trained])]
+
+
 def _cascade(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
     """The trainings of a cascade's links, and their composition."""
     links = [tasks.train_link.submit(name, link, wait_for=[extractor]) for link in load_params().cascade(name).links]
@@ -85,20 +97,25 @@ def _names(variants: Sequence[str] | None) -> list[str]:
         params.check_built(name)
         if name not in params.built:
             raise UserError(
-                f"{name} is not among the `variants` of params.yaml, which are what dvc.yaml has stages for"
+                f"{name} is not among the `variants`, `latents` or `cascades` of params.yaml, which are what dvc.yaml "
+                "has stages for"
             )
     return names
 
 
 def _has_changed(params: Params, names: Sequence[str]) -> bool:
     """Whether DVC would run a stage that these models come of, or cannot tell."""
-    variants = [name for name in names if name not in params.cascades]
+    variants = [name for name in names if name in params.variants]
     cascades = [name for name in names if name in params.cascades]
+    latents = [name for name in names if name in params.latents]
     own = {f"{stage}@{name}" for stage in ("train", "evaluate", "export") for name in variants}
     own |= {f"train-guide@{guide}" for guide in params.guides}
     own |= {f"guide@{variant}-{guide}" for variant in variants for guide in params.guides}
     own |= {f"train-{link}@{name}" for name in cascades for link in params.cascades[name].links}
     own |= {f"{stage}@{name}" for stage in ("compose", "evaluate-cascade", "export-cascade") for name in cascades}
+    own |= {f"{stage}-latent@{name}" for stage in ("train", "evaluate", "export") for name in latents}
+    of_autoencoder = ("train-autoencoder", "evaluate-autoencoder", "encode")
+    own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
     try:
         return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
     except RuntimeError as error:  # such as somebody else's `dvc repro` under way

@@ -51,6 +51,21 @@ def record_guide(variant: str, guide: str) -> State | None:
     return _run(f"guide@{variant}-{guide}")
 
 
+@task(name="train-autoencoder", task_run_name="train autoencoder {autoencoder}", **OPTIONS)
+def train_autoencoder(autoencoder: str) -> State | None:
+    return _run(f"train-autoencoder@{autoencoder}", on_gpu=True)
+
+
+@task(task_run_name="encode by {autoencoder}", **OPTIONS)
+def encode(autoencoder: str) -> State | None:
+    return _run(f"encode@{autoencoder}", on_gpu=True)
+
+
+@task(name="train-latent", task_run_name="train {variant}", **OPTIONS)
+def train_latent(variant: str) -> State | None:
+    return _run(f"train-latent@{variant}", on_gpu=True)
+
+
 @task(name="train-link", task_run_name="train {link} of {cascade}", **OPTIONS)
 def train_link(cascade: str, link: str) -> State | None:
     return _run(f"train-{link}@{cascade}", on_gpu=True)

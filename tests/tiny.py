@@ -43,6 +43,8 @@ TINY_PARAMS = {
     "export": {"parity_samples": 2, "parity_steps": 5},
     "variants": ["tiny"],
     "guides": [],
+    "autoencoders": [],
+    "latents": {},
     "cascades": {},
     "models": {
         "tiny": {

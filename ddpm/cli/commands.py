@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ddpm.errors import UserError
-from ddpm.layout import COMPARISON_PAGE, REPORTS
+from ddpm.layout import COMPARISON_PAGE, LATENTS, REPORTS
 from ddpm.serve.arguments import chosen_settings
 
 if TYPE_CHECKING:
@@ -73,9 +73,23 @@ def run_train(arguments: Arguments) -> None:
 
         print("\n".join(dry_run(params, arguments.variant)))
         return
+    given = _given_params(arguments)
+    if given.variant(arguments.variant).reconstructs:
+        from ddpm.stages.train_autoencoder import train_autoencoder
+
+        train_autoencoder(given, arguments.variant)
+        return
     from ddpm.stages.train import train_variant
 
-    train_variant(_given_params(arguments), arguments.variant)
+    train_variant(given, arguments.variant)
+
+
+def run_encode(arguments: Arguments) -> None:
+    from ddpm.stages.encode import encode
+
+    written = encode(_params(), arguments.variant)
+    shape, std = "×".join(map(str, written.shape)), ", ".join(f"{each:.3g}" for each in written.std)
+    print(f"{LATENTS / arguments.variant}: {written.count} latents of {shape}; std of each channel {std}")
 
 
 def run_compose(arguments: Arguments) -> None:
@@ -230,14 +244,20 @@ def run_import(arguments: Arguments) -> None:
 
     flags = Flags(**{field.name: getattr(arguments, field.name) for field in fields(Flags)})
     classes = None if arguments.classes is None else class_names(arguments.classes)
-    print(import_model(arguments.source, arguments.out, flags, data_name=arguments.data_name, classes=classes))
+    named = {"data_name": arguments.data_name, "classes": classes}
+    if arguments.dry_run:
+        from ddpm.stages.import_dry_run import import_dry_run
+
+        print("\n".join(import_dry_run(arguments.source, arguments.out, flags, **named)))
+        return
+    print(import_model(arguments.source, arguments.out, flags, **named))
 
 
 def run_export_diffusers(arguments: Arguments) -> None:
     from ddpm.stages.interop import export_diffusers
 
-    export_diffusers(arguments.model, arguments.out)
-    print(f"{arguments.out}: for DDPMPipeline.from_pretrained")
+    name = export_diffusers(arguments.model, arguments.out)
+    print(f"{arguments.out}: for {name}.from_pretrained")
 
 
 def run_init(arguments: Arguments) -> None:

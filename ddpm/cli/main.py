@@ -39,6 +39,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
   ddpm fit-extractor      the feature network for FID and IS               → extractor/
   ddpm train V            continues by itself if it was interrupted        → models/V/
   ddpm record-guide V G   for DVC: the hash of a model that guides V       → models/V/guides/
+  ddpm encode A           the latents of the prepared images by A             → latents/A/
   ddpm compose NAME       the two models of a cascade as one               → models/NAME/
   ddpm evaluate V         metrics with their protocol, and pictures        → reports/V/
   ddpm export V           ONNX, checked against the trained model          → deploy/V/
@@ -178,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print parameters, operations, memory, and the time of training and evaluation, from a trial of "
         "seconds; write nothing",
     )
+    for_variant("encode", "make the latents of the prepared images by a trained autoencoder, for models of them")
     compose = command("compose", "put the two trained models of a cascade together, as a model that draws with both")
     compose.add_argument("cascade", metavar="NAME", help="a cascade named in params.yaml")
     record = for_variant("record-guide", "write down the hash of a model's guide, which DVC depends on")

@@ -66,11 +66,17 @@ class Codec(Protocol):
 
     @property
     def levels(self) -> int | None:
-        """How many values a number of a stored datum can take; None: it is continuous."""
+        """How many values a number of x can take, which is then one of a stored datum; None: it is continuous."""
+        ...
+
+    @property
+    def bounded(self) -> bool:
+        """Whether x lies in [−1, 1], so that a predicted x_0 can be clipped to that."""
         ...
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Stored data [N, *shape] → float32 [N, *network_shape] in about [−1, 1], where they are."""
+        """Stored data [N, *shape] → float32 [N, *network_shape], where they are: in about [−1, 1], or latents of about
+        unit variance."""
         ...
 
     def decode(self, x: NDArray[np.float32]) -> NDArray[Any]:
@@ -112,6 +118,7 @@ class PixelCodec:
     can_mirror: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
     levels: ClassVar[int] = 256
+    bounded: ClassVar[bool] = True
 
     @property
     def network_shape(self) -> tuple[int, ...]:
@@ -163,6 +170,7 @@ class ValueCodec:
     can_mirror: ClassVar[bool] = False
     pictures: ClassVar[bool] = False
     levels: ClassVar[None] = None
+    bounded: ClassVar[bool] = True
 
     @property
     def unit(self) -> str:

@@ -17,6 +17,12 @@ from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.config.training import TrainingConfig
 
+_ACCESSORIES = {
+    "classifier": "a classifier, which draws nothing; it guides other models: ddpm sample MODEL --guide models/{}",
+    "autoencoder": "an autoencoder, which draws nothing; models of its latents do: "
+    "codec: {{latent: {{autoencoder: models/{}}}}}",
+}
+
 
 class ModelConfig(Section):
     """What a model is made of: a composition of parts. How it was trained is None where nobody knows."""
@@ -33,6 +39,16 @@ class ModelConfig(Section):
     def classifies(self) -> bool:
         """Whether it is a classifier, which guides other models and draws nothing itself."""
         return self.network.kind == "classifier"
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it is an autoencoder, whose latents other models draw."""
+        return self.network.kind == "autoencoder"
+
+    @property
+    def draws_nothing(self) -> str | None:
+        """What it is, of a model that draws nothing, with {} for its name; None of one that draws."""
+        return _ACCESSORIES.get(self.network.kind)
 
     @model_validator(mode="after")
     def _steps_exist(self) -> Self:
@@ -72,6 +88,16 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_frozen_encoder_has_learned_something(self) -> Self:
+        prompt, training = self.condition.prompt, self.training
+        if prompt and prompt.frozen and training and not (prompt.weights or training.start_from):
+            raise ValueError(
+                "condition.prompt.frozen is true, but the text encoder has random weights: give "
+                "condition.prompt.weights, or training.start_from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_learned_variance_is_learned(self) -> Self:
         learned, loss = self.process.variance == "learned_range", self.objective and self.objective.loss
         if learned and loss in ("simple", "elbo"):
@@ -106,8 +132,41 @@ class ModelConfig(Section):
         if self.classifies and (label is None or label.drop or others):
             found = others[0] if others else "no label" if label is None else f"drop {label.drop:g}"
             raise ValueError(f"network.kind classifier needs condition: {{label: {{drop: 0}}}}, found {found}")
-        if self.classifies and self.training and self.training.sample_every:
-            raise ValueError("training.sample_every must be 0: network.kind classifier draws nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _an_autoencoder_reconstructs(self) -> Self:
+        loss = self.objective and self.objective.loss
+        if loss is not None and self.reconstructs != (loss == "reconstruction"):
+            raise ValueError(
+                "network.kind autoencoder and objective.loss reconstruction go together; "
+                f"found {self.network.kind} and {loss}"
+            )
+        told = [key for key, section in self.condition if section is not None]
+        if self.reconstructs and told:
+            raise ValueError(f"network.kind autoencoder is told nothing: found condition.{told[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_are_drawn(self) -> Self:
+        if self.codec.latent is None:
+            return self
+        if self.draws_nothing or self.network.kind == "vae":
+            raise ValueError(f"codec.latent is for models that denoise, found network.kind {self.network.kind}")
+        for key in ("low", "mask"):
+            if getattr(self.condition, key) is not None:
+                raise ValueError(f"condition.{key} is made of the pixels of x, which codec.latent has none of")
+        if self.training and self.training.horizontal_flip:
+            raise ValueError(
+                "training.horizontal_flip must be false with codec.latent: the images are encoded once, before "
+                "training, and the latents of a mirrored image are not the mirrored latents"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_are_drawn(self) -> Self:
+        if self.draws_nothing and self.training and self.training.sample_every:
+            raise ValueError(f"training.sample_every must be 0: network.kind {self.network.kind} draws nothing")
         return self
 
 

@@ -9,17 +9,40 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import Float, Section
+from ddpm.config.base import FilePath, Float, Int, Positive, Section
+
+
+class ReconstructionConfig(Section):
+    """The loss of an autoencoder: the mean absolute error and, with weights, what makes its images sharp and its
+    latents simple (Rombach et al. 2022, §3.1)."""
+
+    perceptual: Float = Field(
+        1.0, ge=0, description="weight of the distance in the features of the pipeline's extractor, or of LPIPS"
+    )
+    lpips: FilePath | None = Field(
+        None,
+        description='a file of lpips.LPIPS(net="vgg").state_dict(), for perceptual; null: the extractor\'s features. '
+        "DVC does not track it",
+    )
+    kl: Float = Field(1e-6, ge=0, description="weight of the KL to the standard normal, summed over a latent")
+    adversarial: Float = Field(
+        0.5, ge=0, description="weight of the adversarial loss, beside the one that equals both gradients; 0: none"
+    )
+    adversarial_from: Int = Field(50_000, ge=0, description="the step from which there is an adversarial loss")
+    discriminator_width: Positive = Field(64, description="channels of the discriminator's first layer")
+    discriminator_layers: Positive = Field(3, description="layers of the discriminator that halve the side")
 
 
 class ObjectiveConfig(Section):
     """What training minimises, and which timesteps it looks at."""
 
-    loss: Literal["simple", "vlb", "hybrid", "elbo", "cross_entropy"] = Field(
+    loss: Literal["simple", "vlb", "hybrid", "elbo", "cross_entropy", "reconstruction"] = Field(
         "simple",
         description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance;"
-        " elbo: the bound of network.kind vae; cross_entropy: of network.kind classifier",
+        " elbo: the bound of network.kind vae; cross_entropy: of network.kind classifier; reconstruction: of "
+        "network.kind autoencoder",
     )
+    reconstruction: ReconstructionConfig | None = Field(None, description="of loss: reconstruction, what it is made of")
     reconstruction_weight: Float = Field(
         1.0, gt=0, description="of the squared error beside the KL in elbo: 1/(2 variance) of a pixel given z"
     )
@@ -36,8 +59,16 @@ class ObjectiveConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _a_reconstruction_is_described(self) -> ObjectiveConfig:
+        if (self.loss == "reconstruction") != (self.reconstruction is not None):
+            raise ValueError(
+                "`loss: reconstruction` and the section `reconstruction` go together: give both or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weighting_has_an_error_to_weigh(self) -> ObjectiveConfig:
-        if self.loss in ("vlb", "elbo", "cross_entropy") and self.weighting != "none":
+        if self.loss in ("vlb", "elbo", "cross_entropy", "reconstruction") and self.weighting != "none":
             raise ValueError(
                 f"`weighting: {self.weighting}` is over the timesteps of a squared error, which `loss: {self.loss}` "
                 "has none of"

@@ -33,6 +33,10 @@ VARIANT_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 
 
+# Where a model that draws nothing is written, by its network's kind.
+_PLACES = {"classifier": "guides", "autoencoder": "autoencoders"}
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -44,6 +48,14 @@ class Params(Section):
     promotion: PromotionConfig = PromotionConfig()
     variants: tuple[str, ...] = Field(("ddpm",), description="the models the pipeline builds")
     guides: tuple[str, ...] = Field((), description="the models that guide them, which the pipeline trains first")
+    autoencoders: tuple[str, ...] = Field(
+        (), description="the autoencoders that the pipeline trains, and encodes the images with"
+    )
+    latents: dict[str, str] = Field(
+        {},
+        description="models of latents that the pipeline builds, each with its autoencoder, such as {small: squeeze}; "
+        "not also in `variants`",
+    )
     cascades: dict[VariantName, CascadeConfig] = Field(
         {}, description="pairs of models that the pipeline builds as one, such as {glide: {base: a, upsampler: b}}"
     )
@@ -56,10 +68,15 @@ class Params(Section):
         for name in self.variants:
             if name not in self.models:
                 raise ValueError(f"`variants` names {brief(name)}, but `models` has only: {listed(self.models)}")
-            if self.models[name].classifies:
+            if key := _PLACES.get(self.models[name].network.kind):
                 raise ValueError(
-                    f"`variants` names {brief(name)}, a classifier, which cannot be sampled or exported: write it in "
-                    f"`guides`, or train it with `ddpm train {name}`"
+                    f"`variants` names {brief(name)}, of network.kind {self.models[name].network.kind}, which cannot "
+                    f"be sampled or exported: write it in `{key}`, or train it with `ddpm train {name}`"
+                )
+            if self.models[name].codec.latent is not None:
+                raise ValueError(
+                    f"`variants` names {brief(name)}, which has codec.latent: write it in `latents`, so that its "
+                    "autoencoder is trained before it"
                 )
         return self
 
@@ -70,8 +87,9 @@ class Params(Section):
         for name in self.guides:
             if name not in self.models:
                 raise ValueError(f"`guides` names {brief(name)}, but `models` has only: {listed(self.models)}")
-            if name in self.variants:
-                raise ValueError(f"`guides` names {brief(name)}, which is among `variants` too: leave it out of one")
+            for key in ("variants", "autoencoders", "latents"):
+                if name in getattr(self, key):
+                    raise ValueError(f"`guides` names {brief(name)}, which is among `{key}` too: leave it out of one")
         pairs = Counter(f"{variant}-{guide}" for variant in self.variants for guide in self.guides)
         for pair, count in pairs.items():
             if count > 1:  # DVC would have one stage for both, in silence
@@ -92,6 +110,35 @@ class Params(Section):
                         f"models/NAME of a NAME in `guides`, found there: {listed(self.guides) or 'none'}"
                     )
                 self._check_process(variant, str(guide))
+        return self
+
+    @model_validator(mode="after")
+    def _latents_are_of_autoencoders(self) -> Params:
+        for name in self.autoencoders:
+            if name not in self.models:
+                raise ValueError(f"`autoencoders` names {brief(name)}, but `models` has only: {listed(self.models)}")
+            if not self.models[name].reconstructs:
+                kind = self.models[name].network.kind
+                raise ValueError(f"`autoencoders` names {brief(name)}, of network.kind {kind}; expected autoencoder")
+        if len(set(self.autoencoders)) < len(self.autoencoders):
+            raise ValueError(f"`autoencoders` names a model twice: {listed(self.autoencoders)}")
+        for name, autoencoder in self.latents.items():
+            if name not in self.models:
+                raise ValueError(f"`latents` names {brief(name)}, but `models` has only: {listed(self.models)}")
+            latent = self.models[name].codec.latent
+            if latent is None or latent.name != autoencoder:
+                found = "none" if latent is None else brief(latent.autoencoder)
+                raise ValueError(
+                    f"latents.{name} is {brief(autoencoder)}, but models.{name}.codec.latent.autoencoder is {found}; "
+                    f"expected models/{autoencoder}"
+                )
+            if autoencoder not in self.autoencoders:
+                raise ValueError(
+                    f"latents.{name} is {brief(autoencoder)}: write it in `autoencoders`, so that it is trained first"
+                )
+            for key, plan in self._plans_of(name).items():
+                if plan.guide is not None:
+                    raise ValueError(f"{key}.guide must be null: {name}, of `latents`, has no guide in the pipeline")
         return self
 
     def _check_process(self, variant: str, guide: str) -> None:
@@ -128,8 +175,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _something_is_built(self) -> Params:
-        if not self.variants and not self.cascades:
-            raise ValueError("`variants` is empty, and there are no `cascades`: expected a model to build")
+        if not self.variants and not self.cascades and not self.latents:
+            raise ValueError("`variants` is empty, and there are no `cascades` or `latents`: expected a model to build")
         for name in self.variants:
             if (side := self.models[name].codec.side) is not None:
                 raise ValueError(
@@ -140,7 +187,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _cascades_are_of_models(self) -> Params:
-        places = {name: key for key in ("guides", "variants") for name in getattr(self, key)}
+        places = {name: key for key in ("guides", "variants", "latents") for name in getattr(self, key)}
         for cascade, config in self.cascades.items():
             if cascade in self.models:
                 raise ValueError(f"{cascade} is the name of a cascade and of a model: rename one")
@@ -149,8 +196,11 @@ class Params(Section):
                     raise ValueError(
                         f"cascades.{cascade}.{link} is {brief(name)}, but `models` has only: {listed(self.models)}"
                     )
-                if self.models[name].classifies:
-                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}, a classifier, which draws nothing")
+                if self.models[name].draws_nothing:
+                    kind = self.models[name].network.kind
+                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}: network.kind {kind} draws nothing")
+                if self.models[name].codec.latent is not None:
+                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}, which has codec.latent")
                 if name in places:
                     raise ValueError(
                         f"cascades.{cascade}.{link} is {brief(name)}, which is in `{places[name]}` too: the pipeline "
@@ -173,12 +223,12 @@ class Params(Section):
     def trained(self) -> tuple[str, ...]:
         """All models that the pipeline trains."""
         links = [name for cascade in self.cascades.values() for name in cascade.links.values()]
-        return (*self.variants, *self.guides, *links)
+        return (*self.variants, *self.guides, *self.autoencoders, *self.latents, *links)
 
     @property
     def built(self) -> tuple[str, ...]:
         """What the pipeline measures, exports and registers: models and cascades."""
-        return (*self.variants, *self.cascades)
+        return (*self.variants, *self.latents, *self.cascades)
 
     @model_validator(mode="after")
     def _no_model_starts_from_itself(self) -> Params:

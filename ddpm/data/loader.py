@@ -42,6 +42,8 @@ class TrainingData:
     Attributes:
         images: as they are stored.
         encode: stored data [N, ...] → [N, C, ...] in about [−1, 1], where they are.
+        sample: of stored data that are distributions: what `encode` made of them, and what makes noise like a tensor
+            → x_0 [N, C, ...], another one at every step. None: `encode` made x_0.
         columns: what accompanies the data, by name.
         horizontal_flip: mirror each datum with probability 1/2.
     """
@@ -50,6 +52,7 @@ class TrainingData:
     encode: Callable[[Tensor], Tensor] = encode_pixels
     columns: Mapping[str, Values] = field(default_factory=dict)
     horizontal_flip: bool = False
+    sample: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
 
 
 class InMemoryImages:

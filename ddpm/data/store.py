@@ -5,6 +5,7 @@ Reading needs numpy and pydantic alone, and no more memory than the batches aske
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -225,6 +226,12 @@ class Split:
         """
         # The look-up has checked the bounds, so numpy need not, which would make it buffer `out`.
         return np.take(self._images, self.index[indices], axis=0, out=out, mode="clip")
+
+    def of(self, array: np.ndarray) -> Split:
+        """The same data, told by the rows of another array, such as their latents."""
+        other = copy.copy(self)
+        other._images = array
+        return other
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All images in order, uint8 [≤ size, H, W, C] at a time."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from ddpm.codecs.scale import Codec, KindName, codec_for
+from ddpm.codecs.latent import Latent
+from ddpm.codecs.scale import Codec, KindName, PixelCodec, codec_for
 from ddpm.conditioning.columns import COLUMNS, Column, columns_of
 from ddpm.diffusion.plans import plan_for
 from ddpm.errors import UserError
@@ -56,12 +58,14 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], G
     try:
         _check(facts)
         guide = _guide(facts.get("guide"), facts.get("data", {}))
-        plan = plan_for(facts["process"], facts["sampling"], by_classifier=guide is not None and guide.classifies)
+        codec = _kind(facts)
+        by_classifier = guide is not None and guide.classifies
+        plan = plan_for(facts["process"], facts["sampling"], by_classifier=by_classifier, bounded=codec.bounded)
         columns = _columns(facts)
         _check_condition(columns, guide)
         if plan.column("guidance").any() and guide is None and all(column.null is None for column in columns):
             raise ValueError("`sampling.guidance_scale` must be 1: the model cannot be guided")
-        return facts, _kind(facts), columns, guide
+        return facts, codec, columns, guide
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -188,4 +192,21 @@ def _kind(facts: Mapping[str, Any]) -> Codec:
     name, low, high = data.get("kind", "images"), data.get("low"), data.get("high")
     if name not in get_args(KindName):
         raise ValueError(f"`data.kind`: expected one of {', '.join(get_args(KindName))}, found {name!r:.50}")
-    return codec_for(name, shape, *(end if end is None else [float(number) for number in end] for end in (low, high)))
+    ends = (end if end is None else [float(number) for number in end] for end in (low, high))
+    codec = codec_for(name, shape, *ends)
+    return codec if data.get("latent") is None else _latent(data["latent"], codec)
+
+
+def _latent(described: Any, pixels: Codec) -> Latent:
+    """
+    Raises:
+        ValueError: of what is wrong with the description of the latents.
+    """
+    found: dict[str, Any] = described if isinstance(described, dict) else {}
+    shape, scale = found.get("shape"), found.get("scale")
+    sides = shape if isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) else []
+    if len(sides) != 3 or not isinstance(scale, float | int) or not 0 < scale < math.inf:
+        raise ValueError(f"`data.latent`: expected a shape of 3 numbers and a scale, found {described!r:.80}")
+    if not isinstance(pixels, PixelCodec):
+        raise ValueError(f"`data.latent`: expected images, found {pixels.name}")
+    return Latent(pixels, tuple(sides), float(scale))

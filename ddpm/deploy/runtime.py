@@ -1,8 +1,8 @@
 """The sampler that ships: numpy and onnxruntime, and the same plan tables that torch runs.
 
 A deploy directory holds `denoiser.onnx` (one evaluation of the network), `guide.onnx` if another model guides it,
-`sampler.onnx` (the networks and the loop around them), perhaps all of them in fp16 too, and `sampler.json` (the
-process, the default plan, the image's shape).
+`decoder.onnx` of a model of latents, `sampler.onnx` (the networks and the loop around them), perhaps all but the
+decoder in fp16 too, and `sampler.json` (the process, the default plan, the image's shape).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
 from ddpm.conditioning.pictures import known_part
@@ -70,7 +71,8 @@ class Sampler(Drawer):
         self.facts: dict[str, Any]
         self._own: tuple[Column, ...]
         self._guide: GuideFacts | None
-        self.facts, self._codec, self._own, self._guide = read_facts(self._directory / "sampler.json")
+        self.facts, codec, self._own, self._guide = read_facts(self._directory / "sampler.json")
+        self._codec: Codec = codec.opened(_Decoder(self)) if isinstance(codec, Latent) else codec
         self.shape: tuple[int, ...] = self._codec.shape
         self._largest_batch: int = max(1, memory // self.facts.get("activation_bytes", 1))
         self._providers = providers or available_providers()
@@ -93,8 +95,14 @@ class Sampler(Drawer):
     def _loop(self) -> Any:
         return self._open("sampler")
 
+    @cached_property
+    def decoder(self) -> Any:
+        """The session of the decoder of a model of latents: float32 in every precision."""
+        return self._open("decoder")
+
     def _file(self, name: str) -> Path:
-        return self._directory / (f"{name}.onnx" if self._precision == "fp32" else f"{name}.{self._precision}.onnx")
+        whole = self._precision == "fp32" or name == "decoder"
+        return self._directory / (f"{name}.onnx" if whole else f"{name}.{self._precision}.onnx")
 
     def _open(self, name: str) -> Any:
         """The session of one of the directory's files."""
@@ -235,7 +243,9 @@ class Sampler(Drawer):
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
         x = np.zeros((batch_size, *self.codec.network_shape), np.float32)
-        self.run(self.plan(steps=1), x, lambda: x)
+        x0 = self.run(self.plan(steps=1), x, lambda: x)
+        if isinstance(self._codec, Latent):
+            self._codec.to_pictures(x0)
 
     def _run_in_graph(self, plan: SamplingPlan, x: Float32, draw: Callable[[], Float32], given: Given) -> Float32:
         """`run` by sampler.onnx: x stays where onnxruntime computes, from the first row to the last."""
@@ -245,6 +255,8 @@ class Sampler(Drawer):
         noisy = plan.column("to_noise") != 0
         state = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), device)
         rows = _rows_at_once(plan, x.nbytes)
+        options = import_onnxruntime().RunOptions()
+        options.only_execute_path_to_fetches = True  # what makes pictures of x0 is not run here
         for first in range(0, len(plan), rows):
             part = slice(first, first + rows)
             adds_noise = noisy[part]
@@ -259,9 +271,25 @@ class Sampler(Drawer):
             for name, values in given.items():
                 binding.bind_cpu_input(name, values)
             binding.bind_output("x0", device)
-            self._loop.run_with_iobinding(binding)
+            self._loop.run_with_iobinding(binding, options)
             (state,) = binding.get_outputs()
         return state.numpy()
+
+
+class _Decoder:
+    """decoder.onnx as `codecs.latent.Latent` takes it."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def encode(self, x: Any) -> Any:
+        raise ValueError("an exported model has no encoder")
+
+    def decode(self, z: Float32) -> Float32:
+        """As many at once as the memory allows, of which a picture takes more than its latent."""
+        at_once, session = self._sampler.largest_batch, self._sampler.decoder
+        parts = [z[first : first + at_once] for first in range(0, len(z), at_once)]
+        return np.concatenate([session.run(None, {"z": part})[0] for part in parts])
 
 
 def open_exported(directory: Path | str, **options: Any) -> Sampler | Cascade:

@@ -329,7 +329,12 @@ def _plan(steps: Steps, prediction: str) -> SamplingPlan:
 
 
 def plan_for(
-    process: Mapping[str, Any], sampling: Mapping[str, Any], *, by_classifier: bool = False, **overrides: Any
+    process: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    *,
+    by_classifier: bool = False,
+    bounded: bool = True,
+    **overrides: Any,
 ) -> SamplingPlan:
     """The plan of a model's configuration, with the overrides that are not None in place of its own choices.
 
@@ -340,6 +345,7 @@ def plan_for(
             or another `kind` with its numbers.
         sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own.
         by_classifier: as for `sampling_plan`; what `sampling` calls the guide says whose, not how.
+        bounded: whether x_0 lies in [−1, 1]. If not, as of latents, nothing is clipped, whatever `sampling` has.
 
     Raises:
         ValueError: a name is unknown, a number out of its range, an override is of no use, or a learned variance is
@@ -348,10 +354,23 @@ def plan_for(
     asked = {key: value for key, value in overrides.items() if value is not None}
     given = {key: value for key, value in {**sampling, **asked}.items() if key != "guide"}
     _refuse_unused(asked, given, unguided_scale(by_classifier))
+    if not bounded:
+        _refuse_bounds(asked, given)
+        given["clip"] = False
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
     return sampling_plan(Schedule.of(process), prediction=process["prediction"], by_classifier=by_classifier, **chosen)
+
+
+def _refuse_bounds(asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: x_0 would be held in [−1, 1], as the latents of an autoencoder are not.
+    """
+    for name, found in (("clip", asked.get("clip")), ("dynamic_threshold", given.get("dynamic_threshold"))):
+        if found:
+            raise ValueError(f"{name} holds x0 in [-1, 1], which latents are not in; leave {name} out")
 
 
 def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any], unguided: float) -> None:

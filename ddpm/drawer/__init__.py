@@ -203,7 +203,7 @@ class Drawer(ABC):
                 guidance of a model that cannot be guided.
         """
         process, sampling = self.choices
-        plan = plan_for(process, sampling, by_classifier=self.by_classifier, **overrides)
+        plan = plan_for(process, sampling, by_classifier=self.by_classifier, bounded=self.codec.bounded, **overrides)
         if not self.guidable and plan.column("guidance").any():
             raise ValueError(f"guidance_scale must be 1: the model {self.why_not_guidable()}")
         return plan
@@ -221,10 +221,11 @@ class Drawer(ABC):
 
     @property
     def askable(self) -> tuple[Column, ...]:
-        """The model's columns, and `image` and `mask` of any model of images: what is known of an image is put back at
-        each step, whether the model was trained for it or not.
+        """The model's columns, and `image` and `mask` of any model of pixels: what is known of an image is put back at
+        each step, whether the model was trained for it or not. A number of a latent is of many pixels.
         """
-        inpainting = mask_columns({}, {"shape": self.codec.shape}) if self.codec.pictures else ()
+        of_pixels = self.codec.pictures and self.codec.levels is not None
+        inpainting = mask_columns({}, {"shape": self.codec.shape}) if of_pixels else ()
         return united(inpainting, self.columns)
 
     def column(self, name: str) -> Column:

@@ -69,8 +69,8 @@ class Enlargement:
         true = self._split.rows(rows)
         low = from_levels(torch.from_numpy(lows_of([self._column], self._codec, true)[self._column.name]))
         plain = to_levels(F.interpolate(low, self._column.size, mode="bilinear", align_corners=False)).numpy()
-        self._own.append(_psnr(drawn, true))
-        self._bilinear.append(_psnr(plain, true))
+        self._own.append(psnr(drawn, true))
+        self._bilinear.append(psnr(plain, true))
         self._count += len(drawn)
 
     def figures(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ class Enlargement:
         return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
 
 
-def _psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
+def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Of each image, in dB, [N]."""
     error = ((one.astype(np.float64) - other) ** 2).mean((1, 2, 3))
     return 10 * np.log10(255**2 / np.maximum(error, PERFECT))

@@ -24,11 +24,12 @@ from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.image_to_image import lows_of
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.model import Model
+from ddpm.nets.autoencoder import AutoencoderKL
 
 
 def gigaflops_per_image(model: Model, plan: SamplingPlan | None = None) -> float:
-    """10⁹ floating-point operations of an image under a plan: convolutions and matrix products, a multiplication and an
-    addition each, as torch counts them.
+    """10⁹ floating-point operations of an image under a plan, its decoder's among them: convolutions and matrix
+    products, a multiplication and an addition each, as torch counts them.
 
     Args:
         plan: of the model's; None: its own.
@@ -38,7 +39,19 @@ def gigaflops_per_image(model: Model, plan: SamplingPlan | None = None) -> float
     guiding = once if model.guide is None else _operations(model.guide.network, shape, gradient=model.by_classifier)
     # Rows that go back into the noise evaluate nothing.
     evaluations, guided = (np.count_nonzero(plan.column(name)) for name in ("x0_from_out", "guidance"))
-    return float(evaluations * once + guided * guiding) / 1e9
+    decoding = 0 if model.autoencoder is None else _operations(_Decoding(model.autoencoder.network), shape)
+    return float(evaluations * once + guided * guiding + decoding) / 1e9
+
+
+class _Decoding(nn.Module):
+    """An autoencoder's decoder, called as a network is."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.autoencoder.decode(z)
 
 
 def _operations(network: nn.Module, shape: tuple[int, ...], *, gradient: bool = False) -> int:
@@ -59,8 +72,9 @@ def split_bounds(
     """The bound of `nll_samples` images of each split, chosen at random, or of all if there are fewer, from
     `nll_timesteps` timesteps; the splits share each batch.
 
-    Empty where `nll_samples` is 0; of points and sequences, which are not on 256 levels; of a process in continuous
-    time, which has no steps; and of a process of one step, a VAE's, whose bound with z from the prior says nothing.
+    Empty where `nll_samples` is 0; of points, sequences and latents, which are not on 256 levels; of a process in
+    continuous time, which has no steps; and of a process of one step, a VAE's, whose bound with z from the prior says
+    nothing.
 
     Args:
         options: params.yaml's section `evaluation`.
@@ -69,7 +83,7 @@ def split_bounds(
     """
     process = model.process()
     evaluations = likelihood_evaluations(data, options, process.timesteps, process.coordinates.continuous)
-    if not evaluations:
+    if not evaluations or model.autoencoder is not None:
         return {}
     some = _Chosen(model, data, options, seed)
     with show(evaluations, "evaluations", f"likelihood of {model.card.variant}") as done:
@@ -88,13 +102,15 @@ def split_bounds(
 def split_ode_likelihoods(
     model: Model, data: PreparedData, options: EvaluationConfig, *, seed: int, show: Show = unseen
 ) -> dict[SplitName, OdeLikelihood]:
-    """The likelihood of the same data by the probability-flow ODE, where `nll_ode` asks for it.
+    """The likelihood of the same data by the probability-flow ODE, where `nll_ode` asks for it; not of latents, whose
+    density is not that of the images.
 
     Args:
         options, seed, show: as for `split_bounds`.
     """
     process = model.process()
-    if not ode_evaluations(data, options, process.timesteps, process.coordinates.continuous):
+    evaluations = ode_evaluations(data, options, process.timesteps, process.coordinates.continuous)
+    if not evaluations or model.autoencoder is not None:
         return {}
     some = _Chosen(model, data, options, seed)
     steps = min(options.nll_ode_steps, process.timesteps - 1)

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, TensorProto
 from torch import Tensor
 
 from ddpm.conditioning.columns import blank
@@ -26,8 +27,9 @@ from ddpm.errors import UserError
 from ddpm.export.gradient import add_scale, log_p_gradient
 from ddpm.export.half import in_half_precision
 from ddpm.export.loop import sampler_model
-from ddpm.files import sha256_of, write_json
+from ddpm.files import combined_sha256, write_json
 from ddpm.model import Model
+from ddpm.nets.autoencoder import AutoencoderKL
 
 # The newest whose operators onnxruntime 1.31 all has kernels for on the CPU: docs/onnx.md.
 OPSET = 20
@@ -78,6 +80,32 @@ def export_guide(model: Model, denoiser: Path, path: Path) -> None:
     write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
 
 
+def export_decoder(model: Model, denoiser: Path, path: Path) -> None:
+    """Write the decoder of a model of latents: z float32 [N, Z, h, w] → `decoded` [N, C, H, W] in about [−1, 1]. z is x
+    without the scale.
+
+    Args:
+        denoiser: as for `export_guide`.
+    """
+    assert model.autoencoder is not None
+    network = _Decoder(copy.deepcopy(model.autoencoder.network).to("cpu"))
+    example = (torch.zeros(2, *model.codec.network_shape),)
+    proto = _to_onnx(network, example, ["z"], "decoded", ({0: torch.export.Dim("N", min=1)},))
+    _set_metadata(proto, facts(model))
+    write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
+
+
+class _Decoder(torch.nn.Module):
+    """The decoder alone."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.autoencoder.decode(z)
+
+
 def _exported(model: Model) -> ModelProto:
     """The network as ONNX: (x, t, columns) → out; of a classifier its logits."""
     network = _Flat(copy.deepcopy(model.network).to("cpu").eval())
@@ -87,6 +115,17 @@ def _exported(model: Model) -> ModelProto:
     example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=time), *given)
     names = ["x", "t", *(column.name for column in columns)]
     batch = torch.export.Dim("N", min=1)
+    shapes = ({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else []))
+    return _to_onnx(network, example, names, "out", shapes)
+
+
+def _to_onnx(
+    network: torch.nn.Module, example: tuple[Tensor, ...], inputs: list[str], output: str, shapes: tuple[Any, ...]
+) -> ModelProto:
+    """
+    Args:
+        shapes: of each input, which of its axes is free.
+    """
     # The exporter reports its progress and torch's own deprecations; neither is the user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
@@ -96,9 +135,9 @@ def _exported(model: Model) -> ModelProto:
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=names,
-            output_names=["out"],
-            dynamic_shapes=({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else [])),
+            input_names=inputs,
+            output_names=[output],
+            dynamic_shapes=shapes,
             verbose=False,
         )
     assert program is not None
@@ -130,15 +169,18 @@ def export_half(network: Path, path: Path) -> None:
     write(in_half_precision(onnx.load(network)), path)
 
 
-def export_sampler(model: Model, denoiser: Path, path: Path, guide: Path | None = None) -> None:
-    """Write the loop around a denoiser, and around what guides it, as one file, see `export.loop`. Weights that these
-    have in a file beside them stay there and serve both.
+def export_sampler(
+    model: Model, denoiser: Path, path: Path, guide: Path | None = None, decoder: Path | None = None
+) -> None:
+    """Write the loop around a denoiser, and around what guides it, as one file, see `export.loop`; of a model of
+    latents it ends with the decoder. Weights that these have in a file beside them stay there and serve both.
 
     Its metadata holds what a caller must know, as JSON but for plain strings: `facts`, the model's choices `sampling`,
     the `columns` of a plan, and `plans`, a table and timesteps of each name; `default` is the model's own.
     """
-    networks = [None if file is None else onnx.load(file, load_external_data=False) for file in (denoiser, guide)]
-    loop = sampler_model(networks[0], model.codec, model.columns, networks[1])
+    files = (denoiser, guide, decoder)
+    networks = [None if file is None else onnx.load(file, load_external_data=False) for file in files]
+    loop = sampler_model(networks[0], model.codec, model.columns, *networks[1:])
     timesteps = len(model.schedule)
     named = {name: plan for name, plan in NAMED_PLANS.items() if plan["steps"] <= timesteps}
     plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}
@@ -178,19 +220,21 @@ def _guide_facts(guide: Model) -> dict[str, Any]:
 
 def describe_sampler(model: Model, directory: Path) -> None:
     """Write sampler.json: what the runtime needs beside the ONNX files."""
-    denoiser, guide = directory / "denoiser.onnx", directory / "guide.onnx"
-    guided = model.guide is not None
-    # Guidance without a guide evaluates a datum twice at once; with one, one network after the other.
-    memory = _activation_bytes(denoiser) * (2 if model.guidable and not guided else 1)
+    denoiser = directory / "denoiser.onnx"
+    # Beside the denoiser: networks that are evaluated after it, not with it.
+    others = {"guide": model.guide, "decoder": model.autoencoder}
+    beside = {name: directory / f"{name}.onnx" for name, network in others.items() if network is not None}
+    # Guidance without a guide evaluates a datum twice at once.
+    memory = _activation_bytes(denoiser) * (2 if model.guidable and model.guide is None else 1)
     write_json(
         directory / "sampler.json",
         {
             **facts(model),
             "data": model.card.data.model_dump(mode="json"),
             "sampling": model.card.config.sampling.model_dump(mode="json"),
-            "activation_bytes": max(memory, _activation_bytes(guide)) if guided else memory,
-            "denoiser_sha256": sha256_of(denoiser),
-            **({"guide_sha256": sha256_of(guide)} if guided else {}),
+            "activation_bytes": max([memory, *map(_activation_bytes, beside.values())]),
+            "denoiser_sha256": onnx_sha256(denoiser),
+            **{f"{name}_sha256": onnx_sha256(file) for name, file in beside.items()},
         },
     )
 
@@ -230,17 +274,38 @@ def _set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:
     onnx.helper.set_model_props(proto, texts)
 
 
-def write(proto: ModelProto, path: Path, *, most_weights: int = MOST_WEIGHTS) -> None:
+def write(proto: ModelProto, path: Path, *, most_weights: int | None = None) -> None:
     """Save, and hold against ONNX's own rules, shapes included.
 
     Args:
-        most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended.
+        most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended. None: `MOST_WEIGHTS`.
     """
-    if sum(tensor.ByteSize() for tensor in proto.graph.initializer) > most_weights:
+    most = MOST_WEIGHTS if most_weights is None else most_weights
+    if sum(tensor.ByteSize() for tensor in initializers(proto.graph)) > most:
         onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
     else:
         onnx.save_model(proto, path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def onnx_sha256(path: Path) -> str:
+    """The SHA-256 of an ONNX file; with weights in files beside it, that of all of them."""
+    beside = {
+        entry.value
+        for tensor in initializers(onnx.load(path, load_external_data=False).graph)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return combined_sha256([path, *(path.parent / name for name in sorted(beside))])
+
+
+def initializers(graph: GraphProto) -> Iterator[TensorProto]:
+    """Those of nested graphs too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from initializers(attribute.g)
 
 
 def _drop_provenance(proto: ModelProto) -> None:

@@ -9,8 +9,8 @@ in any number of steps. Its inputs and outputs:
 - `z`: float32 [S, N, C, ...] standard normal; [S, 0, C, ...] does for a plan of which no row adds noise.
 - one input for each column of a conditional model, such as `label` int64 [N] or `low` uint8 [N, h, w, C].
 - → `images`: uint8 [N, H, W, C]; or `points`, `sequences`: float32 [N, C, ...] in the data's own units.
-- → `x0`: float32 [N, C, ...], the same in about [−1, 1]; NaN where the network's output was NaN or infinite, which
-  `images` cannot show.
+- → `x0`: float32 [N, C, ...], the same in about [−1, 1], or of a model of latents what the decoder was given, times the
+  scale; NaN where the network's output was NaN or infinite, which `images` cannot show.
 
 The noise comes from outside because it belongs to the image: drawn as `diffusion.noise` draws it, these are the images
 of the other two executors. onnxruntime's RandomNormalLike takes its seed as an attribute, fixed at export, and a
@@ -29,6 +29,7 @@ from onnx.numpy_helper import from_array
 from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset20 as op
 
+from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
 from ddpm.conditioning.pictures import ImageColumn, MaskColumn
@@ -105,7 +106,11 @@ def to_values(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
 
 
 def sampler_model(
-    denoiser: ModelProto, codec: Codec, columns: Sequence[Column] = (), guide: ModelProto | None = None
+    denoiser: ModelProto,
+    codec: Codec,
+    columns: Sequence[Column] = (),
+    guide: ModelProto | None = None,
+    decoder: ModelProto | None = None,
 ) -> ModelProto:
     """The loop around a denoiser, (x [N, C, ...], t [N], columns) → out [N, C or 2C, ...]: this module's inputs and
     outputs.
@@ -116,8 +121,9 @@ def sampler_model(
     Args:
         columns: that the denoiser or the guide is conditioned on.
         guide: as for `export.guidance.guidance_of`.
+        decoder: of a model of latents, z [N, Z, h, w] → pictures [N, C, H, W].
     """
-    decode, known = _decoder(codec), _known_part(columns)
+    decode, known = _decoder(codec, decoder), _known_part(columns)
     decoded = _info(
         codec.name, ["N", *codec.shape], TensorProto.UINT8 if codec.dtype == np.uint8 else TensorProto.FLOAT
     )
@@ -212,8 +218,11 @@ def _fills_in(columns: Sequence[Column]) -> bool:
     return any(column.name == MaskColumn.name for column in columns)
 
 
-def _decoder(codec: Codec) -> GraphProto:
+def _decoder(codec: Codec, decoder: ModelProto | None = None) -> GraphProto:
     """From `x0` to data as they are stored."""
+    if isinstance(codec, Latent):
+        assert decoder is not None
+        return _through(codec, decoder.graph)
     if isinstance(codec, ValueCodec):
         graph = to_values.to_model_proto().graph
         centre, half = codec.scale()
@@ -222,6 +231,23 @@ def _decoder(codec: Codec) -> GraphProto:
         graph = to_pixels.to_model_proto().graph
     graph.node[-1].output[0] = codec.name
     return graph
+
+
+def _through(codec: Latent, decoder: GraphProto) -> GraphProto:
+    """As `_decoder`, of latents."""
+    decode, shown = add_prefix_graph(decoder, "decoder."), _decoder(codec.pixels)
+    unscale = make_node("Div", ["x0", "decoder.scale"], [decode.input[0].name])
+    join = make_node("Identity", [decode.output[0].name], ["decoder.x0"])
+    for node in shown.node:
+        node.input[:] = ["decoder.x0" if name == "x0" else name for name in node.input]
+    decode.initializer.append(from_array(np.float32(codec.scale), "decoder.scale"))
+    return make_graph(
+        [unscale, *decode.node, join, *shown.node],
+        "decoder",
+        inputs=[],
+        outputs=[],
+        initializer=[*decode.initializer, *shown.initializer],
+    )
 
 
 def _prefixed(graph: GraphProto, prefix: str) -> GraphProto:

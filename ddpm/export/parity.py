@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm.codecs.latent import Latent
 from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import Part, data_of
+from ddpm.export.files import onnx_sha256
 from ddpm.export.text_to_image import beside
-from ddpm.files import sha256_of
 from ddpm.model import Model
+from ddpm.nets.autoencoder import Frozen
 
 Draw = Callable[[], Float32]
 
@@ -60,6 +62,8 @@ def measure_parity(
             theirs = drawn(partial(exported.run, given=given))
             difference = float(max(np.abs(a - b).max() for a, b in zip(trained, theirs, strict=True)))
             files[exported.file.name] = verdict(exported.file, difference, tolerance)
+    if model.autoencoder is not None:
+        files["decoder.onnx"] = _decoder_verdict(model, directory, trained[0], tolerances["fp32"])
     return {
         "max_abs_difference": max(files[name]["max_abs_difference"] for name in ("denoiser.onnx", "sampler.onnx")),
         "tolerance": tolerances["fp32"],
@@ -69,6 +73,19 @@ def measure_parity(
         "steps": steps,
         "files": files,
     }
+
+
+def _decoder_verdict(model: Model, directory: Path, x: Float32, tolerance: float) -> dict[str, Any]:
+    """Of the pictures that both decoders make of the same latents.
+
+    Args:
+        x: that the trained model drew, [N, Z, h, w].
+    """
+    assert isinstance(model.codec, Latent)
+    exported = Sampler(directory, providers=[CPU]).codec
+    assert isinstance(exported, Latent)
+    ours, theirs = (codec.to_pictures(x) for codec in (model.codec, exported))
+    return verdict(directory / "decoder.onnx", float(np.abs(ours - theirs).max()), tolerance)
 
 
 def chain_parity(
@@ -125,7 +142,7 @@ def verdict(file: Path, difference: float, tolerance: float) -> dict[str, Any]:
         "max_abs_difference": difference,
         "tolerance": tolerance,
         "passed": difference <= tolerance,
-        "sha256": sha256_of(file),
+        "sha256": onnx_sha256(file),
     }
 
 
@@ -203,7 +220,9 @@ def raw_prompts(columns: Sequence[Column], count: int) -> list[str] | None:
 def on_cpu(model: Model) -> Model:
     """A copy, for evaluation."""
     guide = None if model.guide is None else on_cpu(model.guide)
-    return replace(model, network=copy.deepcopy(model.network).to("cpu").eval(), guide=guide)
+    autoencoder = model.autoencoder and Frozen(copy.deepcopy(model.autoencoder.network).to("cpu"))
+    network = copy.deepcopy(model.network).to("cpu").eval()
+    return replace(model, network=network, guide=guide, autoencoder=autoencoder)
 
 
 def plans_of(model: Model, steps: int) -> dict[str, SamplingPlan]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm.nets.blocks import AttentionBlock, Downsample, NoAttention, ResidualBlock, Style, Upsample
@@ -18,6 +20,7 @@ from ddpm.nets.unet import Level, check_groups, level_sides
 
 # Of log σ², as in the published code: beyond it exp overflows or σ² is 0.
 LOG_VARIANCE = (-30.0, 20.0)
+PIXELS_AT_ONCE = 2**20  # that are decoded together
 
 
 class AutoencoderKL(Network):
@@ -25,6 +28,7 @@ class AutoencoderKL(Network):
 
     Attributes:
         latent_shape: of the z of one image, (Z, h, w).
+        pixels: of one image.
         last_layer: the weights of the decoder's last convolution, where training weighs two losses' gradients.
     """
 
@@ -65,6 +69,8 @@ class AutoencoderKL(Network):
                 f"kind: autoencoder answers with the {shapes.channels} channels of the images, "
                 f"not with {shapes.out_channels}"
             )
+        if latent_channels * side**2 > shapes.channels * shapes.side**2:
+            raise ValueError(f"latent_channels is {latent_channels}: a latent would have more numbers than an image")
         style = Style(
             time_width=0,
             groups=groups,
@@ -73,6 +79,7 @@ class AutoencoderKL(Network):
             downsample_padding="asymmetric",
         )
         self.latent_shape = (latent_channels, side, side)
+        self.pixels = shapes.side**2
         self.encoder = LatentEncoder(shapes.channels, widths, blocks, 2 * latent_channels, middle_attention, style)
         self.decoder = LatentDecoder(latent_channels, widths, blocks, shapes.channels, middle_attention, style)
         self.to_moments = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
@@ -94,6 +101,10 @@ class AutoencoderKL(Network):
     def forward(self, x: Tensor, t: Tensor | None = None, c: Condition = NOTHING) -> Tensor:
         """The image of the mean of q(z | x): x [N, C, H, W] → [N, C, H, W]. An autoencoder has no timesteps."""
         return self.decode(self.encode(x)[0])
+
+    def training_pass(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the loss computes, for `ddpm.nets.training_pass`: both halves, each called by itself."""
+        return self(x, t)
 
 
 class LatentEncoder(nn.Module):
@@ -168,6 +179,25 @@ def _run(levels: nn.ModuleList, h: Tensor) -> Tensor:
     return h
 
 
-def sample_latent(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """z of q(z | x) by the reparametrisation of Kingma & Welling 2014 (§2.4); all three have z's shape."""
-    return mean + torch.exp(0.5 * log_variance) * noise
+class Frozen:
+    """A trained autoencoder as `codecs.latent.Latent` takes it."""
+
+    def __init__(self, network: AutoencoderKL) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move it to where it is to compute."""
+        self.network.to(device)
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures [N, C, H, W] in [−1, 1] → the means of their latents, [N, Z, h, w], where they are."""
+        return self.network.encode(x)[0]
+
+    @torch.inference_mode()
+    def decode(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latents [N, Z, h, w] → pictures [N, C, H, W], few of them at once, since each takes much memory."""
+        device = next(self.network.parameters()).device
+        at_once = max(1, PIXELS_AT_ONCE // self.network.pixels)
+        parts = torch.from_numpy(np.ascontiguousarray(z)).split(at_once)
+        return torch.cat([self.network.decode(part.to(device)).cpu() for part in parts]).numpy()

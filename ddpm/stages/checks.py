@@ -19,7 +19,7 @@ def check_all_plans(params: Params) -> None:
         UserError: a plan is not one of its model's.
     """
     for variant in params.trained:
-        if variant not in params.guides:
+        if variant not in params.guides and variant not in params.autoencoders:
             _check_plans(params, variant)
 
 
@@ -38,6 +38,8 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
     for variant in params.trained:
         config = params.variant(variant)
         where = f"models.{variant}"
+        if config.codec.latent is not None:
+            continue  # its shape is that of an autoencoder, which may have yet to be trained
         columns = columns_for(config, data_facts(data, config, where, root), where)
         without_memory(config, codec_of(config, data.codec, where), columns)
 
@@ -73,6 +75,7 @@ def _check_plans(params: Params, variant: str) -> None:
         if sampling.guide is None and sampling.guidance_scale != 1 and why:
             raise UserError(f"{key}.guidance_scale is {sampling.guidance_scale:g}, but models.{variant}.{why}")
         try:
-            plan_for(config.process.model_dump(), sampling.model_dump())
+            bounded = config.codec.latent is None
+            plan_for(config.process.model_dump(), sampling.model_dump(), bounded=bounded)
         except ValueError as error:
             raise UserError(f"{key} does not fit models.{variant}.process: {error}") from None

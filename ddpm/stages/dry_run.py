@@ -21,7 +21,7 @@ from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.conditioning.columns import Column
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params
-from ddpm.data.store import PreparedData
+from ddpm.data.store import PreparedData, Split
 from ddpm.diffusion.coordinates import Coordinates
 from ddpm.diffusion.langevin import enough_levels
 from ddpm.diffusion.plans import plan_for
@@ -31,6 +31,7 @@ from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.likelihood import likelihood_evaluations, ode_evaluations
 from ddpm.layout import PREPARED
 from ddpm.model import check_end, codec_of, columns_for
+from ddpm.stages.latents import first_stage
 from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory
 from ddpm.stages.train import data_facts
 from ddpm.training.configured import initial, make_fast, parameter_count, train_configured
@@ -55,14 +56,16 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     config, data, device = params.variant(variant), PreparedData.open(root / PREPARED), pick_device()
     check_end(config, f"models.{variant}.process")
     where = f"models.{variant}"
-    codec = codec_of(config, data.codec, where)
+    first = first_stage(config, data, where, device, root=root)
+    codec = codec_of(config, data.codec, where) if first is None else first.codec
+    split = (data if first is None else first.latents).split("train")
     columns = columns_for(config, data_facts(data, config, where, root), where)
     unreal, shape = without_memory(config, codec, columns), codec.network_shape
     flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
     tried = None
     if free is None or needed <= free:
         try:
-            tried = _tried(params, config, data, codec, variant, flops, columns, root)
+            tried = _tried(params, config, data, codec, split, variant, flops, columns, root)
         except Exception as error:
             if not ran_out(error):
                 raise
@@ -91,6 +94,7 @@ def _tried(
     config: VariantConfig,
     data: PreparedData,
     codec: Codec,
+    split: Split,
     variant: str,
     flops: int,
     columns: Sequence[Column],
@@ -99,6 +103,7 @@ def _tried(
     """The lines that a trial has to say.
 
     Args:
+        split: that is trained on.
         flops: of a datum's forward and backward pass.
         columns: that the network is conditioned on.
         root: the project's folder.
@@ -107,12 +112,12 @@ def _tried(
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
     options, shape, kind = config.training, codec.network_shape, codec.name
-    network, device, precision, _ = initial(params.seed, config, codec, columns, root=root)
+    network, device, precision, *_ = initial(params.seed, config, codec, columns, root=root)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
     at_once = _halved(asked, weights, activations / options.batch_size, device)
-    trial = _trial(network, params, config, data, codec, precision, at_once)
+    trial = _trial(network, params, config, split, codec, precision, at_once)
     speed = options.batch_size / trial.step
     memory = f"{mib(weights)} for weights, gradients, moments and averages; "
     memory += f"about {mib(activations)} for a batch of {options.batch_size}"
@@ -127,7 +132,7 @@ def _tried(
         f"{flops * speed / 1e9:,.0f} GFLOP/s",
         f"  memory         {memory}",
         f"  speed          {speed:,.1f} {kind}/s, {1000 * trial.step:,.1f} ms a step, of {trial.steps} steps",
-        f"  {options.steps:,} steps  {_duration(options.steps * trial.step)}",
+        f"  {options.steps:,} steps  {duration(options.steps * trial.step)}",
         f"  evaluation     {_evaluation(params, config, data, _forward(network, shape, trial.at_once, device))}",
     ]
 
@@ -159,7 +164,7 @@ def _trial(
     network: nn.Module,
     params: Params,
     config: VariantConfig,
-    data: PreparedData,
+    split: Split,
     codec: Codec,
     precision: str,
     at_once: int,
@@ -172,7 +177,7 @@ def _trial(
                 network,
                 config,
                 codec,
-                data.split("train"),
+                split,
                 Hooks(
                     on_step=lambda step: ends.append(_now(device)),
                     should_stop=lambda: len(ends) > LEAST and ends[-1] - ends[0] > TRIAL_SECONDS,
@@ -189,7 +194,7 @@ def _trial(
         step = (timed[-1] - timed[0]) / max(len(timed) - 1, 1) or math.nan
         return Trial(step, len(timed) - 1, at_once)
     network.zero_grad(set_to_none=True)
-    return _trial(network, params, config, data, codec, precision, (at_once + 1) // 2)
+    return _trial(network, params, config, split, codec, precision, (at_once + 1) // 2)
 
 
 def _halved(at_once: int, weights: float, each: float, device: torch.device) -> int:
@@ -219,8 +224,9 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     Args:
         each: seconds of an evaluation of the network for a datum.
     """
-    what, total = (_accuracy if config.classifies else _drawing)(params, config, data)
-    return f"{what}: {total:,} evaluations of the network, {_duration(total * each)}, and the figures"
+    kinds = {"classifier": _accuracy, "autoencoder": _reconstruction}
+    what, total = kinds.get(config.network.kind, _drawing)(params, config, data)
+    return f"{what}: {total:,} evaluations of the network, {duration(total * each)}, and the figures"
 
 
 def _accuracy(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
@@ -230,16 +236,26 @@ def _accuracy(params: Params, config: VariantConfig, data: PreparedData) -> tupl
     return what, accuracy_evaluations(data, config.process.timesteps)
 
 
+def _reconstruction(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
+    """As `_accuracy`, of an autoencoder."""
+    count = len(data.split("validation"))
+    return f"{count:,} {data.codec.name}, encoded and decoded", count
+
+
 def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
     """As `_accuracy`, of a model that draws."""
     options = params.evaluation
     sampling = options.sampling or config.sampling
     try:
-        steps = plan_for(config.process.model_dump(), sampling.model_dump(exclude={"guide"})).evaluations
+        chosen, bounded = sampling.model_dump(exclude={"guide"}), config.codec.latent is None
+        steps = plan_for(config.process.model_dump(), chosen, bounded=bounded).evaluations
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None
     process = config.process.timesteps, config.process.continuous
-    likelihood = likelihood_evaluations(data, options, *process) + ode_evaluations(data, options, *process)
+    # Of latents there is none.
+    likelihood = (
+        likelihood_evaluations(data, options, *process) + ode_evaluations(data, options, *process) if bounded else 0
+    )
     of_likelihood = f", and {likelihood:,} for the likelihood" if likelihood else ""
     what = f"{options.samples:,} {data.codec.name} in {steps} steps{of_likelihood}"
     return what, options.samples * steps + likelihood
@@ -251,7 +267,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """In the units that people plan in."""
     if not math.isfinite(seconds):
         return "in no time that could be measured"

@@ -22,6 +22,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
+from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.likelihood import (
     gigaflops_per_image,
     likelihood_figures,
@@ -30,12 +31,14 @@ from ddpm.evaluation.likelihood import (
     split_ode_likelihoods,
 )
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
-from ddpm.evaluation.pictures import captioned, in_turn, origin, save_png
+from ddpm.evaluation.pictures import captioned, credit, in_turn, origin, save_png
+from ddpm.evaluation.reconstruction import reconstruct
+from ddpm.evaluation.reconstruction import table as channel_table
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.figure import OTHER_LINKS
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
-from ddpm.layout import MODELS, PREPARED, REPORTS
+from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
 from ddpm.stages.progress import show
@@ -50,18 +53,19 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
 
     Of a cascade it has links.png, with what the base drew beside what became of it, in place of the likelihood and the
     way to the data. Of a classifier it is metrics.json, and its accuracy at levels of noise as CSV and as a picture.
+    Of an autoencoder: metrics.json, latents.csv with what each channel is like, and reconstruction.png.
 
     With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
 
     Returns:
-        The figures and their protocol; None of a classifier, and where another process has them.
+        The figures and their protocol; None of a model that draws nothing, and where another process has them.
 
     Raises:
         UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
             the protocol's plan, or there are fewer devices.
     """
-    if variant not in params.cascades and params.variant(variant).classifies:
-        _evaluate_classifier(params, variant, root)
+    if variant not in params.cascades and (evaluate := _ACCESSORIES.get(params.variant(variant).network.kind)):
+        evaluate(params, variant, root)
         return None
     devices = params.evaluation.devices
     if devices > 1 and not launched():
@@ -112,6 +116,31 @@ def _evaluate_classifier(params: Params, variant: str, root: Path) -> None:
         write_bytes(out / "accuracy.csv", table(levels).encode())
         save_png(picture(levels), out / "accuracy.png", {"Model": variant})
     print(f"{variant}: " + ", ".join(f"{level.accuracy:.0%} at t = {level.t}" for level in levels))
+
+
+def _evaluate_autoencoder(params: Params, variant: str, root: Path) -> None:
+    """`evaluate_variant`, of an autoencoder: metrics.json, latents.csv, reconstruction.png."""
+    device = pick_device()
+    model, data = load(root / MODELS / variant, device), PreparedData.open(root / PREPARED)
+    extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
+    validation = data.split("validation")
+    with show(len(validation), data.codec.unit, f"reconstructions of {variant}") as done:
+        found = reconstruct(model, data, extractor, batch_size=params.evaluation.batch_size, on_data=done)
+    marks = {
+        "model": mark_of(model.card.training.fingerprint),
+        "extractor": extractor.identity["kind"],
+        "extractor_sha256": extractor.identity["sha256"],
+        "validation_sha256": validation.sha256,
+        "validation_count": len(validation),
+    }
+    with atomic_directory(root / REPORTS / variant) as out:
+        write_json(out / "metrics.json", marks | finite(found.figures, f"models/{variant}"))
+        write_bytes(out / "latents.csv", channel_table(found.channels).encode())
+        save_png(found.picture, out / "reconstruction.png", {"Model": variant, **credit(model.attribution)})
+    print(f"{variant}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items()))
+
+
+_ACCESSORIES = {"classifier": _evaluate_classifier, "autoencoder": _evaluate_autoencoder}
 
 
 def _loss_curve(path: Path) -> str:
@@ -198,6 +227,8 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
     """
     bounds = split_bounds(model, data, params.evaluation, seed=params.seed, show=show)
     by_ode = split_ode_likelihoods(model, data, params.evaluation, seed=params.seed, show=show)
+    if model.autoencoder is not None:
+        print(f"{model.variant}: no likelihood, which is of numbers on 256 levels: latents are continuous")
     with show(2, "steps", f"cost and way to data of {model.variant}") as done:
         cost = gigaflops_per_image(model)
         done(1)

@@ -15,7 +15,14 @@ from ddpm.deploy.runtime import Precision
 from ddpm.drawer.cascade import Cascade
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.export.cascade_parity import measure_cascade_parity
-from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_half, export_sampler
+from ddpm.export.files import (
+    describe_sampler,
+    export_decoder,
+    export_denoiser,
+    export_guide,
+    export_half,
+    export_sampler,
+)
 from ddpm.export.parity import chain_parity, measure_parity
 from ddpm.export.text_to_image import beside, export_text_to_image, link_of, links_of
 from ddpm.files import atomic_directory, write_json
@@ -26,8 +33,9 @@ from ddpm.stages.progress import bar
 
 
 def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
-    """Write `deploy/V/`: denoiser.onnx, sampler.onnx; guide.onnx of a model with a guide, text_to_image.onnx of one
-    with prompts; with export.fp16 all of them as .fp16.onnx; sampler.json, parity.json.
+    """Write `deploy/V/`: denoiser.onnx, sampler.onnx; guide.onnx of a model with a guide, decoder.onnx of one of
+    latents, text_to_image.onnx of one with prompts; with export.fp16 all but the decoder as .fp16.onnx; sampler.json,
+    parity.json.
 
     Of a cascade: cascade.json, parity.json, and for each link a directory with its own files, but text_to_image.onnx,
     which is one of both links.
@@ -40,8 +48,8 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
         _export_cascade(params, variant, root)
         return
     config = params.variant(variant)
-    if config.classifies:
-        raise UserError(f"{variant} is a classifier, which draws nothing: there is nothing to export")
+    if config.draws_nothing is not None:
+        raise UserError(f"{variant} is {config.draws_nothing.format(variant)}. There is nothing to export")
     model = load(root / MODELS / variant).sampled_by(config.sampling, root=root)
     try:
         model.plan()
@@ -84,16 +92,21 @@ def _export(model: Model, out: Path, options: ExportConfig, name: str, *, is_lin
         What parity.json says.
     """
     tolerances: dict[Precision, float] = {"fp32": options.parity_tolerance}
-    guided = model.guide is not None
+    guided, decoder = model.guide is not None, out / "decoder.onnx" if model.autoencoder else None
     networks, loops = [out / "denoiser.onnx"], [out / "sampler.onnx"]
-    with bar((2 if options.fp16 else 1) * (2 + guided) + 2, "steps", f"export of {name}") as progress:
+    steps = (2 if options.fp16 else 1) * (2 + guided) + 2 + (decoder is not None)
+    with bar(steps, "steps", f"export of {name}") as progress:
         export_denoiser(model, networks[0])
         progress.update()
         if guided:
             networks.append(out / "guide.onnx")
             export_guide(model, *networks)
             progress.update()
-        export_sampler(model, networks[0], loops[0], *networks[1:])
+        if decoder is not None:
+            export_decoder(model, networks[0], decoder)
+            progress.update()
+        guide = networks[1] if guided else None
+        export_sampler(model, networks[0], loops[0], guide, decoder)
         progress.update()
         if options.fp16:
             tolerances["fp16"] = options.fp16_tolerance
@@ -102,7 +115,7 @@ def _export(model: Model, out: Path, options: ExportConfig, name: str, *, is_lin
                 export_half(file, half)
                 progress.update()
             loops.append(loops[0].with_suffix(".fp16.onnx"))
-            export_sampler(model, halves[0], loops[1], *halves[1:])
+            export_sampler(model, halves[0], loops[1], halves[1] if guided else None, decoder)
             progress.update()
         describe_sampler(model, out)
         left_out = None if is_link else _export_text_to_image(model, loops)

@@ -151,6 +151,8 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
         "evaluation": {"samples": max(100, min(2000, found.count))},
         "variants": ["ddpm"],
         "guides": [],
+        "autoencoders": [],
+        "latents": {},
         "cascades": {},
         "models": {
             "ddpm": {

@@ -92,7 +92,11 @@ class Watch:
 
         config = self._config
         noise = ImageNoise(self._seed, COLUMNS**2, self._codec.network_shape)
-        plan = plan_for(config.process.model_dump(), _without_guide(config.sampling).model_dump())
+        plan = plan_for(
+            config.process.model_dump(),
+            _without_guide(config.sampling).model_dump(),
+            bounded=self._codec.bounded,
+        )
 
         def draw() -> Tensor:
             return torch.from_numpy(noise.draw()).to(self._device)

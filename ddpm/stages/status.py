@@ -26,7 +26,7 @@ from ddpm.config.params import Params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.figures.figure import Reading, headline
 from ddpm.files import read_json, write_json
-from ddpm.layout import COMPARISON, DEPLOY, EXTRACTOR, MODELS, PREPARED, REPORTS, TRAINING_STATES
+from ddpm.layout import COMPARISON, DEPLOY, EXTRACTOR, LATENTS, MODELS, PREPARED, REPORTS, TRAINING_STATES
 
 # Of each stage that builds no variant the file that is there once it has run, and likewise of those that do.
 _COMMON = {"fetch": Path("fetched.json"), "prepare": PREPARED / "manifest.json"}
@@ -36,9 +36,19 @@ _OF_VARIANT |= {"export": DEPLOY / "{}/sampler.json"}
 _OF_GUIDE = {"train-guide": MODELS / "{}/model.json"}
 _OF_CASCADE = {"compose": MODELS / "{}/cascade.json", "evaluate-cascade": REPORTS / "{}/metrics.json"}
 _OF_CASCADE |= {"export-cascade": DEPLOY / "{}/cascade.json"}
+_OF_AUTOENCODER = {"train-autoencoder": MODELS / "{}/model.json", "encode": LATENTS / "{}/manifest.json"}
+_OF_AUTOENCODER |= {"evaluate-autoencoder": REPORTS / "{}/metrics.json"}
+_OF_LATENT = {"train-latent": MODELS / "{}/model.json", "evaluate-latent": REPORTS / "{}/metrics.json"}
+_OF_LATENT |= {"export-latent": DEPLOY / "{}/sampler.json"}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
 
-_FOLDERS = (*("data", PREPARED, EXTRACTOR, MODELS, REPORTS, DEPLOY, COMPARISON), "mlflow", ".ddpm", ".dvc", ".prefect")
+_FOLDERS = (
+    *("data", PREPARED, EXTRACTOR, LATENTS, MODELS, REPORTS, DEPLOY, COMPARISON),
+    "mlflow",
+    ".ddpm",
+    ".dvc",
+    ".prefect",
+)
 
 _DVC_SECONDS = 60
 _ANSWER = Path(".ddpm/status.json")  # DVC's latest; may be deleted at any time
@@ -79,6 +89,8 @@ def _stages(params: Params) -> dict[str, Path]:
         (_OF_GUIDE, [(name,) for name in params.guides]),
         (_OF_PAIR, pairs),
         (_OF_VARIANT, [(name,) for name in params.variants]),
+        (_OF_AUTOENCODER, [(name,) for name in params.autoencoders]),
+        (_OF_LATENT, [(name,) for name in params.latents]),
     ):
         for names in groups:
             found |= {f"{stage}@{'-'.join(names)}": Path(str(file).format(*names)) for stage, file in files.items()}

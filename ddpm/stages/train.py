@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ddpm import tracking
 from ddpm.codecs.scale import Codec
@@ -24,12 +25,13 @@ from ddpm.config.condition import PromptConfig
 from ddpm.config.model import ModelConfig, VariantConfig
 from ddpm.config.params import Params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.store import PreparedData
+from ddpm.data.store import PreparedData, Split
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, TextFacts, check_end, codec_of, columns_for, save
 from ddpm.stages import fingerprint
+from ddpm.stages.latents import FirstStage, first_stage
 from ddpm.stages.live_metrics import Watch
 from ddpm.stages.memory import check_room, explained
 from ddpm.stages.progress import bar, stop_requests
@@ -38,15 +40,19 @@ from ddpm.training.configured import Start, card_of, initial, make_fast, paramet
 from ddpm.training.ema import EMA
 from ddpm.training.loop import DivergedError
 from ddpm.training.options import Hooks, LossPoint
+from ddpm.training.perceptual import Perceptual
 from ddpm.training.power_ema import SNAPSHOTS, write_snapshot
 
 MOST_CAPTIONS = 10_000  # that a model keeps, to draw from
 
 
-def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
+def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptual: Perceptual | None = None) -> None:
     """Write `models/V/`: model.safetensors, model.json and loss.csv.
 
     With `training.devices` it starts a process for each, unless it is one that torchrun has started.
+
+    Args:
+        perceptual: of an autoencoder, what its loss compares images by.
 
     Raises:
         UserError: the configuration does not fit the data or the machine, the loss diverged, the memory does not
@@ -57,9 +63,10 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
     config = params.variant(variant)
     check_end(config, f"models.{variant}.process")
     data = PreparedData.open(root / PREPARED)
-    codec = codec_of(config, data.codec, f"models.{variant}")
+    first = first_stage(config, data, f"models.{variant}", torch.device("cpu"), root=root)
+    codec = codec_of(config, data.codec, f"models.{variant}") if first is None else first.codec
     for key in ("horizontal_flip", "sample_every"):
-        if getattr(config.training, key) and not codec.can_mirror:
+        if getattr(config.training, key) and not codec.pictures:
             raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {codec.name}")
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
@@ -67,29 +74,48 @@ def train_variant(params: Params, variant: str, *, root: Path = Path()) -> None:
         with contextlib.chdir(root):
             launch(config.training.devices, "train", variant, params)
         return
+    split = (data if first is None else first.latents).split("train")
+    material = _Material(data, codec, split, first, perceptual)
     with joined() as ranks, explained(config, codec, pick_device(), variant):
-        _train(params, config, data, codec, ranks, variant, root)
+        _train(params, config, material, ranks, variant, root)
+
+
+class _Material(NamedTuple):
+    """What a training is of."""
+
+    data: PreparedData
+    codec: Codec
+    split: Split  # that is trained on
+    first: FirstStage | None  # of a model of latents
+    perceptual: Perceptual | None  # of an autoencoder
 
 
 def _train(
     params: Params,
     config: VariantConfig,
-    data: PreparedData,
-    codec: Codec,
+    material: _Material,
     ranks: Ranks,
     variant: str,
     root: Path,
 ) -> None:
     """`train_variant`, in one of the processes that do it together."""
+    data, codec, _, first, perceptual = material
     if ranks.count > config.training.batch_size:
         raise UserError(
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
         )
     check_room(config, codec, pick_device(), variant)
     facts = data_facts(data, config, f"models.{variant}", root)
+    if first is not None:
+        facts = facts.model_copy(update={"latent": first.facts})
     start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
-    network, device, precision, base = start
+    network, device, precision, base, text_encoder = start
+    if first is not None:
+        first.network.to(device)
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
+    hashes |= {} if text_encoder is None else {"text encoder that it starts from": text_encoder}
+    if perceptual is not None:
+        hashes["features of the perceptual loss"] = perceptual.sha256
     decided = fingerprint.decisions(config, params.seed, hashes, precision, device)
     mark = fingerprint.fingerprint(decided)
     states = root / TRAINING_STATES / variant
@@ -104,7 +130,7 @@ def _train(
             _begin(checkpoints, decided, variant)
         make_fast(network, config.training, codec, precision, ranks)
         try:
-            curve = _run(params, config, start, data, codec, checkpoints, ranks, variant)
+            curve = _run(params, config, start, material, checkpoints, ranks, variant)
         except (DivergedError, Interrupted) as error:
             if not ranks.first:
                 return  # all meet it in the same step; one says it, and ends with its code
@@ -128,7 +154,7 @@ def _train(
             devices=ranks.count,
         )
         with atomic_directory(root / MODELS / variant) as out:
-            save(Model(network, card), out)
+            save(Model(network, card, autoencoder=first.network if first else None), out)
             if config.training.ema_snapshots:
                 shutil.copytree(checkpoints.directory / SNAPSHOTS, out / SNAPSHOTS)
             write_curve(curve, out / "loss.csv")
@@ -159,15 +185,14 @@ def _run(
     params: Params,
     config: VariantConfig,
     start: Start,
-    data: PreparedData,
-    codec: Codec,
+    material: _Material,
     checkpoints: Checkpoints,
     ranks: Ranks,
     variant: str,
 ) -> list[LossPoint]:
     """The loop with its bar, its live curve and its way out; of several processes only the first is heard."""
-    options, network = config.training, start.network
-    watch = Watch(config, codec, start.device, params.seed, data.split("validation"))
+    options, network, codec = config.training, start.network, material.codec
+    watch = Watch(config, codec, start.device, params.seed, material.data.split("validation"))
     with (
         bar(options.steps * options.batch_size, codec.unit, variant, shown=ranks.first) as progress,
         stop_requests() as asked,
@@ -210,17 +235,17 @@ def _run(
             on_point=on_point,
             should_stop=lambda: asked() or ranks.orphaned(),
         )
-        split = data.split("train")
         return train_configured(
             network,
             config,
             codec,
-            split,
+            material.split,
             hooks,
             seed=params.seed,
             precision=start.precision,
             checkpoints=checkpoints,
             ranks=ranks,
+            perceptual=material.perceptual,
         )
 
 
@@ -230,6 +255,7 @@ def hashes_of(data: PreparedData, facts: DataFacts) -> dict[str, str | None]:
         "training split": data.split("train").sha256,
         "labels": data.manifest.labels_sha256,
         "captions": data.manifest.captions_sha256,
+        **({} if facts.latent is None else {"autoencoder": facts.latent.sha256}),
         "tokenizer": None
         if facts.text is None
         else hashlib.sha256(json.dumps(facts.text.tokenizer).encode()).hexdigest(),

@@ -92,8 +92,8 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
-        cascade, trained = _is_cascade(variant, root), Trained.read(variant, root)
-        evaluate, export = (f"{stage}{'-cascade' if cascade else ''}@{variant}" for stage in ("evaluate", "export"))
+        trained = Trained.read(variant, root)
+        evaluate, export = (f"{stage}{_kind(variant, root)}@{variant}" for stage in ("evaluate", "export"))
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", evaluate)
         exported = {link: read_output(deploy / link / "sampler.json", export) for link in trained.cards}
@@ -147,6 +147,18 @@ class Outputs:
 
 def _is_cascade(variant: str, root: Path) -> bool:
     return (root / MODELS / variant / CASCADE).is_file()
+
+
+def _autoencoder(variant: str, root: Path) -> str | None:
+    """The name of the autoencoder of a model of latents; None of another one, or if there is no model."""
+    card = root / MODELS / variant / "model.json"
+    latent = read_output(card, f"train@{variant}").get("data", {}).get("latent") if card.is_file() else None
+    return latent and latent["variant"]
+
+
+def _kind(variant: str, root: Path) -> str:
+    """What the names of its stages end with, before the @."""
+    return "-cascade" if _is_cascade(variant, root) else "-latent" if _autoencoder(variant, root) else ""
 
 
 def read_output(path: Path, stage: str) -> dict[str, Any]:
@@ -207,7 +219,7 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 
     path = root / "dvc.lock"
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("stages", {})
-    names = ["prepare", *(f"{stage}@{variant}" for stage in _own_stages(variant, root))]
+    names = ["prepare", *_own_stages(variant, root)]
     names += [f"train-guide@{guide}" for guide in _guides_of(variant, root)]
     for name in names:
         if name not in stages:
@@ -216,11 +228,16 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 
 
 def _own_stages(variant: str, root: Path) -> list[str]:
-    """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export."""
-    if not _is_cascade(variant, root):
-        return ["train", "evaluate", "export"]
-    links = CascadeFacts.read(root / MODELS / variant).links
-    return [*(f"train-{link}" for link in links), "compose", "evaluate-cascade", "export-cascade"]
+    """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export; of a model of latents
+    with those of its autoencoder."""
+    kind, first = _kind(variant, root), list[str]()
+    trainings = [f"train{kind}"]
+    if autoencoder := _autoencoder(variant, root):
+        first = [f"{stage}@{autoencoder}" for stage in ("train-autoencoder", "encode")]
+    if _is_cascade(variant, root):
+        links = CascadeFacts.read(root / MODELS / variant).links
+        trainings = [*(f"train-{link}" for link in links), "compose"]
+    return [*first, *(f"{stage}@{variant}" for stage in (*trainings, f"evaluate{kind}", f"export{kind}"))]
 
 
 def _guides_of(variant: str, root: Path) -> list[str]:

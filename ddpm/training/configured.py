@@ -17,15 +17,19 @@ from ddpm.compute.parallel import ALONE, Ranks
 from ddpm.conditioning.columns import Accompanied, Column, stored
 from ddpm.conditioning.network import answered_by, columns_in
 from ddpm.config.model import VariantConfig
+from ddpm.config.objective import ReconstructionConfig
 from ddpm.config.training import TrainingConfig
 from ddpm.data.loader import TrainingData, TrainingImages
 from ddpm.diffusion.objectives import Objective
 from ddpm.model import DataFacts, ModelCard, StartFacts, TrainingFacts, build_network, build_process
+from ddpm.nets.discriminator import PatchDiscriminator
 from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.compression import Compress, Weights
 from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
+from ddpm.training.perceptual import Perceptual
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
-from ddpm.training.start import start_from
+from ddpm.training.start import start_from, text_encoder_from
 from ddpm.training.tasks import Classify, Denoise, Reconstruct, Task
 
 
@@ -36,6 +40,7 @@ class Start(NamedTuple):
     device: torch.device
     precision: str  # that `training.precision` comes to on the device
     base: StartFacts | None = None  # the model whose weights it has; None: they are random
+    text_encoder: str | None = None  # what identifies the published weights that its text encoder has
 
 
 def initial(
@@ -64,7 +69,8 @@ def initial(
     torch.manual_seed(seed)
     network = build_network(config, codec, where, columns)
     facts = None if base is None else start_from(network, base, f"{where}: training.start_from", root=root)
-    return Start(network.to(device), device, resolve_precision(config.training.precision, device), facts)
+    text = text_encoder_from(network, config.condition.prompt, f"{where}: condition", root=root)
+    return Start(network.to(device), device, resolve_precision(config.training.precision, device), facts, text)
 
 
 def make_fast(network: nn.Module, options: TrainingConfig, codec: Codec, precision: str, ranks: Ranks = ALONE) -> None:
@@ -95,6 +101,7 @@ def train_configured(
     precision: str,
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
+    perceptual: Perceptual | None = None,
     **more: Any,
 ) -> list[LossPoint]:
     """`train` by the sections condition, process, objective and training.
@@ -102,13 +109,17 @@ def train_configured(
     Args:
         network: as `initial` made it.
         images: with what the network is conditioned on, or answers, of each.
+        perceptual: of an autoencoder's loss; None: without.
         more: options of the training that differ from the configuration's.
 
     Raises:
         DivergedError, OutOfMemoryError, Interrupted: as `train`.
     """
     device = next(network.parameters()).device
-    task = task_of(config, codec, columns_in(network) or answered_by(network), device)
+    if config.objective.reconstruction is not None:
+        task = compression_task(config.objective.reconstruction, codec, perceptual, seed, device)
+    else:
+        task = task_of(config, codec, columns_in(network) or answered_by(network), device)
     # `precision` is resolved; the others are not of the loop.
     elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every", "horizontal_flip", "start_from"}
     chosen = config.training.model_dump(exclude=elsewhere) | {
@@ -121,6 +132,7 @@ def train_configured(
         codec.encode,
         {column.name: column.of_data(cast(Accompanied, images)) for column in stored(task.columns)},
         config.training.horizontal_flip,
+        getattr(codec, "sample", None),
     )
     return train(network, task, data, options, hooks, checkpoints=checkpoints, ranks=ranks)
 
@@ -140,6 +152,28 @@ def task_of(config: VariantConfig, codec: Codec, columns: Sequence[Column], devi
         config.condition.drops,
         together=objective.dropping == "together",
     )
+
+
+def compression_task(
+    options: ReconstructionConfig, codec: Codec, perceptual: Perceptual | None, seed: int, device: torch.device
+) -> Task:
+    """What the training of an autoencoder minimises.
+
+    Args:
+        perceptual: None: without such a distance, whatever its weight.
+        seed: of the discriminator's weights.
+    """
+    opponent = None
+    if options.adversarial:
+        # Beside the random numbers of the network itself.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            channels = codec.network_shape[0]
+            opponent = PatchDiscriminator(
+                channels, width=options.discriminator_width, layers=options.discriminator_layers
+            ).to(device)
+    weights = Weights(options.perceptual, options.kl, options.adversarial, options.adversarial_from)
+    return Compress(weights, None if perceptual is None else perceptual.to(device), opponent)
 
 
 def parameter_count(network: nn.Module) -> int:

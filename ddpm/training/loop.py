@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,15 @@ from ddpm.data.prefetch import Prefetch
 from ddpm.errors import Interrupted, ran_out
 from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.ema import EMA
+from ddpm.training.ema import EMA, trainable
 from ddpm.training.memory import OutOfMemoryError, micro_batches
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.power_ema import PowerAverages, snapshot_steps
 from ddpm.training.speed import autocast, batches
 from ddpm.training.tasks import Batch, Task
 from ddpm.training.timesteps import TimestepSampler, timestep_sampler
+
+OPPONENT_BETAS = (0.5, 0.9)  # of Adam, of a discriminator: as in latent diffusion's code
 
 
 class DivergedError(Exception):
@@ -47,6 +49,12 @@ class TrainingState:
     pending: int = 0  # rows of the window that are filled
     rewound: int = 0  # times that the run went back after its loss was no number
     curve: list[LossPoint] = field(default_factory=list)
+    opponent: nn.Module | None = None  # of an adversarial loss
+    opponent_optimizer: Adam | None = None
+
+    @property
+    def optimizers(self) -> list[Adam]:
+        return [self.optimizer, *([self.opponent_optimizer] if self.opponent_optimizer else [])]
 
 
 def train(
@@ -61,6 +69,8 @@ def train(
 ) -> list[LossPoint]:
     """Train the network in place, continuing from the newest checkpoint; at the end it holds the averaged weights.
 
+    Parameters that need no gradient are frozen: they have no Adam, no average, and no place in checkpoints.
+
     On the CPU, with the same number of threads and of processes, an interrupted and continued run ends in the same bits
     as an uninterrupted one. Several processes take the steps that one would take, up to rounding; their dropout is as
     good, but not the same. So it is with micro-batches.
@@ -73,7 +83,7 @@ def train(
         OutOfMemoryError: as many data at once do not fit, and fewer are not to be tried.
         Interrupted: `should_stop` said so; the state is saved.
     """
-    parameters = list(network.parameters())
+    parameters = trainable(network)
     device = parameters[0].device
     network.train()
     steps, batch_size = options.steps, options.batch_size
@@ -100,17 +110,20 @@ def train(
         torch.manual_seed(random_seed)
         gathered, given = stored(step)
         x0 = data.encode(gathered.to(device, non_blocking=True))
+        if data.sample is not None:
+            x0 = data.sample(x0, lambda like: _noise_like(like, batch_size)[part])
         given = {name: values.to(device, non_blocking=True) for name, values in given.items()}
         if data.horizontal_flip:
             mirrored = torch.rand(batch_size, *[1] * (x0.ndim - 1), device=device)[part] < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
         t, weights = state.timesteps.draw(batch_size, device)
         noise = _noise_like(x0, batch_size)[part]
-        batch = Batch(x0, given, torch.rand(batch_size, task.draws, device=device)[part])
+        batch = Batch(x0, given, torch.rand(batch_size, task.draws, device=device)[part], step)
         if not ranks.first:
             torch.manual_seed(ranks.own_seed(random_seed))  # of dropout
 
-        state.optimizer.zero_grad()
+        for optimizer in state.optimizers:
+            optimizer.zero_grad()
         losses = x0.new_zeros(batch_size)
         try:
             for rows in micro_batches(len(x0), state.at_once):
@@ -128,8 +141,9 @@ def train(
             state.at_once = (state.at_once + 1) // 2
             hooks.on_less_memory(state.at_once)
             continue
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        ranks.add_up([*gradients, losses])
+        gradients = _gradients(parameters)
+        of_opponent = _gradients(state.opponent.parameters()) if state.opponent else []
+        ranks.add_up([*gradients, *of_opponent, losses])
         loss = (losses if weights is None else losses * weights).mean()
         state.timesteps.update(t, losses)
         hooks.on_losses(t, losses)
@@ -138,6 +152,8 @@ def train(
         if options.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, options.grad_clip, norm, foreach=True)
         state.scaler.step(state.optimizer, rate)  # type: ignore[arg-type]
+        if of_opponent:
+            state.scaler.step(state.opponent_optimizer, rate)  # type: ignore[arg-type]
         state.scaler.update()
         state.ema.update(step)
         if state.power is not None:
@@ -201,11 +217,15 @@ def _noise_like(x0: Tensor, count: int) -> Tensor:
     return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
 
 
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> TrainingState:
     device, at_once = next(network.parameters()).device, options.micro_batch_size
     return TrainingState(
         network,
-        Adam(network.parameters(), weight_decay=options.weight_decay),
+        Adam(trainable(network), weight_decay=options.weight_decay),
         EMA(network, options.ema_decay, warmup=options.ema_warmup),
         timestep_sampler(options.timestep_sampler, task.timesteps, task.distribution),
         # bf16 has float32's range and needs no loss scaling.
@@ -213,6 +233,8 @@ def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> 
         torch.zeros(options.log_every, 2, device=device),
         at_once if isinstance(at_once, int) else options.batch_size,
         PowerAverages(network) if options.ema_snapshots else None,
+        opponent=task.opponent,
+        opponent_optimizer=Adam(task.opponent.parameters(), betas=OPPONENT_BETAS) if task.opponent else None,
     )
 
 
@@ -222,10 +244,16 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     if state.power is not None:
         named |= {f"power.{name}": tensor for name, tensor in state.power.tensors().items()}
     named |= {f"timesteps.{name}": tensor for name, tensor in state.timesteps.state().items()}
-    for (name, parameter), average in zip(state.network.named_parameters(), state.ema.averages, strict=True):
+    learned = [(name, parameter) for name, parameter in state.network.named_parameters() if parameter.requires_grad]
+    for (name, parameter), average in zip(learned, state.ema.averages, strict=True):
         named[f"network.{name}"] = parameter.detach()
         named[f"ema.{name}"] = average
         named |= {f"adam.{key}.{name}": value for key, value in state.optimizer.state[parameter].items()}
+    if state.opponent and state.opponent_optimizer:
+        for name, parameter in state.opponent.named_parameters():
+            named[f"opponent.{name}"] = parameter.detach()
+            moments = state.opponent_optimizer.state[parameter]
+            named |= {f"opponent.adam.{key}.{name}": value for key, value in moments.items()}
     return named
 
 

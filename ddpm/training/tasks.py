@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, cast
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,16 +22,20 @@ class Batch(NamedTuple):
         x0: [N, C, ...] in about [−1, 1].
         given: a value of each column, [N, ...].
         uniform: [N, task.draws] in [0, 1); None: the task is to draw nothing.
+        step: how many steps the training has done.
     """
 
     x0: Tensor
     given: Mapping[str, Tensor]
     uniform: Tensor | None = None
+    step: int = 0
 
     def rows(self, rows: slice) -> Batch:
         """A part of it."""
         given = {name: values[rows] for name, values in self.given.items()}
-        return Batch(self.x0[rows], given, None if self.uniform is None else self.uniform[rows])
+        return self._replace(
+            x0=self.x0[rows], given=given, uniform=None if self.uniform is None else self.uniform[rows]
+        )
 
 
 class Task(Protocol):
@@ -55,6 +59,12 @@ class Task(Protocol):
     @property
     def columns(self) -> Sequence[Column]:
         """What the network is conditioned on, or answers. A batch has those in `given` that the data have."""
+        ...
+
+    @property
+    def opponent(self) -> nn.Module | None:
+        """A second network, for whose weights `losses` has a gradient too; it has an optimiser of its own and no
+        average, and is no part of the model. None: there is none."""
         ...
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
@@ -83,6 +93,7 @@ class Denoise:
     columns: Sequence[Column] = ()
     drop: Mapping[str, float] = field(default_factory=dict)
     together: bool = True
+    opponent: ClassVar[None] = None
 
     @property
     def timesteps(self) -> int:
@@ -122,6 +133,7 @@ class Reconstruct:
     distribution: tuple[float, float] | None = None
     draws: int = 0
     columns: Sequence[Column] = ()
+    opponent: ClassVar[None] = None
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         return negative_elbo(cast("Autoencoder", network), batch.x0, noise, self.weight)
@@ -138,6 +150,7 @@ class Classify:
     process: GaussianProcess
     columns: Sequence[Column]
     draws: int = 0
+    opponent: ClassVar[None] = None
     distribution: tuple[float, float] | None = None
 
     @property

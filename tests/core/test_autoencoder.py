@@ -19,7 +19,7 @@ from ddpm.nets.condition import Shapes
 SMALL = {"width": 8, "multipliers": (1, 2, 2), "blocks": 1, "latent_channels": 3, "groups": 4}
 VARIANTS = {
     "f4": {},
-    "f1, one level": {"multipliers": (1,)},
+    "one level": {"multipliers": (1,)},
     "f2, two blocks": {"multipliers": (1, 3), "blocks": 2},
     "without attention": {"middle_attention": False},
 }

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "ddpm"
 FLOORS = (
     ("errors", "version", "closure", "files", "pixels", "diffusion", "nets"),
     ("config", "layout", "codecs", "conditioning"),
-    ("data", "compute", "figures", "drawer"),
+    ("data", "compute", "figures", "drawer", "first_stage"),
     ("model", "deploy", "interop"),
     ("training", "evaluation", "export", "tracking"),
     ("fitting", "opening", "serve"),

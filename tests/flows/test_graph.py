@@ -15,7 +15,8 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # The same command and code, of other models.
 SAME = {"train-guide": "train", "train-base": "train", "train-upsampler": "train"}
-SAME |= {"evaluate-cascade": "evaluate", "export-cascade": "export"}
+SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in ("cascade", "latent")}
+SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate"}
 
 
 def body(stage: str) -> dict:
@@ -63,6 +64,8 @@ def test_the_fingerprint_of_a_training_is_of_the_same_code():
         ("ddpm/evaluation/metrics.py", {"fetch", "prepare", "fit-extractor", "train", "export"}),
         ("ddpm/diffusion/plans.py", {"fetch", "prepare", "fit-extractor", "train"}),
         ("ddpm/config/promotion.py", set(GRAPH)),
+        ("ddpm/evaluation/extractor.py", {"train", "train-latent", "encode", "export"}),
+        ("ddpm/stages/encode.py", {"train", "train-latent", "evaluate", "export"}),
         ("ddpm/config/evaluation.py", {"fetch", "prepare", "fit-extractor", "train", "export"}),
         ("flows/retrain.py", set(GRAPH)),
     ],

@@ -23,8 +23,8 @@ OTHER_PROCESSES = ("ncsn", "edm", "flow")  # in fewer steps: test_processes_trai
 SWISS_ROLLS = ("swiss-roll", "swiss-roll-ncsn", "swiss-roll-edm", "swiss-roll-flow")
 # For other data than the digits, and hours or days.
 LARGE = {"ddpm-cifar10", "improved-ddpm-cifar10", "conditional-fashion", "classifier-fashion", "adm-conditional"}
-# tests/flows/test_demo_text.py
-EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji"}
+# tests/flows/test_demo_text.py, test_demo_latent.py
+EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji", "autoencoder-emoji", "latent-emoji"}
 OTHER_NETWORKS = ("linear-attention", "vae")
 FOR_OTHERS = {
     **{name: {"source": "swiss-roll"} for name in SWISS_ROLLS},
