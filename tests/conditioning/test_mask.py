@@ -222,11 +222,11 @@ def filled(trained_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trained_project
 
 
-def test_a_trained_model_keeps_what_it_is_told(filled: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_trained_model_keeps_its_condition(filled: Path, monkeypatch: pytest.MonkeyPatch):
     """The known half of a digit comes back nearer to it than that of other digits, also where nothing puts its pixels
     back: the model has learned it."""
     monkeypatch.setattr("ddpm.model.known_part", lambda given: None)
-    monkeypatch.setattr("ddpm.model.with_known", lambda drawn, given: drawn)
+    monkeypatch.setattr("ddpm.drawer.with_known", lambda drawn, given: drawn)
     model, data = ddpm.load("models/tiny"), PreparedData.open(Path("prepared"))
     image = data.split("validation").rows(np.arange(8))
     mask = np.zeros((8, 8), bool)

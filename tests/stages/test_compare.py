@@ -186,7 +186,7 @@ def test_figures_of_another_training_are_not_shown_beside_the_pictures_of_this_o
         (["tiny", "tiny"], {}, "tiny is named twice"),
         (["tiny"], {"steps": [5, 51]}, "--steps: expected numbers from 1 to 50, the timesteps of tiny; found 51"),
         (["tiny"], {"steps": [0]}, "--steps: expected numbers from 1 to 50"),
-        (["tiny"], {"sampler": "euler"}, "--sampler: `sampler`: .* found 'euler'"),
+        (["tiny"], {"sampler": "eulr"}, "--sampler: `sampler`: .* found 'eulr'"),
         (["tiny"], {"samples": 1}, "--samples must be at least 2, found 1"),
         (["tiny"], {"out": "models"}, "--out models: exists and is no comparison"),
     ],
