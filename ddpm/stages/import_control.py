@@ -17,7 +17,7 @@ from ddpm.errors import UserError
 from ddpm.files import atomic_directory, read_json, sha256_of
 from ddpm.interop import diffusers
 from ddpm.interop.diffusers.control import Found, convert, for_one_channel
-from ddpm.interop.published import read_saved, tensors_alone
+from ddpm.interop.saved import read_saved, tensors_alone
 from ddpm.model import (
     Model,
     ModelCard,
