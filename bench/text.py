@@ -42,7 +42,7 @@ from ddpm.stages.train import train_variant
 
 CASCADE, SINGLE, UNCONDITIONAL, PAINTER = "glide", "text-emoji", "emoji", "inpaint-emoji"
 TRAINED = (UNCONDITIONAL, SINGLE, PAINTER)  # in this order: the last begins with the weights of the first
-SAME_COST = {SINGLE: 6, UNCONDITIONAL: 12}  # steps with which an image costs what it costs the cascade
+SAME_COST = {SINGLE: 5, UNCONDITIONAL: 10}  # steps with which an image costs what it costs the cascade
 
 RESULTS, PAGE = Path("bench/results/text.json"), Path("docs/text-to-image.md")
 

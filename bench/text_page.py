@@ -31,7 +31,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "## Guidance, one stage or two, with captions or without",
         _table(results["settings"], NAMES, 3),
         "`glide` is the cascade of `text-8` and `text-32`. `text-emoji` is one stage with captions and `emoji` one "
-        "stage without, each trained with as many operations as the two stages together; with 6 and 12 steps an image "
+        "stage without, each trained with as many operations as the two stages together; with 5 and 10 steps an image "
         "of theirs costs as much as one of the cascade's.",
         "## A part of an image drawn again",
         _table(results["inpainting"], FILLED, 2),
