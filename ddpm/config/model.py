@@ -88,6 +88,16 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_frozen_encoder_has_learned_something(self) -> Self:
+        prompt, training = self.condition.prompt, self.training
+        if prompt and prompt.frozen and training and not (prompt.weights or training.start_from):
+            raise ValueError(
+                "condition.prompt.frozen is true, but the text encoder has random weights: give "
+                "condition.prompt.weights, or training.start_from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_learned_variance_is_learned(self) -> Self:
         learned, loss = self.process.variance == "learned_range", self.objective and self.objective.loss
         if learned and loss in ("simple", "elbo"):

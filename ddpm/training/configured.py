@@ -29,7 +29,7 @@ from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.perceptual import Perceptual
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
-from ddpm.training.start import start_from
+from ddpm.training.start import start_from, text_encoder_from
 from ddpm.training.tasks import Classify, Denoise, Reconstruct, Task
 
 
@@ -40,6 +40,7 @@ class Start(NamedTuple):
     device: torch.device
     precision: str  # that `training.precision` comes to on the device
     base: StartFacts | None = None  # the model whose weights it has; None: they are random
+    text_encoder: str | None = None  # what identifies the published weights that its text encoder has
 
 
 def initial(
@@ -68,7 +69,8 @@ def initial(
     torch.manual_seed(seed)
     network = build_network(config, codec, where, columns)
     facts = None if base is None else start_from(network, base, f"{where}: training.start_from", root=root)
-    return Start(network.to(device), device, resolve_precision(config.training.precision, device), facts)
+    text = text_encoder_from(network, config.condition.prompt, f"{where}: condition", root=root)
+    return Start(network.to(device), device, resolve_precision(config.training.precision, device), facts, text)
 
 
 def make_fast(network: nn.Module, options: TrainingConfig, codec: Codec, precision: str, ranks: Ranks = ALONE) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.nets import training_pass
+from ddpm.training.ema import trainable
 from ddpm.training.speed import autocast
 
 
@@ -21,7 +22,9 @@ def training_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
         shape: of a datum as the network sees it, [C, ...].
     """
     # On no device, where only shapes are computed: on the CPU torch does not count attention.
-    unreal = copy.deepcopy(network).to("meta").train().requires_grad_()
+    unreal = copy.deepcopy(network).to("meta").train()
+    if not trainable(unreal):
+        unreal.requires_grad_()
     x, t = torch.zeros(1, *shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
         training_pass(unreal, x, t).sum().backward()
@@ -29,8 +32,10 @@ def training_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def state_bytes(network: nn.Module) -> int:
-    """Bytes that a training holds all the time: the weights with their gradients, Adam's two moments, and averages."""
-    return 5 * sum(parameter.nbytes for parameter in network.parameters())
+    """Bytes that a training holds all the time: the weights, and of those that it changes their gradients, Adam's two
+    moments, and averages.
+    """
+    return sum(each.nbytes for each in network.parameters()) + 4 * sum(each.nbytes for each in trainable(network))
 
 
 def training_bytes(network: nn.Module, shape: tuple[int, ...], batch: int, precision: str) -> tuple[int, int]:

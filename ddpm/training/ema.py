@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
+def trainable(network: nn.Module) -> list[Tensor]:
+    """The parameters that training changes, in their order; the others are frozen, as the base of a ControlNet."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 class EMA:
-    """Averages of a network's parameters: a ← d a + (1 − d) p after every step."""
+    """Averages of the parameters that a network trains: a ← d a + (1 − d) p after every step."""
 
     def __init__(self, network: nn.Module, decay: float, *, warmup: bool = True) -> None:
         """
@@ -21,7 +26,7 @@ class EMA:
                 0.9999. Else d from the first step, as in the code of Ho et al. 2020 and of Nichol & Dhariwal 2021.
         """
         self.decay, self.warmup = decay, warmup
-        self._parameters: list[Tensor] = list(network.parameters())
+        self._parameters = trainable(network)
         self.averages = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
@@ -56,4 +61,4 @@ class EMA:
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
         """Make the averages the network's weights."""
-        torch._foreach_copy_(list(network.parameters()), self.averages)
+        torch._foreach_copy_(trainable(network), self.averages)

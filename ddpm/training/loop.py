@@ -18,7 +18,7 @@ from ddpm.data.prefetch import Prefetch
 from ddpm.errors import Interrupted, ran_out
 from ddpm.training.adam import Adam
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.ema import EMA
+from ddpm.training.ema import EMA, trainable
 from ddpm.training.memory import OutOfMemoryError, micro_batches
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.power_ema import PowerAverages, snapshot_steps
@@ -69,6 +69,8 @@ def train(
 ) -> list[LossPoint]:
     """Train the network in place, continuing from the newest checkpoint; at the end it holds the averaged weights.
 
+    Parameters that need no gradient are frozen: they have no Adam, no average, and no place in checkpoints.
+
     On the CPU, with the same number of threads and of processes, an interrupted and continued run ends in the same bits
     as an uninterrupted one. Several processes take the steps that one would take, up to rounding; their dropout is as
     good, but not the same. So it is with micro-batches.
@@ -81,7 +83,7 @@ def train(
         OutOfMemoryError: as many data at once do not fit, and fewer are not to be tried.
         Interrupted: `should_stop` said so; the state is saved.
     """
-    parameters = list(network.parameters())
+    parameters = trainable(network)
     device = parameters[0].device
     network.train()
     steps, batch_size = options.steps, options.batch_size
@@ -215,7 +217,7 @@ def _noise_like(x0: Tensor, count: int) -> Tensor:
     return torch.randn_like(x0.new_empty_strided((count, *datum), (math.prod(datum), *x0.stride()[1:])))
 
 
-def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -223,7 +225,7 @@ def _initial_state(network: nn.Module, task: Task, options: TrainingOptions) -> 
     device, at_once = next(network.parameters()).device, options.micro_batch_size
     return TrainingState(
         network,
-        Adam(network.parameters(), weight_decay=options.weight_decay),
+        Adam(trainable(network), weight_decay=options.weight_decay),
         EMA(network, options.ema_decay, warmup=options.ema_warmup),
         timestep_sampler(options.timestep_sampler, task.timesteps, task.distribution),
         # bf16 has float32's range and needs no loss scaling.
@@ -242,7 +244,8 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     if state.power is not None:
         named |= {f"power.{name}": tensor for name, tensor in state.power.tensors().items()}
     named |= {f"timesteps.{name}": tensor for name, tensor in state.timesteps.state().items()}
-    for (name, parameter), average in zip(state.network.named_parameters(), state.ema.averages, strict=True):
+    learned = [(name, parameter) for name, parameter in state.network.named_parameters() if parameter.requires_grad]
+    for (name, parameter), average in zip(learned, state.ema.averages, strict=True):
         named[f"network.{name}"] = parameter.detach()
         named[f"ema.{name}"] = average
         named |= {f"adam.{key}.{name}": value for key, value in state.optimizer.state[parameter].items()}

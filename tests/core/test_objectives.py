@@ -267,8 +267,9 @@ def test_the_configuration_knows_every_objective():
         "gamma": 5.0,
         "timestep_sampler": "uniform",
         "dropping": "together",
+        "reconstruction": None,
     }
     schema = type(params.models["ddpm"].objective).model_json_schema()["properties"]
-    assert set(schema["loss"]["enum"]) == {*LOSSES, "elbo", "cross_entropy"}  # the last two are tasks of their own
+    assert set(schema["loss"]["enum"]) == {*LOSSES, "elbo", "cross_entropy", "reconstruction"}  # the last are tasks
     assert set(schema["weighting"]["enum"]) == set(WEIGHTINGS)
     assert set(schema["timestep_sampler"]["enum"]) == set(TIMESTEP_SAMPLERS)

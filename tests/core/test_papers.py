@@ -212,6 +212,7 @@ LATER = (
     *("process.kind", "process.sigma_min", "process.sigma_max", "process.sigma_data", "process.rho", "process.shift"),
     *("process.log_sigma_mean", "process.log_sigma_std"),
     *("sampling.churn", "sampling.churn_interval", "sampling.churn_noise"),
+    *("codec.latent", "objective.reconstruction"),
     *("sampling.langevin_epsilon", "sampling.langevin_steps", "training.ema_snapshots"),
 )
 
@@ -347,7 +348,7 @@ DELIBERATE["linear-attention-1d"] = {
 # The others have no published code to be held against: the VAE's and the spiral's papers give neither.
 # The classifiers have ADM's parts at small sizes; its own sizes are in tests/core/test_guidance.py.
 # Those of emoji are GLIDE's cascade at a size of its own.
-EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji"}
+EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji", "autoencoder-emoji", "latent-emoji"}
 # Those of other processes have the network of the digits; their processes are in tests/core/test_other_processes.py.
 PROCESSES = {"ncsn", "edm", "flow", "swiss-roll-ncsn", "swiss-roll-edm", "swiss-roll-flow"}
 WITHOUT_REFERENCE = {"vae", "swiss-roll", "classifier", "classifier-fashion", *EMOJI, *PROCESSES}

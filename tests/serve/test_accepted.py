@@ -68,7 +68,13 @@ def test_an_inpainting_without_a_mask_is_refused_before_its_plan_is_built(servic
 
 def test_the_least_evaluations_are_those_of_the_plan(service):
     model = service.model()
-    for asked in ({}, {"steps": 7}, {**REPAINT, "jump": 3}, {"inpainting": "repaint", "steps": 15}):
+    for asked in (
+        {},
+        {"steps": 7},
+        {"sampler": "heun", "steps": 9},
+        {**REPAINT, "jump": 3},
+        {"inpainting": "repaint", "steps": 15},
+    ):
         choice = model.choice(**asked)
         assert model.least_evaluations(choice) == model.plan(choice).evaluations
 
