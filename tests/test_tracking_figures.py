@@ -79,7 +79,8 @@ def test_the_note_has_the_figures_and_a_picture_that_is_there(registered):
 
 def test_a_measurement_has_the_cost_of_an_image_by_its_number_of_steps(registered):
     client().log_metric(registered.run_id, "eval/gflops_per_image", 3.0)
-    tracking.log_measurement(registered, tracking.Figures({"fid": 9.0}, {"id": "other", "steps": 10}))
+    protocol = read_json(Path(f"reports/{VARIANT}/protocol.json")) | {"id": "other", "steps": 10}
+    tracking.log_measurement(registered, tracking.Figures({"fid": 9.0}, protocol))
     assert tracking.recorded_figures(registered, "other").metrics == {"fid": 9.0, "gflops_per_image": 6.0}
 
 
@@ -91,7 +92,8 @@ def test_a_measurement_of_a_cascade_carries_over_the_cost_of_its_other_links(reg
     again = {"id": "other", "steps": 2 * steps}
     assert _cost(tracking.Figures(cost, recorded), again) == {"gflops_per_image": 8.0, "gflops_other_links": 2.0}
     assert _cost(tracking.Figures({"gflops_per_image": 5.0}, recorded), again) == {}
-    assert _cost(tracking.Figures(cost, recorded), {**again, "guidance_scale": 2.0}) == {}
+    for other in ({"guidance_scale": 2.0}, {"sampler": "heun"}):
+        assert _cost(tracking.Figures(cost, recorded), {**again, **other}) == {}
 
 
 def test_the_evaluation_of_a_model_measured_again_is_that_under_the_protocol_asked_for(registered):

@@ -256,9 +256,15 @@ def add_import(bring: argparse.ArgumentParser) -> None:
         type=a_path,
         metavar="SOURCE",
         help="a .pt file of openai/improved-diffusion, guided-diffusion (its classifiers too) or "
-        "denoising_diffusion_pytorch, or a directory of diffusers' UNet2DModel",
+        "denoising_diffusion_pytorch, a .ckpt or .safetensors file of latent diffusion or Stable Diffusion, or a "
+        "directory of diffusers' UNet2DModel or StableDiffusionPipeline",
     )
     bring.add_argument("--out", type=a_path, required=True, help="the model directory, such as models/V")
+    bring.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory and the time of an image, from one step; write nothing",
+    )
     bring.add_argument("--data-name", help="what it was trained on (default: the name of --out)")
     bring.add_argument("--image-size", type=_positive, help="pixels per side, if SOURCE does not contain it")
     bring.add_argument(
@@ -284,6 +290,18 @@ def add_import(bring: argparse.ArgumentParser) -> None:
     )
     built.add_argument("--seq-length", type=_positive)
     built.add_argument("--auto-normalize", action=argparse.BooleanOptionalAction, default=True)
+    latent = bring.add_argument_group(
+        "for a file of latent diffusion or Stable Diffusion", "what it does not hold; see also --num-heads below"
+    )
+    latent.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="with CLIP's vocab.json and merges.txt, as in a pipeline's tokenizer/",
+    )
+    latent.add_argument(
+        "--parameterization", choices=["eps", "x0", "v"], help="what the network predicts (default: eps)"
+    )
     flags = bring.add_argument_group(
         "for OpenAI's files", "the training command's flags, for what the shapes of the weights do not show"
     )

@@ -273,14 +273,20 @@ def run_import(arguments: Arguments) -> None:
 
     flags = Flags(**{field.name: getattr(arguments, field.name) for field in fields(Flags)})
     classes = None if arguments.classes is None else class_names(arguments.classes)
-    print(import_model(arguments.source, arguments.out, flags, data_name=arguments.data_name, classes=classes))
+    named = {"data_name": arguments.data_name, "classes": classes}
+    if arguments.dry_run:
+        from ddpm.stages.import_dry_run import import_dry_run
+
+        print("\n".join(import_dry_run(arguments.source, arguments.out, flags, **named)))
+        return
+    print(import_model(arguments.source, arguments.out, flags, **named))
 
 
 def run_export_diffusers(arguments: Arguments) -> None:
     from ddpm.stages.interop import export_diffusers
 
-    export_diffusers(arguments.model, arguments.out)
-    print(f"{arguments.out}: for DDPMPipeline.from_pretrained")
+    name = export_diffusers(arguments.model, arguments.out)
+    print(f"{arguments.out}: for {name}.from_pretrained")
 
 
 def run_init(arguments: Arguments) -> None:

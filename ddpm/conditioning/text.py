@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ddpm.conditioning.conditioner import Conditioner
 from ddpm.nets.condition import Condition, Ports
-from ddpm.nets.text import TextTransformer
+from ddpm.nets.text import CLIPText, Marks, TextEncoder, TextTransformer
 
 # Of the encoder, where the section does not say: GLIDE's.
 SIZES = {"width": 512, "layers": 16, "heads": 8}
 
 
-class Text(Conditioner):
-    """A caption as tokens that every attention attends to, and a vector that joins the timestep's embedding: a
-    projection of the encoder's last position (Nichol et al. 2022, GLIDE, §4.1).
+def _clip(vocabulary: int, length: int, tokenizer: Any, options: Mapping[str, Any], **sizes: Any) -> CLIPText:
+    end, filler = tokenizer.padding, options.get("filler")
+    marks = Marks(tokenizer.start, end, end if filler is None else filler)
+    if marks.filler >= vocabulary:
+        raise ValueError(f"condition.prompt.filler is {filler}, but the tokenizer has {vocabulary} ids")
+    return CLIPText(vocabulary, length, marks=marks, **sizes)
 
-    No caption is the empty one, of padding alone. The tokens have no mask, because padding has embeddings of its own.
+
+def _glide(vocabulary: int, length: int, tokenizer: Any, options: Mapping[str, Any], **sizes: Any) -> TextTransformer:
+    return TextTransformer(vocabulary, length, **sizes)
+
+
+# By `condition.prompt.encoder`: (number of ids, tokens of a caption, tokenizer, section; sizes, activation) → encoder.
+ENCODERS: dict[str, Callable[..., TextEncoder]] = {"glide": _glide, "clip": _clip}
+
+
+class Text(Conditioner):
+    """A caption as tokens that every attention attends to, and, if `pooled`, a vector that joins the timestep's
+    embedding: a projection of the encoder's last position (Nichol et al. 2022, GLIDE, §4.1).
+
+    No caption is the empty one, of padding alone. The tokens have no mask: padding says something too.
     """
 
     saved_as = "text"
@@ -32,24 +48,29 @@ class Text(Conditioner):
     def __init__(self, columns: Sequence[Any], width: int, options: Mapping[str, Any]) -> None:
         """
         Args:
-            columns: one with `shape` [L] and a `tokenizer` that has `size`, the number of ids, and the id `padding`.
+            columns: one with `shape` [L] and a `tokenizer` that has `size`, the number of ids, and the id `padding`; of
+                the encoder `clip` also the id `start`.
             width: of the vector.
-            options: `width`, `layers` and `heads` of the encoder.
+            options: the section `condition.prompt`: `encoder`, its `width`, `layers`, `heads` and `activation`;
+                `pooled`; `frozen`.
 
         Raises:
             ValueError: the heads do not divide the width.
         """
         super().__init__()
         (self._column,) = columns
-        (length,), sizes = self._column.shape, _sizes(options)
-        self.encoder = TextTransformer(self._column.tokenizer.size, length, **sizes)
-        self.projection = nn.Linear(sizes["width"], width)
+        (length,), sizes, tokenizer = self._column.shape, _sizes(options), self._column.tokenizer
+        activation = options.get("activation", "gelu")
+        make = ENCODERS[options.get("encoder", "glide")]
+        self.encoder = make(tokenizer.size, length, tokenizer, options, **sizes, activation=activation)
+        self.encoder.requires_grad_(not options.get("frozen", False))
+        self.projection = nn.Linear(sizes["width"], width) if options.get("pooled", True) else None
 
     def forward(self, given: Mapping[str, Tensor]) -> Condition:
-        """`prompt` [N, L] int64 → the ports `vector` and `tokens`."""
+        """`prompt` [N, L] int64 → the port `tokens`, and `vector` if `pooled`."""
         ids = given[self._column.name]
         tokens = self.encoder(ids, ids != self._column.tokenizer.padding)
-        return Condition(vector=self.projection(tokens[:, -1]), tokens=tokens)
+        return Condition(vector=None if self.projection is None else self.projection(tokens[:, -1]), tokens=tokens)
 
 
 def _sizes(options: Mapping[str, Any]) -> dict[str, int]:

@@ -27,7 +27,7 @@ _UPPER, _LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 _NORMAL = str.maketrans(_UPPER + SEPARATORS, _LOWER + " " * len(SEPARATORS))
 
 # CLIP's signs: what a word ends with, and what stands at the end of a text; here the latter fills up short texts.
-_END_OF_WORD, _END = "</w>", "<|endoftext|>"
+_END_OF_WORD, _START, _END = "</w>", "<|startoftext|>", "<|endoftext|>"
 # How CLIP cuts a text before pairs are merged: endings such as 's, letters, single digits, and runs of anything else.
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -52,6 +52,12 @@ class Tokenizer(ABC):
     @abstractmethod
     def padding(self) -> int:
         """The number that fills up a short text; an empty one is nothing else."""
+
+    @property
+    def start(self) -> int:
+        """The number that an encoder which marks the start of a text puts there: the padding's, if there is no other.
+        No text has it."""
+        return self.padding
 
     @classmethod
     @abstractmethod
@@ -156,7 +162,8 @@ class BytePairs(Tokenizer):
     them: the text is composed (NFC), in lower case, its blanks are one space each; any text can be written, since every
     byte is a token.
 
-    CLIP's own `ftfy` and HTML entities are not applied, and no start or end is marked: an empty text is padding alone.
+    CLIP's own `ftfy` and HTML entities are not applied, and no start or end is marked (`nets.text.CLIPText` does that):
+    an empty text is padding alone.
 
     Attributes:
         vocabulary: the tokens by their numbers.
@@ -175,6 +182,10 @@ class BytePairs(Tokenizer):
     @cached_property
     def padding(self) -> int:
         return self.vocabulary.index(_END)
+
+    @cached_property
+    def start(self) -> int:
+        return self.vocabulary.index(_START) if _START in self.vocabulary else self.padding
 
     @classmethod
     def fit(cls, captions: Sequence[str], options: Mapping[str, Any], root: Path = Path()) -> Self:
@@ -196,26 +207,27 @@ class BytePairs(Tokenizer):
         return cls((*known, *(pair.replace(" ", "") for pair in merges), _END), merges, options["length"])
 
     @classmethod
-    def read(cls, directory: Path, length: int) -> Self:
-        """CLIP's files: vocab.json and merges.txt.
+    def read(cls, directory: Path, length: int, where: str = "condition.prompt.vocabulary") -> Self:
+        """CLIP's files: vocab.json and merges.txt, or where they are not there, tokenizer.json with both.
+
+        Args:
+            where: what names the directory, for errors.
 
         Raises:
             UserError: one is missing, or not of such a tokenizer.
         """
         try:
-            numbers = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
-            lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+            numbers, merges = _files_of(directory)
             if not isinstance(numbers, dict):
-                raise ValueError("vocab.json is no object")
+                raise ValueError("the vocabulary is no object")
             vocabulary = sorted(numbers, key=numbers.__getitem__)
             if [numbers[token] for token in vocabulary] != list(range(len(vocabulary))):
-                raise ValueError("the numbers in vocab.json are not 0, 1, 2, …")
-            merges = [line for line in lines if line and not line.startswith("#version")]
+                raise ValueError("the numbers of the vocabulary are not 0, 1, 2, …")
             facts = {"vocabulary": " ".join(vocabulary), "merges": "\n".join(merges), "length": length}
             return cls.from_json(facts)
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"condition.prompt.vocabulary: {directory}: expected CLIP's vocab.json and merges.txt; {brief(error)}"
+                f"{where}: {directory}: expected CLIP's vocab.json and merges.txt; {brief(error)}"
             ) from None
 
     @classmethod
@@ -251,6 +263,17 @@ class BytePairs(Tokenizer):
 
     def ids(self, text: str) -> list[int]:
         return self._merger.encode(text).ids
+
+
+def _files_of(directory: Path) -> tuple[Any, list[str]]:
+    """The numbers of CLIP's tokens, and the merges."""
+    both = directory / "tokenizer.json"
+    if both.exists() and not (directory / "vocab.json").exists():
+        model = json.loads(both.read_text(encoding="utf-8"))["model"]
+        return model["vocab"], [_pair(pair) for pair in model["merges"]]
+    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    return json.loads((directory / "vocab.json").read_text(encoding="utf-8")), merges
 
 
 def _pair(pair: str | Sequence[str]) -> str:

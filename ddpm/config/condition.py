@@ -27,7 +27,7 @@ class LabelConfig(Section):
 
 
 class PromptConfig(Section):
-    """The caption of a datum, by GLIDE's text encoder (Nichol et al. 2022, §4.1)."""
+    """The caption of a datum, by a text encoder: GLIDE's (Nichol et al. 2022, §4.1) or CLIP's (Radford et al. 2021)."""
 
     tokenizer: Literal["words", "bpe"] = Field(
         "words",
@@ -35,7 +35,11 @@ class PromptConfig(Section):
         "CLIP's and GLIDE's, with which any text can be written",
     )
     length: Int = Field(
-        16, gt=0, le=MOST_TOKENS, description="tokens of a caption; what is longer is cut off. GLIDE: 128"
+        16,
+        gt=0,
+        le=MOST_TOKENS,
+        description="tokens of a caption; what is longer is cut off. GLIDE: 128; Stable Diffusion: 75, which encoder: "
+        "clip puts between two marks",
     )
     drop: Float = Field(
         0.2,
@@ -55,9 +59,31 @@ class PromptConfig(Section):
         description="of bpe: a directory with CLIP's vocab.json and merges.txt, in place of what would be learned. DVC "
         "does not track it",
     )
+    encoder: Literal["glide", "clip"] = Field(
+        "glide",
+        description="glide: every token attends to all, and padding has embeddings of its own; clip: a token attends "
+        "to those before it, and the caption is marked at its start and its end",
+    )
     width: Positive = Field(512, description="of the text encoder")
     layers: Positive = Field(16, description="of the text encoder")
     heads: Positive = Field(8, description="of each attention of the text encoder; must divide its width")
+    activation: Literal["gelu", "quick_gelu"] = Field(
+        "gelu", description="in the text encoder's blocks; quick_gelu: OpenAI's CLIP, and so Stable Diffusion 1's"
+    )
+    pooled: Bool = Field(
+        True,
+        description="whether a projection of the encoder's last position joins the timestep's embedding (GLIDE: yes; "
+        "Stable Diffusion: no)",
+    )
+    filler: Int | None = Field(
+        None, ge=0, description="of encoder: clip, the id after a caption's end; null: the end's. Stable Diffusion 2: 0"
+    )
+    weights: FilePath | None = Field(
+        None,
+        description="of encoder: clip, a directory of a CLIPTextModel (transformers) whose weights it starts with. DVC "
+        "does not track it",
+    )
+    frozen: Bool = Field(False, description="whether the text encoder stays as it is; then it needs weights")
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> PromptConfig:
@@ -66,10 +92,17 @@ class PromptConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _keys_are_of_the_tokenizer(self) -> PromptConfig:
-        for key, tokenizer in (("minimum_count", "words"), ("vocabulary_size", "bpe"), ("vocabulary", "bpe")):
-            if self.tokenizer != tokenizer and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"`{key}` is for `tokenizer: {tokenizer}`, found `tokenizer: {self.tokenizer}`")
+    def _keys_are_of_the_tokenizer_or_the_encoder(self) -> PromptConfig:
+        for key, choice, wanted in (
+            ("minimum_count", "tokenizer", "words"),
+            ("vocabulary_size", "tokenizer", "bpe"),
+            ("vocabulary", "tokenizer", "bpe"),
+            ("filler", "encoder", "clip"),
+            ("weights", "encoder", "clip"),
+        ):
+            found = getattr(self, choice)
+            if found != wanted and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` is for `{choice}: {wanted}`, found `{choice}: {found}`")
         return self
 
 

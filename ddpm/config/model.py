@@ -89,6 +89,16 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_frozen_encoder_has_learned_something(self) -> Self:
+        prompt, training = self.condition.prompt, self.training
+        if prompt and prompt.frozen and training and not (prompt.weights or training.start_from):
+            raise ValueError(
+                "condition.prompt.frozen is true, but the text encoder has random weights: give "
+                "condition.prompt.weights, or training.start_from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_are_of_a_control(self) -> Self:
         own, default = self.sampling, SamplingConfig()
         for key in ("control_scale", "control_interval", "guess"):

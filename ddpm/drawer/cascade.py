@@ -43,9 +43,7 @@ class Link(NamedTuple):
 
     @property
     def asked(self) -> tuple[Column, ...]:
-        """The columns that are the cascade's: neither fixed nor fed, nor of the same key of `condition` as one that is
-        fed.
-        """
+        """The cascade's columns: neither fixed nor fed, nor of the same key of `condition` as one that is fed."""
         fed = {column.key for column in self.drawer.columns if column.name in self.fed}
         return tuple(each for each in self.drawer.columns if each.name not in self.fixed and each.key not in fed)
 

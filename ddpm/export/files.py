@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, TensorProto
 from torch import Tensor
 
 from ddpm.conditioning.columns import blank
@@ -27,7 +28,7 @@ from ddpm.export.control import RESIDUAL, branched
 from ddpm.export.gradient import add_scale, log_p_gradient
 from ddpm.export.half import in_half_precision
 from ddpm.export.loop import sampler_model
-from ddpm.files import sha256_of, write_json
+from ddpm.files import combined_sha256, write_json
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
 from ddpm.nets.controlled import Control, Controlled
@@ -267,8 +268,8 @@ def describe_sampler(model: Model, directory: Path) -> None:
             "data": model.card.data.model_dump(mode="json"),
             "sampling": model.card.config.sampling.model_dump(mode="json"),
             "activation_bytes": max([memory, *map(_activation_bytes, beside.values())]),
-            "denoiser_sha256": sha256_of(denoiser),
-            **{f"{name}_sha256": sha256_of(file) for name, file in beside.items()},
+            "denoiser_sha256": onnx_sha256(denoiser),
+            **{f"{name}_sha256": onnx_sha256(file) for name, file in beside.items()},
         },
     )
 
@@ -313,17 +314,38 @@ def _set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:
     onnx.helper.set_model_props(proto, texts)
 
 
-def write(proto: ModelProto, path: Path, *, most_weights: int = MOST_WEIGHTS) -> None:
+def write(proto: ModelProto, path: Path, *, most_weights: int | None = None) -> None:
     """Save, and hold against ONNX's own rules, shapes included.
 
     Args:
-        most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended.
+        most_weights: bytes; more than these go to a file beside it, `path` with `.data` appended. None: `MOST_WEIGHTS`.
     """
-    if sum(tensor.ByteSize() for tensor in proto.graph.initializer) > most_weights:
+    most = MOST_WEIGHTS if most_weights is None else most_weights
+    if sum(tensor.ByteSize() for tensor in initializers(proto.graph)) > most:
         onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
     else:
         onnx.save_model(proto, path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def onnx_sha256(path: Path) -> str:
+    """The SHA-256 of an ONNX file; with weights in files beside it, that of all of them."""
+    beside = {
+        entry.value
+        for tensor in initializers(onnx.load(path, load_external_data=False).graph)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return combined_sha256([path, *(path.parent / name for name in sorted(beside))])
+
+
+def initializers(graph: GraphProto) -> Iterator[TensorProto]:
+    """Those of nested graphs too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from initializers(attribute.g)
 
 
 def _drop_provenance(proto: ModelProto) -> None:

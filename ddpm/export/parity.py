@@ -22,8 +22,8 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import Part, data_of
+from ddpm.export.files import onnx_sha256
 from ddpm.export.text_to_image import beside
-from ddpm.files import sha256_of
 from ddpm.model import Model
 from ddpm.nets.autoencoder import Frozen
 
@@ -143,7 +143,7 @@ def verdict(file: Path, difference: float, tolerance: float) -> dict[str, Any]:
         "max_abs_difference": difference,
         "tolerance": tolerance,
         "passed": difference <= tolerance,
-        "sha256": sha256_of(file),
+        "sha256": onnx_sha256(file),
     }
 
 

@@ -22,14 +22,14 @@ A default is an initializer with the name of an input, so that runtimes do not r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.compose import add_prefix_graph
 from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info, set_model_props
 from onnx.numpy_helper import from_array
@@ -42,7 +42,7 @@ from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade
-from ddpm.export.files import MOST_WEIGHTS, write
+from ddpm.export.files import MOST_WEIGHTS, initializers, write
 from ddpm.export.guidance import WEIGHT, call
 from ddpm.export.words import OPSETS, tokenize
 
@@ -156,7 +156,7 @@ def export_text_to_image(links: Mapping[str, Link], path: Path) -> None:
     Raises:
         ValueError: they do not fit into one file; the message is the reason, in one line.
     """
-    tensors = [tensor for link in links.values() for tensor in _initializers(link.loop.graph)]
+    tensors = [tensor for link in links.values() for tensor in initializers(link.loop.graph)]
     elsewhere = any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
     if elsewhere or sum(tensor.ByteSize() for tensor in tensors) > MOST_WEIGHTS:
         raise ValueError("an ONNX file holds at most 2 GiB, and the weights are more")
@@ -199,7 +199,7 @@ class _Part:
         for value in link.loop.graph.input:
             own.get(value.name, self._column)(value, self.inside(value.name))
         # Of what a nested graph takes from outside, initializers are renamed only where they are named here.
-        names = {tensor.name: self.inside(tensor.name) for tensor in _initializers(link.loop.graph)}
+        names = {tensor.name: self.inside(tensor.name) for tensor in initializers(link.loop.graph)}
         loop = add_prefix_graph(link.loop.graph, self.inside(""), name_map=names)
         self.nodes += loop.node
         self.initializers = loop.initializer
@@ -286,12 +286,3 @@ def _default(column: Column, asked: Any) -> NDArray[Any] | None:
         return column.draw(1, seed=0)
     except ValueError:
         return None
-
-
-def _initializers(graph: GraphProto) -> Iterator[TensorProto]:
-    """Those of nested graphs too."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _initializers(attribute.g)

@@ -28,6 +28,7 @@ from ddpm.interop.published import (
     refuse_other_keys,
     shaped_like,
     swap_halves,
+    transformer_parts,
 )
 
 GROUPS = 32
@@ -80,7 +81,7 @@ def convert(theirs: Mapping[str, Tensor], flags: Flags, where: str = "checkpoint
     out_channels = len(theirs[_OUT])
     if channels not in (1, 3) or out_channels not in (channels, 2 * channels):
         raise UserError(f"{where}: {channels} channels in and {out_channels} out: not a denoiser of grey or RGB images")
-    resample, blocks, levels = _layout(theirs, where)
+    resample, blocks, levels = layout_of(theirs, where)
     widths, attended = levels_of(theirs, blocks, levels, where)
     if any(c % width for c in widths) or theirs["input_blocks.0.0.weight"].shape[0] != width:
         raise UserError(f"{where}: channels {widths} are not all multiples of the first width, {width}")
@@ -178,11 +179,12 @@ def module_names(network: NetworkConfig, image_size: int) -> Iterator[tuple[str,
     yield from ENDS.items()
     yield "out_conv", "out.2"
     yield from names_down(network)
+    attention = _attention_parts(network)
     last = len(network.multipliers) - 1
     for number in range((last + 1) * (network.blocks + 1)):
         level, block = divmod(number, network.blocks + 1)
         yield from parts_of(f"up.{level}.residuals.{block}", f"output_blocks.{number}.0", _RESIDUAL)
-        yield from parts_of(f"up.{level}.attentions.{block}", f"output_blocks.{number}.1", _ATTENTION)
+        yield from parts_of(f"up.{level}.attentions.{block}", f"output_blocks.{number}.1", attention)
         if block == network.blocks and level < last:
             resample = _RESIDUAL if network.resample == "residual" else {"conv": "conv"}
             place = 2 if image_size // 2 ** (last - level) in network.attention_resolutions else 1
@@ -191,20 +193,25 @@ def module_names(network: NetworkConfig, image_size: int) -> Iterator[tuple[str,
 
 def names_down(network: NetworkConfig | ClassifierConfig) -> Iterator[tuple[str, str]]:
     """Our name and theirs of every module on the way down and at the bottom."""
-    last = len(network.multipliers) - 1
+    attention, last = _attention_parts(network), len(network.multipliers) - 1
     number = 0
     for level in range(last + 1):
         for block in range(network.blocks):
             number += 1
             yield from parts_of(f"down.{level}.residuals.{block}", f"input_blocks.{number}.0", _RESIDUAL)
-            yield from parts_of(f"down.{level}.attentions.{block}", f"input_blocks.{number}.1", _ATTENTION)
+            yield from parts_of(f"down.{level}.attentions.{block}", f"input_blocks.{number}.1", attention)
         if level < last:
             number += 1
             resample = _RESIDUAL if network.resample == "residual" else {"conv": "op"}
             yield from parts_of(f"down.{level}.resample", f"input_blocks.{number}.0", resample)
     yield from parts_of("middle_in", "middle_block.0", _RESIDUAL)
-    yield from parts_of("middle_attention", "middle_block.1", _ATTENTION)
+    yield from parts_of("middle_attention", "middle_block.1", attention)
     yield from parts_of("middle_out", "middle_block.2", _RESIDUAL)
+
+
+def _attention_parts(network: NetworkConfig | ClassifierConfig) -> Mapping[str, str]:
+    depth = getattr(network, "transformer_depth", 0) if getattr(network, "attention", "plain") == "transformer" else 0
+    return transformer_parts(depth) if depth else _ATTENTION
 
 
 def renamed(name: str, modules: Mapping[str, str]) -> str:
@@ -256,7 +263,7 @@ def input_blocks(theirs: Mapping[str, Tensor], where: str) -> set[int]:
     return numbers
 
 
-def _layout(theirs: Mapping[str, Tensor], where: str) -> tuple[Literal["conv", "plain", "residual"], int, int]:
+def layout_of(theirs: Mapping[str, Tensor], where: str) -> tuple[Literal["conv", "plain", "residual"], int, int]:
     """How it resamples, its blocks a level, and its levels.
 
     A level on the way down is `blocks` numbers and one for what leads to the next; plain pooling leaves its number out.
@@ -292,7 +299,7 @@ def levels_of(
     widths = {f"{first}.0.out_layers.3.weight" for first in firsts}
     refuse_other_keys(theirs.keys() & widths, widths, where)
     channels = [len(theirs[f"{first}.0.out_layers.3.weight"]) for first in firsts]
-    return channels, [level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in theirs]
+    return channels, [level for level, first in enumerate(firsts) if f"{first}.1.norm.weight" in theirs]
 
 
 def _regrouped(qkv: Tensor, heads: int, head_channels: int | None) -> Tensor:

@@ -22,7 +22,7 @@ from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.conditioning.labels import Labels
 from ddpm.config.base import validate
-from ddpm.config.network import AnyNetworkConfig
+from ddpm.config.network import AnyNetworkConfig, AutoencoderConfig
 from ddpm.config.process import MOST_TIMESTEPS, ProcessConfig, ScheduleName
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.schedules import Schedule
@@ -30,12 +30,16 @@ from ddpm.errors import UserError
 from ddpm.nets import NO_PORTS, build
 from ddpm.nets.condition import Network, Ports
 
+# Our layers that are several of others', a letter each.
+FUSED = ("qkv", "kv")
+
 
 @dataclass(frozen=True)
 class Flags:
     """What a checkpoint may not tell, by the names it had where the network was trained; None where it was not given.
 
-    The first two are of any images, the next two are GaussianDiffusion1D's, the others OpenAI's.
+    The first two are of any images, the next two are GaussianDiffusion1D's, `parameterization` and `tokenizer` are of
+    latent diffusion's files, the others OpenAI's.
     """
 
     image_size: int | None = None
@@ -51,6 +55,8 @@ class Flags:
     use_new_attention_order: bool = False
     predict_xstart: bool = False
     sigma_small: bool = False
+    parameterization: Literal["eps", "x0", "v"] | None = None
+    tokenizer: Path | None = None
     dropout: float = 0.0
 
     def refuse_but(self, used: Iterable[str], what: str) -> None:
@@ -94,11 +100,41 @@ class Classes:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What tells a network its caption.
+
+    Attributes:
+        options: of `condition.prompt`.
+        tokenizer: as a model keeps it.
+        weights: those of `conditioning.text.Text`.
+    """
+
+    options: dict[str, Any]
+    tokenizer: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """What makes latents of pictures, and pictures of them.
+
+    Attributes:
+        weights: those of `nets.autoencoder.AutoencoderKL`.
+        scale: what latents are multiplied by.
+    """
+
+    network: AutoencoderConfig
+    weights: dict[str, Tensor]
+    scale: float
+
+
+@dataclass(frozen=True)
 class Published:
     """A published network in our terms.
 
-    `notes` are what a user should know of the import: what was ignored or replaced, a clause each. `labels` is None of
-    an unconditional network. `answers` is the number of classes that a classifier tells apart, 0 of any other network.
+    `notes` are what a user should know of the import: what was ignored or replaced, a clause each. `labels` and `text`
+    are None of a network that is told none. `answers` is the number of classes that a classifier tells apart, 0 of any
+    other network. `autoencoder` is None of a network of pixels.
     """
 
     network: AnyNetworkConfig
@@ -109,6 +145,8 @@ class Published:
     notes: tuple[str, ...] = ()
     labels: Classes | None = None
     answers: int = 0
+    text: Text | None = None
+    autoencoder: Autoencoder | None = None
 
     @property
     def classes(self) -> int:
@@ -315,6 +353,21 @@ def refuse_other_keys(found: Iterable[str], expected: Iterable[str], where: str)
 def parts_of(ours: str, theirs: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Our name and theirs of every part of a module."""
     return ((f"{ours}.{part}", f"{theirs}.{their_part}") for part, their_part in parts.items())
+
+
+def fused_names(ours: Iterable[str], modules: Mapping[str, str]) -> dict[str, list[str]]:
+    """Our names, each with theirs, whose tensors one after the other are ours.
+
+    Args:
+        modules: our name and theirs of every module; of those of `FUSED` the parts, such as `q`, each by itself.
+    """
+    names = {}
+    for name in ours:
+        module, _, parameter = name.rpartition(".")
+        outer, _, layer = module.rpartition(".")
+        parts = [f"{outer}.{letter}" for letter in layer] if layer in FUSED else [module]
+        names[name] = [f"{modules[part]}.{parameter}" for part in parts]
+    return names
 
 
 def transformer_parts(depth: int) -> dict[str, str]:

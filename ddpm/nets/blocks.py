@@ -162,8 +162,8 @@ class ResidualBlock(nn.Module):
         self.scale_shift, self.rescale, self.resample = style.scale_shift, style.rescale_residuals, resample
         self.norm1 = style.norm(channels)
         self.conv1 = conv(channels, out_channels, 3, padding=1)
-        told = 2 * out_channels if style.scale_shift else out_channels
-        self.time = nn.Linear(style.time_width, told) if style.time_width else None
+        outputs = 2 * out_channels if style.scale_shift else out_channels
+        self.time = nn.Linear(style.time_width, outputs) if style.time_width else None
         self.norm2 = style.norm(out_channels)
         self.dropout = nn.Dropout(style.dropout)
         self.conv2 = zero_initialised(conv(out_channels, out_channels, 3, padding=1))

@@ -132,7 +132,7 @@ def _tried(
         f"{flops * speed / 1e9:,.0f} GFLOP/s",
         f"  memory         {memory}",
         f"  speed          {speed:,.1f} {kind}/s, {1000 * trial.step:,.1f} ms a step, of {trial.steps} steps",
-        f"  {options.steps:,} steps  {_duration(options.steps * trial.step)}",
+        f"  {options.steps:,} steps  {duration(options.steps * trial.step)}",
         f"  evaluation     {_evaluation(params, config, data, _forward(network, shape, trial.at_once, device))}",
     ]
 
@@ -226,7 +226,7 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     """
     kinds = {"classifier": _accuracy, "autoencoder": _reconstruction}
     what, total = kinds.get(config.network.kind, _drawing)(params, config, data)
-    return f"{what}: {total:,} evaluations of the network, {_duration(total * each)}, and the figures"
+    return f"{what}: {total:,} evaluations of the network, {duration(total * each)}, and the figures"
 
 
 def _accuracy(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
@@ -267,7 +267,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """In the units that people plan in."""
     if not math.isfinite(seconds):
         return "in no time that could be measured"

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from ddpm.codecs.scale import ValueCodec
+from ddpm.codecs.scale import Codec, ValueCodec
+from ddpm.conditioning.labels import Labels
+from ddpm.conditioning.text import Text
+from ddpm.config.base import validate
+from ddpm.config.codec import CodecConfig, LatentConfig
 from ddpm.config.condition import ConditionConfig, LabelConfig
 from ddpm.config.data import DATA_NAME
 from ddpm.config.model import ModelConfig
 from ddpm.config.params import VARIANT_NAME
 from ddpm.errors import UserError
-from ddpm.files import atomic_directory, sha256_of
-from ddpm.interop import diffusers, lucidrains, openai, openai_classifier
-from ddpm.interop.published import Classes, Flags, Published, in_short, must_be_a_file, read_saved, shown, tensors_alone
-from ddpm.layout import find_model
+from ddpm.files import atomic_directory, combined_sha256
+from ddpm.first_stage import PREFIX, LatentFacts
+from ddpm.interop import diffusers, ldm, lucidrains, openai, openai_classifier
+from ddpm.interop.diffusers import pipeline
+from ddpm.interop.published import (
+    Autoencoder,
+    Classes,
+    Flags,
+    Published,
+    in_short,
+    must_be_a_file,
+    read_saved,
+    shown,
+    tensors_alone,
+)
+from ddpm.interop.published import Text as PublishedText
+from ddpm.layout import MODELS, find_model
 from ddpm.model import (
     DataFacts,
     Model,
     ModelCard,
+    TextFacts,
     TrainingFacts,
     build_network,
     columns_for,
@@ -32,8 +49,11 @@ from ddpm.model import (
 )
 from ddpm.stages.train import write_curve
 
-NETWORK, CONDITIONER = "network.", "conditioner."  # of the tensors' names in a conditional model
+NETWORK = "network."  # before the tensors' names in a conditional model
 MOST_BYTES = 1 << 20  # of a file of classes
+# Of diffusers, by whether the model is of latents.
+_PIPELINES = {False: "DDPMPipeline", True: "StableDiffusionPipeline"}
+_NETWORKS = {False: "UNet2DModel", True: "StableDiffusionPipeline"}
 
 
 def import_model(
@@ -58,6 +78,22 @@ def import_model(
             apply to it, `out` is there already or its name cannot be a model's.
         NotFiniteError: the weights hold NaN or infinite values.
     """
+    model, notes = imported(source, out, flags, data_name=data_name, classes=classes)
+    with atomic_directory(out) as temporary:
+        save(model, temporary)
+        write_curve([], temporary / "loss.csv")
+    process, shape = model.card.config.process, "×".join(map(str, model.shape))
+    said = "".join(f"; {note}" for note in notes)
+    return (
+        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.codec.name} of {shape}, "
+        f"{process.schedule} schedule of {process.timesteps} steps{said}. {_next_step(model, out)}"
+    )
+
+
+def imported(
+    source: Path, out: Path, flags: Flags, *, data_name: str | None = None, classes: Sequence[str] | None = None
+) -> tuple[Model, tuple[str, ...]]:
+    """The model that `import_model` writes, and what a user should know of the import."""
     _must_be_new(out)
     variant = out.resolve().name
     _must_be_a_name(variant, VARIANT_NAME, f"--out {out}: its last part becomes the model's name")
@@ -65,24 +101,17 @@ def import_model(
         _must_be_a_name(data_name, DATA_NAME, "--data-name")
     published, weights = _read(source, flags)
     refuse_not_finite_weights(published.weights, str(source))
-    refuse_not_finite_weights(published.labels.weights if published.labels else {}, str(source))
+    for part in (published.labels, published.text, published.autoencoder):
+        refuse_not_finite_weights(part.weights if part else {}, str(source))
     _must_name(classes, published, source)
     model = assemble(
         published,
         variant=variant,
         data_name=data_name or variant,
-        fingerprint=_fingerprint(weights),
+        fingerprint=combined_sha256(weights),
         classes=classes,
     )
-    with atomic_directory(out) as temporary:
-        save(model, temporary)
-        write_curve([], temporary / "loss.csv")
-    process, shape = published.process, "×".join(map(str, model.shape))
-    notes = "".join(f"; {note}" for note in [*_note_on(published), *published.notes])
-    return (
-        f"{out}: {model.card.parameters / 1e6:.2f} M parameters, {model.codec.name} of {shape}, "
-        f"{process.schedule} schedule of {process.timesteps} steps{notes}. {_next_step(model, out)}"
-    )
+    return model, (*_note_on(published), *published.notes)
 
 
 def _next_step(model: Model, out: Path) -> str:
@@ -137,6 +166,8 @@ def _must_name(classes: Sequence[str] | None, published: Published, source: Path
 
 def _note_on(published: Published) -> list[str]:
     labels = published.labels
+    if published.text is not None:
+        return [f"captions of {published.text.options['length']} tokens"]
     if labels is None:
         return [f"a classifier of {published.answers} classes"] if published.answers else []
     guidance = "a null class" if labels.null else "no null class, so that it cannot be guided (see --null-class)"
@@ -150,12 +181,6 @@ def _must_be_a_name(name: str, pattern: str, what: str) -> None:
         raise UserError(
             f"{what}; params.yaml has names of lower-case letters, digits, {marks}; found {shown(name)}, try {likely}"
         )
-
-
-def _fingerprint(weights: Sequence[Path]) -> str:
-    """The SHA-256 of the file of weights; of several files, that of theirs."""
-    hashes = [sha256_of(path) for path in weights]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _read(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
@@ -173,8 +198,12 @@ def _read(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
 def _known(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
     """By the reader of its kind."""
     if source.is_dir():
+        if pipeline.is_theirs(source):
+            return pipeline.read(source, flags)
         return diffusers.read(source, flags), diffusers.find(source).weights
     saved, where = read_saved(source), str(source)
+    if ldm.is_theirs(saved):
+        return ldm.convert(tensors_alone(ldm.state_of(saved), where), flags, where), (source,)
     if lucidrains.is_theirs(saved):
         return lucidrains.convert(saved, flags, where), (source,)
     theirs = tensors_alone(saved, where)
@@ -197,16 +226,26 @@ def assemble(
     """
     codec, labels, weights = published.codec, published.labels, published.weights
     names = tuple(classes or map(str, range(published.classes))) or None
-    if labels is not None:
-        weights = _prefixed(NETWORK, weights) | _prefixed(CONDITIONER, labels.weights)
+    told = {Labels.saved_as: labels, Text.saved_as: published.text}
+    if any(told.values()):
+        weights = _prefixed(NETWORK, weights)
+    for saved_as, part in told.items():
+        weights |= {} if part is None else _prefixed(f"{saved_as}.", part.weights)
     config = ModelConfig(
         network=published.network,
         condition=_condition_of(published),
+        codec=CodecConfig(latent=LatentConfig(autoencoder=f"{MODELS}/{variant}") if published.autoencoder else None),
         process=published.process,
         sampling=published.sampling,
     )
     low, high = (codec.low, codec.high) if isinstance(codec, ValueCodec) else (None, None)
-    facts = DataFacts(name=data_name, shape=codec.shape, classes=names, kind=codec.name, low=low, high=high)
+    text = published.text and TextFacts(tokenizer=published.text.tokenizer, captions=("",))
+    facts = DataFacts(name=data_name, shape=codec.shape, classes=names, kind=codec.name, low=low, high=high, text=text)
+    autoencoder = None
+    if published.autoencoder is not None:
+        latent = _latent_facts(published.autoencoder, codec, variant, fingerprint)
+        facts = facts.model_copy(update={"latent": latent})
+        autoencoder = latent.open(facts.stored, _prefixed(PREFIX, published.autoencoder.weights), "cpu")
     network = build_network(config, codec, columns=columns_for(config, facts, variant))
     network.load_state_dict(weights)
     card = ModelCard(
@@ -217,12 +256,26 @@ def assemble(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         own_plan=True,
     )
-    return Model(network.eval().requires_grad_(False), card)
+    return Model(network.eval().requires_grad_(False), card, autoencoder=autoencoder)
+
+
+def _latent_facts(published: Autoencoder, codec: Codec, variant: str, fingerprint: str) -> LatentFacts:
+    """Of an autoencoder that came with the model."""
+    return LatentFacts(
+        variant=variant,
+        fingerprint=fingerprint,
+        sha256=fingerprint,
+        network=published.network,
+        shape=codec.network_shape,
+        scale=published.scale,
+    )
 
 
 def _condition_of(published: Published) -> ConditionConfig:
     """What the network is conditioned on; of a classifier, what it answers."""
-    labels = published.labels
+    labels, text = published.labels, published.text
+    if text is not None:
+        return validate(ConditionConfig, {"prompt": text.options}, "condition")
     if labels is not None:
         # How often a label was dropped in training no weights tell; that it was, is what the default says.
         drop = {} if labels.null else {"drop": 0.0}
@@ -238,23 +291,51 @@ def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def export_diffusers(model_directory: Path, out: Path) -> None:
-    """Write the directory `out` for diffusers' `DDPMPipeline.from_pretrained` from a model directory.
+def export_diffusers(model_directory: Path, out: Path) -> str:
+    """Write the directory `out` for diffusers' `DDPMPipeline.from_pretrained` from a model directory; of a model of
+    latents and captions for `StableDiffusionPipeline.from_pretrained`.
+
+    Returns:
+        The name of that pipeline.
 
     Raises:
-        UserError: there is no model, it uses what UNet2DModel or DDPMScheduler lacks, or `out` is there already.
+        UserError: there is no model, it uses what diffusers' networks or DDPMScheduler lack, or `out` is there already.
     """
     _must_be_new(out)
     model = load(find_model(model_directory, exported=False))
-    config, weights, labels = model.card.config, model.network.state_dict(), None
-    if other := sorted({column.key for column in model.columns} - {"label"}):
-        raise UserError(f"{model_directory}: condition.{other[0]} is not a part of diffusers' UNet2DModel")
-    if model.columns:
-        labels = Classes(_below(CONDITIONER, weights), null=model.columns[0].null is not None)
-        weights = _below(NETWORK, weights)
-    published = Published(config.network, config.process, config.sampling, model.codec, weights, labels=labels)
+    latent = model.autoencoder is not None
+    told = {"prompt"} if latent else {"label"}
+    if other := sorted({column.key for column in model.columns} - told):
+        raise UserError(f"{model_directory}: condition.{other[0]} is not a part of diffusers' {_NETWORKS[latent]}")
+    published = published_of(model)
     with atomic_directory(out) as temporary:
-        diffusers.write(published, temporary)
+        (pipeline.write if latent else diffusers.write)(published, temporary)
+    return _PIPELINES[latent]
+
+
+def published_of(model: Model) -> Published:
+    """The inverse of `assemble`."""
+    config, weights, facts = model.card.config, model.network.state_dict(), model.card.data
+    labels, text, autoencoder = None, None, None
+    own = {column.key: column for column in model.columns}
+    if "label" in own:
+        labels = Classes(_below(f"{Labels.saved_as}.", weights), null=own["label"].null is not None)
+    if facts.text is not None:
+        of_text = _below(f"{Text.saved_as}.", weights)
+        text = PublishedText(config.condition.model_dump()["prompt"], facts.text.tokenizer, of_text)
+    if facts.latent is not None and model.autoencoder is not None:
+        own_weights = model.autoencoder.network.state_dict()
+        autoencoder = Autoencoder(facts.latent.network, own_weights, facts.latent.scale)
+    return Published(
+        config.network,
+        config.process,
+        config.sampling,
+        model.codec,
+        _below(NETWORK, weights) if own else weights,
+        labels=labels,
+        text=text,
+        autoencoder=autoencoder,
+    )
 
 
 def _must_be_new(out: Path) -> None:

@@ -114,10 +114,11 @@ def _train(
     if first is not None:
         facts = facts.model_copy(update={"latent": first.facts})
     start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
-    network, device, precision, base, controlled = start
+    network, device, precision, base, text_encoder, controlled = start
     if first is not None:
         first.network.to(device)
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
+    hashes |= {} if text_encoder is None else {"text encoder that it starts from": text_encoder}
     hashes |= {} if controlled is None else {"model that it controls": controlled.sha256}
     if perceptual is not None:
         hashes["features of the perceptual loss"] = perceptual.sha256

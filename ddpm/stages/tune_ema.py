@@ -129,10 +129,11 @@ def averaged(model: Model, directory: Path, length: float) -> Model:
         UserError: as `reconstructed`.
     """
     weights = reconstructed(directory, length)
-    if (known := dict(model.network.named_parameters())).keys() != weights.keys():
+    known = dict(model.network.named_parameters())
+    if not weights.keys() <= known.keys():  # what was frozen has no averages
         raise UserError(f"{directory}: damaged: its snapshots are of another network")
-    for name, parameter in known.items():
-        parameter.data.copy_(weights[name])
+    for name, average in weights.items():
+        known[name].data.copy_(average)
     training = model.card.training
     mark = hashlib.sha256(f"{training.fingerprint} {length:g}".encode()).hexdigest()
     facts = training.model_copy(update={"ema_length": length, "fingerprint": mark})

@@ -21,7 +21,7 @@ from ddpm.tracking.runs import log_metrics, milliseconds
 from ddpm.tracking.store import load_mlflow, store_answers
 
 _MEASURED = "measured."
-_GUIDANCE = ("guide", "guidance_scale", "guidance_interval")  # of a protocol, which decide what a step costs
+_OF_A_STEP = ("sampler", "guide", "guidance_scale", "guidance_interval")  # of a protocol: what decides a step's cost
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def log_measurement(version: Registration, figures: Figures, root: Path = Path()
 
 def _cost(recorded: Figures, protocol: Mapping[str, Any]) -> dict[str, float]:
     """GFLOP an image under another protocol: a step costs what it did, and so do the links of a cascade that have plans
-    of their own. Nothing where that is not known, or where other guidance changes what a step costs.
+    of their own. Nothing where that is not known, or where a step costs something else by its sampler or guidance.
     """
     cost, steps = recorded.metrics.get("gflops_per_image"), recorded.protocol.get("steps")
     others = recorded.metrics.get(OTHER_LINKS, None if "upsampler" in recorded.protocol else 0.0)
-    guided_alike = all(recorded.protocol.get(name) == protocol.get(name) for name in _GUIDANCE)
-    if cost is None or steps is None or others is None or not guided_alike:
+    alike = all(recorded.protocol.get(name) == protocol.get(name) for name in _OF_A_STEP)
+    if cost is None or steps is None or others is None or not alike:
         return {}
     carried = {"gflops_per_image": others + (cost - others) * protocol["steps"] / steps}
     return {**carried, OTHER_LINKS: others} if others else carried

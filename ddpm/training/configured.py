@@ -30,7 +30,7 @@ from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
 from ddpm.training.perceptual import Perceptual
 from ddpm.training.speed import accelerate, batches_ahead, on_cuda
-from ddpm.training.start import start_from
+from ddpm.training.start import start_from, text_encoder_from
 from ddpm.training.tasks import Classify, Denoise, Reconstruct, Task
 
 
@@ -41,6 +41,7 @@ class Start(NamedTuple):
     device: torch.device
     precision: str  # that `training.precision` comes to on the device
     base: StartFacts | None = None  # the model whose weights it has; None: they are random
+    text_encoder: str | None = None  # what identifies the published weights that its text encoder has
     controlled: StartFacts | None = None  # of a ControlNet the model that it controls, which is frozen
 
 
@@ -72,11 +73,14 @@ def initial(
     controlled = None
     if control is not None:
         controlled = take_control(network, config, codec.shape, f"{where}: condition.control.of", root=root)
-    facts = None
+    facts, text = None, None
     if base is not None:
         facts = start_from(network, base, f"{where}: training.start_from", root=root, controlled=controlled)
-    precision = resolve_precision(config.training.precision, device)
-    return Start(network.to(device), device, precision, facts, controlled)
+    if controlled is None:  # else the text encoder has the weights of the model that is controlled
+        text = text_encoder_from(network, config.condition.prompt, f"{where}: condition", root=root)
+    return Start(
+        network.to(device), device, resolve_precision(config.training.precision, device), facts, text, controlled
+    )
 
 
 def make_fast(network: nn.Module, options: TrainingConfig, codec: Codec, precision: str, ranks: Ranks = ALONE) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm.errors import UserError
+from ddpm.training.ema import trainable
 
 LENGTHS = (0.05, 0.10)  # σ_rel of the two averages
 SNAPSHOTS = "snapshots"  # the folder of a model, or of a training's state
@@ -35,11 +36,11 @@ def exponent(length: float) -> float:
 
 
 class PowerAverages:
-    """Averages of a network's parameters, one for each of `LENGTHS`: of step k with the weight k^γ."""
+    """Averages of the parameters that a network trains, one for each of `LENGTHS`: of step k with the weight k^γ."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._names = [name for name, _ in network.named_parameters()]
-        self._parameters: list[Tensor] = list(network.parameters())
+        self._names = [name for name, each in network.named_parameters() if each.requires_grad]
+        self._parameters = trainable(network)
         self._exponents = [exponent(length) for length in LENGTHS]
         self._averages = [[each.detach().clone() for each in self._parameters] for _ in LENGTHS]
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from ddpm.conditioning.columns import Column
 from ddpm.conditioning.network import CONDITIONERS, ConditionalNetwork, by_key, columns_in
+from ddpm.conditioning.text import Text
+from ddpm.config.condition import PromptConfig
 from ddpm.errors import UserError
-from ddpm.files import sha256_of
+from ddpm.files import combined_sha256, sha256_of
+from ddpm.interop import clip
 from ddpm.layout import find_model
 from ddpm.model import Model, StartFacts, load
 
@@ -75,6 +78,44 @@ def check_same_base(found: StartFacts | None, expected: StartFacts, where: str) 
             f"{where} was trained to control {found.variant} with the SHA-256 {found.sha256[:12]}…, and not "
             f"{expected.variant} with {expected.sha256[:12]}…: a control is of one base alone"
         )
+
+
+def text_encoder_from(
+    network: nn.Module, options: PromptConfig | None, where: str, *, root: Path = Path()
+) -> str | None:
+    """Load the text encoder that `condition.prompt.weights` names.
+
+    Args:
+        options: the section `condition.prompt`.
+        where: the section `condition` is described, for errors.
+        root: the project's folder.
+
+    Returns:
+        What identifies the weights; None: the section names none.
+
+    Raises:
+        UserError: the directory is missing or damaged, or holds another encoder than the section describes.
+    """
+    if options is None or options.weights is None:
+        return None
+    directory, where = root / Path(options.weights).expanduser(), f"{where}.prompt"
+    try:
+        published, files = clip.read(directory)
+    except UserError as error:
+        raise UserError(f"{where}.weights: {error}") from None
+    text = network.get_submodule(Text.saved_as)
+    assert isinstance(text, Text)
+    vocabulary = text.encoder.tokens.num_embeddings
+    for key, found in published.options.items():
+        if getattr(options, key) != found:
+            raise UserError(f"{where}.{key} is {getattr(options, key)}, but the encoder in {directory} has {found}")
+    if vocabulary != published.vocabulary:
+        raise UserError(
+            f"{where}: the tokenizer has {vocabulary} ids, but the encoder in {directory} {published.vocabulary}: give "
+            "its `vocabulary`"
+        )
+    text.encoder.load_state_dict(published.weights)
+    return combined_sha256(files)
 
 
 @torch.no_grad()

@@ -484,7 +484,7 @@ def test_zero_terminal_snr_is_sampled_as_theirs():
     ("scheduler", "plan", "note"),
     [
         (PNDMScheduler(skip_prk_steps=True, steps_offset=1), ("ddim", 50), "no PNDMScheduler: it is sampled by ddim"),
-        (EulerAncestralDiscreteScheduler(), ("ddim", 50), "no EulerAncestralDiscreteScheduler"),
+        (EulerAncestralDiscreteScheduler(), ("euler_ancestral", 50), "is euler_ancestral in"),
         (LMSDiscreteScheduler(), ("ddim", 50), "no LMSDiscreteScheduler"),
         (DPMSolverMultistepScheduler(), ("dpmpp_2m", 20), "is dpmpp_2m in 20 steps here"),
         (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3), ("dpmpp_2m_sde", 20), "not 3"),

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from captioned import write_pictures
+from clip_text import SIZES, directory_of, peer
 from PIL import Image
 from prompts_of_all_kinds import DRAWN, REFUSED
+from pydantic import ValidationError
+from safetensors.torch import load_file
 from tiny import TINY_PARAMS
 from untrained import export
 
@@ -23,17 +26,20 @@ from ddpm.conditioning.network import CONDITIONERS
 from ddpm.conditioning.text import Text
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
+from ddpm.deploy.integrity import Fingerprint, find_fault
 from ddpm.deploy.runtime import Sampler
 from ddpm.errors import DdpmWarning, UserError
 from ddpm.evaluation.likelihood import likelihood_figures, split_bounds
 from ddpm.evaluation.progress import unseen
-from ddpm.files import read_json, write_json
+from ddpm.files import combined_sha256, read_json, sha256_of, write_json
+from ddpm.interop import clip
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.export import export_variant
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
 from ddpm.stages.sample import sample_to
 from ddpm.stages.train import train_variant
+from ddpm.stages.tune_ema import averaged
 
 SMALL = {"length": 4, "width": 16, "layers": 1, "heads": 2}
 
@@ -101,6 +107,75 @@ def test_the_network_of_latent_diffusion_is_trained_and_exported(captioned: Path
     for text, expected in zip(("night", ""), told, strict=True):
         answered = exported.denoise(x.numpy(), t, exported.given(1, prompt=text))
         np.testing.assert_allclose(answered, expected.numpy(), atol=1e-5)
+
+
+CLIP = {"encoder": "clip", **SIZES, "length": 4, "activation": "gelu", "weights": "clip", "pooled": False}
+
+
+def test_a_frozen_text_encoder_stays_as_it_was_published(captioned: Path):
+    directory_of(peer("gelu", vocabulary=7, length=6), Path("clip"), "gelu")  # 5 words, the padding and the unknown one
+    raw = params_of(**CLIP, frozen=True).model_dump(mode="json")
+    raw["models"]["tiny"]["training"]["ema_snapshots"] = 2
+    train_variant(Params.model_validate(raw), "tiny")
+    published, _ = clip.read(Path("clip"))
+    trained = ddpm.load("models/tiny").network.text.encoder.state_dict()
+    assert all(torch.equal(trained[name], tensor) for name, tensor in published.weights.items())
+    (state,) = Path(".ddpm/training/tiny").glob("*/")
+    newest = load_file(sorted(state.glob("step-*"))[-1] / "state.safetensors")
+    assert "ema.text.encoder.tokens.weight" not in newest
+    assert not any("text.encoder" in name for name in newest), "no moments, no averages, no weights"
+    averages = averaged(ddpm.load("models/tiny"), Path("models/tiny"), 0.07).network.state_dict()
+    assert all(torch.equal(averages[f"text.encoder.{name}"], tensor) for name, tensor in published.weights.items())
+    decided = read_json(state / "decisive.json")["data"]
+    assert decided["text encoder that it starts from"] == sha256_of(Path("clip/model.safetensors"))
+    with pytest.raises(UserError, match=r"condition\.prompt\.layers is 3, but the encoder in clip has 2"):
+        train_variant(params_of(**CLIP | {"layers": 3}), "tiny")
+    with pytest.raises(ValidationError, match=r"condition\.prompt\.frozen is true, but the text encoder has random"):
+        params_of(encoder="clip", frozen=True)
+
+
+def test_published_weights_are_where_an_encoder_starts(captioned: Path):
+    directory_of(peer("gelu", vocabulary=7, length=6), Path("clip"), "gelu")
+    train_variant(params_of(**CLIP), "tiny")
+    published, _ = clip.read(Path("clip"))
+    trained = ddpm.load("models/tiny").network.text.encoder.state_dict()
+    moved = [(trained[name] - tensor).abs().max().item() for name, tensor in published.weights.items()]
+    assert 0 < max(moved) < 0.05
+    directory_of(peer("gelu", vocabulary=8, length=6), Path("clip"), "gelu")
+    with pytest.raises(UserError, match=r"the tokenizer has 7 ids, but the encoder in clip 8: give its `vocabulary`"):
+        train_variant(params_of(**CLIP), "tiny")
+
+
+def test_weights_too_large_for_an_onnx_file_are_beside_it(captioned: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a lower threshold, through the stage: written, compared, hashed, and missed where they are not there."""
+    params = params_of()
+    train_variant(params, "tiny")
+    export_variant(params, "tiny")
+    whole = Sampler("deploy/tiny").sample(2, prompt="night")
+    inside = read_json(Path("deploy/tiny/sampler.json"))["denoiser_sha256"]
+    assert inside == sha256_of(Path("deploy/tiny/denoiser.onnx"))
+    monkeypatch.setattr("ddpm.export.files.MOST_WEIGHTS", 10_000)
+    export_variant(params, "tiny")
+    deploy, data = Path("deploy/tiny"), Path("deploy/tiny/denoiser.onnx.data")
+    assert data.stat().st_size > 10_000
+    parity = read_json(deploy / "parity.json")
+    assert parity["passed"]
+    assert parity["files"].keys() == {"denoiser.onnx", "sampler.onnx"}
+    for in_graph in (False, True):
+        np.testing.assert_array_equal(Sampler(deploy, in_graph=in_graph).sample(2, prompt="night"), whole)
+    hashes = [parity["files"][name]["sha256"] for name in ("denoiser.onnx", "sampler.onnx")]
+    assert hashes == [combined_sha256([deploy / name, data]) for name in ("denoiser.onnx", "sampler.onnx")]
+    assert read_json(deploy / "sampler.json")["denoiser_sha256"] == hashes[0]
+    recorded = Fingerprint.of(deploy)
+    assert find_fault(deploy, recorded) is None
+    spoilt = bytearray(data.read_bytes())
+    spoilt[len(spoilt) // 2] ^= 255
+    data.write_bytes(spoilt)
+    assert "denoiser.onnx.data is not the file that was registered" in find_fault(deploy, recorded)
+    data.unlink()
+    assert "denoiser.onnx.data is missing" in find_fault(deploy, recorded)
+    with pytest.raises(UserError, match=r"denoiser\.onnx does not load: .*denoiser\.onnx\.data"):
+        Sampler(deploy)
 
 
 def test_prompts_of_all_kinds_are_drawn_or_refused_in_a_line(captioned: Path, capsys):

@@ -32,7 +32,8 @@ def link(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """A project in which `tiny` is a link; of a batch of nine, one process has four images and one five."""
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "pictures")
-    params = deepcopy({**TINY_PARAMS, "variants": ["other"], "data": {"source": "folder", "path": "pictures"}})
+    data = {"source": "folder", "path": "pictures", "validation_fraction": 0.4}
+    params = deepcopy({**TINY_PARAMS, "variants": ["other"], "data": data})
     tiny = params["models"]["tiny"]
     params["models"]["other"] = deepcopy(tiny)
     tiny |= LINKS[request.param]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,28 +15,22 @@ from ddpm.config.network import NetworkConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.errors import UserError
-from ddpm.files import read_json, write_json
+from ddpm.files import write_json
 from ddpm.interop.diffusers.continuous import CONTINUOUS
 from ddpm.interop.diffusers.scheduler import SchedulerConfig, process_config, their_scheduler
 from ddpm.interop.diffusers.unet import UNet2DConfig, network_config, their_config
 from ddpm.interop.diffusers.weights import ours_of, theirs_of
+from ddpm.interop.folders import DIFFUSERS, read_config, read_weights, weights_in
 from ddpm.interop.published import (
     Flags,
     Published,
     classes_of,
-    in_short,
-    must_be_a_file,
     network_of,
-    read_saved,
-    tensors_alone,
 )
 
-STEM = "diffusion_pytorch_model"
-WEIGHTS, SCHEDULER = f"{STEM}.safetensors", "scheduler_config.json"
+WEIGHTS, SCHEDULER = "diffusion_pytorch_model.safetensors", "scheduler_config.json"
 CLASSES = "class_embedding.weight"
-_PART = re.compile(r"-\d+-of-\d+\.")
 MODEL_FOLDERS = ("unet_ema", "unet")  # in a pipeline's directory, and in a checkpoint of their training example
-MOST_BYTES = 1 << 26  # of a configuration or an index
 
 
 @dataclass(frozen=True)
@@ -66,37 +59,7 @@ def find(directory: Path) -> Found:
     above = [resolved.parent, resolved.parent.parent] if resolved.name in MODEL_FOLDERS else [resolved.parent]
     schedulers = [directory / "scheduler", directory, *(parent / "scheduler" for parent in above)]
     scheduler = next((path / SCHEDULER for path in schedulers if (path / SCHEDULER).exists()), None)
-    return Found(folder, _weights(folder), scheduler)
-
-
-def _weights(folder: Path) -> tuple[Path, ...]:
-    for suffix in (".safetensors", ".bin"):
-        single = [path for path in folder.glob(f"{STEM}*{suffix}") if not _PART.search(path.name)]
-        indices = [path for path in folder.glob(f"{STEM}*.json") if suffix in path.suffixes]
-        plain = [path for path in single if path.name == f"{STEM}{suffix}"]
-        plain += [path for path in indices if path.name == f"{STEM}{suffix}.index.json"]
-        found = plain[:1] or sorted(single + indices)
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise UserError(f"{folder}: has weights of several variants: {names}; leave one of them there")
-        if found:
-            return found[0], *_parts(found[0])
-    raise UserError(f"{folder}: no weights; expected {WEIGHTS}, as diffusers' save_pretrained writes it")
-
-
-def _parts(index: Path) -> list[Path]:
-    """The files that an index of weights names, in its own folder."""
-    if index.suffix != ".json":
-        return []
-    named = _read_config(index).get("weight_map")
-    files = sorted(set(named.values())) if isinstance(named, dict) and all(_plain(n) for n in named.values()) else []
-    if not files:
-        raise UserError(f"{index}: damaged: expected a `weight_map` of names and files in the same folder")
-    return [index.parent / name for name in files]
-
-
-def _plain(name: Any) -> bool:
-    return isinstance(name, str) and name.startswith(STEM) and "/" not in name and "\\" not in name
+    return Found(folder, weights_in(folder, DIFFUSERS), scheduler)
 
 
 def read(directory: Path, flags: Flags) -> Published:
@@ -113,13 +76,11 @@ def read(directory: Path, flags: Flags) -> Published:
     of_scheduler = set() if found.scheduler else {"noise_schedule", "diffusion_steps", "predict_xstart"}
     what = f"{directory}: a diffusers directory{' with its scheduler' if found.scheduler else ''}"
     flags.refuse_but({"image_size", "null_class", *of_scheduler}, what)
-    config = _read_config(found.folder / "config.json")
-    scheduler = _read_config(found.scheduler) if found.scheduler else _scheduler_of(flags, directory)
-    weights: dict[str, Tensor] = {}
-    for path in found.weights:
-        if path.suffix != ".json":
-            weights |= tensors_alone(read_saved(path), str(path))
-    published = convert(config, scheduler, weights, flags.image_size, str(directory), null_class=flags.null_class)
+    config = read_config(found.folder / "config.json")
+    scheduler = read_config(found.scheduler) if found.scheduler else _scheduler_of(flags, directory)
+    published = convert(
+        config, scheduler, read_weights(found.weights), flags.image_size, str(directory), null_class=flags.null_class
+    )
     chosen = "averaged weights of unet_ema"
     return replace(published, notes=(chosen, *published.notes)) if found.folder.name == "unet_ema" else published
 
@@ -229,17 +190,3 @@ def write(published: Published, directory: Path) -> None:
             "unet": ["diffusers", "UNet2DModel"],
         },
     )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        if not path.exists():
-            raise FileNotFoundError
-        must_be_a_file(path)
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"longer than {MOST_BYTES:,} bytes")
-        return read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a directory as diffusers' save_pretrained writes it") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged: {in_short(error)}") from None

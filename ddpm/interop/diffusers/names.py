@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ddpm.config.network import NetworkConfig
-from ddpm.interop.published import parts_of, transformer_parts
+from ddpm.interop.published import fused_names, parts_of, transformer_parts
 
 _RESIDUAL = {
     "norm1": "norm1",
@@ -17,8 +17,6 @@ _RESIDUAL = {
 }
 # Theirs are linear layers, and three of them are our one.
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-# Our layers that are several of theirs, a letter each.
-_SEVERAL = ("qkv", "kv")
 _FIXED = {
     "time_mlp.0": "time_embedding.linear_1",
     "time_mlp.2": "time_embedding.linear_2",
@@ -32,14 +30,7 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 
 def their_names(network: NetworkConfig, ours: Iterable[str]) -> dict[str, list[str]]:
     """Our names, each with theirs, whose tensors one after the other are ours."""
-    modules = dict(_module_names(network))
-    names = {}
-    for name in ours:
-        module, _, parameter = name.rpartition(".")
-        outer, _, layer = module.rpartition(".")
-        ours_of_theirs = [f"{outer}.{letter}" for letter in layer] if layer in _SEVERAL else [module]
-        names[name] = [f"{modules[each]}.{parameter}" for each in ours_of_theirs]
-    return names
+    return fused_names(ours, dict(_module_names(network)))
 
 
 def _module_names(network: NetworkConfig) -> Iterator[tuple[str, str]]:
