@@ -73,10 +73,11 @@ def initial(
     controlled = None
     if control is not None:
         controlled = take_control(network, config, codec.shape, f"{where}: condition.control.of", root=root)
-    facts = None
+    facts, text = None, None
     if base is not None:
         facts = start_from(network, base, f"{where}: training.start_from", root=root, controlled=controlled)
-    text = text_encoder_from(network, config.condition.prompt, f"{where}: condition", root=root)
+    if controlled is None:  # else the text encoder has the weights of the model that is controlled
+        text = text_encoder_from(network, config.condition.prompt, f"{where}: condition", root=root)
     precision = resolve_precision(config.training.precision, device)
     return Start(network.to(device), device, precision, facts, text, controlled)
 
