@@ -15,6 +15,7 @@ from PIL import Image
 from service import Server, wait_until
 
 from ddpm.deploy.runtime import Sampler
+from ddpm.diffusion.samplers import SAMPLERS
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_it_asks_for_the_model_and_shows_what_it_draws_unasked(page, deploy):
     assert re.fullmatch(r"16 of seed 0 in [\d.]+ s, by ddpm-dots@\w+", settle(page))
     assert page.run('by("steps").max') == "20"
     names = page.run('[...by("sampler").options].map(option => option.value)')
-    assert names == ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "unipc_bh1"]
+    assert names == [*SAMPLERS]
 
 
 def test_sliders_and_buttons_say_what_is_drawn(page, deploy):
