@@ -241,7 +241,8 @@ def test_the_signature_names_all_that_any_model_is_told(project):
     tracking.register(VARIANT)
     signature = tracking.load_mlflow(project).models.get_model_info("models:/ddpm-dots/1").signature
     drawing = {"n", "seed", "sampler", "steps", "eta", "guidance_scale", "guidance_interval"}
-    columns = {"label", "prompt", "low", "low_noise", "image", "mask"}
+    drawing |= {"control_scale", "control_interval", "guess"}
+    columns = {"label", "prompt", "low", "low_noise", "image", "mask", "control", "control_2", "control_3"}
     assert {*signature.inputs.input_names()} == drawing | columns | {"inpainting", "resamples", "jump"}
 
 

@@ -31,6 +31,7 @@ def described(steps: int = 3, **changes) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_base_is_trained_first_and_a_new_one_trains_its_control(pipeline: Path):  # noqa: F811
     write_params(pipeline, described())
     targets = ("evaluate-control@edges", "export-control@edges", "evaluate@other")

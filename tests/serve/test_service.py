@@ -70,6 +70,7 @@ def test_json_holds_each_image_and_how_it_came_about(server, deploy):
     assert model == server.client.get("/v1/model").json()["model"]
     plan = {"sampler": "ddim", "steps": 5, "eta": 0.5, "guidance_scale": 1.0, "guidance_interval": None}
     plan |= {"inpainting": None, "resamples": None, "jump": None}
+    plan |= {"control_scale": None, "control_interval": None, "guess": None}
     assert answer == {"kind": "images", "shape": [4, 4, 1], "seed": 4, "labels": None, **plan}
 
 
