@@ -253,7 +253,9 @@ def markdown(results: Mapping[str, Any]) -> str:
                     str(row["steps"]),
                     f"`{row['process']}` by `{row['sampler']}`",
                     ", ".join(f"`{p}` by `{s}`" for p, s in row["undecided"]) or "none",
-                    _against(row["against_default"]),
+                    "it is the default"
+                    if (row["process"], row["sampler"]) == DEFAULT
+                    else _against(row["against_default"]),
                 ]
                 for row in results["best"]
             ),
