@@ -105,7 +105,7 @@ def _assembled(base: Model, found: Found, variant: str, of: str, hint: str, mark
         parameters=parameter_count(network),
         own_plan=card.own_plan,
     )
-    return Model(network.eval().requires_grad_(False), made)
+    return Model(network.eval().requires_grad_(False), made, autoencoder=base.autoencoder)
 
 
 def _check_fit(config: ModelConfig, base: Model, of: str) -> None:

@@ -61,7 +61,7 @@ def _joined(first: Model, others: Sequence[Model], out: Path) -> Model:
     for own, control in zip(whole.controls, controls, strict=True):
         own.load_state_dict(control.state_dict())
     card = card.model_copy(update={"parameters": parameter_count(network)})
-    return Model(network.eval().requires_grad_(False), card, first.plan_source)
+    return Model(network.eval().requires_grad_(False), card, first.plan_source, autoencoder=first.autoencoder)
 
 
 def _card(first: Model, others: Sequence[Model], out: Path) -> ModelCard:

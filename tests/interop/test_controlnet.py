@@ -9,8 +9,10 @@ from weights import moved
 
 from ddpm.cli.main import main
 from ddpm.conditioning.tokenizers import Words
+from ddpm.config.network import AutoencoderConfig
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
+from ddpm.first_stage import LatentFacts
 from ddpm.interop.diffusers.control import convert, for_one_channel
 from ddpm.interop.diffusers.weights import ours_of
 from ddpm.model import DataFacts, load
@@ -157,3 +159,34 @@ def test_ddpm_import_puts_it_on_its_base(tmp_path, capsys):
     hint = {"control": edges, "prompt": "red heart", "steps": 2}
     assert np.array_equal(made.sample(1, **hint, control_scale=0.0), base.sample(1, prompt="red heart", steps=2))
     assert not np.array_equal(made.sample(1, **hint), made.sample(1, **hint, control_scale=0.0))
+
+
+def test_a_control_of_latents_has_the_autoencoder_of_its_base(tmp_path):
+    """So have two of them that are joined."""
+    options = {**NETS["rgb"], "conditioning_embedding_out_channels": (4, 8)}
+    words = Words(("blue", "heart", "red"), 4)
+    autoencoder = AutoencoderConfig(kind="autoencoder", width=4, multipliers=(1, 2), blocks=1, groups=2)
+    latent = LatentFacts(
+        variant="a", fingerprint="a", sha256="a", network=autoencoder, shape=(4, SIDE, SIDE), scale=0.5
+    )
+    text = {"tokenizer": words.as_json(), "captions": ("red heart",)}
+    facts = DataFacts(name="dots", shape=(2 * SIDE, 2 * SIDE, 3), classes=None, text=text, latent=latent)
+    _, net = peers(options)
+    network = convert(raw(net), net.state_dict(), SIDE, "test").network.model_dump()
+    prompt = {"length": 4, "width": WIDTH, "layers": 1, "heads": 2}
+    process = {"timesteps": 50, "prediction": "x0"}
+    codec = {"latent": {"autoencoder": "models/a"}}
+    base = untrained(
+        "base", tmp_path, facts, network=network, condition={"prompt": prompt}, process=process, codec=codec
+    )
+    hint = np.zeros((2 * SIDE, 2 * SIDE, 3), np.uint8)
+    asked = {"prompt": "red heart", "steps": 2, "control_scale": 0.0}
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        moved(ControlNetModel(**options)).save_pretrained(tmp_path / f"theirs-{name}")
+        line = ["import", str(tmp_path / f"theirs-{name}"), "--out", str(tmp_path / name), "--base", str(base)]
+        assert main(line) == 0
+    assert main(["join-controls", *(str(tmp_path / name) for name in ("both", "one", "two"))]) == 0
+    expected = load(base).sample(1, prompt="red heart", steps=2)
+    assert np.array_equal(load(tmp_path / "one").sample(1, control=hint, **asked), expected)
+    assert np.array_equal(load(tmp_path / "both").sample(1, control=hint, control_2=hint, **asked), expected)
