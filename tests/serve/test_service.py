@@ -165,10 +165,11 @@ def test_the_examples_of_the_documentation_work(conditional_server):
     asked = document["paths"]["/v1/images"]["post"]
     examples = asked["requestBody"]["content"]["application/json"]["examples"]
     assert examples
-    words, part = examples.pop("prompt")["value"], examples.pop("inpainting")["value"]
-    assert refusal(server.draw(**words)).startswith(
-        "prompt: the model takes no such input; it takes: label, image, mask"
-    )
+    part = examples.pop("inpainting")["value"]
+    for name in ("prompt", "control"):
+        assert refusal(server.draw(**examples.pop(name)["value"])).startswith(
+            f"{name}: the model takes no such input; it takes: label, image, mask"
+        )
     whole = dict.fromkeys(("image", "mask"), base64.b64encode(png(Image.new("L", (4, 4)))).decode())
     examples["filled in"] = {"value": {**part, **whole}}
     for example in examples.values():
@@ -245,7 +246,7 @@ def test_a_requests_own_identifier_is_in_its_answer_and_in_the_log(server):
         ('{"n": [1]}', "`n`"),
         ('{"seed": -1}', "`seed`"),
         (f'{{"seed": {2**64}}}', "`seed`"),
-        ('{"sampler": "euler"}', "no sampler 'euler'; there are: ancestral, ddim"),
+        ('{"sampler": "eulerian"}', "no sampler 'eulerian'; there are: ancestral, ddim"),
         ('{"sampler": 3}', "`sampler`"),
         ('{"steps": 0}', "`steps`"),
         ('{"steps": 21}', "steps must be in 1..20"),

@@ -90,7 +90,7 @@ def test_what_is_not_there_is_named(trained: Path):
         ({"guides": ["classifier", "classifier"]}, "`guides` names a model twice"),
         ({"guides": ["other"]}, "`guides` names 'other', but `models` has only: plain, guided"),
         ({"variants": ["plain"], "guides": ["plain"]}, "`guides` names 'plain', which is among `variants` too"),
-        ({"variants": ["classifier"]}, "`variants` names 'classifier', a classifier, .*: write it in `guides`"),
+        ({"variants": ["classifier"]}, "names 'classifier', of network.kind classifier, .*: write it in `guides`"),
         (
             {"guides": ["weak"]},
             "models.guided.sampling.guide of guided, .* is 'models/classifier': expected models/NAME of a NAME in "

@@ -261,7 +261,7 @@ def test_samples_go_where_out_says(trained: Path, model: str):
         (["models/tiny", "--out", "models"], "not an empty directory"),
         (["models/tiny", "--out", "a.npz", "--n", "0"], "--n must be at least 1"),
         (["models/tiny", "--out", "a.npz", "--steps", "51"], "found 51"),
-        (["models/tiny", "--out", "a.npz", "--sampler", "euler"], "no sampler 'euler'"),
+        (["models/tiny", "--out", "a.npz", "--sampler", "eulerian"], "no sampler 'eulerian'"),
         (["models/tiny", "--out", "a.npz", "--eta", "-1"], "eta must be in 0..1"),
         (["models/tiny", "--out", "a.npz", "--seed", "-1"], "--seed must be in"),
         (["models/tiny", "--out", "a.npz", "--batch-size", "0"], "--batch-size must be"),
