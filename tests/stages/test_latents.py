@@ -299,7 +299,7 @@ def test_what_does_not_go_with_latents_is_said():
     assert "side and latent" in refused(codec={"side": 4, **OF_LATENTS["codec"]})
     assert "go together" in refused(objective=AUTOENCODER["objective"])
     assert "go together" in refused(network=AUTOENCODER["network"])
-    assert "is told nothing" in refused(**{**AUTOENCODER, "codec": {}})
+    assert "takes no condition" in refused(**{**AUTOENCODER, "codec": {}})
 
 
 def test_an_autoencoder_draws_nothing(here: Path):
