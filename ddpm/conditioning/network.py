@@ -71,7 +71,7 @@ class ConditionalNetwork(nn.Module):
         return self.network(x, t, self.condition(values))
 
     def condition(self, values: Mapping[str, Tensor]) -> Condition:
-        """What the network is told of a value of each column."""
+        """The network's condition, made of a value of each column."""
         return merged([conditioner(values) for conditioner in self.conditioners])
 
 

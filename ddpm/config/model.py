@@ -181,9 +181,9 @@ class ModelConfig(Section):
                 "network.kind autoencoder and objective.loss reconstruction go together; "
                 f"found {self.network.kind} and {loss}"
             )
-        told = [key for key, section in self.condition if section is not None]
-        if self.reconstructs and told:
-            raise ValueError(f"network.kind autoencoder is told nothing: found condition.{told[0]}")
+        conditions = [key for key, section in self.condition if section is not None]
+        if self.reconstructs and conditions:
+            raise ValueError(f"network.kind autoencoder takes no condition: found condition.{conditions[0]}")
         return self
 
     @model_validator(mode="after")

@@ -95,7 +95,7 @@ class ProcessConfig(Section):
 
     @property
     def continuous(self) -> bool:
-        """Whether the network is told the noise itself, as a float."""
+        """Whether the network is given the noise level itself, as a float."""
         return Coordinates.of(self.model_dump()).continuous
 
     @model_validator(mode="after")

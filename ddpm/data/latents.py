@@ -6,6 +6,7 @@ Reading needs numpy and pydantic alone.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Self
 
@@ -75,6 +76,11 @@ class Latents:
         if moments.dtype != np.float32 or moments.shape != (manifest.count, 2 * channels, *sides):
             raise UserError(f"{path / MOMENTS}: damaged ({moments.dtype} {list(moments.shape)}); {again}")
         return cls(manifest, np.asarray(moments), data)
+
+    @property
+    def sha256(self) -> str:
+        """Of the manifest, whose statistics change with the latents."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
 
     def split(self, name: SplitName) -> Split:
         """Of a split's images, with the labels and captions of these: float32 [n, 2Z, h, w]."""

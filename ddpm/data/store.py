@@ -248,7 +248,7 @@ class Split:
         return np.take(self._images, self.index[indices], axis=0, out=out, mode="clip")
 
     def of(self, array: np.ndarray) -> Split:
-        """The same data, told by the rows of another array, such as their latents."""
+        """The same data, as the rows of another array, such as their latents."""
         other = copy.copy(self)
         other._images = array
         return other

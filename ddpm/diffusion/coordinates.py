@@ -106,7 +106,7 @@ class Kind(NamedTuple):
         about: in a few words.
         numbers: those of `Coordinates` that it has, with their defaults; None: follows from the others.
         input_scale: (level, sigma_data) → coefficient of scaled x in the network's input.
-        time: level → what the network is told, a float. None: the number of the level, an integer.
+        time: level → what the network is given as its time, a float. None: the number of the level, an integer.
         own_scale: level → √(a² + σ²), by which scaled x becomes the x in which the process goes straight from noise to
             data: that at a = 1, or a flow's x_t.
         ratio: (position in 0..1, numbers) → σ/a, of the levels from the least to the most noise. None: of betas.
@@ -232,7 +232,7 @@ class Coordinates:
 
     @property
     def continuous(self) -> bool:
-        """Whether the network is told a float, and training draws any noise level; else levels have numbers."""
+        """Whether the network's time is a float, and training draws any noise level; else levels have numbers."""
         return KINDS[self.kind].time is not None
 
     @property

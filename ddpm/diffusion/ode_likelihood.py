@@ -99,7 +99,7 @@ def ode_likelihood(
             the nearest numbered levels.
         prediction: what the network outputs.
         batches: data [n, C, ...] in [−1, 1], on the device and in the precision to work in.
-        given: for each batch, what the network is told as its third argument; None: nothing.
+        given: for each batch, the third argument of the network; None: nothing.
         levels: how many values a number of the data can take on [−1, 1]; None: they are continuous.
         steps: each takes two evaluations of the network and of its gradient; fewer where there are fewer levels.
         seed: of dequantisation and of the estimate.

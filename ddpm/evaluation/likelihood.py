@@ -154,7 +154,7 @@ class _Chosen:
             yield self._model.codec.encode(torch.from_numpy(split.rows(some)).to(self._model.device))
 
     def given(self, name: SplitName) -> Iterator[dict[str, Tensor]]:
-        """What the network is told of each batch."""
+        """What the network is conditioned on, for each batch."""
         model, split = self._model, self._data.split(name)
         columns = columns_in(model.network)
         held = {column.name: column.of_data(split) for column in stored(columns)}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn, needed
-from ddpm.conditioning.hints import DerivedHint, GivenColumn
+from ddpm.conditioning.hints import DerivedHint, GivenColumn, HintColumn
 from ddpm.config.base import validate
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
@@ -110,7 +110,7 @@ def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manif
     if low is not None:
         asked["lows"] = f"validation at {'×'.join(map(str, low.shape[:2]))}"
     if hint is not None:
-        asked["hints"] = f"validation, {hint}"
+        asked["hints"] = f"validation, {', '.join(str(each) for each in columns if isinstance(each, HintColumn))}"
     like_data = bool(needed(columns))
     if fills_in(columns):
         asked["inpainted"] = min(options.samples, manifest.counts.validation)

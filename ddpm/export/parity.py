@@ -198,7 +198,7 @@ def inputs_of(plan: SamplingPlan, x: Float32, draw: Draw) -> dict[str, NDArray[A
     """A plan and its noise as inputs of a loop in a graph."""
     noisy = plan.column("to_noise") != 0
     z = [draw() if row else np.zeros_like(x) for row in noisy] if noisy.any() else []
-    inputs: dict[str, NDArray[Any]] = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.timesteps}
+    inputs: dict[str, NDArray[Any]] = {"x": x, "plan": plan.table.astype(np.float32), "timesteps": plan.told}
     inputs |= {} if plan.control is None else {CONTROL_PLAN: plan.control_rows}
     return inputs | ({"z": np.stack(z)} if z else {})
 

@@ -128,7 +128,7 @@ class Published:
     """A published network in our terms.
 
     `notes` are what a user should know of the import: what was ignored or replaced, a clause each. `labels` and `text`
-    are None of a network that is told none. `answers` is the number of classes that a classifier tells apart, 0 of any
+    are None of a network without them. `answers` is the number of classes that a classifier tells apart, 0 of any
     other network. `autoencoder` is None of a network of pixels.
     """
 

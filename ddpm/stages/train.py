@@ -120,6 +120,7 @@ def _train(
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
     hashes |= {} if text_encoder is None else {"text encoder that it starts from": text_encoder}
     hashes |= {} if controlled is None else {"model that it controls": controlled.sha256}
+    hashes |= {} if first is None else {"set of latents": first.latents.sha256}
     if perceptual is not None:
         hashes["features of the perceptual loss"] = perceptual.sha256
     decided = fingerprint.decisions(config, params.seed, hashes, precision, device)

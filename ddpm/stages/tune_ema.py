@@ -95,7 +95,7 @@ def tune_ema(
     model = load(directory, device).sampled_by(params.variant(variant).sampling, root=root)
     reconstructed(directory, lengths[0])
     check_fit(model, data, f"models/{variant}", "its plan")
-    scores, seeds, asked = scores_of(params, data, root, device, show), seeds_of(params.seed), {}
+    scores, seeds = scores_of(params, data, root, device, show), seeds_of(params.seed)
     if options.samples < scores.least:
         raise UserError(f"--samples must be at least {scores.least}, found {options.samples}")
     asked = asked_for(options, model.columns, data)

@@ -22,7 +22,7 @@ def take_control(
     network: nn.Module, config: VariantConfig, shape: tuple[int, ...], where: str, *, root: Path = Path()
 ) -> StartFacts:
     """Copy the weights of a trained model into a freshly initialised ControlNet, twice: as the base, which is frozen
-    with all that tells it its condition, and as the control's.
+    with what conditions it, and as the control's.
 
     Args:
         config: of the ControlNet.

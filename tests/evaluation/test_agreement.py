@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from ddpm.codecs.scale import PixelCodec
-from ddpm.conditioning.hints import ColourColumn, EdgesColumn, SilhouetteColumn
+from ddpm.conditioning.hints import ColourColumn, EdgesColumn, SilhouetteColumn, control_columns
+from ddpm.config.evaluation import EvaluationConfig
 from ddpm.evaluation.agreement import Agreement, colour_error, edge_f1, intersection_over_union
+from ddpm.evaluation.measure import _asked
 
 pytest.importorskip("skimage")
 
@@ -76,3 +80,12 @@ def test_images_agree_with_their_own_hints_and_less_with_those_of_others(column,
     worse = figures[f"{key}_chance"] - perfect
     assert worse < -0.05 if perfect else worse > 1
     assert figures[f"{key}_low"] <= figures[key] <= figures[f"{key}_high"]
+
+
+def test_the_protocol_names_the_hints_of_all_controls():
+    manifest = SimpleNamespace(counts=SimpleNamespace(validation=3))
+    hints = [
+        _asked(EvaluationConfig(), control_columns({"hint": "edges", **more}, {"shape": [8, 8, 3]}), manifest)["hints"]
+        for more in ({}, {"also": [{"hint": "colour", "side": 4}]})
+    ]
+    assert hints == ["validation, edges at sigma 1", "validation, edges at sigma 1, colour at 4×4"]

@@ -233,6 +233,17 @@ def test_another_autoencoder_s_latents_are_refused_with_both_hashes(project: Pat
     dry_run(params(), "small")
 
 
+def test_other_latents_of_the_same_autoencoder_begin_another_training(project: Path, capsys):
+    """As where `ddpm encode` has changed: the old weights are not those of the new scale."""
+    manifest = Path("latents/squeeze/manifest.json")
+    written = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**written, "scale": 2 * written["scale"]}))
+    before = sha256_of(Path("models/small/model.safetensors"))
+    train_variant(params(), "small")
+    assert "the set of latents has changed" in capsys.readouterr().out
+    assert sha256_of(Path("models/small/model.safetensors")) != before
+
+
 def test_latents_that_are_missing_or_damaged_are_named(project: Path):
     moments = Path("latents/squeeze/moments.npy")
     moments.write_bytes(moments.read_bytes()[:1000])
@@ -288,7 +299,7 @@ def test_what_does_not_go_with_latents_is_said():
     assert "side and latent" in refused(codec={"side": 4, **OF_LATENTS["codec"]})
     assert "go together" in refused(objective=AUTOENCODER["objective"])
     assert "go together" in refused(network=AUTOENCODER["network"])
-    assert "is told nothing" in refused(**{**AUTOENCODER, "codec": {}})
+    assert "takes no condition" in refused(**{**AUTOENCODER, "codec": {}})
 
 
 def test_an_autoencoder_draws_nothing(here: Path):

@@ -106,6 +106,13 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(opened(directory / MODELS / "text"), deploy, session(onnx.load(deploy / "text_to_image.onnx")))
 
 
+def test_a_model_in_continuous_time_goes_from_words_to_pixels(tmp_path: Path):
+    """The network's time is float32 in every file, and float64 in a plan."""
+    process = {"kind": "flow", "prediction": "velocity", "timesteps": 50}
+    deploy = export("flow", tmp_path, FACTS, {**TOLD, "process": process})
+    assert json.loads((deploy / "parity.json").read_text())["files"]["text_to_image.onnx"]["passed"]
+
+
 def test_a_model_of_latents_goes_from_words_to_pixels(tmp_path: Path):
     network = AutoencoderConfig(kind="autoencoder", width=8, multipliers=(1, 2), blocks=1, latent_channels=2, groups=4)
     latent = LatentFacts(variant="squeeze", fingerprint="f", sha256="s", network=network, shape=(2, 4, 4), scale=0.5)

@@ -54,7 +54,7 @@ _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def is_theirs(directory: Path) -> bool:
-    """Whether it is a pipeline with a U-Net that is told captions."""
+    """Whether it is a pipeline with a U-Net that is conditioned on captions."""
     config = directory / "unet" / "config.json"
     return config.is_file() and read_config(config).get("_class_name") == CLASS
 
@@ -144,7 +144,9 @@ def write(published: Published, directory: Path) -> None:
 
     text, autoencoder, network = published.text, published.autoencoder, published.network
     if text is None or autoencoder is None or not isinstance(network, NetworkConfig):
-        raise UserError("diffusers' StableDiffusionPipeline is a unet of latents that is told captions; this is none")
+        raise UserError(
+            "diffusers' StableDiffusionPipeline is a unet of latents that is conditioned on captions; this model is not"
+        )
     _check_text(text)
     codec, tokenizer = published.codec, BytePairs.from_json(text.tokenizer)
     side, channels = codec.network_shape[1], codec.shape[2]
@@ -180,7 +182,7 @@ def write(published: Published, directory: Path) -> None:
 def _check_text(text: Text) -> None:
     """
     Raises:
-        UserError: the caption is told otherwise than in such a pipeline.
+        UserError: the caption conditions the model in another way than in such a pipeline.
     """
     for key, wanted in (("encoder", "clip"), ("tokenizer", "bpe"), ("pooled", False)):
         if text.options[key] != wanted:
