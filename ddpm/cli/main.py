@@ -39,7 +39,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
   ddpm fit-extractor      the feature network for FID and IS               → extractor/
   ddpm train V            continues by itself if it was interrupted        → models/V/
   ddpm record-guide V G   for DVC: the hash of a model that guides V       → models/V/guides/
-  ddpm encode A           the latents of the prepared images by A             → latents/A/
+  ddpm encode A           the latents of the prepared images by A          → latents/A/
   ddpm compose NAME       the two models of a cascade as one               → models/NAME/
   ddpm evaluate V         metrics with their protocol, and pictures        → reports/V/
   ddpm export V           ONNX, checked against the trained model          → deploy/V/

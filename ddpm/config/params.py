@@ -76,7 +76,8 @@ class Params(Section):
             raise ValueError(f"`variants` names a model twice: {listed(self.variants)}")
         for name in self.variants:
             if name not in self.models:
-                raise ValueError(f"`variants` names {brief(name)}, but `models` has only: {listed(self.models)}")
+                says = "names" if "variants" in self.model_fields_set else "is not written, which means"
+                raise ValueError(f"`variants` {says} {brief(name)}, but `models` has only: {listed(self.models)}")
             if key := _PLACES.get(self.models[name].network.kind):
                 raise ValueError(
                     f"`variants` names {brief(name)}, of network.kind {self.models[name].network.kind}, which cannot "

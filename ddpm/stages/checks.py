@@ -41,7 +41,7 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
         if config.codec.latent is not None:
             continue  # its shape is that of an autoencoder, which may have yet to be trained
         columns = columns_for(config, data_facts(data, config, where, root), where)
-        without_memory(config, codec_of(config, data.codec, where), columns)
+        without_memory(config, codec_of(config, data.codec, where), columns, f"params.yaml: {where}")
 
 
 def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:

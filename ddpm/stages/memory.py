@@ -17,14 +17,19 @@ from ddpm.training.cost import free_bytes, state_bytes
 from ddpm.training.memory import OutOfMemoryError
 
 
-def without_memory(config: VariantConfig, codec: Codec, columns: Sequence[Column] = ()) -> nn.Module:
+def without_memory(
+    config: VariantConfig, codec: Codec, columns: Sequence[Column] = (), where: str = "params.yaml"
+) -> nn.Module:
     """The network on the meta device: its shapes, and no memory for its weights.
+
+    Args:
+        where: what the configuration is of, for errors.
 
     Raises:
         UserError: the configuration does not fit the data.
     """
     with torch.device("meta"):
-        return build_network(config, codec, columns=columns)
+        return build_network(config, codec, where, columns)
 
 
 def check_room(config: VariantConfig, codec: Codec, device: torch.device, variant: str) -> None:

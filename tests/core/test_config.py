@@ -51,6 +51,7 @@ def test_the_cifar10_preset_is_the_papers():
         ),
         ("models: {a: {process: {timesteps: 10}}}\nvariants: [a]", "sampling.steps is 50, but the process has only 10"),
         ("models: {a: {}}\nvariants: [b]", "`variants` names 'b', but `models` has only: a"),
+        ("models: {a: {}}", "`variants` is not written, which means 'ddpm', but `models` has only: a"),
         ("variants: [a]", "the key `models` is missing"),
         ("data: {source: folder}\nmodels: {a: {}}\nvariants: [a]", "data: `path` goes with `source: folder`"),
         ("data: {path: x}\nmodels: {a: {}}\nvariants: [a]", "data: `path` goes with `source: folder`"),
