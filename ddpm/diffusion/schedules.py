@@ -106,8 +106,8 @@ class Schedule:
             betas = np.diff(squares, prepend=0.0) / (1 + squares)
         numbers = np.arange(len(ratios), dtype=np.int64)
         schedule = Schedule(np.where(np.isinf(ratios), 1.0, betas), numbers, coordinates)
-        time = KINDS[coordinates.kind].time
-        return schedule if time is None else replace(schedule, timesteps=time(schedule.level))
+        told = coordinates.told
+        return schedule if told is None else replace(schedule, timesteps=told(schedule.level))
 
     def __post_init__(self) -> None:
         betas = self.betas
