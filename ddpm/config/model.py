@@ -16,6 +16,7 @@ from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.config.training import TrainingConfig
+from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import brief
 
 _ACCESSORIES = {
@@ -63,7 +64,7 @@ class ModelConfig(Section):
     def _levels_have_numbers_where_they_need_them(self) -> Self:
         if not self.process.continuous:
             return self
-        why = f"needs numbered levels, which process.kind {self.process.kind} has not"
+        why = f"needs numbered levels, which process.{self.process.timed_by.replace(':', '')} has not"
         if self.objective and self.objective.loss not in ("simple", "elbo"):
             raise ValueError(f"objective.loss {self.objective.loss} {why}")
         if self.objective and self.objective.timestep_sampler != "uniform":
@@ -72,6 +73,18 @@ class ModelConfig(Section):
             raise ValueError(f"network.kind vae {why}")
         if self.training and self.training.cuda_graphs:
             raise ValueError(f"training.cuda_graphs {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_logarithm_is_of_what_is_above_0(self) -> Self:
+        if getattr(self.network, "time_embedding", None) != "fourier":
+            return self
+        if (least := Schedule.of(self.process.model_dump()).timesteps[0]) <= 0:
+            raise ValueError(
+                f"network.time_embedding fourier takes the logarithm of the network's time, and that begins at "
+                f"{least:g} with process.{self.process.timed_by.replace(':', '')}: use process.kind ve with "
+                "process.time sigma"
+            )
         return self
 
     @model_validator(mode="after")

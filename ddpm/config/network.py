@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import Bool, Float, Incidental, Int, Positive, Section, _no_switch
+from ddpm.config.base import Bool, Float, Incidental, Int, Later, Positive, Section, _no_switch
 
 
 def _float(value: Any) -> Any:
@@ -60,6 +60,16 @@ class NetworkConfig(Section):
     )
     timestep_scale: Float = Field(
         1.0, gt=0, description="of t before it is embedded; 1000/T: improved-diffusion's code"
+    )
+    time_embedding: Later[Literal["sinusoidal", "fourier"]] = Field(
+        "sinusoidal",
+        description="sinusoidal: of t; fourier: of ln t, at random frequencies that are not trained (NCSN++), for "
+        "process.time: sigma",
+    )
+    input_range: Later[Literal["symmetric", "unit"]] = Field(
+        "symmetric",
+        description="what the first convolution sees; symmetric: x, of data in [-1, 1]; unit: (x + 1) / 2, as score "
+        "models of data in [0, 1] were trained",
     )
     init: Literal["torch", "fan_avg"] = Field(
         "torch",

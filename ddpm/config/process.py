@@ -14,7 +14,7 @@ from ddpm.diffusion.coordinates import KINDS, Coordinates
 
 AFTER_NOISE = ("epsilon", "score")  # predictions that say nothing of x_0 where no signal is left
 # Of the kinds; which has which is said in `diffusion.coordinates`.
-NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "rho", "shift", "log_sigma_mean", "log_sigma_std")
+NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "rho", "shift", "log_sigma_mean", "log_sigma_std", "time")
 MOST_TIMESTEPS = 100_000  # of a process; the tables of every one are kept
 ScheduleName = Literal["linear", "cosine", "scaled_linear", "sigmoid", "explicit"]
 Kind = Literal["vp", "ve", "edm", "flow"]
@@ -58,6 +58,11 @@ class ProcessConfig(Section):
     log_sigma_std: Later[Float | None] = Field(
         None, gt=0, description="its standard deviation in training (null: 1.2, and 1 of a flow)"
     )
+    time: Later[Literal["number", "sigma"] | None] = Field(
+        None,
+        description="of ve: the network's time, the number of the level (null: number) or sigma itself, with "
+        "which it can be sampled at any level; training draws the `timesteps` numbered levels either way",
+    )
     prediction: Prediction = Field(
         "epsilon",
         description="what the network outputs; score: sigma times the score; edm: EDM's F; velocity: epsilon - x0",
@@ -90,8 +95,13 @@ class ProcessConfig(Section):
     @model_validator(mode="after")
     def _learned_variance_is_between_numbered_levels(self) -> ProcessConfig:
         if self.variance == "learned_range" and self.continuous:
-            raise ValueError(f"`variance: learned_range` needs numbered levels, which `kind: {self.kind}` has not")
+            raise ValueError(f"`variance: learned_range` needs numbered levels, which `{self.timed_by}` has not")
         return self
+
+    @property
+    def timed_by(self) -> str:
+        """The key that decides what the network is given as its time, with its value, for errors."""
+        return f"kind: {self.kind}" if self.time is None else f"time: {self.time}"
 
     @property
     def continuous(self) -> bool:

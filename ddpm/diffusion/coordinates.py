@@ -104,16 +104,17 @@ class Kind(NamedTuple):
 
     Attributes:
         about: in a few words.
-        numbers: those of `Coordinates` that it has, with their defaults; None: follows from the others.
+        numbers: those of `Coordinates` that it has, with their defaults; None: follows from the others. Among them may
+            be `time`, a name.
         input_scale: (level, sigma_data) → coefficient of scaled x in the network's input.
-        time: level → what the network is given as its time, a float. None: the number of the level, an integer.
+        time: level → what the network is given as its time, a float. None: what `Coordinates.time` names.
         own_scale: level → √(a² + σ²), by which scaled x becomes the x in which the process goes straight from noise to
             data: that at a = 1, or a flow's x_t.
         ratio: (position in 0..1, numbers) → σ/a, of the levels from the least to the most noise. None: of betas.
     """
 
     about: str
-    numbers: Mapping[str, float | None]
+    numbers: Mapping[str, float | str | None]
     input_scale: Callable[[Level[Any], float], Any]
     time: Callable[[Level[Any]], Any] | None
     own_scale: Callable[[Level[Any]], Any]
@@ -144,6 +145,13 @@ def _flow_scale(level: Level[A]) -> Any:
     return 1 / (level.signal + level.noise)
 
 
+# What a network may be given as its time instead, by the name in `process.time`. None: the number of the level, an
+# integer.
+TIMES: dict[str, Callable[[Level[Any]], Any] | None] = {
+    "number": None,
+    "sigma": lambda level: level.noise / level.signal,  # Song et al. 2021's continuous score models
+}
+
 TRAINING_TIMES = 1000  # what t in [0, 1] of a flow is multiplied by for the network, whose embedding is for 0..1000
 
 KINDS: dict[str, Kind] = {
@@ -155,10 +163,10 @@ KINDS: dict[str, Kind] = {
         _at_a_one,
         None,
     ),
-    # The network sees x_t itself, and the number of the level (Song & Ermon 2019).
+    # The network sees x_t itself, and the number of the level (Song & Ermon 2019) or σ.
     "ve": Kind(
         "variance exploding: x_t = x_0 + σ ε at geometric σ, as NCSN",
-        {"sigma_min": 0.01, "sigma_max": 50.0},
+        {"sigma_min": 0.01, "sigma_max": 50.0, "time": "number"},
         lambda level, _: _at_a_one(level),
         None,
         _at_a_one,
@@ -203,6 +211,7 @@ class Coordinates:
         shift: factor on a flow's σ/a.
         log_sigma_mean, log_sigma_std: of ln(σ/a) in training, which is normal there: log-normal σ of EDM, logit-normal
             t of a flow.
+        time: what the network is given as its time, one of `TIMES`, where the kind leaves it open.
     """
 
     kind: str = "vp"
@@ -213,32 +222,41 @@ class Coordinates:
     shift: float = math.nan
     log_sigma_mean: float = math.nan
     log_sigma_std: float = math.nan
+    time: str = "number"
 
     @staticmethod
     def of(process: Mapping[str, Any]) -> Coordinates:
         """Those of a model's `process` section; what it does not say has the kind's default.
 
         Raises:
-            ValueError: the kind is unknown.
+            ValueError: the kind or the time is unknown.
         """
         kind = process.get("kind") or "vp"
         if kind not in KINDS:
             raise ValueError(f"no process kind {kind!r:.50}; there are: {', '.join(KINDS)}")
         said = {field.name: process.get(field.name) for field in fields(Coordinates) if field.name != "kind"}
-        numbers = {**KINDS[kind].numbers, **{name: value for name, value in said.items() if value is not None}}
+        numbers: dict[str, Any] = {**KINDS[kind].numbers}
+        numbers |= {name: value for name, value in said.items() if value is not None}
+        if (time := numbers.get("time", "number")) not in TIMES:
+            raise ValueError(f"no process time {time!r:.50}; there are: {', '.join(TIMES)}")
         if kind == "flow" and numbers["sigma_min"] is None:
             numbers["sigma_min"] = 1 / process["timesteps"]
         return Coordinates(kind, **numbers)
 
     @property
+    def network_time(self) -> Callable[[Level[Any]], Any] | None:
+        """Level → what the network is given as its time, a float. None: the number of the level, an integer."""
+        return KINDS[self.kind].time or TIMES[self.time]
+
+    @property
     def continuous(self) -> bool:
-        """Whether the network's time is a float, and training draws any noise level; else levels have numbers."""
-        return KINDS[self.kind].time is not None
+        """Whether the network's time is a float, so that any noise level can be asked for; else levels have numbers."""
+        return self.network_time is not None
 
     @property
     def distribution(self) -> tuple[float, float] | None:
         """Mean and standard deviation of ln(σ/a) in training; None: numbered levels are drawn."""
-        return (self.log_sigma_mean, self.log_sigma_std) if self.continuous else None
+        return None if math.isnan(self.log_sigma_mean) else (self.log_sigma_mean, self.log_sigma_std)
 
 
 DDPM = Coordinates()
@@ -263,10 +281,10 @@ def preconditioning(prediction: str, level: Level[A], coordinates: Coordinates) 
     Raises:
         ValueError: the prediction is unknown.
     """
-    kind = KINDS[coordinates.kind]
+    time = coordinates.network_time
     x0_from_x, x0_from_out = _prediction(prediction).x0(level, coordinates.sigma_data)
-    input_scale = kind.input_scale(level, coordinates.sigma_data)
-    return Preconditioning(x0_from_x, x0_from_out, input_scale, None if kind.time is None else kind.time(level))
+    input_scale = KINDS[coordinates.kind].input_scale(level, coordinates.sigma_data)
+    return Preconditioning(x0_from_x, x0_from_out, input_scale, None if time is None else time(level))
 
 
 def target(prediction: str, level: Level[A], coordinates: Coordinates) -> tuple[A, A]:

@@ -106,7 +106,7 @@ class Schedule:
             betas = np.diff(squares, prepend=0.0) / (1 + squares)
         numbers = np.arange(len(ratios), dtype=np.int64)
         schedule = Schedule(np.where(np.isinf(ratios), 1.0, betas), numbers, coordinates)
-        time = KINDS[coordinates.kind].time
+        time = coordinates.network_time
         return schedule if time is None else replace(schedule, timesteps=time(schedule.level))
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from ddpm.nets.blocks import (
     zero_initialised,
 )
 from ddpm.nets.condition import NOTHING, Condition, Network, Shapes, embedded
-from ddpm.nets.embeddings import timestep_embedding
+from ddpm.nets.embeddings import TIME_EMBEDDINGS
 from ddpm.nets.spatial_transformer import SpatialTransformer
 
 ATTENTIONS: dict[str, Callable[[int, Style], nn.Module]] = {"plain": AttentionBlock, "transformer": SpatialTransformer}
@@ -60,6 +60,8 @@ class Encoder(Network):
         middle_attention: bool = True,
         frequency_shift: int = 1,
         timestep_scale: float = 1.0,
+        time_embedding: str = "sinusoidal",
+        input_range: str = "symmetric",
         checkpointing: bool = False,
         **style: Any,
     ) -> None:
@@ -73,6 +75,8 @@ class Encoder(Network):
             middle_attention: self-attention between the two blocks at the bottom too.
             frequency_shift: of the timestep embedding: 1 Ho et al.'s, 0 Nichol & Dhariwal's.
             timestep_scale: what t is multiplied by before it is embedded.
+            time_embedding: one of `embeddings.TIME_EMBEDDINGS`; `fourier` is of t above 0.
+            input_range: `symmetric`: the first convolution sees x; `unit`: (x + 1)/2, which is in [0, 1] if x is data.
             checkpointing: compute blocks anew in the backward pass instead of keeping what they computed.
             style: of the blocks: the options of `Style`.
 
@@ -83,7 +87,7 @@ class Encoder(Network):
         tokens, maps = shapes.ports.tokens, shapes.ports.maps
         stem_width = stem_width or width
         self.width, self.checkpointing = width, checkpointing
-        self.frequency_shift, self.timestep_scale = frequency_shift, timestep_scale
+        self.timestep_scale, self.input_range = timestep_scale, input_range
         self.vector_width = time_width = 4 * width
         self._style = Style(dims=shapes.dims, time_width=time_width, tokens=tokens, **style)
         sides = level_sides(shapes.side, len(multipliers))
@@ -94,7 +98,10 @@ class Encoder(Network):
             raise ValueError("attention_resolutions is empty and middle_attention false, so nothing attends to tokens")
         self._levels = [(c, side in attention_resolutions) for side, c in zip(sides, widths, strict=True)]
 
-        self.time_mlp = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
+        embedding = TIME_EMBEDDINGS[time_embedding]
+        self.time_embedding = embedding.make(width, frequency_shift)
+        features = width * embedding.features
+        self.time_mlp = nn.Sequential(nn.Linear(features, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
         self.stem = self._style.conv(shapes.channels, stem_width, 3, padding=1)
         self.down, self._skips = _way_down(self._style, stem_width, self._levels, blocks)
         self.middle_in = ResidualBlock(widths[-1], widths[-1], self._style)
@@ -118,9 +125,9 @@ class Encoder(Network):
         """
         if self.timestep_scale != 1:
             t = t * self.timestep_scale
-        time = self.time_mlp(timestep_embedding(t, self.width, frequency_shift=self.frequency_shift))
+        time = self.time_mlp(self.time_embedding(t))
         time = F.silu(embedded(time, c))
-        h = self.stem(x)
+        h = self.stem((x + 1) / 2 if self.input_range == "unit" else x)
         if c.maps is not None:
             if self.stem_maps is None:
                 raise ValueError("maps: the network was built without this port")

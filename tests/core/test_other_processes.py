@@ -175,6 +175,16 @@ def test_the_network_of_ve_sees_x_itself_and_the_number_of_the_level():
     assert process.target(x0, t, noise).tolist() == [[2.0, 2.0]] * 3
 
 
+def test_a_network_of_ve_can_be_told_sigma():
+    """In training at the same levels, and in sampling at any."""
+    schedule = Schedule.of({**PROCESSES["ve"], "time": "sigma"})
+    process, t = GaussianProcess(schedule, prediction="score", dtype=torch.float64), torch.tensor([0, 100, 299])
+    _, told = process.told(torch.zeros(3, 2).double(), t)
+    np.testing.assert_allclose(told, np.geomspace(0.01, 20.0, 300)[t], rtol=1e-9)
+    assert schedule.coordinates.distribution is None
+    np.testing.assert_allclose(schedule.visited(7, "native").timesteps, np.geomspace(0.01, 20.0, 7), rtol=1e-9)
+
+
 def test_ddpms_network_sees_what_it_always_saw():
     process = GaussianProcess(Schedule.named("linear", 10))
     x, t = torch.randn(2, 3), torch.tensor([1, 2])

@@ -210,7 +210,8 @@ def settings_of(preset: VariantConfig) -> dict[str, object]:
 LATER = (
     *("network.attention", "network.transformer_depth", "network.transformer_projection"),
     *("process.kind", "process.sigma_min", "process.sigma_max", "process.sigma_data", "process.rho", "process.shift"),
-    *("process.log_sigma_mean", "process.log_sigma_std"),
+    *("process.log_sigma_mean", "process.log_sigma_std", "process.time"),
+    *("network.time_embedding", "network.input_range"),
     *("sampling.churn", "sampling.churn_interval", "sampling.churn_noise"),
     *("codec.latent", "objective.reconstruction"),
     *("condition.control", "sampling.control_scale", "sampling.control_interval", "sampling.guess"),

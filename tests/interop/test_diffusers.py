@@ -376,7 +376,9 @@ def test_sampling_that_diffusers_lacks_is_not_written(process, sampling, words, 
     ("change", "words"),
     [
         ({"act_fn": "gelu"}, "dir: `act_fn`: input should be 'silu' or 'swish', found 'gelu'"),
-        ({"time_embedding_type": "fourier"}, "`time_embedding_type`: input should be 'positional', found 'fourier'"),
+        ({"time_embedding_type": "learned"}, "`time_embedding_type`: input should be 'positional' or 'fourier'"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier, which .*; expected positional"),
+        ({"center_input_sample": True}, "center_input_sample is True, which ddpm has with ScoreSdeVe"),
         ({"mid_block_scale_factor": 2}, "`mid_block_scale_factor`: .*, found 2"),
         ({"_class_name": "UNet2DConditionModel"}, "`_class_name`: .*, found 'UNet2DConditionModel'"),
         (

@@ -12,9 +12,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
+    ScoreSdeVeScheduler,
     UNet2DModel,
 )
-from networks import ours
+from networks import answer, ours
 from tiny import UNET_OF_DIFFUSERS
 from weights import moved
 
@@ -27,10 +28,10 @@ from ddpm.interop.published import Flags
 SHAPE = (2, 1, 8, 8)
 
 
-def saved(scheduler, directory):
+def saved(scheduler, directory, **options):
     """A pipeline's directory, and its network."""
     torch.manual_seed(0)
-    network = moved(UNet2DModel(**UNET_OF_DIFFUSERS)).eval()
+    network = moved(UNet2DModel(**UNET_OF_DIFFUSERS, **options)).eval()
     network.save_pretrained(directory / "unet")
     scheduler.save_pretrained(directory / "scheduler")
     return network
@@ -93,7 +94,9 @@ def test_a_saved_pipeline_draws_the_same_images(scheduler, steps, rows, scale, t
         ("EDMEulerScheduler", {"sigma_min": 90.0}, "`sigma_min` must be below sigma_max, 80; it is 90"),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "`use_dynamic_shifting`: .*, found True"),
         ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}, "`num_train_timesteps`: .*1000"),
-        ("ScoreSdeVeScheduler", {}, r"'ScoreSdeVeScheduler' is no scheduler .* ddpm knows .*EDMEuler"),
+        ("KarrasVeScheduler", {}, r"'KarrasVeScheduler' is no scheduler .* ddpm knows .*EDMEuler.*ScoreSdeVe"),
+        ("ScoreSdeVeScheduler", {"sigma_min": 0}, "`sigma_min`: input should be greater than 0"),
+        ("ScoreSdeVeScheduler", {}, "time_embedding_type is positional, .*; expected fourier"),
     ],
 )
 def test_what_of_a_scheduler_is_not_known_is_named(name, change, words, tmp_path):
@@ -101,6 +104,65 @@ def test_what_of_a_scheduler_is_not_known_is_named(name, change, words, tmp_path
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": name, **change}))
     with pytest.raises(UserError, match=words):
+        read(tmp_path, Flags())
+
+
+CENTRED = pytest.mark.parametrize("centred", [False, True])
+
+
+def of_scores(directory, *, centred=False, **options):
+    """A pipeline's directory of a score model, its network and its scheduler."""
+    scheduler = ScoreSdeVeScheduler(num_train_timesteps=9, sigma_max=20.0, sampling_eps=0.0, **options)
+    return saved(scheduler, directory, time_embedding_type="fourier", center_input_sample=centred), scheduler
+
+
+@CENTRED
+def test_a_score_model_says_the_same_of_data_in_twice_the_range(centred, tmp_path):
+    """σ times the score, which is the same number in [0, 1] and in [−1, 1]."""
+    network, _ = of_scores(tmp_path, centred=centred)
+    x, sigma = torch.rand(3, 1, 8, 8), torch.tensor([0.01, 1.0, 20.0])
+    with torch.no_grad():
+        expected = network(x, sigma).sample * sigma.view(-1, 1, 1, 1)
+    found = answer(ours(read(tmp_path, Flags())), 2 * x - 1, 2 * sigma)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@CENTRED
+@pytest.mark.parametrize("steps", [9, 5])  # less one a power of 2, so that their floats round to the right levels
+@torch.no_grad()
+def test_a_score_model_draws_what_its_predictor_draws(steps, centred, tmp_path):
+    """Of as many steps as there are levels, and of fewer, whose levels are others."""
+    network, scheduler = of_scores(tmp_path, centred=centred, correct_steps=0)
+    scheduler.set_timesteps(steps)
+    scheduler.set_sigmas(steps)
+    generator = torch.Generator().manual_seed(1)
+    x = begun = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=True):
+        step = scheduler.step_pred(network(x, sigma.expand(2)).sample, t, x, generator=generator)
+        x = step.prev_sample
+    expected = 2 * step.prev_sample_mean - 1
+
+    found = read(tmp_path, Flags())
+    assert found.notes == ()
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda: torch.randn(SHAPE, generator=generator)  # noqa: E731
+    draw()
+    start = (2 * begun - 1) / (1 + found.process.sigma_max**2) ** 0.5
+    plan = plan_for(found.process.model_dump(), found.sampling.model_dump(), steps=steps)
+    assert (sample(ours(found), plan, start, draw) - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_corrections_are_left_out_in_words(tmp_path):
+    of_scores(tmp_path)
+    assert read(tmp_path, Flags()).notes == (
+        "it is sampled by the predictor alone: correct_steps 1 with snr 0.15 are left out",
+    )
+
+
+def test_a_score_model_is_not_one_of_betas(tmp_path):
+    of_scores(tmp_path)
+    EDMEulerScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(UserError, match=r"time_embedding_type is fourier, .*; expected positional"):
         read(tmp_path, Flags())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tiny import TINY_PARAMS
 from untrained import export, untrained
 
 import ddpm
@@ -17,6 +18,8 @@ from ddpm.model import DataFacts
 EDM = {"kind": "edm", "prediction": "edm", "timesteps": 200, "sigma_max": 40.0}
 FLOW = {"kind": "flow", "prediction": "velocity", "timesteps": 200}
 VE = {"kind": "ve", "prediction": "score", "timesteps": 20, "sigma_max": 10.0}
+TOLD_SIGMA = {**VE, "time": "sigma"}
+FOURIER = {"time_embedding": "fourier", "input_range": "unit", "timestep_scale": 0.5}
 FACTS = DataFacts(name="digits", shape=(8, 8, 1), classes=None)
 
 
@@ -45,15 +48,17 @@ def test_a_model_in_continuous_time_is_trained_measured_exported_and_sampled(pro
 
 
 @pytest.mark.parametrize(
-    ("process", "sampling"),
+    ("process", "network", "sampling"),
     [
-        (FLOW, {"sampler": "euler", "steps": 6, "spacing": "native"}),
-        (VE, {"sampler": "langevin", "steps": 21, "langevin_steps": 2, "spacing": "native"}),
+        (FLOW, {}, {"sampler": "euler", "steps": 6, "spacing": "native"}),
+        (VE, {}, {"sampler": "langevin", "steps": 21, "langevin_steps": 2, "spacing": "native"}),
+        (TOLD_SIGMA, FOURIER, {"sampler": "euler_maruyama", "steps": 7, "spacing": "native"}),
     ],
-    ids=["flow", "ve"],
+    ids=["flow", "ve", "ve told sigma"],
 )
-def test_a_model_of_another_process_draws_the_same_images_exported(process, sampling, tmp_path):
-    model = ddpm.load(untrained("other", tmp_path, FACTS, process=process, sampling=sampling))
+def test_a_model_of_another_process_draws_the_same_images_exported(process, network, sampling, tmp_path):
+    network = {**TINY_PARAMS["models"]["tiny"]["network"], **network}
+    model = ddpm.load(untrained("other", tmp_path, FACTS, network=network, process=process, sampling=sampling))
     out = export(model, tmp_path / "deploy")
     ours = model.sample(4, seed=3).astype(int)
     for in_graph in (False, True):
@@ -72,6 +77,15 @@ def test_a_model_of_another_process_draws_the_same_images_exported(process, samp
         ({"process": {"kind": "flow", "schedule": "cosine", "prediction": "v"}}, "`schedule` is of `kind: vp`"),
         ({"process": {"kind": "flow", "prediction": "epsilon"}}, "`kind: flow` begins at noise alone"),
         ({"process": {"kind": "edm", "variance": "learned_range"}}, "needs numbered levels, which `kind: edm` has not"),
+        ({"process": {"kind": "edm", "time": "sigma"}}, "`time` is not used by `kind: edm`"),
+        (
+            {"process": {**TOLD_SIGMA, "variance": "learned_range"}},
+            "needs numbered levels, which `time: sigma` has not",
+        ),
+        (
+            {"process": VE, "network": FOURIER},
+            "begins at 0 with process.kind ve: use process.kind ve with process.time sigma",
+        ),
         ({"process": {"kind": "edm"}, "objective": {"loss": "vlb"}}, "objective.loss vlb needs numbered levels"),
         (
             {"process": {"kind": "edm"}, "objective": {"timestep_sampler": "importance"}},

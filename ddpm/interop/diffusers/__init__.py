@@ -125,7 +125,7 @@ def convert(
             f"{where}: another network: {len(theirs)} tensors, but layers_per_block is {unet.layers_per_block} on "
             f"{len(unet.block_out_channels)} levels"
         )
-    network = network_config(unet, side, where)
+    network = network_config(unet, side, where, scores=process.kind == "ve")
     if out_channels != channels * (2 if process.variance == "learned_range" else 1):
         raise UserError(
             f"{where}: {channels} channels in and {out_channels} out do not go with a variance that is "
@@ -134,7 +134,9 @@ def convert(
     codec = PixelCodec((side, side, channels))
     ours = network_of(network, codec.network_shape, out_channels, where)
     of_classes = [CLASSES] if unet.num_class_embeds is not None else []
-    weights = ours_of(theirs, network, ours, where, cosines_first=unet.flip_sin_to_cos, others=of_classes)
+    # Of Fourier features the key says nothing; their sines are first.
+    cosines_first = unet.flip_sin_to_cos and unet.time_embedding_type == "positional"
+    weights = ours_of(theirs, network, ours, where, cosines_first=cosines_first, others=of_classes)
     labels = {"embedding.weight": theirs[CLASSES]} if of_classes else None
     classes = classes_of(labels, ours, where, name=CLASSES, null=null_class)
     if classes is not None and classes.rows != unet.num_class_embeds:

@@ -1,4 +1,4 @@
-"""The configuration of diffusers' schedulers of processes in continuous time: EDM's and flows'."""
+"""The configuration of diffusers' schedulers of processes in continuous time: EDM's, flows' and scores'."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, Field
 
 from ddpm.config.base import validate
-from ddpm.config.process import ProcessConfig
+from ddpm.config.process import MOST_TIMESTEPS, ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -50,6 +50,16 @@ class FlowConfig(BaseModel, frozen=True):
     stochastic_sampling: Literal[False] = False
 
 
+class ScoreConfig(BaseModel, frozen=True):
+    """What decides the levels of ScoreSdeVeScheduler, of data in [0, 1], as `EdmConfig`."""
+
+    num_train_timesteps: Annotated[int, Field(gt=0, le=MOST_TIMESTEPS)] = 2000
+    snr: Number = 0.15
+    sigma_min: Number = 0.01
+    sigma_max: Number = 1348.0
+    correct_steps: Annotated[int, Field(ge=0)] = 1
+
+
 def _edm(config: Mapping[str, Any], where: str) -> Converted:
     theirs = validate(EdmConfig, config, where)
     numbers = {name: getattr(theirs, name) for name in ("sigma_min", "sigma_max", "sigma_data", "rho")}
@@ -84,6 +94,25 @@ def _flow(config: Mapping[str, Any], where: str) -> Converted:
     return _converted(process, {**plan, "spacing": "native"}, where)
 
 
+def _scores(config: Mapping[str, Any], where: str) -> Converted:
+    theirs = validate(ScoreConfig, config, where)
+    process = {
+        "kind": "ve",
+        "prediction": "score",
+        "variance": "fixed_small",
+        "timesteps": theirs.num_train_timesteps,
+        "time": "sigma",
+        # Data in [0, 1] are half as far apart as ours in [-1, 1].
+        "sigma_min": 2 * theirs.sigma_min,
+        "sigma_max": 2 * theirs.sigma_max,
+    }
+    plan = {"sampler": "euler_maruyama", "steps": theirs.num_train_timesteps, "spacing": "native"}
+    # The length of a correction depends on the network's output, which no table of numbers can say.
+    corrections = f"it is sampled by the predictor alone: correct_steps {theirs.correct_steps} with snr {theirs.snr:g}"
+    notes = [f"{corrections} are left out"] if theirs.correct_steps else []
+    return _converted(process, plan, where, *notes)
+
+
 def _converted(process: dict[str, Any], plan: dict[str, Any], where: str, *notes: str) -> Converted:
     sampling = {**plan, "clip": False}
     return validate(ProcessConfig, process, where), validate(SamplingConfig, sampling, where), notes
@@ -97,6 +126,7 @@ class _Family(NamedTuple):
 
 
 _FAMILIES = (
+    _Family(("ScoreSdeVeScheduler",), _scores),
     _Family(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), _edm),
     _Family(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), _flow),
 )

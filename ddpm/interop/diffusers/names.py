@@ -18,6 +18,7 @@ _RESIDUAL = {
 # Theirs are linear layers, and three of them are our one.
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 _FIXED = {
+    "time_embedding": "time_proj",
     "time_mlp.0": "time_embedding.linear_1",
     "time_mlp.2": "time_embedding.linear_2",
     "stem": "conv_in",

@@ -106,7 +106,7 @@ class SchedulerConfig(BaseModel, frozen=True):
     def _it_is_of_a_process_of_betas(cls, value: str) -> str:
         if value not in _SAMPLERS and value not in _OTHER_SOLVERS:
             known = "DDPM, DDIM, PNDM, DPMSolver, UniPC, Euler, LMS and others, of EDM EDMEuler and EDMDPMSolver"
-            known += "Multistep, of flows FlowMatchEuler and FlowMatchHeun"
+            known += "Multistep, of flows FlowMatchEuler and FlowMatchHeun, of scores ScoreSdeVe"
             raise ValueError(f"{value!r:.60} is no scheduler whose process is one of betas; ddpm knows {known}")
         return value
 

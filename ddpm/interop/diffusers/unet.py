@@ -63,8 +63,8 @@ class UNet2DConfig(Levels, frozen=True):
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
     downsample_padding: Literal[0, 1] = 1
-    center_input_sample: Literal[False] = False
-    time_embedding_type: Literal["positional"] = "positional"
+    center_input_sample: bool = False
+    time_embedding_type: Literal["positional", "fourier"] = "positional"
     time_embedding_dim: int | None = None
     flip_sin_to_cos: bool = True
     freq_shift: Literal[0, 1] = 0
@@ -86,16 +86,19 @@ class UNet2DConfig(Levels, frozen=True):
         return self
 
 
-def network_config(theirs: UNet2DConfig, side: int, where: str) -> NetworkConfig:
+def network_config(theirs: UNet2DConfig, side: int, where: str, *, scores: bool = False) -> NetworkConfig:
     """Our configuration of theirs.
 
     Args:
         side: of the images, in pixels.
         where: what errors call it.
+        scores: whether it is a score model of data in [0, 1], whose x and σ are half of ours. Its output, which it
+            divides by σ, is σ times the score in both.
 
     Raises:
-        UserError: it is of blocks that ours lacks.
+        UserError: it is of blocks that ours lacks, or its time embedding or range are of the other kind of model.
     """
+    _refuse_other_ranges(theirs, where, scores)
     attended, residual = _blocks(theirs, where)
     first = theirs.block_out_channels[0]
     return validate(
@@ -114,9 +117,24 @@ def network_config(theirs: UNet2DConfig, side: int, where: str) -> NetworkConfig
             "resample": "residual" if residual else "conv",
             "downsample_padding": "asymmetric" if theirs.downsample_padding == 0 and not residual else "symmetric",
             "frequency_shift": theirs.freq_shift,
+            "timestep_scale": 0.5 if scores else 1.0,
+            "time_embedding": "fourier" if scores else "sinusoidal",
+            "input_range": "unit" if scores and not theirs.center_input_sample else "symmetric",
         },
         where,
     )
+
+
+def _refuse_other_ranges(theirs: UNet2DConfig, where: str, scores: bool) -> None:
+    expected = "fourier" if scores else "positional"
+    if theirs.time_embedding_type != expected:
+        whose = "ScoreSdeVeScheduler" if scores else "a scheduler other than ScoreSdeVeScheduler"
+        raise UserError(
+            f"{where}: time_embedding_type is {theirs.time_embedding_type}, which ddpm does not have with {whose}; "
+            f"expected {expected}"
+        )
+    if theirs.center_input_sample and not scores:
+        raise UserError(f"{where}: center_input_sample is True, which ddpm has with ScoreSdeVeScheduler alone")
 
 
 def _blocks(theirs: UNet2DConfig, where: str) -> tuple[list[int], bool]:
@@ -149,6 +167,8 @@ def their_config(
         ("resample", network.resample, network.resample == "plain"),
         ("rescale_residuals", network.rescale_residuals, network.rescale_residuals),
         ("timestep_scale", network.timestep_scale, network.timestep_scale != 1),
+        ("time_embedding", network.time_embedding, network.time_embedding != "sinusoidal"),
+        ("input_range", network.input_range, network.input_range != "symmetric"),
         ("multipliers", multipliers, multipliers[0] != 1),
     ):
         if unsupported:

@@ -147,6 +147,8 @@ def their_config(network: NetworkConfig, side: int, channels: int, out_channels:
         ("resample", network.resample, network.resample != "conv"),
         ("rescale_residuals", network.rescale_residuals, network.rescale_residuals),
         ("timestep_scale", network.timestep_scale, network.timestep_scale != 1),
+        ("time_embedding", network.time_embedding, network.time_embedding != "sinusoidal"),
+        ("input_range", network.input_range, network.input_range != "symmetric"),
         ("multipliers", multipliers, multipliers[0] != 1),
     ):
         if unsupported:
