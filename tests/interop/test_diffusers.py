@@ -408,8 +408,8 @@ def test_what_we_lack_or_does_not_fit_is_named(change, words):
     ("change", "words"),
     [
         (
-            {"_class_name": "ScoreSdeVeScheduler"},
-            "dir: scheduler: _class_name: 'ScoreSdeVeScheduler' is no scheduler whose process is",
+            {"_class_name": "ScoreSdeVpScheduler"},
+            "dir: scheduler: _class_name: 'ScoreSdeVpScheduler' is no scheduler whose process is",
         ),
         ({"thresholding": True}, "scheduler: sample_max_value is 1.0: ddpm has no bound"),
         ({"beta_schedule": "laplace"}, "scheduler: `beta_schedule`: .*, found 'laplace'"),
