@@ -29,6 +29,7 @@ CLASSIFIER = {
         "head_channels": 8,
     },
     "condition": {"label": {"drop": 0}},
+    "codec": {},
     "process": {"timesteps": 50, "variance": "fixed_small"},
     "objective": {"loss": "cross_entropy"},
     "training": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 1},
