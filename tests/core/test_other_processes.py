@@ -34,6 +34,8 @@ def moments(denoise, plan):
     return float(drawn[0]), float((drawn[1:] - drawn[0]).square().sum())
 
 
+# Samplers that add noise on the way.
+RANDOM = ("ancestral", "dpmpp_2m_sde", "euler_ancestral", "euler_maruyama", "langevin")
 # Rows that bring each sampler within a hundredth of the data, and the spacing of a process.
 ROWS = {
     "ancestral": 300,
@@ -98,11 +100,12 @@ def test_heun_is_of_second_order_and_euler_of_first(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp_2m", "unipc", "heun", "euler", "euler_maruyama", "langevin"])
+@pytest.mark.parametrize("sampler", ROWS)
 def test_the_weights_of_a_mixture_are_kept_in_every_process(sampler, name):
     """By the numpy executor. x_T are the quantiles of a normal distribution: only noise on the way is random."""
     schedule, count = Schedule.of(PROCESSES[name]), 2000
-    steps = {"langevin": 1200, "euler_maruyama": 300, "ancestral": 300}.get(sampler, 80)
+    random = sampler in RANDOM
+    steps = {"langevin": 1200}.get(sampler, 300 if random else 80)
     plan = sampling_plan(
         schedule, sampler=sampler, steps=steps, prediction="v", variance="fixed_small", spacing=SPACING[name],
         clip=False, langevin_steps=10,
@@ -114,7 +117,6 @@ def test_the_weights_of_a_mixture_are_kept_in_every_process(sampler, name):
         :, 0
     ]
     low = drawn[drawn < 0]
-    random = sampler in ("ancestral", "euler_maruyama", "langevin")
     assert len(low) / count == pytest.approx(WEIGHTS[0], abs=0.035 if random else 0.012)
     for part, centre in ((low, CENTRES[0]), (drawn[drawn >= 0], CENTRES[1])):
         assert part.mean() == pytest.approx(centre, abs=0.02)
