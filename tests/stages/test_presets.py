@@ -12,6 +12,7 @@ from tiny import TINY_PARAMS, write_params
 import ddpm
 from ddpm import cli
 from ddpm.config.params import load_params
+from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
 from ddpm.evaluation.scores import scores_of
@@ -138,9 +139,10 @@ def test_points_and_sequences_through_every_stage(values_project: tuple[Path, st
     stages(project, f"compare {name} deploy/{name} --steps 2,4 --sampler {sampler}")
     measured = read_json(project / "comparison/comparison.json")["over_steps"]
     assert measured["figure"] == "wasserstein"
-    # By its own plan, which is of four steps, but of another seed than the evaluation's.
+    # By its own sampler in four steps, at the usual spacing, and of another seed than the evaluation's.
     params, count = load_params(), TINY_PARAMS["evaluation"]["samples"]
-    drawn = ddpm.load(project / "models" / name).sample(count, seed=seeds_of(params.seed).comparison)
+    seed, spacing = seeds_of(params.seed).comparison, SamplingConfig().spacing
+    drawn = ddpm.load(project / "models" / name).sample(count, seed=seed, spacing=spacing)
     scores = scores_of(params, PreparedData.open(project / "prepared"), project, torch.device("cpu"))
     for curve in measured["curves"].values():
         assert curve[1] == [4, pytest.approx(scores.distance([drawn], count), rel=1e-3)]
@@ -156,7 +158,7 @@ def test_points_and_sequences_through_every_stage(values_project: tuple[Path, st
 
 
 def data_of(name: str) -> str:
-    return "points" if name == "swiss-roll" else "sequences"
+    return "points" if name in SWISS_ROLLS else "sequences"
 
 
 def test_what_does_not_fit_the_data_is_refused(values_project: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
