@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import contextlib
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,8 +97,7 @@ def test_captions_are_drawn_and_combine(trained: Path):
     told, untold = (read_json(trained / "reports" / name / "metrics.json") for name in (demo_text.CASCADE, "emoji"))
     assert told["retrieval_5_pixels"] >= 0.5
     assert told["held_out_retrieval_5_pixels_low"] >= 5 * told["held_out_retrieval_5_chance"]
-    # The 95 % interval of the difference, of two sets of independent samples.
-    assert untold["fid"] - told["fid"] > math.hypot(*(m["fid_high"] - m["fid"] for m in (told, untold)))
+    assert told["fid_high"] < untold["fid_low"]
 
 
 # OpenMoji's green heart has the hue 71°, its yellow one 55°: green begins between the two.
