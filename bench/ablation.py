@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from bench import guided
-from bench.cells import BATCH, Cells, TrainedModel
+from bench.cells import Cells, TrainedModel
 from bench.claims import Estimate, better_fixed_variance, estimate, model_claims, sampler_claims
 from bench.guided import GuidanceStudy, Subjects
+from bench.judge import GROUPS, Judge
 from bench.page import markdown
 from ddpm import tracking
 from ddpm.compute.device import pick_device
@@ -31,14 +30,10 @@ from ddpm.config.model import VariantConfig
 from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.params import Params, load_params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.data.store import PreparedData
 from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.distances import chosen
-from ddpm.evaluation.extractor import load_extractor
-from ddpm.evaluation.features import extract
-from ddpm.evaluation.metrics import frechet_distance
 from ddpm.files import read_json, write_bytes, write_json
-from ddpm.layout import EXTRACTOR, MODELS, PREPARED
+from ddpm.layout import EXTRACTOR, MODELS
 from ddpm.stages.extractor import fit_extractor
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
@@ -65,8 +60,6 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 SPACINGS = ("leading", "trailing")  # DDIM's, and the one that is the default here
 # Improved DDPM's: the model's own variance, and both ends of the process visited.
 MODEL_PLAN = {"sampler": "ancestral", "spacing": "linspace"}
-
-GROUPS = 20  # of the images of an FID, for its jackknife
 
 
 @dataclass(frozen=True)
@@ -293,10 +286,9 @@ class _Study:
     def __init__(self, params: Params, scale: Scale) -> None:
         self._params, self._scale = params, scale
         self._device = pick_device()
-        self._data = PreparedData.open(scale.folder / PREPARED)
+        self._judge = Judge(scale.folder, seed=params.seed)
+        self._data = self._judge.data
         self._cells = Cells(scale.folder / "cells")
-        self._extractor = load_extractor(scale.folder / EXTRACTOR, weights=None, device=self._device)
-        self._reference = self._features(self._data.split("train").batches(BATCH), len(self._data.split("train")))
 
     def samplers(self) -> dict[tuple[str, str, int], Estimate]:
         """FID by spacing, sampler and S, of the preset itself."""
@@ -331,7 +323,7 @@ class _Study:
         """What the figures depend on."""
         scale, preset = self._scale, self._params.variant(name_of(*PRESET_AS))
         train, validation = self._data.split("train"), self._data.split("validation")
-        floor = frechet_distance(self._features(validation.batches(BATCH), len(validation)), self._reference)
+        floor = self._judge.distance(validation, len(validation))
         return {
             "data": self._data.manifest.name,
             "extractor": read_json(scale.folder / EXTRACTOR / "extractor.json"),
@@ -355,14 +347,9 @@ class _Study:
 
     def _fid(self, what: str, trained: TrainedModel, plan: Mapping[str, Any]) -> Estimate:
         images = self._cells.samples(trained, self._scale.samples, self._params.seed, plan)
-        features = self._features([images], len(images))
-        figure = estimate(lambda kept: frechet_distance(features[kept], self._reference), len(images), GROUPS)
+        figure = self._judge.fid(images)
         print(f"{what}: FID {figure.value:.2f} ± {figure.error:.2f}", flush=True)
         return figure
-
-    def _features(self, batches: Iterable[NDArray[np.uint8]], count: int) -> Tensor:
-        """What FID is computed of, [count, F]."""
-        return extract(self._extractor, batches, count).features
 
     def _bits(self, what: str, trained: TrainedModel, variance: str, steps: int) -> Estimate:
         scale, split = self._scale, self._data.split("validation")

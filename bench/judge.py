@@ -15,7 +15,7 @@ from bench.cells import BATCH
 from bench.claims import Estimate, estimate
 from ddpm.codecs.scale import encode_pixels
 from ddpm.compute.device import pick_device
-from ddpm.data.loader import Images
+from ddpm.data.loader import Images, InMemoryImages
 from ddpm.data.store import PreparedData
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.extractor import SPATIAL_CHANNELS, CNNExtractor, Features, load_extractor
@@ -32,12 +32,12 @@ MoreFigures = Callable[[Tensor], dict[str, float]]
 class Judge:
     """A project's real images and its extractor."""
 
-    def __init__(self, root: Path, *, manifold: int, seed: int) -> None:
+    def __init__(self, root: Path, *, seed: int, manifold: int = 2000) -> None:
         """
         Args:
             root: a project with prepared/ and extractor/; nothing is written there.
-            manifold: real images that precision and recall are measured against, at most.
-            seed: by which those are chosen.
+            seed: by which the real images are chosen that precision and recall are measured against.
+            manifold: how many of those at most.
         """
         self.data = PreparedData.open(root / PREPARED)
         self._most, self._seed = manifold, seed
@@ -64,6 +64,15 @@ class Judge:
             return found
         maps = [_map(self._extractor, images.rows(part)) for part in parts]
         return Features(found.features, found.logits, torch.cat(maps))
+
+    def distance(self, images: Images, count: int) -> float:
+        """The FID of the first `count` images."""
+        return frechet_distance(self.features(images, count).features, self.real.features)
+
+    def fid(self, images: NDArray[np.uint8]) -> Estimate:
+        """The FID of samples [N, H, W, C]."""
+        found, real = self.features(InMemoryImages(images), len(images)).features, self.real.features
+        return estimate(lambda kept: frechet_distance(found[torch.from_numpy(kept)], real), len(images), GROUPS)
 
     def estimates(self, features: Features, more: MoreFigures = lambda kept: {}) -> dict[str, Estimate]:
         """FID, spatial FID, IS, precision and recall of samples, and what else is asked for."""

@@ -14,25 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from bench.ablation import FULL, GROUPS, QUICK, Scale, changed, on_digits, prepared
-from bench.cells import BATCH, Cells, TrainedModel
-from bench.claims import Comparison, Estimate, below, estimate
+from bench.ablation import FULL, QUICK, Scale, changed, on_digits, prepared
+from bench.cells import Cells, TrainedModel
+from bench.claims import Comparison, Estimate, below
+from bench.judge import GROUPS, Judge
 from bench.page import table
 from ddpm import tracking
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params, load_params
-from ddpm.data.store import PreparedData
 from ddpm.errors import Interrupted, UpstreamError, UserError
-from ddpm.evaluation.extractor import load_extractor
-from ddpm.evaluation.features import extract
 from ddpm.evaluation.likelihood import split_bounds, split_ode_likelihoods
-from ddpm.evaluation.metrics import frechet_distance
 from ddpm.files import read_json, write_bytes, write_json
-from ddpm.layout import EXTRACTOR, MODELS, PREPARED
+from ddpm.layout import EXTRACTOR, MODELS
 
 PROCESSES = {"ddpm": "VP, ε (DDPM)", "ncsn": "VE, score (NCSN)", "edm": "EDM", "flow": "rectified flow"}
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -141,10 +134,9 @@ class _Study:
     def __init__(self, params: Params, scale: Scale) -> None:
         self._params, self._scale = params, scale
         self._device = pick_device()
-        self._data = PreparedData.open(scale.folder / PREPARED)
+        self._judge = Judge(scale.folder, seed=params.seed)
+        self._data = self._judge.data
         self._cells = Cells(scale.folder / "cells")
-        self._extractor = load_extractor(scale.folder / EXTRACTOR, weights=None, device=self._device)
-        self._reference = self._features(self._data.split("train").batches(BATCH), len(self._data.split("train")))
         self._models = {name: self._read(name) for name in PROCESSES}
 
     def _read(self, name: str) -> TrainedModel:
@@ -166,8 +158,7 @@ class _Study:
         """Of samples from the same noise."""
         plan = {**_plan(sampler), "steps": steps, "spacing": _spacing(name, sampler), "clip": True}
         images = self._cells.samples(self._models[name], self._scale.samples, self._params.seed, plan)
-        features = self._features([images], len(images))
-        figure = estimate(lambda kept: frechet_distance(features[kept], self._reference), len(images), GROUPS)
+        figure = self._judge.fid(images)
         print(f"{name}, {sampler}, S = {steps}: FID {figure.value:.2f} ± {figure.error:.2f}", flush=True)
         return figure
 
@@ -189,7 +180,7 @@ class _Study:
         """What the figures depend on."""
         scale, preset = self._scale, self._params.variant("ddpm")
         train, validation = self._data.split("train"), self._data.split("validation")
-        floor = frechet_distance(self._features(validation.batches(BATCH), len(validation)), self._reference)
+        floor = self._judge.distance(validation, len(validation))
         return {
             "data": self._data.manifest.name,
             "extractor": read_json(scale.folder / EXTRACTOR / "extractor.json"),
@@ -203,10 +194,6 @@ class _Study:
             "training": preset.training.model_dump(mode="json"),
             "processes": {n: self._params.variant(n).process.model_dump(mode="json") for n in PROCESSES},
         }
-
-    def _features(self, batches: Iterable[NDArray[np.uint8]], count: int) -> Tensor:
-        """What FID is computed of, [count, F]."""
-        return extract(self._extractor, batches, count).features
 
 
 def _spacing(name: str, sampler: str) -> str:

@@ -32,7 +32,6 @@ from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.extractor import Features
 from ddpm.evaluation.image_to_image import masked_validation
 from ddpm.evaluation.likelihood import gigaflops_per_image
-from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.retrieval import evenly, retrieval
 from ddpm.files import read_json, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS
@@ -105,7 +104,7 @@ class TextStudy:
 
     def __init__(self, params: Params, root: Path, extent: Extent) -> None:
         self._params, self._root, self._extent = params, root, extent
-        self._judge = Judge(root, manifold=2000, seed=params.seed)
+        self._judge = Judge(root, seed=params.seed)
         self._cells = Cells(root / ".ddpm" / "text-cells")
         self._drawers = {name: load(root / MODELS / name) for name in (CASCADE, *TRAINED)}
 
@@ -215,7 +214,6 @@ class TextStudy:
         images = self._cells.drawn(self._drawers[model], count, seed, plan, image=image, mask=mask)
         error = torch.from_numpy(images.astype(np.float64) - image)
         drawn = torch.from_numpy(~mask)[..., None].expand(error.shape)
-        features = self._judge.features(InMemoryImages(images), count).features
 
         def of(figure: Any) -> Estimate:
             return estimate(lambda kept: float(figure(torch.from_numpy(kept))), count, GROUPS)
@@ -223,7 +221,7 @@ class TextStudy:
         found = {
             "known_error": of(lambda kept: error[kept][~drawn[kept]].abs().max()),
             "rmse": of(lambda kept: error[kept][drawn[kept]].square().mean().sqrt()),
-            "fid": of(lambda kept: frechet_distance(features[kept], self._judge.real.features)),
+            "fid": self._judge.fid(images),
         }
         print(f"{model}, {dict(plan)}: " + ", ".join(f"{n} {e.value:.3f} ± {e.error:.3f}" for n, e in found.items()))
         return found
@@ -237,7 +235,7 @@ class TextStudy:
     def _protocol(self) -> dict[str, Any]:
         extent, data = self._extent, self._judge.data
         train, validation = data.split("train"), data.split("validation")
-        floor = frechet_distance(self._judge.features(validation, len(validation)).features, self._judge.real.features)
+        floor = self._judge.distance(validation, len(validation))
         return {
             "data": data.manifest.name,
             "shape": data.manifest.shape,
