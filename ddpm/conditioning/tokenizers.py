@@ -107,6 +107,10 @@ class Tokenizer(ABC):
         """How many tokens of each text `encode` leaves out, [N]."""
         return np.array([max(0, len(self.ids(text)) - self.length) for text in texts], np.int64)
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that have no token of their own, each once."""
+        return []
+
 
 @dataclass(frozen=True)
 class Words(Tokenizer):
@@ -149,6 +153,9 @@ class Words(Tokenizer):
 
     def ids(self, text: str) -> list[int]:
         return [self._number.get(word, self.unknown) for word in split_words(text)]
+
+    def unknown_words(self, text: str) -> list[str]:
+        return [word for word in dict.fromkeys(split_words(text)) if word not in self._number]
 
 
 def split_words(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURES, Column, PromptColumn
 from ddpm.drawer import Drawer
-from ddpm.errors import DdpmWarning, UserError, brief
+from ddpm.errors import DdpmWarning, UserError, brief, listed
 from ddpm.files import atomic_directory, atomic_file
 from ddpm.opening import load
 
@@ -71,7 +71,7 @@ def sample_to(
         raise UserError(str(error)) from None
     for column in opened.columns:
         if isinstance(column, PromptColumn) and overrides.get(column.name) is not None:
-            _warn_of_cuts(column, overrides[column.name])
+            _warn_of_unread(column, overrides[column.name])
     with _progress(count, opened.codec, f"samples of {model}") as on_batch:
         images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
     pictured = {_title(name): path.name for name, path in files.items()}
@@ -107,16 +107,21 @@ def _pictures_of(column: Column, path: Path) -> NDArray[Any]:
     return np.stack([read(file) for file in files])
 
 
-def _warn_of_cuts(column: PromptColumn, asked: str | Sequence[str]) -> None:
-    texts = [asked] if isinstance(asked, str) else asked
-    for text, cut in zip(texts, column.tokenizer.cut(texts), strict=True):
+def _warn_of_unread(column: PromptColumn, asked: str | Sequence[str]) -> None:
+    """Say which words of the prompts the model cannot read."""
+    for text in dict.fromkeys([asked] if isinstance(asked, str) else asked):
+        (cut,) = column.tokenizer.cut([text])
         if cut:
-            warnings.warn(
+            _warn(
                 f"prompt: the model reads the first {column.tokenizer.length} tokens of {brief(text)}; {cut} more are "
-                "left out",
-                DdpmWarning,
-                stacklevel=2,
+                "left out"
             )
+        if unknown := column.tokenizer.unknown_words(text):
+            _warn(f"prompt: no training caption has these words of {brief(text)}: {listed(unknown)}")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DdpmWarning, stacklevel=3)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,11 @@ def test_a_text_or_several_in_turn():
     assert TOKENIZER.cut(["a red heart that is long"]).tolist() == [3]
 
 
+def test_the_words_that_no_caption_had_are_named_once():
+    assert TOKENIZER.unknown_words("Red glorp heart, glorp ZIG") == ["glorp", "zig"]
+    assert TOKENIZER.unknown_words("red heart") == TOKENIZER.unknown_words("") == []
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

@@ -87,6 +87,12 @@ def test_from_captions_to_a_picture_of_a_prompt(captioned: Path, prompt: dict):
         sample_to("models/tiny", Path("night.npz"), count=1, prompt="night " * 9)
 
 
+def test_a_prompt_with_words_that_no_caption_had_is_drawn_with_a_warning(captioned: Path):
+    train_variant(params_of(), "tiny")
+    with pytest.warns(DdpmWarning, match="no training caption has these words of 'night glorp b': glorp, b$"):
+        sample_to("models/tiny", Path("night.npz"), count=1, prompt="night glorp b")
+
+
 def test_the_network_of_latent_diffusion_is_trained_and_exported(captioned: Path):
     raw = params_of(drop=0.2).model_dump(mode="json")
     network = raw["models"]["tiny"]["network"]
