@@ -32,6 +32,7 @@ from bench.latent_models import (
     fashion_models,
     train_missing,
     training_teraflops,
+    unseen_by_losses,
 )
 from bench.latent_page import markdown, picture
 from ddpm import tracking
@@ -50,6 +51,7 @@ from ddpm.model import load
 RESULTS, PAGE = Path("bench/results/latent.json"), Path("docs/latent-diffusion.md")
 PICTURE = PAGE.with_name("latents.png")
 LATENTS, PIXELS = "latents", "pixels"
+FID, FID_OF_LOSS = "fid", "fid_of_loss"  # in the features that no loss has seen, and in those of the perceptual loss
 FRACTION = 0.5  # of the operations of an image: what is called a fraction of them, at most, if such a setting is there
 SHOWN = 12  # images in a row of the picture
 
@@ -77,6 +79,7 @@ FULL = Extent()
 QUICK = Extent((2,), (3,), 40)
 
 Table = Mapping[Setting, Estimate]
+Figures = Mapping[str, Estimate]
 Rows = list[tuple[str, NDArray[np.uint8]]]  # of the picture: a name and images [SHOWN, H, W, C]
 
 
@@ -148,7 +151,9 @@ class LatentStudy:
         self._params, self._root, self._subjects, self._extent = params, root, subjects, extent
         train_missing(params, root)
         self._device = pick_device()
-        self._judge = Judge(root, seed=params.seed)
+        self._apart = unseen_by_losses(params, root)
+        self._judges = {FID: Judge(self._apart, seed=params.seed), FID_OF_LOSS: Judge(root, seed=params.seed)}
+        self._data = self._judges[FID].data
         self._cells = Cells(root / ".ddpm" / "latent-cells")
         self._models = {LATENTS: self._read(subjects.latents), PIXELS: self._read(subjects.pixels)}
         self._autoencoder = load(root / MODELS / subjects.autoencoder, self._device)
@@ -158,22 +163,22 @@ class LatentStudy:
 
     def results(self) -> dict[str, Any]:
         """The tables and the verdicts, as JSON."""
-        table = {setting: self._fid(setting, self._params.seed) for setting in self._settings()}
+        table = {setting: self._figures(setting, self._params.seed) for setting in self._settings()}
         floors = self._floors()
         return {
-            "data": self._judge.data.manifest.name,
+            "data": self._data.manifest.name,
             "protocol": self._protocol(),
             "training": self._training(),
             "autoencoder": self.kept(self._subjects.autoencoder),
-            "floors": {name: figure.as_dict() for name, figure in floors.items()},
+            "floors": {name: as_json(figures) for name, figures in floors.items()},
             "settings": [
                 {
                     "space": setting.space,
                     "steps": setting.steps,
                     "gflops_per_image": round(self._cost(setting), 3),
-                    "fid": figure.as_dict(),
+                    **as_json(figures),
                 }
-                for setting, figure in table.items()
+                for setting, figures in table.items()
             ],
             "claims": [claim.as_dict() for claim in self._claims(table, floors["decoded"])],
         }
@@ -181,8 +186,8 @@ class LatentStudy:
     def kept(self, name: str) -> dict[str, Any]:
         """What an autoencoder keeps of the validation images, what its latents are like, and what it costs."""
         model = load(self._root / MODELS / name, self._device)
-        extractor = load_extractor(self._root / EXTRACTOR, weights=None, device=self._device)
-        found = reconstruct(model, self._judge.data, extractor, batch_size=BATCH)
+        extractor = load_extractor(self._apart / EXTRACTOR, weights=None, device=self._device)
+        found = reconstruct(model, self._data, extractor, batch_size=BATCH)
         said = ", ".join(f"{figure} {value:.3f}" for figure, value in found.figures.items())
         print(f"{name}: {said}", flush=True)
         config = self._params.variant(name)
@@ -201,7 +206,7 @@ class LatentStudy:
 
     def pictures(self) -> Rows:
         """Real images, the same decoded, and the samples of both models at equal cost."""
-        data, latents = self._judge.data.manifest.name, Setting(LATENTS, max(self._extent.latent_steps))
+        data, latents = self._data.manifest.name, Setting(LATENTS, max(self._extent.latent_steps))
         real = self._training_images()[:SHOWN]
         return [
             (data, real),
@@ -226,18 +231,22 @@ class LatentStudy:
     def _drawn(self, setting: Setting, seed: int) -> NDArray[np.uint8]:
         return self._cells.samples(self._models[setting.space], self._extent.samples, seed, {"steps": setting.steps})
 
-    def _fid(self, setting: Setting, seed: int) -> Estimate:
-        figure = self._judge.fid(self._drawn(setting, seed))
-        data = self._judge.data.manifest.name
-        print(f"{data}, {setting}, seed {seed}: FID {figure.value:.3f} ± {figure.error:.3f}", flush=True)
-        return figure
+    def _figures(self, setting: Setting, seed: int) -> Figures:
+        figures = self._judged(self._drawn(setting, seed))
+        said = ", ".join(f"{name} {figure.value:.3f} ± {figure.error:.3f}" for name, figure in figures.items())
+        print(f"{self._data.manifest.name}, {setting}, seed {seed}: {said}", flush=True)
+        return figures
 
-    def _claims(self, table: Table, decoded: Estimate) -> list[Claim]:
+    def _judged(self, images: NDArray[np.uint8]) -> Figures:
+        return {name: judge.fid(images) for name, judge in self._judges.items()}
+
+    def _claims(self, table: Mapping[Setting, Figures], decoded: Figures) -> list[Claim]:
         costs = {setting: self._cost(setting) for setting in table}
-        return latent_claims(table, costs, decoded, lambda setting: self._fid(setting, self._params.seed + 1))
+        fids = {setting: figures[FID] for setting, figures in table.items()}
+        return latent_claims(fids, costs, decoded[FID], lambda each: self._figures(each, self._params.seed + 1)[FID])
 
     def _training_images(self) -> NDArray[np.uint8]:
-        train = self._judge.data.split("train")
+        train = self._data.split("train")
         return train.rows(np.sort(chosen(len(train), min(self._extent.samples, len(train)), self._params.seed)))
 
     @torch.inference_mode()
@@ -248,14 +257,14 @@ class LatentStudy:
         encoded = (codec.encode(torch.from_numpy(part).to(self._device)) for part in parts)
         return np.concatenate([codec.decode(self._autoencoder.network(x).cpu().numpy()) for x in encoded])
 
-    def _floors(self) -> dict[str, Estimate]:
+    def _floors(self) -> dict[str, Figures]:
         """The FID of as many training images as there are samples, and of the same after the autoencoder."""
         images = self._training_images()
-        return {"real": self._judge.fid(images), "decoded": self._judge.fid(self._decoded(images))}
+        return {"real": self._judged(images), "decoded": self._judged(self._decoded(images))}
 
     def _training(self) -> dict[str, float]:
         """10¹² operations of each training."""
-        count = self._judge.data.manifest.counts
+        count = self._data.manifest.counts
         names = {LATENTS: self._subjects.latents, PIXELS: self._subjects.pixels}
         costs = {
             "autoencoder": autoencoder_teraflops(self._autoencoder, self._params, self._root),
@@ -268,7 +277,7 @@ class LatentStudy:
         return {name: round(cost, 3) for name, cost in costs.items()}
 
     def _protocol(self) -> dict[str, Any]:
-        data, names = self._judge.data, self._subjects
+        data, names = self._data, self._subjects
         train, validation = data.split("train"), data.split("validation")
         sampling = self._params.variant(names.latents).sampling, self._params.variant(names.pixels).sampling
         return {
@@ -277,16 +286,21 @@ class LatentStudy:
             "models": names._asdict(),
             "steps": {name: self._params.variant(name).training.steps for name in names},
             "samplers": [each.sampler for each in sampling],
-            "extractor": read_json(self._root / EXTRACTOR / "extractor.json"),
+            "extractor": read_json(self._apart / EXTRACTOR / "extractor.json"),
             "reference": {"images": len(train), "sha256": train.sha256},
             "validation": {
                 "images": len(validation),
-                "fid": round(self._judge.distance(validation, len(validation)), 4),
+                "fid": round(self._judges[FID].distance(validation, len(validation)), 4),
             },
             "samples": self._extent.samples,
             "seeds": [self._params.seed, self._params.seed + 1],
             "groups": GROUPS,
         }
+
+
+def as_json(figures: Figures) -> dict[str, dict[str, float]]:
+    """As JSON has them."""
+    return {name: figure.as_dict() for name, figure in figures.items()}
 
 
 def latent_claims(

@@ -15,10 +15,11 @@ from ddpm.config.codec import CodecConfig, LatentConfig
 from ddpm.config.condition import ConditionConfig
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import Params
-from ddpm.layout import LATENTS, MODELS
+from ddpm.layout import EXTRACTOR, LATENTS, MODELS, PREPARED
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
 from ddpm.stages.encode import encode
+from ddpm.stages.extractor import fit_extractor
 from ddpm.stages.train import train_variant
 from ddpm.stages.train_autoencoder import perceptual_of, train_autoencoder
 from ddpm.training.configured import compression_task
@@ -108,6 +109,21 @@ def train_missing(params: Params, root: Path) -> None:
             encode(params, str(config.codec.latent.name), root=root)
         if not (root / MODELS / name).is_dir():
             (train_autoencoder if config.reconstructs else train_variant)(params, name, root=root)
+
+
+def unseen_by_losses(params: Params, root: Path) -> Path:
+    """A project with the same prepared data and another extractor, fitted there if it is missing.
+
+    An autoencoder's perceptual loss is in the features of its project's own extractor: its FID in them is lower than
+    its images deserve, and so is that of the model of its latents.
+    """
+    apart = root / ".ddpm" / "latent-judge"
+    if not (apart / EXTRACTOR).is_dir():
+        apart.mkdir(parents=True, exist_ok=True)
+        if not (apart / PREPARED).is_symlink():
+            (apart / PREPARED).symlink_to((root / PREPARED).absolute(), target_is_directory=True)
+        fit_extractor(params.model_copy(update={"seed": params.seed + 1}), root=apart)
+    return apart
 
 
 def training_teraflops(model: Model, config: VariantConfig) -> float:
