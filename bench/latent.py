@@ -37,7 +37,8 @@ from bench.latent_models import (
 from bench.latent_page import markdown, picture
 from ddpm import tracking
 from ddpm.compute.device import pick_device
-from ddpm.config.params import Params, load_params
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import PARAMS_FILE, Params, load_params
 from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.extractor import load_extractor
@@ -80,6 +81,7 @@ QUICK = Extent((2,), (3,), 40)
 
 Table = Mapping[Setting, Estimate]
 Figures = Mapping[str, Estimate]
+Models = Callable[[Params], dict[str, VariantConfig]]
 Rows = list[tuple[str, NDArray[np.uint8]]]  # of the picture: a name and images [SHOWN, H, W, C]
 
 
@@ -97,15 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         default=Path(".ddpm/ablation-fashion"),
         metavar="PROJECT",
-        help="a project with prepared Fashion-MNIST and its extractor; without it Fashion-MNIST is left out "
-        "(default: %(default)s)",
+        help="a project with params.yaml, prepared Fashion-MNIST and its extractor; without it Fashion-MNIST is left "
+        "out (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     try:
-        params = load_params()
         if not (arguments.project / MODELS / EMOJI.autoencoder).is_dir():
             raise UserError(f"{arguments.project / MODELS / EMOJI.autoencoder} is missing: `make demo-latent` makes it")
-        results, rows = study(params, arguments.project, arguments.fashion, FULL)
+        results, rows = study(arguments.project, arguments.fashion, FULL)
         write_json(RESULTS, results)
         write_bytes(PAGE, markdown(results).encode())
         credits = [found["protocol"]["attribution"] for found in results["studies"] if "protocol" in found]
@@ -119,12 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def study(params: Params, project: Path, fashion: Path, extent: Extent) -> tuple[dict[str, Any], Rows]:
+def study(project: Path, fashion: Path, extent: Extent) -> tuple[dict[str, Any], Rows]:
     """What the page says, as JSON, and the rows of its picture."""
-    emoji = LatentStudy(with_models(params, emoji_models(params)), project, EMOJI, extent)
+    emoji = of_project(project, EMOJI, emoji_models, extent)
     studies, rows = [emoji.results()], emoji.pictures()
     if (fashion / PREPARED).is_dir() and (fashion / EXTRACTOR).is_dir():
-        other = LatentStudy(with_models(params, fashion_models(params)), fashion, FASHION, extent)
+        other = of_project(fashion, FASHION, fashion_models, extent)
         studies.append(other.results())
         rows += other.pictures()
     else:
@@ -134,9 +135,10 @@ def study(params: Params, project: Path, fashion: Path, extent: Extent) -> tuple
     return {"autoencoders": kept, "studies": studies}, rows
 
 
-def with_models(params: Params, models: Mapping[str, Any]) -> Params:
-    """The pipeline's parameters with these models in place of its own."""
-    return params.model_copy(update={"models": dict(models)})
+def of_project(root: Path, subjects: Subjects, models: Models, extent: Extent) -> LatentStudy:
+    """The study of a project by its params.yaml, with the models of the study in place of its own."""
+    params = load_params(root / PARAMS_FILE)
+    return LatentStudy(params.model_copy(update={"models": models(params)}), root, subjects, extent)
 
 
 class LatentStudy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ import numpy as np
 import pytest
 
 from bench import latent
+from bench.ablation import changed
 from bench.claims import Estimate
 from bench.latent import LATENTS, PIXELS, Setting, latent_claims
 from bench.latent_models import EMOJI, FASHION, autoencoder, emoji_models, fashion_models
 from bench.latent_page import markdown, picture
-from ddpm.config.params import Params, load_params
+from ddpm.config.model import VariantConfig
+from ddpm.config.params import load_params
 from ddpm.stages.extractor import fit_extractor
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
@@ -86,28 +87,26 @@ def test_the_picture_has_rows_of_one_size():
     assert (drawn == 0).all(-1).sum() >= grey.size
 
 
-def quick(params: Params, models: dict[str, Any]) -> Params:
-    """With the models of the study, trained for some steps, and `autoencoder-emoji` among them."""
-    for name, config in models.items():
-        training = config.training.model_copy(update={"steps": 3, "batch_size": 8, "log_every": 1})
-        models[name] = config.model_copy(update={"training": training})
-    extractor = params.extractor.model_copy(update={"steps": 5})
-    return params.model_copy(update={"models": models, "extractor": extractor})
+def quick(models: dict[str, VariantConfig]) -> dict[str, VariantConfig]:
+    """The same models, trained for some steps."""
+    few = {"steps": 3, "batch_size": 8, "log_every": 1}
+    return {name: changed(config, {"training": few}) for name, config in models.items()}
 
 
 @pytest.mark.slow
 def test_the_study_runs_to_its_page_and_trains_and_draws_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    project = demo_text.make_project(tmp_path, copy.deepcopy(demo_latent.DEMO))
-    read = load_params(project / "params.yaml")
-    monkeypatch.setattr(latent, "emoji_models", lambda params: quick(params, emoji_models(params)).models)
+    demo = demo_latent.DEMO | {"extractor": {"steps": 5}}
+    project = demo_text.make_project(tmp_path, demo)
+    params = load_params(project / "params.yaml")
     with contextlib.chdir(project):
         for stage in (fetch, prepare, fit_extractor):
-            stage(quick(read, dict(read.models)))
+            stage(params)
+    monkeypatch.setattr(latent, "emoji_models", lambda params: quick(emoji_models(params)))
 
     def run() -> tuple[dict[str, Any], latent.Rows]:
-        return latent.study(read, project, tmp_path / "none", latent.QUICK)
+        return latent.study(project, tmp_path / "none", latent.QUICK)
 
     results, rows = run()
     emoji, fashion = results["studies"]
