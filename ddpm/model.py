@@ -22,9 +22,11 @@ from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itse
 from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.conditioning.pictures import known_part
+from ddpm.conditioning.text import clip_of
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
+from ddpm.config.network import CLIPConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
@@ -395,7 +397,8 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier, that it answers.
+        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier or a CLIP, that it answers.
+            Of a CLIP without them it is the image tower alone.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
@@ -418,6 +421,8 @@ def build_network(
             if config.classifies:
                 network.answers = tuple(columns)  # type: ignore[assignment]  # the stub knows tensors and modules
                 return network
+            if isinstance(config.network, CLIPConfig) and columns:
+                return clip_of(network, columns, condition["prompt"], config.network.embedding)
             if not columns:
                 return network
             return ConditionalNetwork(network, columns, condition)

@@ -51,7 +51,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
         encoded = {name: _encoded(name, extractor) for name in params.autoencoders}
         bases = _bases(params, names, extractor, encoded) | dict(zip(params.guides, guiding, strict=True))
-        steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values())], {}
+        embedded = [step for name in params.encoders for step in _embedded(name, extractor)]
+        steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values()), *embedded], {}
         for name in names:
             if name in params.cascades:
                 trained, kind = _cascade(name, extractor), "-cascade"
@@ -110,6 +111,13 @@ def _encoded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any
     return [trained, evaluated, tasks.encode.submit(name, wait_for=[trained])]
 
 
+def _embedded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
+    """The training of a CLIP, its figures, and the embeddings of the images."""
+    trained = tasks.train_encoder.submit(name, wait_for=[extractor])
+    evaluated = tasks.evaluate.submit(name, "evaluate-encoder", wait_for=[trained])
+    return [trained, evaluated, tasks.embed.submit(name, wait_for=[trained])]
+
+
 def _cascade(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
     """The trainings of a cascade's links, and their composition."""
     links = [tasks.train_link.submit(name, link, wait_for=[extractor]) for link in load_params().cascade(name).links]
@@ -143,6 +151,8 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own |= {f"{stage}-latent@{name}" for stage in ("train", "evaluate", "export") for name in latents}
     of_autoencoder = ("train-autoencoder", "evaluate-autoencoder", "encode")
     own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
+    of_encoder = ("train-encoder", "evaluate-encoder", "embed")
+    own |= {f"{stage}@{name}" for stage in of_encoder for name in params.encoders}
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
     bases = {params.controls[name].of for name in controls}
     own |= {f"train-latent@{base}" if base in params.latents else f"train@{base}" for base in bases}

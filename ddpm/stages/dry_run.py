@@ -228,7 +228,7 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     Args:
         each: seconds of an evaluation of the network for a datum.
     """
-    kinds = {"classifier": _accuracy, "autoencoder": _reconstruction}
+    kinds = {"classifier": _accuracy, "autoencoder": _reconstruction, "clip": _embedding}
     what, total = kinds.get(config.network.kind, _drawing)(params, config, data)
     return f"{what}: {total:,} evaluations of the network, {duration(total * each)}, and the figures"
 
@@ -244,6 +244,12 @@ def _reconstruction(params: Params, config: VariantConfig, data: PreparedData) -
     """As `_accuracy`, of an autoencoder."""
     count = len(data.split("validation"))
     return f"{count:,} {data.codec.name}, encoded and decoded", count
+
+
+def _embedding(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
+    """As `_accuracy`, of a CLIP."""
+    counts = data.manifest.counts
+    return f"all {data.codec.name} and their captions, embedded", counts.train + counts.validation
 
 
 def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:

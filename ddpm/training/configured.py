@@ -29,6 +29,7 @@ from ddpm.model import DataFacts, ModelCard, StartFacts, TrainingFacts, build_ne
 from ddpm.nets.discriminator import PatchDiscriminator
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.compression import Compress, Weights
+from ddpm.training.contrast import Contrast
 from ddpm.training.control import take_control
 from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
@@ -135,7 +136,7 @@ def train_configured(
     if config.objective.reconstruction is not None:
         task = compression_task(config.objective.reconstruction, codec, perceptual, seed, device)
     else:
-        task = task_of(config, codec, columns_in(network) or answered_by(network), device)
+        task = task_of(config, codec, columns_in(network) or answered_by(network), device, ranks)
     # `precision` is resolved; the others are not of the loop.
     elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every", "horizontal_flip", "start_from"}
     chosen = config.training.model_dump(exclude=elsewhere) | {
@@ -160,13 +161,18 @@ def _values_of(columns: Sequence[Column], codec: Codec, images: TrainingImages) 
     return held | values_of_pictures(columns, codec, data)
 
 
-def task_of(config: VariantConfig, codec: Codec, columns: Sequence[Column], device: torch.device) -> Task:
+def task_of(
+    config: VariantConfig, codec: Codec, columns: Sequence[Column], device: torch.device, ranks: Ranks = ALONE
+) -> Task:
     """What the configuration minimises."""
     objective = config.objective
     if objective.loss == "elbo":
         return Reconstruct(objective.reconstruction_weight)
     if objective.loss == "cross_entropy":
         return Classify(build_process(config, device, codec.levels), columns)
+    if objective.loss == "contrastive":
+        process = build_process(config, device, codec.levels)
+        return Contrast(process, columns, objective.noised, config.training.batch_size, ranks)
     chosen = Objective(objective.loss, objective.weighting, objective.gamma)
     return Denoise(
         build_process(config, device, codec.levels),
