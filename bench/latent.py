@@ -72,7 +72,7 @@ class Extent:
     """How much is measured."""
 
     latent_steps: tuple[int, ...] = (2, 5, 10, 20)
-    pixel_steps: tuple[int, ...] = (10, 20)  # beside those that cost what the latents' cost
+    pixel_steps: tuple[int, ...] = (20,)  # beside those that cost what the latents' cost
     samples: int = 500
 
 
@@ -182,7 +182,10 @@ class LatentStudy:
                 }
                 for setting, figures in table.items()
             ],
-            "claims": [claim.as_dict() for claim in self._claims(table, floors["decoded"])],
+            "claims": {
+                name: [claim.as_dict() for claim in self._claims(table, floors["decoded"], name)]
+                for name in self._judges
+            },
         }
 
     def kept(self, name: str) -> dict[str, Any]:
@@ -242,10 +245,11 @@ class LatentStudy:
     def _judged(self, images: NDArray[np.uint8]) -> Figures:
         return {name: judge.fid(images) for name, judge in self._judges.items()}
 
-    def _claims(self, table: Mapping[Setting, Figures], decoded: Figures) -> list[Claim]:
+    def _claims(self, table: Mapping[Setting, Figures], decoded: Figures, name: str) -> list[Claim]:
+        """In the features of one judge; what is best is chosen in them too."""
         costs = {setting: self._cost(setting) for setting in table}
-        fids = {setting: figures[FID] for setting, figures in table.items()}
-        return latent_claims(fids, costs, decoded[FID], lambda each: self._figures(each, self._params.seed + 1)[FID])
+        fids = {setting: figures[name] for setting, figures in table.items()}
+        return latent_claims(fids, costs, decoded[name], lambda each: self._figures(each, self._params.seed + 1)[name])
 
     def _training_images(self) -> NDArray[np.uint8]:
         train = self._data.split("train")

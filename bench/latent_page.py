@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,8 @@ def _study(study: Row) -> list[str]:
         _floors(study),
         "The autoencoder:",
         _autoencoders([study["autoencoder"]]),
-        table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in study["claims"])),
-        *(comparisons(row) for row in study["claims"]),
+        table(["claim", *(f"by {name}" for name in FIDS.values())], _verdicts(study["claims"])),
+        *(f"By {FIDS[name]}: {comparisons(row)}" for name, rows in study["claims"].items() for row in rows),
     ]
 
 
@@ -84,11 +84,18 @@ def _protocol(study: Row) -> str:
         f"{extractor['sha256'][:12]}…), against {reference['images']} training images. The {validation['images']} real "
         f"validation images score {validation['fid']:.2f}. It does not compare with a FID under InceptionV3.",
         "The features of the project's own extractor are those of the autoencoder's perceptual loss. FID in them is "
-        "in the last column, and flatters what the autoencoder has decoded; claims and rFID are of the others.",
+        "in the last column: it may flatter what the autoencoder has decoded. rFID is in the others. Where the two "
+        "disagree, the claim depends on the features.",
         f"±: standard error by the jackknife over {protocol['groups']} groups of images. A margin counts where 0 is "
         "outside its 95 % interval. How much another training of the same model would differ is not in it.",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _verdicts(claims: Mapping[str, Sequence[Row]]) -> Iterable[list[str]]:
+    """A row a claim: the verdicts by each FID."""
+    for rows in zip(*(claims[name] for name in FIDS), strict=True):
+        yield [rows[0]["claim"], *(f"**{row['verdict']}**" for row in rows)]
 
 
 def _fids(row: Row) -> list[str]:
