@@ -95,6 +95,16 @@ FIGURES = {
         ),
         Figure("fid_within_classes", "FID within classes", "lower", in_features=True),
         *_RETRIEVAL,
+        Figure("clip_score", "CLIP score", "higher", real="clip_score_real"),
+        Figure("clip_score_held_out", "CLIP score, held-out captions", "higher", real="clip_score_real"),
+        Figure("r_precision", "R-precision", "higher", real="r_precision_real", chance="r_precision_chance"),
+        Figure(
+            "r_precision_held_out",
+            "R-precision, held-out captions",
+            "higher",
+            real="r_precision_real",
+            chance="r_precision_held_out_chance",
+        ),
         Figure("control_edges", "F1 of edges against the hint", "higher", chance="control_edges_chance"),
         Figure("control_silhouette", "IoU of silhouette and hint", "higher", chance="control_silhouette_chance"),
         Figure("control_colour", "Error of colours against the hint, levels", "lower", chance="control_colour_chance"),
@@ -206,6 +216,7 @@ def number(value: float) -> str:
 _SHOWN = (
     *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
     *("retrieval_1_pixels", "retrieval_5_pixels", "held_out_retrieval_5_pixels"),
+    *("clip_score", "r_precision", "r_precision_held_out"),
     *("control_edges", "control_silhouette", "control_colour"),
     *("wasserstein", "mmd", "nll_validation", "nll_ode_validation"),
 )
