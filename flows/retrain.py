@@ -50,7 +50,7 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         extractor = tasks.fit_extractor.submit(wait_for=[prepared])
         guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
         encoded = {name: _encoded(name, extractor) for name in params.autoencoders}
-        bases = _bases(params, names, extractor) | dict(zip(params.guides, guiding, strict=True))
+        bases = _bases(params, names, extractor, encoded) | dict(zip(params.guides, guiding, strict=True))
         embedded = {name: _embedded(name, extractor) for name in params.encoders}
         first = itertools.chain(*encoded.values(), *embedded.values())
         steps, promoted = [fetched, prepared, extractor, *guiding, *first], {}
@@ -58,7 +58,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
             if name in params.cascades:
                 trained, kind = _cascade(name, extractor), "-cascade"
             elif name in params.latents:
-                trained = [tasks.train_latent.submit(name, wait_for=encoded[params.latents[name]])]
+                wanted = encoded[params.latents[name]]
+                trained = [bases[name] if name in bases else tasks.train_latent.submit(name, wait_for=wanted)]
                 kind = "-latent"
             elif name in params.controls:
                 base = bases[params.controls[name].of]
@@ -80,10 +81,23 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         return _outcome(steps, [Result.read(name, version) for name, version in done.items()])
 
 
-def _bases(params: Params, names: Sequence[str], extractor: PrefectFuture[Any]) -> dict[str, PrefectFuture[Any]]:
-    """The trainings of the variants that others among the names control, which are there before these."""
+def _bases(
+    params: Params,
+    names: Sequence[str],
+    extractor: PrefectFuture[Any],
+    encoded: Mapping[str, Sequence[PrefectFuture[Any]]],
+) -> dict[str, PrefectFuture[Any]]:
+    """The trainings of the models that others among the names control, which are there before these.
+
+    Args:
+        encoded: what comes before the models of each autoencoder's latents.
+    """
     wanted = dict.fromkeys(params.controls[name].of for name in names if name in params.controls)
-    return {of: tasks.train.submit(of, wait_for=[extractor]) for of in wanted if of in params.variants}
+    pixels = {of: tasks.train.submit(of, wait_for=[extractor]) for of in wanted if of in params.variants}
+    latents = {
+        of: tasks.train_latent.submit(of, wait_for=encoded[params.latents[of]]) for of in wanted if of in params.latents
+    }
+    return pixels | latents
 
 
 def _model(
@@ -151,7 +165,8 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own |= {f"{stage}@{name}" for stage in of_encoder for name in params.encoders}
     own |= {f"judge@{variant}-{clip}" for variant in variants for clip in params.encoders}
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
-    own |= {f"train@{params.controls[name].of}" for name in controls}
+    bases = {params.controls[name].of for name in controls}
+    own |= {f"train-latent@{base}" if base in params.latents else f"train@{base}" for base in bases}
     try:
         return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
     except RuntimeError as error:  # such as somebody else's `dvc repro` under way

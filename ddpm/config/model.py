@@ -265,12 +265,3 @@ class VariantConfig(ModelConfig):
 
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
-
-    @model_validator(mode="after")
-    def _hints_are_of_pixels(self) -> Self:
-        if self.condition.control is not None and self.codec.latent is not None:
-            raise ValueError(
-                "condition.control is trained on pixels, and codec.latent has latents: leave one of them out. (A "
-                "control of latents can be imported.)"
-            )
-        return self

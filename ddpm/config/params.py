@@ -267,17 +267,17 @@ class Params(Section):
                     f"controls.{name}.of is {entry.of}, and models.{name}.condition.control.of {control.of}: the two "
                     "must be the same model"
                 )
-            if place := next((key for key in ("variants", "guides") if name in getattr(self, key)), None):
+            if place := next((key for key in ("variants", "guides", "latents") if name in getattr(self, key)), None):
                 raise ValueError(f"`controls` names {name}, which is in `{place}` too: leave it out of one")
-            if entry.of not in (*self.variants, *self.guides):
+            if entry.of not in (*self.variants, *self.guides, *self.latents):
                 raise ValueError(
-                    f"controls.{name}.of is {entry.of}, which the pipeline does not train: name it in `variants`, or "
-                    "in `guides` if it is not to be measured"
+                    f"controls.{name}.of is {entry.of}, which the pipeline does not train: name it in `variants`, in "
+                    "`latents` if it has codec.latent, or in `guides` if it is not to be measured"
                 )
             if self.models[name].sampling.guide is not None:
                 raise ValueError(f"`controls` names {name}, whose sampling.guide must be null")
             self._check_controls(name, entry.of)
-        for name in (*self.variants, *self.guides):
+        for name in (*self.variants, *self.guides, *self.latents):
             control = self.models[name].condition.control
             if control is not None and Path(control.of).name in self.models:
                 raise ValueError(

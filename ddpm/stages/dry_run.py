@@ -29,6 +29,7 @@ from ddpm.errors import Interrupted, UserError, ran_out
 from ddpm.evaluation.classifier import accuracy_evaluations, levels_of
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.likelihood import likelihood_evaluations, ode_evaluations
+from ddpm.first_stage import LatentFacts
 from ddpm.layout import PREPARED
 from ddpm.model import check_end, codec_of, columns_for
 from ddpm.stages.latents import first_stage
@@ -65,7 +66,8 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     tried = None
     if free is None or needed <= free:
         try:
-            tried = _tried(params, config, data, codec, split, variant, flops, columns, root)
+            latent = None if first is None else first.facts
+            tried = _tried(params, config, data, codec, split, variant, flops, columns, root, latent)
         except Exception as error:
             if not ran_out(error):
                 raise
@@ -99,6 +101,7 @@ def _tried(
     flops: int,
     columns: Sequence[Column],
     root: Path,
+    latent: LatentFacts | None,
 ) -> list[str]:
     """The lines that a trial has to say.
 
@@ -107,12 +110,13 @@ def _tried(
         flops: of a datum's forward and backward pass.
         columns: that the network is conditioned on.
         root: the project's folder.
+        latent: the autoencoder, of a model of latents.
 
     Raises:
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
     options, shape, kind = config.training, codec.network_shape, codec.name
-    network, device, precision, *_ = initial(params.seed, config, codec, columns, root=root)
+    network, device, precision, *_ = initial(params.seed, config, codec, columns, root=root, latent=latent)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size

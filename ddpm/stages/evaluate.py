@@ -19,7 +19,7 @@ from ddpm.data.store import SPLITS, PreparedData
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
-from ddpm.evaluation.agreement import hint_column
+from ddpm.evaluation.agreement import hint_columns
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
@@ -284,14 +284,14 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
 
 
 def _with_hints(model: Model, params: Params, data: PreparedData) -> dict[str, Image.Image]:
-    """hints.png, of a model with a control: hints of validation images, and what is drawn of each."""
-    hint = hint_column(model.columns)
-    if hint is None:
+    """hints.png, of a model with controls: hints of validation images, and what is drawn of each."""
+    hints = hint_columns(model.columns)
+    if not hints:
         return {}
     count = min(SHOWN_PAIRS, params.evaluation.samples)
     given = model.given(count, seed=params.seed, **asked_for(params.evaluation, model.columns, data))
     drawn = model.draw(count, model.plan(), seed=params.seed, given=given)
-    return {"hints.png": in_turn([hint.as_picture(given[hint.name], drawn.shape[-1]), drawn])}
+    return {"hints.png": in_turn([*(hint.as_picture(given[hint.name], drawn.shape[-1]) for hint in hints), drawn])}
 
 
 def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from test_guides_in_dvc import pipeline, ran  # noqa: F401
+from test_latents_in_dvc import params as of_latents
 from tiny import TINY_PARAMS, write_params
 
 from ddpm.config.params import Params
 from ddpm.files import read_json, sha256_of
+from flows import retrain
 
 
 def described(steps: int = 3, **changes) -> dict:
@@ -77,6 +79,24 @@ def test_a_control_of_another_architecture_is_said_before_anything_is_trained():
     params["models"]["edges"]["network"] = {**params["models"]["edges"]["network"], "width": 16}
     with pytest.raises(ValidationError, match=re.escape("models.edges.network.width is 16, and 8 of models.base")):
         Params.model_validate(params)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"), [("train-latent@small", True), ("train-control@steered", True), ("train@small", False)]
+)
+def test_the_flow_looks_at_the_stages_of_a_base_of_latents(changed, expected, monkeypatch):
+    monkeypatch.setattr(retrain.dvc, "changed_stages", lambda: {changed})
+    assert retrain._has_changed(Params.model_validate(of_latents()), ["steered"]) == expected
+
+
+def test_the_flow_trains_a_base_of_latents_after_its_latents(monkeypatch):
+    submitted = []
+    monkeypatch.setattr(
+        retrain.tasks.train_latent, "submit", lambda name, wait_for: submitted.append((name, wait_for)) or name
+    )
+    found = retrain._bases(Params.model_validate(of_latents()), ["steered"], "extractor", {"squeeze": ["latents"]})
+    assert found == {"small": "small"}
+    assert submitted == [("small", ["latents"])]
 
 
 @pytest.mark.slow
