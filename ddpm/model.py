@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
-from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
+from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn, columns_of, united
 from ddpm.conditioning.control_weights import WEIGHTS, Steered, weights_of
-from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
+from ddpm.conditioning.guidance import GRADIENTS, Autoguidance, by_itself, guidable
 from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.conditioning.pictures import known_part
@@ -169,7 +169,7 @@ class Model(Drawer):
     card: ModelCard
     plan_source: str = "model.json"
     guide: Model | None = None
-    """The classifier or the weaker model that guides it; None: it guides itself, if it can."""
+    """The classifier, the CLIP or the weaker model that guides it; None: it guides itself, if it can."""
     directory: Path | None = None
     """That it was read from."""
     autoencoder: Frozen | None = None
@@ -277,7 +277,7 @@ class Model(Drawer):
 
     @property
     def by_classifier(self) -> bool:
-        return self.guide is not None and self.guide.card.config.classifies
+        return self.guide is not None and self.guide.card.config.guides_by_gradient
 
     @property
     def guide_mark(self) -> str | None:
@@ -316,7 +316,8 @@ class Model(Drawer):
             weaker = {name: values[name] for name in names if name in values}
             return Autoguidance(denoise, bind(self.guide.network, weaker))
         (answer,) = answered_by(self.guide.network)
-        return ClassifierGradient(denoise, self.guide.network, values[answer.name], self.process())
+        gradient = GRADIENTS[self.guide.card.config.network.kind]
+        return gradient(denoise, self.guide.network, values[answer.name], self.process())
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         def run(draw: Callable[[], Float32], given: Given) -> Float32:
@@ -365,6 +366,9 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
     if ours.coordinates != theirs.coordinates or not np.array_equal(ours.alphas_cumprod, theirs.alphas_cumprod):
         processes = [f"{_levels_of(each)} with {each.timesteps} timesteps" for each in (others, process)]
         raise UserError(f"{whose}: it was trained with {processes[0]}, and the model with {processes[1]}")
+    if guide.card.config.contrasts:
+        _check_clip(model, guide, whose)
+        return
     if not classifies and process.prediction != others.prediction:
         raise UserError(f"{whose}: it predicts {others.prediction}, and the model {process.prediction}")
     classes = columns_in(model.network), answered_by(guide.network) if classifies else columns_in(guide.network)
@@ -376,6 +380,17 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
     own_names, its_names = ([column.name for column in columns] for columns in classes)
     if own_names != its_names and not classifies:
         raise UserError(f"{whose}: it is conditioned on {_listed(its_names)}, and the model on {_listed(own_names)}")
+
+
+def _check_clip(model: Model, guide: Model, whose: str) -> None:
+    """What `_check_guide` checks of a CLIP alone."""
+    objective = guide.card.config.objective
+    if objective is None or not objective.noised:
+        raise UserError(f"{whose}: it has seen no noisy images; train a CLIP with objective.noised true")
+    (caption,) = answered_by(guide.network)
+    for column in columns_in(model.network):
+        if isinstance(column, PromptColumn) and column.tokenizer != cast(PromptColumn, caption).tokenizer:
+            raise UserError(f"{whose}: it was trained with another tokenizer than the model")
 
 
 def _levels_of(process: ProcessConfig) -> str:

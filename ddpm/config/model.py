@@ -54,6 +54,11 @@ class ModelConfig(Section):
         return self.network.kind == "clip"
 
     @property
+    def guides_by_gradient(self) -> bool:
+        """Whether other models move along the gradient of what it answers, and not away from what it draws."""
+        return self.classifies or self.contrasts
+
+    @property
     def draws_nothing(self) -> str | None:
         """What it is, of a model that draws nothing, with {} for its name; None of one that draws."""
         return _ACCESSORIES.get(self.network.kind)

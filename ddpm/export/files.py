@@ -68,9 +68,14 @@ def export_guide(model: Model, denoiser: Path, path: Path) -> None:
         denoiser: the model's own file, with whose weights these have to fit into one sampler.onnx.
 
     Raises:
-        UserError: the gradient of one of the classifier's operators is not known.
+        UserError: the gradient of one of the classifier's operators is not known, or the guide is a CLIP.
     """
     assert model.guide is not None
+    if model.guide.card.config.contrasts:
+        raise UserError(
+            f"{model.variant} is guided by {model.guide.variant}, a CLIP, whose gradient cannot be exported: set "
+            "sampling.guide to null"
+        )
     proto = _exported(model.guide)
     if model.by_classifier:
         try:

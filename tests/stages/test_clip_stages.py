@@ -12,13 +12,16 @@ import pytest
 import torch
 from captioned import write_pictures
 from tiny import TINY_PARAMS
+from torch import nn
 
+from ddpm.conditioning.guidance import CLIPGradient
 from ddpm.config.params import Params
 from ddpm.data.embeddings import Embeddings
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.alignment import Alignment
 from ddpm.evaluation.joint_retrieval import joint_retrieval
+from ddpm.export.files import export_guide
 from ddpm.files import read_json, sha256_of
 from ddpm.joint_space import JointSpace
 from ddpm.layout import EMBEDDINGS, PREPARED
@@ -277,3 +280,52 @@ def test_the_record_of_a_judge_changes_with_it_alone(project: Path):
     assert found["without"] == found["unconditional"] == {}
     with pytest.raises(UserError, match="tiny is not among the `encoders`"):
         record_judge(judged(), "tiny", "tiny")
+
+
+# --- as a guide
+
+
+@pytest.fixture
+def guided(project: Path) -> Path:
+    """With an unconditional model, and a CLIP of noisy images."""
+    train_variant(params(), "tiny")
+    noised = {"process": TINY["process"], "objective": {"loss": "contrastive", "noised": True}}
+    train_variant(params(**noised), "clip")
+    return project
+
+
+def test_a_clip_of_noisy_images_guides_a_model_that_knows_no_captions(guided: Path):
+    model = load("models/tiny").guided_by("models/clip")
+    assert [column.name for column in model.columns] == ["prompt"]
+    assert model.unguided_scale == 0
+    by_name = {
+        scale: model.sampled_by({"steps": 5, "guide": "models/clip", "guidance_scale": scale}).sample(2, prompt="night")
+        for scale in (0.0, 30.0)
+    }
+    np.testing.assert_array_equal(by_name[0.0], load("models/tiny").sampled_by({"steps": 5}).sample(2))
+    assert (by_name[30.0] != by_name[0.0]).any()
+
+
+def test_its_gradient_is_that_of_the_cosine_times_the_scale(guided: Path):
+    model = load("models/tiny").guided_by("models/clip")
+    given = model.given(2, prompt=["night", "a light square"])
+    guide, clip = model.denoiser(given), model.guide.network
+    assert isinstance(guide, CLIPGradient)
+    x, t = torch.randn(2, *model.codec.network_shape, requires_grad=True), torch.tensor([3, 40])
+    texts = clip.text(torch.from_numpy(given["prompt"]))
+    cosines = nn.functional.cosine_similarity(clip.image(x, t), texts)
+    (expected,) = torch.autograd.grad(clip.log_scale.exp() * cosines.sum(), x)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(guide.gradient(x, t), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_clip_that_cannot_guide_says_why(guided: Path):
+    with pytest.raises(UserError, match="guided by clip, a CLIP, whose gradient cannot be exported"):
+        export_guide(load("models/tiny").guided_by("models/clip"), Path("none"), Path("none"))
+    train_variant(params(), "clip")
+    with pytest.raises(UserError, match=r"cannot guide tiny: it was trained with|it has seen no noisy images"):
+        load("models/tiny").guided_by("models/clip")
+    clean = {"process": TINY["process"]}
+    train_variant(params(**clean), "clip")
+    with pytest.raises(UserError, match=r"models/clip cannot guide tiny: it has seen no noisy images"):
+        load("models/tiny").guided_by("models/clip")
