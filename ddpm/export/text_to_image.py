@@ -38,6 +38,7 @@ from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column, Derived, PromptColumn
 from ddpm.conditioning.control_weights import CONTROL_PLAN
+from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
@@ -266,7 +267,7 @@ class _Part:
             assert isinstance(column.tokenizer, Words)
             self.inputs.append(make_tensor_value_info(column.name, TensorProto.STRING, ["N"]))
             self.nodes.append(tokenize(column.name, inside, column.tokenizer))
-        elif isinstance(column, Derived):
+        elif isinstance(column, Derived | HintColumn):
             given = self._input(value, _default(column, self.link.asked.get(column.name)))
             self.nodes += call(for_each_image, [given, f"{self.prefix}x"], [inside])
         else:
