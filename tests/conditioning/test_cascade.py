@@ -258,7 +258,7 @@ def test_the_guidance_of_its_first_link_is_searched(composed: Path, capsys: pyte
     assert lines[-3] == "under models.small.sampling in params.yaml:"
     tuned = tune_guidance(load_params(), "glide", scales=[3], intervals=[None], samples=8)
     protocol = tuned.measured[0].protocol
-    assert (protocol.guidance_scale, protocol.upsampler["steps"], protocol.steps) == (3.0, 4, 5)
+    assert (protocol.guidance_scale, protocol.other_plans["upsampler"]["steps"], protocol.steps) == (3.0, 4, 5)
 
 
 def test_requests_that_share_a_batch_get_what_each_would_get_alone(exported: Path):
@@ -500,7 +500,7 @@ def test_the_directory_holds_both_models_with_their_plans(composed: Path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda facts: facts.update(format=9), "its format is 9, and this version of ddpm knows 1 to 2"),
+        (lambda facts: facts.update(format=9), "its format is 9, and this version of ddpm knows 1 to 3"),
         (lambda facts: facts.pop("name"), "the key 'name' is missing"),
         (lambda facts: facts["links"].pop("base"), "the upsampler needs the base, which does not draw before it"),
         (lambda facts: facts["links"]["upsampler"].update(fed={}), "the upsampler needs a picture that no link draws"),
