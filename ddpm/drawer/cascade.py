@@ -75,10 +75,10 @@ class Cascade(Drawer):
         """
         self.wiring = dict(links)
         self._name, self._leads = name, next(iter(links)) if leading is None else leading
+        _check_links(self.wiring)
         if self._leads not in links:
             raise ValueError(f"leading is {brief(leading)}; expected a link: {listed(links)}")
         self.plan_source = self._leading.plan_source
-        _check_links(self.wiring)
 
     @classmethod
     def of(cls, base: Drawer, upsampler: Drawer, *, name: str = "cascade", low_noise: float = 0.0) -> Cascade:
