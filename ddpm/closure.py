@@ -45,6 +45,7 @@ _STAGES = {
     "train": ("stages/train.py", {"network", "condition", "codec", "process", "objective", "training"}),
     "train-autoencoder": ("stages/train_autoencoder.py", {"network", "objective", "training", "extractor"}),
     "encode": ("stages/encode.py", set[str]()),
+    "embed": ("stages/embed.py", set[str]()),
     "guide": ("stages/guide.py", {"evaluation", "sampling"}),
     "compose": ("stages/compose.py", {"cascade", "sampling"}),
     "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),
@@ -58,7 +59,7 @@ _SAMPLING = (
 _UNUSED = {
     "fetch": ("data/captions.py", "data/images.py", "codecs/scale.py"),  # reading, for `prepare`
     # How a model is sampled, which is not trained.
-    **dict.fromkeys(("train", "train-autoencoder", "encode"), _SAMPLING),
+    **dict.fromkeys(("train", "train-autoencoder", "encode", "embed"), _SAMPLING),
 }
 
 

@@ -54,6 +54,11 @@ class LatentFacts(Section):
         return Frozen(network.to(device))
 
 
+def latents_in_words(latent: LatentFacts | None) -> str:
+    """What a model draws, for errors that compare two."""
+    return "pixels" if latent is None else f"latents of {latent.variant} {latent.sha256[:12]}"
+
+
 def latent_shape(network: AutoencoderConfig, pixels: Codec) -> tuple[int, ...]:
     """(Z, h, w) of such pictures.
 

@@ -9,6 +9,7 @@ from ddpm.errors import UserError
 PREPARED = Path("prepared")
 EXTRACTOR = Path("extractor")
 LATENTS = Path("latents")
+EMBEDDINGS = Path("embeddings")
 MODELS = Path("models")
 REPORTS = Path("reports")
 DEPLOY = Path("deploy")

@@ -17,14 +17,16 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, columns_of, united
-from ddpm.conditioning.control_weights import WEIGHTS, Steered, weighed
+from ddpm.conditioning.control_weights import WEIGHTS, Steered, weights_of
 from ddpm.conditioning.guidance import Autoguidance, ClassifierGradient, by_itself, guidable
 from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.conditioning.pictures import known_part
+from ddpm.conditioning.text import clip_of
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
+from ddpm.config.network import CLIPConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import sampling
@@ -38,7 +40,7 @@ from ddpm.drawer import Drawer
 from ddpm.drawer.parts import Drawn, Float32, Part
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, sha256_of, write_json
-from ddpm.first_stage import PREFIX, LatentFacts, saved
+from ddpm.first_stage import PREFIX, LatentFacts, latents_in_words, saved
 from ddpm.layout import find_model, made_by
 from ddpm.nets import build
 from ddpm.nets.autoencoder import Frozen
@@ -291,11 +293,12 @@ class Model(Drawer):
             given: a value of each column, [N, ...].
         """
         given = given or {}
+        own = tensors(given, self.device)
         if WEIGHTS not in given:
-            return self._guided(tensors(given, self.device))
+            return self._guided(own)
 
         def with_weights(weights: tuple[float, ...] | None) -> Denoiser:
-            values = tensors(weighed(given, weights), self.device)
+            values = own | tensors(weights_of(given, weights), self.device)
             if weights is not None and not any(weights[:2]):
                 del values[HintColumn.name]  # the model that is controlled, alone
             return self._guided(values)
@@ -355,10 +358,7 @@ def _check_guide(model: Model, guide: Model, name: str) -> None:
         shapes = [f"{each.kind} of {'×'.join(map(str, each.shape))}" for each in (other, data)]
         raise UserError(f"{whose}: it was trained on {shapes[0]}, and the model on {shapes[1]}")
     if other.latent != data.latent:
-        found, expected = (
-            f"latents of {each.latent.variant} {each.latent.sha256[:12]}" if each.latent else "pixels"
-            for each in (other, data)
-        )
+        found, expected = map(latents_in_words, (other.latent, data.latent))
         raise UserError(f"{whose}: it was trained on {found}, and the model on {expected}")
     process, others = model.card.config.process, guide.card.config.process
     ours, theirs = model.schedule, guide.schedule
@@ -397,17 +397,18 @@ def build_network(
 
     Args:
         where: the file that the configuration is of, for errors.
-        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier, that it answers.
+        columns: that it is conditioned on, as a `ConditionalNetwork`; or of a classifier or a CLIP, that it answers.
+            Of a CLIP without them it is the image tower alone.
 
     Raises:
         UserError: the configuration does not fit the data, or is of a network that no memory could hold.
     """
     channels, *sides = codec.network_shape
-    condition = config.condition.model_dump()
     if len(set(sides)) > 1:
         size = "×".join(map(str, sides))
         raise UserError(f"{where}: the images are {size}; the U-Net needs square ones: set data.image_size")
     try:
+        condition = _condition_of(config, codec)
         with _at_most(MOST_TENSORS):
             network = build(
                 config.network.model_dump(),
@@ -420,6 +421,8 @@ def build_network(
             if config.classifies:
                 network.answers = tuple(columns)  # type: ignore[assignment]  # the stub knows tensors and modules
                 return network
+            if isinstance(config.network, CLIPConfig) and columns:
+                return clip_of(network, columns, condition["prompt"], config.network.embedding)
             if not columns:
                 return network
             return ConditionalNetwork(network, columns, condition)
@@ -433,6 +436,22 @@ def build_network(
         if "overflow" not in str(error):
             raise
         raise UserError(f"{where}: network: one of its tensors is larger than any memory; make it narrower") from None
+
+
+def _condition_of(config: ModelConfig, codec: Codec) -> dict[str, Any]:
+    """The section `condition` as JSON has it, with how much smaller the network's x is than the hint of a control.
+
+    Raises:
+        ValueError: the section says otherwise.
+    """
+    condition = config.condition.model_dump()
+    if (control := condition["control"]) is not None and codec.pictures:
+        smaller = codec.pixels.network_shape[1] // codec.network_shape[1]
+        if control["shrink"] not in (None, smaller):
+            what = "pixels" if smaller == 1 else f"latents, whose sides are 1/{smaller} of the picture's"
+            raise ValueError(f"condition.control.shrink is {control['shrink']}, expected {smaller}: x is {what}")
+        control["shrink"] = smaller
+    return condition
 
 
 def _outputs(config: ModelConfig, channels: int, columns: Sequence[Column]) -> int | None:

@@ -39,6 +39,7 @@ DEMO: dict[str, Any] = {
     "variants": [],
     "guides": [],
     "autoencoders": [],
+    "encoders": [],
     "latents": {},
     "controls": {},
     "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},

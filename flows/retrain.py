@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -51,14 +51,16 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         extractor = tasks.fit_extractor.submit(wait_for=[prepared])
         guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
         encoded = {name: _encoded(name, extractor) for name in params.autoencoders}
-        bases = _bases(params, names, extractor) | dict(zip(params.guides, guiding, strict=True))
-        steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values())], {}
+        bases = _bases(params, names, extractor, encoded) | dict(zip(params.guides, guiding, strict=True))
+        embedded = [step for name in params.encoders for step in _embedded(name, extractor)]
+        steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values()), *embedded], {}
         for name in names:
             evaluate, export = _last_stages(params, name)
             if name in params.composed:
                 trained = _cascade(name, params.composed[name].stages, extractor)
             elif name in params.latents:
-                trained = [tasks.train_latent.submit(name, wait_for=encoded[params.latents[name]])]
+                wanted = encoded[params.latents[name]]
+                trained = [bases[name] if name in bases else tasks.train_latent.submit(name, wait_for=wanted)]
             elif name in params.controls:
                 base = bases[params.controls[name].of]
                 trained = [base, tasks.train.submit(name, "train-control", wait_for=[base])]
@@ -86,10 +88,23 @@ def _last_stages(params: Params, name: str) -> tuple[str, str]:
     return f"evaluate{kind}", f"export{kind}"
 
 
-def _bases(params: Params, names: Sequence[str], extractor: PrefectFuture[Any]) -> dict[str, PrefectFuture[Any]]:
-    """The trainings of the variants that others among the names control, which are there before these."""
+def _bases(
+    params: Params,
+    names: Sequence[str],
+    extractor: PrefectFuture[Any],
+    encoded: Mapping[str, Sequence[PrefectFuture[Any]]],
+) -> dict[str, PrefectFuture[Any]]:
+    """The trainings of the models that others among the names control, which are there before these.
+
+    Args:
+        encoded: what comes before the models of each autoencoder's latents.
+    """
     wanted = dict.fromkeys(params.controls[name].of for name in names if name in params.controls)
-    return {of: tasks.train.submit(of, wait_for=[extractor]) for of in wanted if of in params.variants}
+    pixels = {of: tasks.train.submit(of, wait_for=[extractor]) for of in wanted if of in params.variants}
+    latents = {
+        of: tasks.train_latent.submit(of, wait_for=encoded[params.latents[of]]) for of in wanted if of in params.latents
+    }
+    return pixels | latents
 
 
 def _model(
@@ -104,6 +119,13 @@ def _encoded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any
     trained = tasks.train_autoencoder.submit(name, wait_for=[extractor])
     evaluated = tasks.evaluate.submit(name, "evaluate-autoencoder", wait_for=[trained])
     return [trained, evaluated, tasks.encode.submit(name, wait_for=[trained])]
+
+
+def _embedded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
+    """The training of a CLIP, its figures, and the embeddings of the images."""
+    trained = tasks.train_encoder.submit(name, wait_for=[extractor])
+    evaluated = tasks.evaluate.submit(name, "evaluate-encoder", wait_for=[trained])
+    return [trained, evaluated, tasks.embed.submit(name, wait_for=[trained])]
 
 
 def _cascade(name: str, stages: Stages, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
@@ -140,8 +162,11 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own |= {f"{stage}-latent@{name}" for stage in ("train", "evaluate", "export") for name in latents}
     of_autoencoder = ("train-autoencoder", "evaluate-autoencoder", "encode")
     own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
+    of_encoder = ("train-encoder", "evaluate-encoder", "embed")
+    own |= {f"{stage}@{name}" for stage in of_encoder for name in params.encoders}
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
-    own |= {f"train@{params.controls[name].of}" for name in controls}
+    bases = {params.controls[name].of for name in controls}
+    own |= {f"train-latent@{base}" if base in params.latents else f"train@{base}" for base in bases}
     try:
         return bool(dvc.changed_stages() & {"prepare", "fit-extractor", *own})
     except RuntimeError as error:  # such as somebody else's `dvc repro` under way

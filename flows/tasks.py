@@ -61,6 +61,16 @@ def encode(autoencoder: str) -> State | None:
     return _run(f"encode@{autoencoder}", on_gpu=True)
 
 
+@task(name="train-encoder", task_run_name="train encoder {encoder}", **OPTIONS)
+def train_encoder(encoder: str) -> State | None:
+    return _run(f"train-encoder@{encoder}", on_gpu=True)
+
+
+@task(task_run_name="embed by {encoder}", **OPTIONS)
+def embed(encoder: str) -> State | None:
+    return _run(f"embed@{encoder}", on_gpu=True)
+
+
 @task(name="train-latent", task_run_name="train {variant}", **OPTIONS)
 def train_latent(variant: str) -> State | None:
     return _run(f"train-latent@{variant}", on_gpu=True)

@@ -44,6 +44,7 @@ TINY_PARAMS = {
     "variants": ["tiny"],
     "guides": [],
     "autoencoders": [],
+    "encoders": [],
     "latents": {},
     "cascades": {},
     "controls": {},

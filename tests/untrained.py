@@ -10,7 +10,7 @@ from tiny import TINY_PARAMS
 from weights import awake
 
 from ddpm.config.model import VariantConfig
-from ddpm.export.files import describe_sampler, export_denoiser, export_guide, export_sampler
+from ddpm.export.files import describe_sampler, export_decoder, export_denoiser, export_guide, export_sampler
 from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
 from ddpm.nets import build
 from ddpm.nets.autoencoder import Frozen
@@ -32,12 +32,16 @@ def untrained(name: str, directory: Path, facts: DataFacts, *, seed: int = 0, **
 
 def export(model: Model, out: Path) -> Path:
     """A deploy directory, in the order of `ddpm export`."""
+    guide, decoder = None, None
     out.mkdir(parents=True)
-    networks = [out / "denoiser.onnx"]
-    export_denoiser(model, networks[0])
+    denoiser = out / "denoiser.onnx"
+    export_denoiser(model, denoiser)
     if model.guide is not None:
-        networks.append(out / "guide.onnx")
-        export_guide(model, *networks)
-    export_sampler(model, networks[0], out / "sampler.onnx", *networks[1:])
+        guide = out / "guide.onnx"
+        export_guide(model, denoiser, guide)
+    if model.autoencoder is not None:
+        decoder = out / "decoder.onnx"
+        export_decoder(model, denoiser, decoder)
+    export_sampler(model, denoiser, out / "sampler.onnx", guide, decoder)
     describe_sampler(model, out)
     return out

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.errors import UserError, listed
-from ddpm.layout import COMPARISON_PAGE, LATENTS, REPORTS
+from ddpm.layout import COMPARISON_PAGE, EMBEDDINGS, LATENTS, REPORTS
 from ddpm.serve.arguments import chosen_settings
 
 if TYPE_CHECKING:
@@ -91,6 +91,13 @@ def run_encode(arguments: Arguments) -> None:
     written = encode(_params(), arguments.variant)
     shape, std = "×".join(map(str, written.shape)), ", ".join(f"{each:.3g}" for each in written.std)
     print(f"{LATENTS / arguments.variant}: {written.count} latents of {shape}; std of each channel {std}")
+
+
+def run_embed(arguments: Arguments) -> None:
+    from ddpm.stages.embed import embed
+
+    written = embed(_params(), arguments.variant)
+    print(f"{EMBEDDINGS / arguments.variant}: {written.count} embeddings of {written.dimension} numbers")
 
 
 def run_compose(arguments: Arguments) -> None:

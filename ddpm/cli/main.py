@@ -181,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         "seconds; write nothing",
     )
     for_variant("encode", "make the latents of the prepared images by a trained autoencoder, for models of them")
+    for_variant("embed", "make the embeddings of the prepared images by a trained CLIP")
     compose = command("compose", "put the trained models of a cascade together, as a model that draws with all of them")
     compose.add_argument("cascade", metavar="NAME", help="a cascade named in params.yaml")
     join = command("join-controls", "put the controls of several models of one base into one model")

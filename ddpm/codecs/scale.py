@@ -65,6 +65,12 @@ class Codec(Protocol):
         ...
 
     @property
+    def pixels(self) -> Codec:
+        """What pictures are encoded by before hints, low images and masks are derived from them: of latents the codec
+        of their pixels, of all else itself."""
+        ...
+
+    @property
     def levels(self) -> int | None:
         """How many values a number of x can take, which is then one of a stored datum; None: it is continuous."""
         ...
@@ -121,6 +127,10 @@ class PixelCodec:
     bounded: ClassVar[bool] = True
 
     @property
+    def pixels(self) -> PixelCodec:
+        return self
+
+    @property
     def network_shape(self) -> tuple[int, ...]:
         height, width, channels = self.shape
         return channels, height, width
@@ -171,6 +181,10 @@ class ValueCodec:
     pictures: ClassVar[bool] = False
     levels: ClassVar[None] = None
     bounded: ClassVar[bool] = True
+
+    @property
+    def pixels(self) -> ValueCodec:
+        return self
 
     @property
     def unit(self) -> str:

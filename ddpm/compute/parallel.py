@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -73,6 +73,11 @@ class Ranks:
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view(tensor.shape))
 
+    def all_rows(self, rows: Tensor, batch_size: int) -> Tensor:
+        """All rows [batch_size, ...] of a batch of which each process has those of `part_of`. The gradient of a row
+        comes from all processes to the one that has it."""
+        return rows if self.count == 1 else cast(Tensor, _AllRows.apply(rows, batch_size, self))
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """In the first process the tensor of each, all of one shape and on the CPU; in the others nothing."""
         if self.count == 1:
@@ -116,6 +121,25 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class _AllRows(torch.autograd.Function):
+    """`Ranks.all_rows`: the sum of batches that are 0 but for a process's rows, since processes may have different
+    numbers of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, batch_size: int, ranks: Ranks) -> Tensor:
+        ctx.own, ctx.ranks = ranks.part_of(batch_size), ranks
+        batch = rows.new_zeros(batch_size, *rows.shape[1:])
+        batch[ctx.own] = rows
+        ranks.add_up([batch])
+        return batch
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        total = gradient.contiguous()
+        ctx.ranks.add_up([total])
+        return total[ctx.own], None, None
 
 
 @contextlib.contextmanager

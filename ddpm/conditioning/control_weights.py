@@ -48,15 +48,15 @@ WEIGHTS = ControlWeightsColumn.name
 CONTROL_PLAN = "control_plan"  # the input of a loop in a graph that has them for each row
 
 
-def weighed(given: Mapping[str, NDArray[Any]], weights: tuple[float, ...] | None) -> dict[str, NDArray[Any]]:
-    """The given values of columns with the weights of a plan's row.
+def weights_of(given: Mapping[str, NDArray[Any]], weights: tuple[float, ...] | None) -> dict[str, NDArray[np.float32]]:
+    """The column of weights with those of a plan's row.
 
     Args:
+        given: values of columns, this one among them.
         weights: of every datum; None: as they are given.
     """
-    if weights is None:
-        return dict(given)
-    return {**given, WEIGHTS: np.tile(np.array(weights, np.float32), (len(given[WEIGHTS]), 1))}
+    own = given[WEIGHTS]
+    return {WEIGHTS: own if weights is None else np.tile(np.array(weights, np.float32), (len(own), 1))}
 
 
 class Steered:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddpm.conditioning.conditioner import Conditioner
+from ddpm.nets.clip import CLIP, TextTower
 from ddpm.nets.condition import Condition, Ports
 from ddpm.nets.text import CLIPText, Marks, TextEncoder, TextTransformer
 
@@ -59,18 +60,38 @@ class Text(Conditioner):
         """
         super().__init__()
         (self._column,) = columns
-        (length,), sizes, tokenizer = self._column.shape, _sizes(options), self._column.tokenizer
-        activation = options.get("activation", "gelu")
-        make = ENCODERS[options.get("encoder", "glide")]
-        self.encoder = make(tokenizer.size, length, tokenizer, options, **sizes, activation=activation)
-        self.encoder.requires_grad_(not options.get("frozen", False))
-        self.projection = nn.Linear(sizes["width"], width) if options.get("pooled", True) else None
+        self.encoder = encoder_of(self._column, options)
+        own = self.encoder.tokens.embedding_dim
+        self.projection = nn.Linear(own, width) if options.get("pooled", True) else None
 
     def forward(self, given: Mapping[str, Tensor]) -> Condition:
         """`prompt` [N, L] int64 → the port `tokens`, and `vector` if `pooled`."""
         ids = given[self._column.name]
         tokens = self.encoder(ids, ids != self._column.tokenizer.padding)
         return Condition(vector=None if self.projection is None else self.projection(tokens[:, -1]), tokens=tokens)
+
+
+def encoder_of(column: Any, options: Mapping[str, Any]) -> TextEncoder:
+    """The encoder of a caption, with random weights; the arguments are those of `Text`."""
+    (length,), tokenizer = column.shape, column.tokenizer
+    make = ENCODERS[options.get("encoder", "glide")]
+    activation = options.get("activation", "gelu")
+    encoder = make(tokenizer.size, length, tokenizer, options, **_sizes(options), activation=activation)
+    return encoder.requires_grad_(not options.get("frozen", False))
+
+
+def clip_of(image: nn.Module, columns: Sequence[Any], options: Mapping[str, Any], embedding: int) -> CLIP:
+    """A CLIP with an encoder of the captions beside an image tower.
+
+    Args:
+        image: to [N, D].
+        columns: the caption's, as of `Text`.
+        options: the section `condition.prompt`.
+        embedding: D.
+    """
+    (column,) = columns
+    text = TextTower(encoder_of(column, options), column.tokenizer.padding, embedding)
+    return CLIP(image, text, (column,))
 
 
 def _sizes(options: Mapping[str, Any]) -> dict[str, int]:

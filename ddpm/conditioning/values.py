@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class ValuesAt(Protocol):
+    """The values that data have of a column, wherever they come from."""
+
+    def at(self, indices: NDArray[np.int64], step: int = 0) -> NDArray[Any]:
+        """As of `Values`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,10 @@ class ControlConfig(HintConfig):
         min_length=1,
         description="channels of the layers that encode the hint. Stable Diffusion's: 16, 32, 96, 256",
     )
-    shrink: Positive = Field(
-        1, description="sides of the hint / sides of what the network sees. 1: pixels; 8: Stable Diffusion's latents"
+    shrink: Positive | None = Field(
+        None,
+        description="sides of the picture / sides of what the network sees, which is all that it can be. 1: pixels; "
+        "8: Stable Diffusion's latents. null: what it is",
     )
 
 

@@ -23,6 +23,7 @@ _ACCESSORIES = {
     "classifier": "a classifier, which draws nothing; it guides other models: ddpm sample MODEL --guide models/{}",
     "autoencoder": "an autoencoder, which draws nothing; models of its latents do: "
     "codec: {{latent: {{autoencoder: models/{}}}}}",
+    "clip": "a CLIP, which draws nothing; it embeds images and texts: ddpm embed {}",
 }
 
 
@@ -46,6 +47,11 @@ class ModelConfig(Section):
     def reconstructs(self) -> bool:
         """Whether it is an autoencoder, whose latents other models draw."""
         return self.network.kind == "autoencoder"
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether it is a CLIP, which embeds images and texts in one space."""
+        return self.network.kind == "clip"
 
     @property
     def draws_nothing(self) -> str | None:
@@ -200,6 +206,26 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_clip_contrasts_images_with_captions(self) -> Self:
+        loss, prompt = self.objective and self.objective.loss, self.condition.prompt
+        if loss is not None and self.contrasts != (loss == "contrastive"):
+            raise ValueError(
+                f"network.kind clip and objective.loss contrastive go together; found {self.network.kind} and {loss}"
+            )
+        others = [key for key, section in self.condition if section is not None and key != "prompt"]
+        if self.contrasts and (prompt is None or prompt.drop or others):
+            found = others[0] if others else "no prompt" if prompt is None else f"drop {prompt.drop:g}"
+            raise ValueError(f"network.kind clip needs condition: {{prompt: {{drop: 0}}}}, found {found}")
+        if self.contrasts and self.codec.side is not None:
+            raise ValueError("network.kind clip sees the images as they are prepared: leave codec.side out")
+        if self.contrasts and self.training and self.training.micro_batch_size is not None:
+            raise ValueError(
+                f"training.micro_batch_size is {brief(self.training.micro_batch_size)}, but objective.loss contrastive "
+                "compares all images of a batch with all its captions: set it to null, or lower batch_size"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _latents_are_drawn(self) -> Self:
         if self.codec.latent is None:
             return self
@@ -239,12 +265,3 @@ class VariantConfig(ModelConfig):
 
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
-
-    @model_validator(mode="after")
-    def _hints_are_of_pixels(self) -> Self:
-        if self.condition.control is not None and self.codec.latent is not None:
-            raise ValueError(
-                "condition.control is trained on pixels, and codec.latent has latents: leave one of them out. (A "
-                "control of latents can be imported.)"
-            )
-        return self

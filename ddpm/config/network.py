@@ -186,6 +186,14 @@ class ClassifierConfig(Section):
         return self
 
 
+class CLIPConfig(ClassifierConfig):
+    """CLIP (Radford et al. 2021): an image tower, which is the classifier of noisy images with an embedding in place of
+    the classes, beside the text encoder that condition.prompt describes."""
+
+    kind: Literal["clip"]  # type: ignore[assignment]
+    embedding: Positive = Field(512, description="numbers of an embedding, of an image as of a text")
+
+
 NETWORKS = {
     "unet": NetworkConfig,
     "linear-attention": LinearAttentionConfig,
@@ -193,6 +201,7 @@ NETWORKS = {
     "vae": VAEConfig,
     "autoencoder": AutoencoderConfig,
     "classifier": ClassifierConfig,
+    "clip": CLIPConfig,
 }
 
 
@@ -208,7 +217,8 @@ AnyNetworkConfig = Annotated[
     | Annotated[MLPConfig, Tag("<mlp>")]
     | Annotated[VAEConfig, Tag("<vae>")]
     | Annotated[AutoencoderConfig, Tag("<autoencoder>")]
-    | Annotated[ClassifierConfig, Tag("<classifier>")],
+    | Annotated[ClassifierConfig, Tag("<classifier>")]
+    | Annotated[CLIPConfig, Tag("<clip>")],
     Discriminator(
         _network_tag,
         custom_error_type="network_kind",

@@ -9,7 +9,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import FilePath, Float, Int, Positive, Section
+from ddpm.config.base import Bool, FilePath, Float, Int, Later, Positive, Section
 
 
 class ReconstructionConfig(Section):
@@ -36,11 +36,16 @@ class ReconstructionConfig(Section):
 class ObjectiveConfig(Section):
     """What training minimises, and which timesteps it looks at."""
 
-    loss: Literal["simple", "vlb", "hybrid", "elbo", "cross_entropy", "reconstruction"] = Field(
+    loss: Literal["simple", "vlb", "hybrid", "elbo", "cross_entropy", "reconstruction", "contrastive"] = Field(
         "simple",
         description="simple: squared error; vlb: the variational bound; hybrid: simple, and 0.001 vlb for the variance;"
         " elbo: the bound of network.kind vae; cross_entropy: of network.kind classifier; reconstruction: of "
-        "network.kind autoencoder",
+        "network.kind autoencoder; contrastive: of network.kind clip",
+    )
+    noised: Later[Bool] = Field(
+        False,
+        description="of loss: contrastive. true: the images are noised to any timestep of the process, so that the "
+        "model can guide others (GLIDE); false: they are as they are, at timestep 0",
     )
     reconstruction: ReconstructionConfig | None = Field(None, description="of loss: reconstruction, what it is made of")
     reconstruction_weight: Float = Field(
@@ -67,8 +72,17 @@ class ObjectiveConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_clip_looks_at_all_timesteps_alike(self) -> ObjectiveConfig:
+        if self.noised and self.loss != "contrastive":
+            raise ValueError(f"`noised` is for `loss: contrastive`, found `loss: {self.loss}`")
+        if self.loss == "contrastive" and self.timestep_sampler != "uniform":
+            raise ValueError("`loss: contrastive` needs `timestep_sampler: uniform`: a loss is of the whole batch")
+        return self
+
+    @model_validator(mode="after")
     def _weighting_has_an_error_to_weigh(self) -> ObjectiveConfig:
-        if self.loss in ("vlb", "elbo", "cross_entropy", "reconstruction") and self.weighting != "none":
+        without = ("vlb", "elbo", "cross_entropy", "reconstruction", "contrastive")
+        if self.loss in without and self.weighting != "none":
             raise ValueError(
                 f"`weighting: {self.weighting}` is over the timesteps of a squared error, which `loss: {self.loss}` "
                 "has none of"

@@ -34,7 +34,7 @@ VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 
 
 # Where a model that draws nothing is written, by its network's kind.
-_PLACES = {"classifier": "guides", "autoencoder": "autoencoders"}
+_PLACES = {"classifier": "guides", "autoencoder": "autoencoders", "clip": "encoders"}
 
 
 class ControlsConfig(Section):
@@ -56,6 +56,9 @@ class Params(Section):
     guides: tuple[str, ...] = Field((), description="the models that guide them, which the pipeline trains first")
     autoencoders: tuple[str, ...] = Field(
         (), description="the autoencoders that the pipeline trains, and encodes the images with"
+    )
+    encoders: tuple[str, ...] = Field(
+        (), description="the CLIPs that the pipeline trains and measures, and embeds the images with"
     )
     latents: dict[str, str] = Field(
         {},
@@ -97,7 +100,7 @@ class Params(Section):
         for name in self.guides:
             if name not in self.models:
                 raise ValueError(f"`guides` names {brief(name)}, but `models` has only: {listed(self.models)}")
-            for key in ("variants", "autoencoders", "latents"):
+            for key in ("variants", "autoencoders", "encoders", "latents"):
                 if name in getattr(self, key):
                     raise ValueError(f"`guides` names {brief(name)}, which is among `{key}` too: leave it out of one")
         pairs = Counter(f"{variant}-{guide}" for variant in self.variants for guide in self.guides)
@@ -123,15 +126,20 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _accessories_are_of_their_kinds(self) -> Params:
+        for key, expected in (("autoencoders", "autoencoder"), ("encoders", "clip")):
+            names = getattr(self, key)
+            for name in names:
+                if name not in self.models:
+                    raise ValueError(f"`{key}` names {brief(name)}, but `models` has only: {listed(self.models)}")
+                if (kind := self.models[name].network.kind) != expected:
+                    raise ValueError(f"`{key}` names {brief(name)}, of network.kind {kind}; expected {expected}")
+            if len(set(names)) < len(names):
+                raise ValueError(f"`{key}` names a model twice: {listed(names)}")
+        return self
+
+    @model_validator(mode="after")
     def _latents_are_of_autoencoders(self) -> Params:
-        for name in self.autoencoders:
-            if name not in self.models:
-                raise ValueError(f"`autoencoders` names {brief(name)}, but `models` has only: {listed(self.models)}")
-            if not self.models[name].reconstructs:
-                kind = self.models[name].network.kind
-                raise ValueError(f"`autoencoders` names {brief(name)}, of network.kind {kind}; expected autoencoder")
-        if len(set(self.autoencoders)) < len(self.autoencoders):
-            raise ValueError(f"`autoencoders` names a model twice: {listed(self.autoencoders)}")
         for name, autoencoder in self.latents.items():
             if name not in self.models:
                 raise ValueError(f"`latents` names {brief(name)}, but `models` has only: {listed(self.models)}")
@@ -245,17 +253,17 @@ class Params(Section):
                     f"controls.{name}.of is {entry.of}, and models.{name}.condition.control.of {control.of}: the two "
                     "must be the same model"
                 )
-            if place := next((key for key in ("variants", "guides") if name in getattr(self, key)), None):
+            if place := next((key for key in ("variants", "guides", "latents") if name in getattr(self, key)), None):
                 raise ValueError(f"`controls` names {name}, which is in `{place}` too: leave it out of one")
-            if entry.of not in (*self.variants, *self.guides):
+            if entry.of not in (*self.variants, *self.guides, *self.latents):
                 raise ValueError(
-                    f"controls.{name}.of is {entry.of}, which the pipeline does not train: name it in `variants`, or "
-                    "in `guides` if it is not to be measured"
+                    f"controls.{name}.of is {entry.of}, which the pipeline does not train: name it in `variants`, in "
+                    "`latents` if it has codec.latent, or in `guides` if it is not to be measured"
                 )
             if self.models[name].sampling.guide is not None:
                 raise ValueError(f"`controls` names {name}, whose sampling.guide must be null")
             self._check_controls(name, entry.of)
-        for name in (*self.variants, *self.guides):
+        for name in (*self.variants, *self.guides, *self.latents):
             control = self.models[name].condition.control
             if control is not None and Path(control.of).name in self.models:
                 raise ValueError(
@@ -288,7 +296,8 @@ class Params(Section):
     def trained(self) -> tuple[str, ...]:
         """All models that the pipeline trains."""
         links = [name for cascade in self.composed.values() for name in cascade.links.values()]
-        return (*self.variants, *self.guides, *self.autoencoders, *self.latents, *links, *self.controls)
+        first = (*self.guides, *self.autoencoders, *self.encoders)
+        return (*self.variants, *first, *self.latents, *links, *self.controls)
 
     @property
     def built(self) -> tuple[str, ...]:

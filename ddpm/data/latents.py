@@ -12,8 +12,9 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from ddpm.data.derived import check_fresh, open_derived
 from ddpm.data.store import PreparedData, Split, SplitName
 from ddpm.errors import UserError
 
@@ -59,23 +60,13 @@ class Latents:
             UserError: they are missing or damaged, or of other data or another autoencoder.
         """
         again = f"run `ddpm encode {path.name}`"
-        try:
-            manifest = LatentManifest.model_validate_json((path / MANIFEST).read_bytes())
-            moments = np.load(path / MOMENTS, mmap_mode="r")
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: no such file; {again}") from None
-        except (ValidationError, ValueError, EOFError, OSError):
-            raise UserError(f"{path}: damaged; {again}") from None
-        for what, found, expected in (
-            ("the autoencoder with the weights", manifest.autoencoder_sha256, autoencoder_sha256),
-            ("the prepared data with the SHA-256", manifest.images_sha256, data.manifest.images_sha256),
-        ):
-            if found != expected:
-                raise UserError(f"{path} is of {what} {found[:12]}, which now has {expected[:12]}: {again}")
+        manifest, moments = open_derived(path / MANIFEST, path / MOMENTS, LatentManifest, again)
+        check_fresh(path, "autoencoder", manifest.autoencoder_sha256, autoencoder_sha256, again)
+        check_fresh(path, "prepared data", manifest.images_sha256, data.manifest.images_sha256, again)
         channels, *sides = manifest.shape
         if moments.dtype != np.float32 or moments.shape != (manifest.count, 2 * channels, *sides):
             raise UserError(f"{path / MOMENTS}: damaged ({moments.dtype} {list(moments.shape)}); {again}")
-        return cls(manifest, np.asarray(moments), data)
+        return cls(manifest, moments, data)
 
     @property
     def sha256(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import encode_pixels
-from ddpm.conditioning.columns import Values
+from ddpm.conditioning.values import ValuesAt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class TrainingData:
 
     images: TrainingImages
     encode: Callable[[Tensor], Tensor] = encode_pixels
-    columns: Mapping[str, Values] = field(default_factory=dict)
+    columns: Mapping[str, ValuesAt] = field(default_factory=dict)
     horizontal_flip: bool = False
     sample: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
 
@@ -60,6 +60,7 @@ class InMemoryImages:
 
     captions = None
     hints = None
+    pictures = None
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> None:
         self._images, self.labels = images, labels

@@ -218,6 +218,8 @@ class Split:
         """uint8 [n, H, W, C], or None."""
         self.sha256 = sha256
         """Of the images' bytes in order."""
+        self.pictures: Split | None = None
+        """Of latents, the images that they are of."""
 
     @cached_property
     def captions(self) -> list[tuple[str, ...]] | None:
@@ -250,7 +252,7 @@ class Split:
     def of(self, array: np.ndarray) -> Split:
         """The same data, as the rows of another array, such as their latents."""
         other = copy.copy(self)
-        other._images = array
+        other._images, other.pictures = array, self
         return other
 
     def batches(self, size: int) -> Iterator[np.ndarray]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
-from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS, Steered, weighed
+from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS, Steered, weights_of
 from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
@@ -234,7 +234,7 @@ class Sampler(Drawer):
         """The networks with their conditions, as torch's `Model.denoiser`."""
         if WEIGHTS not in given:
             return self._guided(given)
-        return Steered(lambda weights: self._guided(weighed(given, weights)))
+        return Steered(lambda weights: self._guided({**given, **weights_of(given, weights)}))
 
     def _guided(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
         """`_bound`, with the control's weights as they are given."""

@@ -59,15 +59,20 @@ AGREEMENTS: dict[str, Callable[[NDArray[Any], NDArray[Any]], Scores]] = {
 }
 
 
+def hint_columns(columns: Sequence[Column]) -> list[HintColumn]:
+    """The hints of a model, one for each control; none without a control."""
+    return [column for column in columns if isinstance(column, HintColumn)]
+
+
 def hint_column(columns: Sequence[Column]) -> HintColumn | None:
-    """The hint of a model with a control; None: it has none."""
-    return next((column for column in columns if isinstance(column, HintColumn)), None)
+    """The hint of a model's only or first control; None: it has none."""
+    return next(iter(hint_columns(columns)), None)
 
 
 class Agreement:
-    """The mean agreement of drawn images with their hints, under the key `control_` and the kind of hint, with a 95 %
-    interval; and as `_chance` the agreement with the hint of another image: what images of the same kind have that
-    follow no hint.
+    """The mean agreement of drawn images with their hints, under the column's name and the kind of hint, such as
+    `control_edges`, with a 95 % interval; and as `_chance` the agreement with the hint of another image: what images of
+    the same kind have that follow no hint.
     """
 
     def __init__(self, column: DerivedHint, codec: Codec, asked: NDArray[Any]) -> None:
@@ -92,7 +97,7 @@ class Agreement:
 
     def figures(self) -> dict[str, float]:
         """As of the class."""
-        key, scores = f"control_{self._column.kind}", np.concatenate(self._own)
+        key, scores = f"{self._column.name}_{self._column.kind}", np.concatenate(self._own)
         mean, half = float(scores.mean()), NORMAL_95 * float(scores.std()) / np.sqrt(len(scores))
         return {
             key: mean,

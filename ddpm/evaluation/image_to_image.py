@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Derived, LabelColumn, PromptColumn, derived, needed, stored
+from ddpm.conditioning.columns import Column, LabelColumn, PromptColumn, derived, needed, stored
 from ddpm.conditioning.pictures import LowColumn, MaskColumn, from_levels
+from ddpm.data.shown import shown_of
 from ddpm.data.store import PreparedData
 from ddpm.drawer import Drawer
 from ddpm.evaluation.image_metrics import ImageMeasure
@@ -26,16 +26,6 @@ PERFECT = 1 / 12  # mean squared error, in levels, that an image without any cou
 def low_column(columns: Sequence[Column]) -> LowColumn | None:
     """The low image of an upsampler; None: it is none."""
     return next((column for column in columns if isinstance(column, LowColumn)), None)
-
-
-def shown_of(columns: Sequence[Column], codec: Codec, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """What a model needs to be shown of each image, its low image or a hint, as training derives it, by the columns'
-    names; empty for a model that needs none."""
-    own = [column for column in needed(columns) if isinstance(column, Derived)]
-    if not own:
-        return {}
-    x0 = codec.encode(torch.from_numpy(images))
-    return {name: values.numpy() for name, values in derived(own, x0, torch.empty(len(images), 0)).items()}
 
 
 def like_validation(columns: Sequence[Column], data: PreparedData, rows: NDArray[np.int64]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm.conditioning.columns import stored
 from ddpm.conditioning.network import columns_in, tensors
 from ddpm.config.evaluation import EvaluationConfig
+from ddpm.data.shown import shown_of
 from ddpm.data.store import SPLITS, PreparedData, Split, SplitName
 from ddpm.diffusion.likelihood import LikelihoodBound, likelihood_bounds
 from ddpm.diffusion.ode_likelihood import OdeLikelihood, ode_likelihood
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.evaluation.distances import chosen
-from ddpm.evaluation.image_to_image import shown_of
 from ddpm.evaluation.progress import Show, unseen
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn, needed
-from ddpm.conditioning.hints import DerivedHint, GivenColumn, HintColumn
+from ddpm.conditioning.hints import DerivedHint, GivenColumn
 from ddpm.config.base import validate
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.params import Params
@@ -24,7 +24,7 @@ from ddpm.data.store import Manifest, PreparedData
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
-from ddpm.evaluation.agreement import Agreement, hint_column
+from ddpm.evaluation.agreement import Agreement, hint_columns
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.image_metrics import ImageMeasure
 from ddpm.evaluation.image_to_image import Enlargement, filling, fills_in, like_validation, low_column
@@ -106,11 +106,11 @@ def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manif
     A model that does not know how often each class is in its training data, as an imported one, draws all equally
     often.
     """
-    low, hint, asked = low_column(columns), hint_column(columns), dict[str, Any]()
+    low, hints, asked = low_column(columns), hint_columns(columns), dict[str, Any]()
     if low is not None:
         asked["lows"] = f"validation at {'×'.join(map(str, low.shape[:2]))}"
-    if hint is not None:
-        asked["hints"] = f"validation, {', '.join(str(each) for each in columns if isinstance(each, HintColumn))}"
+    if hints:
+        asked["hints"] = f"validation, {', '.join(map(str, hints))}"
     like_data = bool(needed(columns))
     if fills_in(columns):
         asked["inpainted"] = min(options.samples, manifest.counts.validation)
@@ -247,9 +247,9 @@ class Compared(Protocol):
 
 def compared_with_shown(columns: Sequence[Column], data: PreparedData, given: Given) -> list[Compared]:
     """What measures images that are drawn of `asked_for`: nothing, for a model that is shown no picture."""
-    low, hint = low_column(columns), hint_column(columns)
+    low, hints = low_column(columns), hint_columns(columns)
     found: list[Compared] = [] if low is None else [Enlargement(low, data)]
-    return [*found, Agreement(hint, data.codec, given[hint.name])] if isinstance(hint, DerivedHint) else found
+    return [*found, *(Agreement(h, data.codec, given[h.name]) for h in hints if isinstance(h, DerivedHint))]
 
 
 def finite(figures: dict[str, float], name: str) -> dict[str, float]:

@@ -164,13 +164,13 @@ def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | N
     beside: dict[str, Any] = {column.name: _noise_picture(column, count) for column in stored(needed(model.columns))}
     if not any(isinstance(column, Derived) for column in model.columns):
         return model.given(count, prompt=prompts, **beside)
-    noise, draws = np.random.default_rng(0), derived_draws(model.columns)
-    x0 = model.noise(count, 0)().clamp(-1, 1)
+    noise, draws, pixels = np.random.default_rng(0), derived_draws(model.columns), model.codec.pixels
+    x0 = torch.from_numpy(ImageNoise(0, count, pixels.network_shape).draw()).clamp(-1, 1)
     for _ in range(2):
         uniform = torch.from_numpy(noise.random((count, draws), np.float32))
         values: dict[str, Any] = {name: value.numpy() for name, value in derived(model.columns, x0, uniform).items()}
         given = model.given(count, prompt=prompts, **values, **beside)
-        x0 = model.codec.encode(torch.from_numpy(model.draw(count, plan, seed=0, given=given)))
+        x0 = pixels.encode(torch.from_numpy(model.draw(count, plan, seed=0, given=given)))
     return given
 
 

@@ -68,6 +68,18 @@ _RETRIEVAL = tuple(
     for space in ("pixels", "features")
 )
 
+# How well what is drawn agrees with the hint of each control, by the kind of hint: its name and which way is better.
+_KINDS_OF_HINTS: dict[str, tuple[str, Literal["lower", "higher"]]] = {
+    "edges": ("F1 of edges against the {}", "higher"),
+    "silhouette": ("IoU of silhouette and {}", "higher"),
+    "colour": ("Error of colours against the {}, levels", "lower"),
+}
+_AGREEMENTS = tuple(
+    Figure(f"{column}_{kind}", name.format(which), better, chance=f"{column}_{kind}_chance")
+    for column, which in (("control", "hint"), ("control_2", "second hint"), ("control_3", "third hint"))
+    for kind, (name, better) in _KINDS_OF_HINTS.items()
+)
+
 FIGURES = {
     figure.key: figure
     for figure in (
@@ -95,9 +107,7 @@ FIGURES = {
         ),
         Figure("fid_within_classes", "FID within classes", "lower", in_features=True),
         *_RETRIEVAL,
-        Figure("control_edges", "F1 of edges against the hint", "higher", chance="control_edges_chance"),
-        Figure("control_silhouette", "IoU of silhouette and hint", "higher", chance="control_silhouette_chance"),
-        Figure("control_colour", "Error of colours against the hint, levels", "lower", chance="control_colour_chance"),
+        *_AGREEMENTS,
         Figure("psnr", "PSNR of enlarged images, dB", "higher", short="PSNR"),
         Figure("inpainting_fid", "FID of images with a part drawn again", "lower", in_features=True),
         Figure("inpainting_rmse", "Error of the part drawn again, levels", "lower"),
@@ -206,7 +216,7 @@ def number(value: float) -> str:
 _SHOWN = (
     *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
     *("retrieval_1_pixels", "retrieval_5_pixels", "held_out_retrieval_5_pixels"),
-    *("control_edges", "control_silhouette", "control_colour"),
+    *(figure.key for figure in _AGREEMENTS),
     *("wasserstein", "mmd", "nll_validation", "nll_ode_validation"),
 )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddpm.nets.autoencoder import AutoencoderKL
 from ddpm.nets.classifier import Classifier
+from ddpm.nets.clip import ImageTower
 from ddpm.nets.condition import Network, Ports, Shapes
 from ddpm.nets.controlled import Control, Controlled
 from ddpm.nets.linear_attention import LinearAttentionUNet
@@ -24,10 +25,11 @@ NETWORKS: dict[str, type[Network]] = {
     "vae": VAE,
     "autoencoder": AutoencoderKL,
     "classifier": Classifier,
+    "clip": ImageTower,
 }
 
 # What other models are made with, and no `kind` of a model that draws.
-ACCESSORIES = ("autoencoder", "classifier")
+ACCESSORIES = ("autoencoder", "classifier", "clip")
 DATA = ("points", "sequences", "images")
 NO_PORTS = Ports()
 

@@ -28,11 +28,12 @@ class HintEncoder(nn.Module):
         """
         super().__init__()
         halvings = port.shrink.bit_length() - 1
-        if port.shrink < 1 or port.shrink != 1 << halvings or halvings >= len(port.widths):
-            most = 1 << len(port.widths) - 1
+        if port.shrink < 1 or port.shrink != 1 << halvings:
+            raise ValueError(f"condition.control.shrink is {port.shrink}, expected a power of 2")
+        if halvings >= len(port.widths):
             raise ValueError(
-                f"condition.control.shrink is {port.shrink}, expected a power of 2, with {len(port.widths)} widths at "
-                f"most {most}"
+                f"condition.control.widths are {len(port.widths)}, expected at least {halvings + 1}: the hint is "
+                f"{port.shrink} times as large as what the network sees, and each but the last halves it"
             )
         conv, first, last = CONVOLUTIONS[dims], port.widths[0], port.widths[-1]
         layers: list[nn.Module] = [conv(port.channels, first, 3, padding=1)]

@@ -75,6 +75,14 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, activation) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
+    def last(self, there: Tensor) -> Tensor:
+        """The position that speaks for the whole text, [N] in 0..L'−1.
+
+        Args:
+            there: [N, L] bool, which positions are of the text.
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
     def _initialise(self) -> None:
         """As CLIP's text encoder (Radford et al. 2021, their code), which GLIDE's was made from."""
@@ -119,6 +127,10 @@ class TextTransformer(TextEncoder):
             x = block(x)
         return self.norm(x)
 
+    def last(self, there: Tensor) -> Tensor:
+        """The last position of all, which GLIDE projects."""
+        return there.new_full((len(there),), there.shape[1] - 1, dtype=torch.int64)
+
 
 class Marks(NamedTuple):
     """The ids that CLIP puts around a text, and in the positions that are left."""
@@ -153,6 +165,10 @@ class CLIPText(TextEncoder):
         for block in self.blocks:
             x = block(x, causal)
         return self.norm(x)
+
+    def last(self, there: Tensor) -> Tensor:
+        """The mark at the end, which has seen the whole text."""
+        return there.sum(dim=1) + 1
 
     def marked(self, ids: Tensor, there: Tensor) -> Tensor:
         """The ids with the marks, [N, L + 2]."""

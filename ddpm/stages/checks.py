@@ -18,8 +18,9 @@ def check_all_plans(params: Params) -> None:
     Raises:
         UserError: a plan is not one of its model's.
     """
+    without = {*params.guides, *params.autoencoders, *params.encoders}
     for variant in params.trained:
-        if variant not in params.guides and variant not in params.autoencoders:
+        if variant not in without:
             _check_plans(params, variant)
 
 

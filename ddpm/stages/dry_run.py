@@ -29,6 +29,7 @@ from ddpm.errors import Interrupted, UserError, ran_out
 from ddpm.evaluation.classifier import accuracy_evaluations, levels_of
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.likelihood import likelihood_evaluations, ode_evaluations
+from ddpm.first_stage import LatentFacts
 from ddpm.layout import PREPARED
 from ddpm.model import check_end, codec_of, columns_for
 from ddpm.stages.latents import first_stage
@@ -65,7 +66,8 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     tried = None
     if free is None or needed <= free:
         try:
-            tried = _tried(params, config, data, codec, split, variant, flops, columns, root)
+            latent = None if first is None else first.facts
+            tried = _tried(params, config, data, codec, split, variant, flops, columns, root, latent)
         except Exception as error:
             if not ran_out(error):
                 raise
@@ -99,6 +101,7 @@ def _tried(
     flops: int,
     columns: Sequence[Column],
     root: Path,
+    latent: LatentFacts | None,
 ) -> list[str]:
     """The lines that a trial has to say.
 
@@ -107,12 +110,13 @@ def _tried(
         flops: of a datum's forward and backward pass.
         columns: that the network is conditioned on.
         root: the project's folder.
+        latent: the autoencoder, of a model of latents.
 
     Raises:
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
     options, shape, kind = config.training, codec.network_shape, codec.name
-    network, device, precision, *_ = initial(params.seed, config, codec, columns, root=root)
+    network, device, precision, *_ = initial(params.seed, config, codec, columns, root=root, latent=latent)
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
@@ -224,7 +228,7 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     Args:
         each: seconds of an evaluation of the network for a datum.
     """
-    kinds = {"classifier": _accuracy, "autoencoder": _reconstruction}
+    kinds = {"classifier": _accuracy, "autoencoder": _reconstruction, "clip": _embedding}
     what, total = kinds.get(config.network.kind, _drawing)(params, config, data)
     return f"{what}: {total:,} evaluations of the network, {duration(total * each)}, and the figures"
 
@@ -240,6 +244,12 @@ def _reconstruction(params: Params, config: VariantConfig, data: PreparedData) -
     """As `_accuracy`, of an autoencoder."""
     count = len(data.split("validation"))
     return f"{count:,} {data.codec.name}, encoded and decoded", count
+
+
+def _embedding(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
+    """As `_accuracy`, of a CLIP."""
+    counts = data.manifest.counts
+    return f"all {data.codec.name} and their captions, embedded", counts.train + counts.validation
 
 
 def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from ddpm.accessory import open_accessory
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
 from ddpm.data.latents import MANIFEST, MOMENTS, LatentManifest
@@ -16,7 +17,6 @@ from ddpm.errors import UserError
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import LATENTS, PREPARED
 from ddpm.nets.autoencoder import AutoencoderKL
-from ddpm.stages.latents import open_autoencoder
 from ddpm.stages.progress import bar
 
 BATCH = 64  # images at once
@@ -30,7 +30,8 @@ def encode(params: Params, autoencoder: str, *, root: Path = Path()) -> LatentMa
     """
     params.variant(autoencoder)
     device, data = pick_device(), PreparedData.open(root / PREPARED)
-    model, sha256 = open_autoencoder(autoencoder, data, f"models/{autoencoder}", root, device)
+    where = f"models/{autoencoder}"
+    model, sha256 = open_accessory("autoencoder", autoencoder, data.codec, where, root, device)
     network = cast(AutoencoderKL, model.network)
     channels, *sides = network.latent_shape
     manifest, total = data.manifest, data.manifest.counts.train + data.manifest.counts.validation

@@ -15,15 +15,16 @@ from PIL import Image
 from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.config.params import Params
-from ddpm.data.store import PreparedData
+from ddpm.data.store import SPLITS, PreparedData
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
-from ddpm.evaluation.agreement import hint_column
+from ddpm.evaluation.agreement import hint_columns
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
 from ddpm.evaluation.denoising import denoising
 from ddpm.evaluation.extractor import load_extractor
+from ddpm.evaluation.joint_retrieval import joint_retrieval, nearest_pictures
 from ddpm.evaluation.likelihood import (
     gigaflops_per_image,
     likelihood_figures,
@@ -35,10 +36,12 @@ from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of,
 from ddpm.evaluation.pictures import captioned, credit, in_turn, origin, save_png
 from ddpm.evaluation.reconstruction import reconstruct
 from ddpm.evaluation.reconstruction import table as channel_table
+from ddpm.evaluation.retrieval import PLACES
 from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.figure import OTHER_LINKS
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
+from ddpm.joint_space import JointSpace
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
@@ -56,6 +59,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
     Of a cascade it has links.png, with what each link of images drew, in place of the likelihood and the way to the
     data. Of a classifier it is metrics.json, and its accuracy at levels of noise as CSV and as a picture.
     Of an autoencoder: metrics.json, latents.csv with what each channel is like, and reconstruction.png.
+    Of a CLIP: metrics.json, and nearest.png with captions beside the images nearest to them.
 
     With `evaluation.devices` it starts a process for each, unless it is one that torchrun has started.
 
@@ -143,7 +147,36 @@ def _evaluate_autoencoder(params: Params, variant: str, root: Path) -> None:
     print(f"{variant}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items()))
 
 
-_ACCESSORIES = {"classifier": _evaluate_classifier, "autoencoder": _evaluate_autoencoder}
+def _evaluate_clip(params: Params, variant: str, root: Path) -> None:
+    """`evaluate_variant`, of a CLIP: metrics.json, nearest.png."""
+    data = PreparedData.open(root / PREPARED)
+    space = JointSpace.open(variant, data.codec, f"models/{variant}", root, pick_device())
+    figures: dict[str, float] = {"scale": float(space.network.scale)}
+    with show(len(SPLITS), "splits", f"retrieval by {variant}") as done:
+        for name in reversed(SPLITS):
+            figures |= joint_retrieval(space, data.split(name)).figures(name)
+            done(1)
+    marks = {
+        "model": mark_of(space.model.fingerprint),
+        "validation_sha256": data.split("validation").sha256,
+        "validation_count": len(data.split("validation")),
+        "train_count": len(data.split("train")),
+    }
+    with atomic_directory(root / REPORTS / variant) as out:
+        write_json(out / "metrics.json", marks | finite(figures, f"models/{variant}"))
+        facts = {"Model": variant, **credit(space.model.attribution)}
+        save_png(nearest_pictures(space, data), out / "nearest.png", facts)
+    for what in ("caption", "image"):
+        key = f"validation_{what}_r"
+        shares = ", ".join(f"R@{place} {figures[f'{key}_{place}']:.1%}" for place in PLACES)
+        print(f"{variant}: the right {what} {shares}, at random {figures[f'{key}_1_chance']:.1%}")
+
+
+_ACCESSORIES = {
+    "classifier": _evaluate_classifier,
+    "autoencoder": _evaluate_autoencoder,
+    "clip": _evaluate_clip,
+}
 
 
 def _loss_curve(path: Path) -> str:
@@ -251,14 +284,14 @@ def _of_model(model: Model, params: Params, data: PreparedData, loss: str) -> _M
 
 
 def _with_hints(model: Model, params: Params, data: PreparedData) -> dict[str, Image.Image]:
-    """hints.png, of a model with a control: hints of validation images, and what is drawn of each."""
-    hint = hint_column(model.columns)
-    if hint is None:
+    """hints.png, of a model with controls: hints of validation images, and what is drawn of each."""
+    hints = hint_columns(model.columns)
+    if not hints:
         return {}
     count = min(SHOWN_PAIRS, params.evaluation.samples)
     given = model.given(count, seed=params.seed, **asked_for(params.evaluation, model.columns, data))
     drawn = model.draw(count, model.plan(), seed=params.seed, given=given)
-    return {"hints.png": in_turn([hint.as_picture(given[hint.name], drawn.shape[-1]), drawn])}
+    return {"hints.png": in_turn([*(hint.as_picture(given[hint.name], drawn.shape[-1]) for hint in hints), drawn])}
 
 
 def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:

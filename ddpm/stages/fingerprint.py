@@ -21,9 +21,13 @@ FILE = "decisive.json"  # beside the checkpoints
 _KEYS = {"labels": "label", "captions": "prompt", "tokenizer": "prompt", "hints": "control"}
 
 
-def decisive_code() -> list[str]:
-    """The files that decide the weights, as paths below the package. Of the configuration the values themselves do."""
-    return [file for file in deciding_code("train") if not file.startswith("config/")]
+def decisive_code(stage: str = "train") -> list[str]:
+    """The files that decide the weights, as paths below the package. Of the configuration the values themselves do.
+
+    Args:
+        stage: that trains, of dvc.yaml.
+    """
+    return [file for file in deciding_code(stage) if not file.startswith("config/")]
 
 
 def decisions(
@@ -35,6 +39,7 @@ def decisions(
         data: hashes of the training split, and of what a condition is made of, which decides nothing without it.
         precision: what `training.precision` comes to on this device.
     """
+    stage = "train-autoencoder" if config.reconstructs else "train"
     sections = ("network", "condition", "codec", "process", "objective", "training")
     values = {f"{section}.{key}": value for section in sections for key, value in decisive(getattr(config, section))}
     return {
@@ -44,7 +49,7 @@ def decisions(
         },
         "machine": {"device": device.type},
         "packages": {"torch": torch.__version__, "numpy": np.__version__},  # numpy shuffles the data
-        "code": {f"ddpm/{file}": digest(file) for file in decisive_code()},
+        "code": {f"ddpm/{file}": digest(file) for file in decisive_code(stage)},
     }
 
 

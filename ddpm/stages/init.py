@@ -152,6 +152,7 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
         "variants": ["ddpm"],
         "guides": [],
         "autoencoders": [],
+        "encoders": [],
         "latents": {},
         "cascades": {},
         "controls": {},

@@ -67,13 +67,11 @@ def _joined(first: Model, others: Sequence[Model], out: Path) -> Model:
 def _card(first: Model, others: Sequence[Model], out: Path) -> ModelCard:
     config, control = first.card.config, _section(first)
     for other in others:
-        for key in ("widths", "shrink"):
-            own, theirs = getattr(control, key), getattr(_section(other), key)
-            if own != theirs:
-                raise UserError(
-                    f"{other.variant} has condition.control.{key} {theirs}, and {first.variant} {own}: the two must be "
-                    "equal"
-                )
+        if (theirs := _section(other).widths) != control.widths:
+            raise UserError(
+                f"{other.variant} has condition.control.widths {theirs}, and {first.variant} {control.widths}: the two "
+                "must be equal"
+            )
     hints = [
         hint.model_dump(include={"hint", "sigma", "side"})
         for section in map(_section, others)

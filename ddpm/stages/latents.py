@@ -8,16 +8,14 @@ from typing import cast
 
 import torch
 
+from ddpm.accessory import open_accessory
 from ddpm.codecs.latent import StoredLatent
 from ddpm.config.model import ModelConfig
 from ddpm.config.network import AutoencoderConfig
 from ddpm.data.latents import Latents
 from ddpm.data.store import PreparedData
-from ddpm.errors import UserError
-from ddpm.files import sha256_of
 from ddpm.first_stage import LatentFacts
-from ddpm.layout import LATENTS, find_model
-from ddpm.model import Model, load
+from ddpm.layout import LATENTS
 from ddpm.nets.autoencoder import AutoencoderKL, Frozen
 
 
@@ -53,7 +51,7 @@ def first_stage(
     if config.codec.latent is None:
         return None
     key, name = f"{where}.codec.latent.autoencoder", config.codec.latent.autoencoder
-    model, sha256 = open_autoencoder(name, data, key, root, device)
+    model, sha256 = open_accessory("autoencoder", name, data.codec, key, root, device)
     latents = Latents.open(root / LATENTS / model.card.variant, data, sha256)
     network = cast(AutoencoderKL, model.network)
     facts = LatentFacts(
@@ -67,28 +65,3 @@ def first_stage(
     shared, opened = facts.codec(data.codec), Frozen(network)
     codec = StoredLatent(shared.pixels, shared.network_shape, shared.scale, opened)
     return FirstStage(codec, facts, opened, latents)
-
-
-def open_autoencoder(name: str, data: PreparedData, where: str, root: Path, device: torch.device) -> tuple[Model, str]:
-    """A trained autoencoder of images like the prepared ones, and the hash of its weights.
-
-    Args:
-        where: what names it, for errors.
-
-    Raises:
-        UserError: there is none, or it is of other images.
-    """
-    try:
-        directory = find_model(name, exported=False, root=root)
-        model = load(directory, device)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    if not model.card.config.reconstructs:
-        raise UserError(f"{where}: {name} is no autoencoder but of network.kind {model.card.config.network.kind}")
-    if (model.codec.name, model.shape) != (data.codec.name, data.codec.shape):
-        of, there = ("×".join(map(str, shape)) for shape in (model.shape, data.codec.shape))
-        raise UserError(
-            f"{where}: {name} is an autoencoder of {model.codec.name} of {of}, but the prepared data are "
-            f"{data.codec.name} of {there}"
-        )
-    return model, sha256_of(directory / "model.safetensors")

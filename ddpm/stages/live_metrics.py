@@ -115,7 +115,7 @@ class Watch:
         given |= tensors(beside, self._device)
         chosen = self._images.rows(rows)
         uniform = torch.rand(count, derived_draws(columns), generator=torch.Generator().manual_seed(self._seed))
-        x0 = self._codec.encode(torch.from_numpy(chosen).to(self._device))
+        x0 = self._codec.pixels.encode(torch.from_numpy(chosen).to(self._device))
         return given | derived(columns, x0, uniform.to(self._device))
 
 

@@ -56,6 +56,8 @@ def explained(config: VariantConfig, codec: Codec, device: torch.device, variant
     except OutOfMemoryError as error:
         if error.at_once == 1:
             raise UserError(f"{variant}: {no_room_for_one(codec, device)}; {fewer_values(config, variant)}") from None
+        if config.contrasts:
+            raise UserError(f"{variant}: {error}; lower models.{variant}.training.batch_size") from None
         raise UserError(
             f"{variant}: {error}; set models.{variant}.training.micro_batch_size to {max(1, error.at_once // 2)}, "
             "or to auto: the batch stays what it is, and is computed in parts"

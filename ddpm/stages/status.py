@@ -26,7 +26,18 @@ from ddpm.config.params import Params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.figures.figure import Reading, headline
 from ddpm.files import read_json, write_json
-from ddpm.layout import CASCADE, COMPARISON, DEPLOY, EXTRACTOR, LATENTS, MODELS, PREPARED, REPORTS, TRAINING_STATES
+from ddpm.layout import (
+    CASCADE,
+    COMPARISON,
+    DEPLOY,
+    EMBEDDINGS,
+    EXTRACTOR,
+    LATENTS,
+    MODELS,
+    PREPARED,
+    REPORTS,
+    TRAINING_STATES,
+)
 
 # Of each stage that builds no variant the file that is there once it has run, and likewise of those that do.
 _COMMON = {"fetch": Path("fetched.json"), "prepare": PREPARED / "manifest.json"}
@@ -37,12 +48,14 @@ _OF_GUIDE = {"train-guide": MODELS / "{}/model.json"}
 _OF_CONTROL = {f"{stage}-control": file for stage, file in _OF_VARIANT.items()}
 _OF_AUTOENCODER = {"train-autoencoder": MODELS / "{}/model.json", "encode": LATENTS / "{}/manifest.json"}
 _OF_AUTOENCODER |= {"evaluate-autoencoder": REPORTS / "{}/metrics.json"}
+_OF_ENCODER = {"train-encoder": MODELS / "{}/model.json", "embed": EMBEDDINGS / "{}/manifest.json"}
+_OF_ENCODER |= {"evaluate-encoder": REPORTS / "{}/metrics.json"}
 _OF_LATENT = {"train-latent": MODELS / "{}/model.json", "evaluate-latent": REPORTS / "{}/metrics.json"}
 _OF_LATENT |= {"export-latent": DEPLOY / "{}/sampler.json"}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
 
 _FOLDERS = (
-    *("data", PREPARED, EXTRACTOR, LATENTS, MODELS, REPORTS, DEPLOY, COMPARISON),
+    *("data", PREPARED, EXTRACTOR, LATENTS, EMBEDDINGS, MODELS, REPORTS, DEPLOY, COMPARISON),
     "mlflow",
     ".ddpm",
     ".dvc",
@@ -90,6 +103,7 @@ def _stages(params: Params) -> dict[str, Path]:
         (_OF_VARIANT, [(name,) for name in params.variants]),
         (_OF_CONTROL, [(name,) for name in params.controls]),
         (_OF_AUTOENCODER, [(name,) for name in params.autoencoders]),
+        (_OF_ENCODER, [(name,) for name in params.encoders]),
         (_OF_LATENT, [(name,) for name in params.latents]),
     ):
         for names in groups:

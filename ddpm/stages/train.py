@@ -113,7 +113,8 @@ def _train(
     facts = data_facts(data, config, f"models.{variant}", root)
     if first is not None:
         facts = facts.model_copy(update={"latent": first.facts})
-    start = initial(params.seed, config, codec, columns_for(config, facts, f"models.{variant}"), root=root)
+    columns = columns_for(config, facts, f"models.{variant}")
+    start = initial(params.seed, config, codec, columns, root=root, latent=facts.latent)
     network, device, precision, base, text_encoder, controlled = start
     if first is not None:
         first.network.to(device)

@@ -266,7 +266,7 @@ def _trainings_of_base(variant: str, root: Path) -> list[str]:
     """What may have trained the model that a variant controls; nothing, if it controls none."""
     card = root / MODELS / variant / "model.json"
     base = read_json(card)["training"].get("control_of") if card.is_file() else None
-    return [] if base is None else [f"{stage}@{base['variant']}" for stage in ("train", "train-guide")]
+    return [] if base is None else [f"{stage}@{base['variant']}" for stage in ("train", "train-latent", "train-guide")]
 
 
 def _check_lock(variant: str, root: Path) -> None:

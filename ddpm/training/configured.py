@@ -14,17 +14,22 @@ from torch import nn
 from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.compute.parallel import ALONE, Ranks
-from ddpm.conditioning.columns import Accompanied, Column, stored
+from ddpm.conditioning.columns import Column, stored
 from ddpm.conditioning.network import answered_by, columns_in
+from ddpm.conditioning.values import ValuesAt
 from ddpm.config.model import VariantConfig
 from ddpm.config.objective import ReconstructionConfig
 from ddpm.config.training import TrainingConfig
 from ddpm.data.loader import TrainingData, TrainingImages
+from ddpm.data.shown import values_of_pictures
+from ddpm.data.store import Split
 from ddpm.diffusion.objectives import Objective
+from ddpm.first_stage import LatentFacts
 from ddpm.model import DataFacts, ModelCard, StartFacts, TrainingFacts, build_network, build_process
 from ddpm.nets.discriminator import PatchDiscriminator
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.compression import Compress, Weights
+from ddpm.training.contrast import Contrast
 from ddpm.training.control import take_control
 from ddpm.training.loop import train
 from ddpm.training.options import NO_HOOKS, Hooks, LossPoint, TrainingOptions
@@ -54,6 +59,7 @@ def initial(
     device: torch.device | None = None,
     where: str = "params.yaml",
     root: Path = Path(),
+    latent: LatentFacts | None = None,
 ) -> Start:
     """The network of a training's first step, on the device.
 
@@ -62,6 +68,7 @@ def initial(
         device: None: CUDA where there is a device, else the CPU.
         where: the configuration is from, for errors.
         root: the project's folder, where the relative path of `training.start_from` begins.
+        latent: the autoencoder, of a model of latents.
 
     Raises:
         UserError: the configuration does not fit the data, or the model that training starts from, or that is
@@ -72,7 +79,8 @@ def initial(
     network = build_network(config, codec, where, columns)
     controlled = None
     if control is not None:
-        controlled = take_control(network, config, codec.shape, f"{where}: condition.control.of", root=root)
+        of = f"{where}: condition.control.of"
+        controlled = take_control(network, config, codec.shape, of, root=root, latent=latent)
     facts, text = None, None
     if base is not None:
         facts = start_from(network, base, f"{where}: training.start_from", root=root, controlled=controlled)
@@ -128,7 +136,7 @@ def train_configured(
     if config.objective.reconstruction is not None:
         task = compression_task(config.objective.reconstruction, codec, perceptual, seed, device)
     else:
-        task = task_of(config, codec, columns_in(network) or answered_by(network), device)
+        task = task_of(config, codec, columns_in(network) or answered_by(network), device, ranks)
     # `precision` is resolved; the others are not of the loop.
     elsewhere = {"precision", "devices", "compile", "cuda_graphs", "sample_every", "horizontal_flip", "start_from"}
     chosen = config.training.model_dump(exclude=elsewhere) | {
@@ -139,20 +147,32 @@ def train_configured(
     data = TrainingData(
         images,
         codec.encode,
-        {column.name: column.of_data(cast(Accompanied, images)) for column in stored(task.columns)},
+        _values_of(task.columns, codec, images),
         config.training.horizontal_flip,
         getattr(codec, "sample", None),
     )
     return train(network, task, data, options, hooks, checkpoints=checkpoints, ranks=ranks)
 
 
-def task_of(config: VariantConfig, codec: Codec, columns: Sequence[Column], device: torch.device) -> Task:
+def _values_of(columns: Sequence[Column], codec: Codec, images: TrainingImages) -> dict[str, ValuesAt]:
+    """What accompanies the data, by the columns' names. What is not among it follows from x_0."""
+    data = cast(Split, images)  # or anything like it
+    held: dict[str, ValuesAt] = {column.name: column.of_data(data) for column in stored(columns)}
+    return held | values_of_pictures(columns, codec, data)
+
+
+def task_of(
+    config: VariantConfig, codec: Codec, columns: Sequence[Column], device: torch.device, ranks: Ranks = ALONE
+) -> Task:
     """What the configuration minimises."""
     objective = config.objective
     if objective.loss == "elbo":
         return Reconstruct(objective.reconstruction_weight)
     if objective.loss == "cross_entropy":
         return Classify(build_process(config, device, codec.levels), columns)
+    if objective.loss == "contrastive":
+        process = build_process(config, device, codec.levels)
+        return Contrast(process, columns, objective.noised, config.training.batch_size, ranks)
     chosen = Objective(objective.loss, objective.weighting, objective.gamma)
     return Denoise(
         build_process(config, device, codec.levels),

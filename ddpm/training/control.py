@@ -11,6 +11,7 @@ from torch import nn
 from ddpm.conditioning.network import ConditionalNetwork, columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.errors import UserError
+from ddpm.first_stage import LatentFacts, latents_in_words
 from ddpm.model import StartFacts
 from ddpm.nets.controlled import Controlled
 from ddpm.training.start import check_columns, facts_of, opened
@@ -19,7 +20,13 @@ BASE = "base."  # what the names of the frozen weights begin with, within the ne
 
 
 def take_control(
-    network: nn.Module, config: VariantConfig, shape: tuple[int, ...], where: str, *, root: Path = Path()
+    network: nn.Module,
+    config: VariantConfig,
+    shape: tuple[int, ...],
+    where: str,
+    *,
+    root: Path = Path(),
+    latent: LatentFacts | None = None,
 ) -> StartFacts:
     """Copy the weights of a trained model into a freshly initialised ControlNet, twice: as the base, which is frozen
     with what conditions it, and as the control's.
@@ -29,12 +36,13 @@ def take_control(
         shape: of the images that it draws, [H, W, C].
         where: what names the model, for errors.
         root: the project's folder.
+        latent: the autoencoder whose latents it draws; None: it draws pixels.
 
     Returns:
         The model that is controlled.
 
     Raises:
-        UserError: there is no such model, or it is of another network, process or condition.
+        UserError: there is no such model, or it is of another network, process or condition, or of other latents.
     """
     assert config.condition.control is not None
     of = config.condition.control.of
@@ -46,6 +54,9 @@ def take_control(
     if model.codec.shape != shape:
         theirs, ours = ("×".join(map(str, each)) for each in (model.codec.shape, shape))
         raise UserError(f"{where}: {of} draws images of {theirs}, and the data are of {ours}")
+    if model.card.data.latent != latent:
+        theirs, ours = map(latents_in_words, (model.card.data.latent, latent))
+        raise UserError(f"{where}: {of} draws {theirs}, and this model {ours}: train {of} again")
     check_columns(columns_in(network), columns_in(model.network), f"{where}: {of}")
     load_base(cast(ConditionalNetwork, network), model.network, f"{where}: {of}")
     return facts_of(model)

@@ -18,6 +18,7 @@ from ddpm.files import combined_sha256, sha256_of
 from ddpm.interop import clip
 from ddpm.layout import find_model
 from ddpm.model import Model, StartFacts, load
+from ddpm.nets.clip import TextTower
 
 # What widens a network's ports: the maps that it takes beside x, and the keys and values of tokens.
 MAPS, TOKENS = "network.stem_maps.weight", ".token_kv."
@@ -104,7 +105,7 @@ def text_encoder_from(
     except UserError as error:
         raise UserError(f"{where}.weights: {error}") from None
     text = network.get_submodule(Text.saved_as)
-    assert isinstance(text, Text)
+    assert isinstance(text, Text | TextTower)
     vocabulary = text.encoder.tokens.num_embeddings
     for key, found in published.options.items():
         if getattr(options, key) != found:

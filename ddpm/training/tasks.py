@@ -115,7 +115,8 @@ class Denoise:
         given = dict(batch.given)
         if batch.uniform is not None:
             own, others = batch.uniform.tensor_split([self._drop_draws], dim=1)
-            given |= derived(self.columns, batch.x0, others)
+            missing = [column for column in self.columns if column.name not in given]
+            given |= derived(missing, batch.x0, others)
             given = dropped(self.columns, given, self.drop, own)
         return self.objective.training_losses(self.process, bind(network, given), batch.x0, t, noise)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from clip_text import MARKS, SIZES, VOCABULARY, config_of, directory_of, peer, state_of, their_answer
 from prompts import Prompt, Words
+from recorded import assert_equal, assert_parameters
 from safetensors.torch import load_file, save_file
 from tiny import UNET
 from weights import awake
@@ -46,7 +47,7 @@ def test_a_directory_of_a_cliptextmodel_is_read_as_the_same_encoder(activation, 
     encoder.load_state_dict(found.weights)
     with torch.no_grad():
         answer, expected = encoder(IDS, THERE), their_answer(theirs, MARKED)
-    assert (answer - expected).norm() <= 1e-6 * expected.norm()
+    assert_equal(answer, expected, "text encoder", bound=1e-6)
     back = clip.their_weights(found.weights)
     published = load_file(tmp_path / "model.safetensors")
     assert back.keys() == published.keys()
@@ -116,7 +117,7 @@ def test_the_encoders_of_stable_diffusion_have_their_sizes():
     ):
         with torch.device("meta"):
             encoder = CLIPText(49_408, 75, marks=Marks(0, 0, 0), **sizes)
-        assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
+        assert_parameters(encoder, parameters, "text encoder")
 
 
 # --- as a condition

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tiny import TINY_PARAMS
 from untrained import export, untrained
 
 from ddpm.conditioning.tokenizers import Words
@@ -22,35 +23,49 @@ pytest.importorskip("skimage")
 WORDS = Words(("blue", "heart", "red"), 4)
 TEXT = {"tokenizer": WORDS.as_json(), "captions": ("red heart", "blue heart")}
 FACTS = DataFacts(name="squares", shape=(8, 8, 1), classes=("a", "b"), text=TEXT)
+AUTOENCODER = {"kind": "autoencoder", "width": 4, "multipliers": [1, 2], "blocks": 1, "latent_channels": 2, "groups": 2}
+LATENT = {"variant": "a", "fingerprint": "a", "sha256": "a", "network": AUTOENCODER, "shape": (2, 4, 4), "scale": 0.5}
 PROMPT = {"length": 4, "width": 16, "layers": 1, "heads": 2}
 PROCESS = {"timesteps": 50, "prediction": "x0", "variance": "fixed_small"}
-HINTS = {"edges": {}, "colour": {"side": 4}}
+# Each with its hint and another condition; the last draws latents.
+MODELS = {
+    "edges": ({"hint": "edges"}, {"label": {"drop": 0.2}}),
+    "colour": ({"hint": "colour", "side": 4}, {"prompt": PROMPT}),
+    "latents": ({"hint": "colour", "side": 4}, {"prompt": PROMPT}),
+}
+WITH_PROMPTS = ("colour", "latents")
 EDGES = np.zeros((8, 8), bool)
 EDGES[3] = True
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Model, Path]]:
-    """A model of classes that follows edges, and one of captions that follows colour; the latter also in one file."""
+    """A model of classes that follows edges, and two of captions that follow colour; the latter also in one file."""
     folder = tmp_path_factory.mktemp("exported")
     found = {}
-    for hint, options in HINTS.items():
-        condition = {"control": {"of": "models/base", "hint": hint, "widths": [4, 8], **options}}
-        condition |= {"label": {"drop": 0.2}} if hint == "edges" else {"prompt": PROMPT}
-        model = load(untrained(hint, folder, FACTS, condition=condition, process=PROCESS))
-        found[hint] = model, export(model, folder / f"deploy-{hint}")
-    model, deploy = found["colour"]
-    export_text_to_image({"colour": link_of(model, deploy / "sampler.onnx")}, deploy / "text_to_image.onnx")
+    for name, (hint, more) in MODELS.items():
+        sections = {"condition": {"control": {"of": "models/base", "widths": [4, 8], **hint}, **more}}
+        facts = FACTS
+        if name == "latents":
+            facts = DataFacts.model_validate({**FACTS.model_dump(), "latent": LATENT})
+            sections["codec"] = {"latent": {"autoencoder": "models/a"}}
+            sections["network"] = {**TINY_PARAMS["models"]["tiny"]["network"], "attention_resolutions": [2]}
+        model = load(untrained(name, folder, facts, process=PROCESS, **sections))
+        deploy = export(model, folder / f"deploy-{name}")
+        if name in WITH_PROMPTS:
+            export_text_to_image({name: link_of(model, deploy / "sampler.onnx")}, deploy / "text_to_image.onnx")
+        found[name] = model, deploy
     return found
 
 
-@pytest.mark.parametrize("hint", HINTS)
-def test_both_files_are_the_trained_model(exported, hint):
+@pytest.mark.parametrize("name", MODELS)
+def test_all_files_are_the_trained_model(exported, name):
     """With a hint, at rows with weights and without, and in guess mode."""
-    parity = measure_parity(*exported[hint], samples=2, steps=6, tolerances={"fp32": 1e-4})
+    parity = measure_parity(*exported[name], samples=2, steps=6, tolerances={"fp32": 1e-4})
     assert parity["passed"], parity
-    texts = {"text_to_image.onnx"} if hint == "colour" else set()
-    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx", *texts}
+    more = {"text_to_image.onnx"} if name in WITH_PROMPTS else set()
+    more |= {"decoder.onnx"} if name == "latents" else set()
+    assert set(parity["files"]) == {"denoiser.onnx", "sampler.onnx", *more}
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
@@ -113,9 +128,10 @@ def test_a_weight_of_0_costs_less(exported, monkeypatch):
         assert not finite or np.allclose(out, whole.denoise(x, t, told), atol=1e-6)
 
 
-def test_a_text_and_a_hint_become_a_picture_in_one_file(exported):
+@pytest.mark.parametrize("name", WITH_PROMPTS)
+def test_a_text_and_a_hint_become_a_picture_in_one_file(exported, name):
     """With no more than that; the plan's own weights are the default."""
-    model, deploy = exported["colour"]
+    model, deploy = exported[name]
     session = open_text_to_image(deploy / "text_to_image.onnx")
     x, hint = model.noise(2, 0)().numpy(), np.random.default_rng(0).integers(0, 256, (1, 4, 4, 1), np.uint8)
     prompt = np.array(["red heart", "blue heart"], object)

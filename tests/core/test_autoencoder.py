@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL as Theirs
+from recorded import assert_equal, assert_parameters
 from weights import moved
 
 from ddpm.config.network import AutoencoderConfig
@@ -37,7 +38,7 @@ def network_of(config: AutoencoderConfig) -> AutoencoderKL:
 def test_f8_is_the_papers():
     with torch.device("meta"):
         network = AutoencoderKL(Shapes((3, 256, 256)))
-    assert sum(parameter.numel() for parameter in network.parameters()) == 83_653_863
+    assert_parameters(network, 83_653_863, "autoencoder")
     assert network.latent_shape == (4, 32, 32)
     with torch.device("meta"):
         mean, log_variance = network.encode(torch.zeros(2, 3, 256, 256))
@@ -58,7 +59,7 @@ def test_it_equals_diffusers(config):
             (theirs.decode(mean).sample, ours.decode(mean)),
         ]
     for expected, found in pairs:
-        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        assert_equal(found, expected, "autoencoder")
         assert expected.std() > 1e-3  # not all alike, which would equal anything
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import assert_parameters
 from tiny import UNET
 from torch import Tensor, nn
 from weights import awake
@@ -126,9 +127,16 @@ def test_a_hint_is_shrunk_as_far_as_asked(shrink, side):
     assert not encoder.out.weight.any()
 
 
-@pytest.mark.parametrize("shrink", [3, 4, 0])
-def test_a_hint_that_cannot_be_shrunk_so_far_is_refused(shrink):
-    with pytest.raises(ValueError, match=f"shrink is {shrink}, expected a power of 2, with 2 widths at most 2"):
+@pytest.mark.parametrize(
+    ("shrink", "words"),
+    [
+        (3, "shrink is 3, expected a power of 2"),
+        (0, "shrink is 0, expected a power of 2"),
+        (4, "widths are 2, expected at least 3: the hint is 4 times as large"),
+    ],
+)
+def test_a_hint_that_cannot_be_shrunk_so_far_is_refused(shrink, words):
+    with pytest.raises(ValueError, match=words):
         HintEncoder(HintPort(1, (4, 8), shrink), 8)
 
 
@@ -138,7 +146,7 @@ def test_stable_diffusions_control_has_as_many_parameters_as_the_papers():
     with torch.device("meta"):
         shapes = Shapes((4, 64, 64), ports=Ports(tokens=768))
         control = Control(shapes, HintPort(3, (16, 32, 96, 256), 8), **options)
-    assert sum(parameter.numel() for parameter in control.parameters()) == 361_279_120
+    assert_parameters(control, 361_279_120, "control")
 
 
 def test_only_networks_that_take_residuals_are_controlled():

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from recorded import assert_parameters
 from torch import nn
 from weights import awake
 
@@ -46,7 +47,7 @@ def tiny(dims: int = 2, context: int = WIDTH, **options: object) -> nn.Module:
 def test_the_networks_of_stable_diffusion_have_their_sizes(context, options, parameters):
     with torch.device("meta"):
         network = UNet(Shapes((4, 64, 64), ports=Ports(context)), **STABLE, **options)
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert_parameters(network, parameters, "U-Net")
 
 
 def test_the_first_transformer_has_the_published_modules_and_shapes():

@@ -58,7 +58,7 @@ def test_silhouettes_and_colours():
 
 @pytest.mark.parametrize(
     ("column", "perfect"),
-    [(EdgesColumn((8, 8, 3)), 1.0), (SilhouetteColumn((8, 8, 3)), 1.0), (ColourColumn((8, 8, 3), 4), 0.0)],
+    [(EdgesColumn((8, 8, 3)), 1.0), (SilhouetteColumn((8, 8, 3)), 1.0), (ColourColumn((8, 8, 3), side=4), 0.0)],
 )
 def test_images_agree_with_their_own_hints_and_less_with_those_of_others(column, perfect):
     """In batches of any size."""

@@ -61,9 +61,10 @@ def test_code_that_is_left_out_by_name_is_there():
     assert not [name for name in left_out if not (ROOT / "ddpm" / name).exists()]
 
 
-def test_the_fingerprint_of_a_training_is_of_the_same_code():
-    assert [f"ddpm/{file}" for file in decisive_code()] == [
-        dep for dep in code_deps("train") if not dep.startswith("ddpm/config/")
+@pytest.mark.parametrize("stage", ["train", "train-autoencoder"])
+def test_the_fingerprint_of_a_training_is_of_the_same_code(stage):
+    assert [f"ddpm/{file}" for file in decisive_code(stage)] == [
+        dep for dep in code_deps(stage) if not dep.startswith("ddpm/config/")
     ]
 
 

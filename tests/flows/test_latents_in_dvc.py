@@ -1,5 +1,5 @@
-"""The real graph with a model of latents: its autoencoder first, then the latents, then the model; and what a change of
-each runs again.
+"""The real graph with a model of latents and a control of it: the autoencoder first, then the latents, the model, and
+its control; and what a change of each runs again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AUTOENCODER = {"kind": "autoencoder", "width": 8, "multipliers": [1, 2], "blocks
 
 
 def params() -> dict:
-    """An autoencoder of digits and a model of its latents, trained for a few steps."""
+    """An autoencoder of digits, a model of its latents and a control of that, trained for a few steps."""
     params = copy.deepcopy(TINY_PARAMS)
     tiny = params["models"].pop("tiny")
     tiny["training"] |= {"steps": 6, "checkpoint_every": 5, "log_every": 2}
@@ -28,8 +28,10 @@ def params() -> dict:
     squeeze = {**copy.deepcopy(tiny), "network": AUTOENCODER, "objective": loss}
     small = {**copy.deepcopy(tiny), "codec": {"latent": {"autoencoder": "models/squeeze"}}}
     small["network"] = {**tiny["network"], "attention_resolutions": [2]}
-    models = {"squeeze": squeeze, "small": small}
-    return params | {"variants": [], "autoencoders": ["squeeze"], "latents": {"small": "squeeze"}, "models": models}
+    control = {"control": {"of": "models/small", "hint": "silhouette", "widths": [4, 8]}}
+    models = {"squeeze": squeeze, "small": small, "steered": {**copy.deepcopy(small), "condition": control}}
+    built = {"variants": [], "autoencoders": ["squeeze"], "latents": {"small": "squeeze"}}
+    return params | built | {"controls": {"steered": {"of": "small"}}, "models": models}
 
 
 def test_the_order_and_what_a_change_reruns(pipeline: Path):  # noqa: F811
@@ -42,6 +44,9 @@ def test_the_order_and_what_a_change_reruns(pipeline: Path):  # noqa: F811
         ("encode@squeeze", "train-latent@small"),
         ("train-latent@small", "evaluate-latent@small"),
         ("train-latent@small", "export-latent@small"),
+        ("train-latent@small", "train-control@steered"),
+        ("train-control@steered", "evaluate-control@steered"),
+        ("train-control@steered", "export-control@steered"),
     ):
         assert first.index(earlier) < first.index(later)
     assert not {stage for stage in ran(pipeline) if stage != "fetch"}
@@ -51,11 +56,15 @@ def test_the_order_and_what_a_change_reruns(pipeline: Path):  # noqa: F811
     changed = params()
     changed["models"]["small"]["training"]["learning_rate"] = 2e-3
     write_params(pipeline, changed)
-    of_small = {f"{stage}-latent@small" for stage in ("train", "evaluate", "export")}
+    stages = ("train", "evaluate", "export")
+    of_small = {f"{stage}-{model}" for stage in stages for model in ("latent@small", "control@steered")}
     assert set(ran(pipeline)) - {"fetch"} == of_small
 
     changed["models"]["squeeze"]["training"]["learning_rate"] = 2e-3
     write_params(pipeline, changed)
     of_squeeze = {"train-autoencoder@squeeze", "evaluate-autoencoder@squeeze", "encode@squeeze"}
     assert set(ran(pipeline)) - {"fetch"} == of_squeeze | of_small
-    assert read_json(pipeline / "deploy/small/parity.json")["passed"]
+    assert all(read_json(pipeline / f"deploy/{name}/parity.json")["passed"] for name in ("small", "steered"))
+    card = read_json(pipeline / "models/steered/model.json")
+    assert card["training"]["control_of"]["sha256"] == sha256_of(pipeline / "models/small/model.safetensors")
+    assert card["data"]["latent"]["sha256"] == sha256_of(pipeline / "models/squeeze/model.safetensors")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from recorded import assert_equal
 from untrained import untrained
 from weights import moved
 
@@ -76,15 +77,15 @@ def test_a_u_net_with_a_control_answers_as_theirs(name):
         *skips, bottom = control(x, t, Condition(tokens=tokens, hints=(hint,)))
         down, middle = net(x, t, tokens, controlnet_cond=hint, return_dict=False)
         for own, their in zip([*skips, bottom], [*down, middle], strict=True):
-            assert (own - their).norm() <= 1e-5 * their.norm()
+            assert_equal(own, their, "control")
         expected = unet(x, t, tokens, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
         answer = ours(x, t, Condition(tokens=tokens, hints=(hint,)))
-        assert (answer - expected).norm() <= 1e-5 * expected.norm()
+        assert_equal(answer, expected, "U-Net with a control")
         assert (answer - ours.base(x, t, Condition(tokens=tokens))).norm() > 0.01 * expected.norm()
         guess = net(x, t, tokens, controlnet_cond=hint, conditioning_scale=0.5, return_dict=False)
         half = Condition(tokens=tokens, hints=(hint,), control=torch.tensor([[0.5, 1.0]] * 2))
         for own, their in zip(ours.residuals(x, t, half), [*guess[0], guess[1]], strict=True):
-            assert (own - their).norm() <= 1e-5 * their.norm()
+            assert_equal(own, their, "control")
 
 
 def test_a_control_of_grey_hints_has_one_channel():
@@ -155,14 +156,14 @@ def test_ddpm_import_puts_it_on_its_base(tmp_path, capsys):
         down, middle = net(x, t, tokens, controlnet_cond=picture, return_dict=False)
         residuals = made.network.network.residuals(x, t, condition)
         for own, their in zip(residuals, [*down, middle], strict=True):
-            assert (own - their).norm() <= 1e-5 * their.norm()
+            assert_equal(own, their, "control")
     hint = {"control": edges, "prompt": "red heart", "steps": 2}
     assert np.array_equal(made.sample(1, **hint, control_scale=0.0), base.sample(1, prompt="red heart", steps=2))
     assert not np.array_equal(made.sample(1, **hint), made.sample(1, **hint, control_scale=0.0))
 
 
-def test_a_control_of_latents_has_the_autoencoder_of_its_base(tmp_path):
-    """So have two of them that are joined."""
+def test_a_control_of_latents_has_the_autoencoder_of_its_base(tmp_path, capsys):
+    """So have two of them that are joined. A control of smaller latents does not fit."""
     options = {**NETS["rgb"], "conditioning_embedding_out_channels": (4, 8)}
     words = Words(("blue", "heart", "red"), 4)
     autoencoder = AutoencoderConfig(kind="autoencoder", width=4, multipliers=(1, 2), blocks=1, groups=2)
@@ -186,6 +187,11 @@ def test_a_control_of_latents_has_the_autoencoder_of_its_base(tmp_path):
         moved(ControlNetModel(**options)).save_pretrained(tmp_path / f"theirs-{name}")
         line = ["import", str(tmp_path / f"theirs-{name}"), "--out", str(tmp_path / name), "--base", str(base)]
         assert main(line) == 0
+    moved(ControlNetModel(**NETS["rgb"])).save_pretrained(tmp_path / "theirs-eighth")
+    line = ["import", str(tmp_path / "theirs-eighth"), "--out", str(tmp_path / "eighth"), "--base", str(base)]
+    assert main(line) == 2
+    assert "condition.control.shrink is 8, expected 2: x is latents" in capsys.readouterr().err
+    assert not (tmp_path / "eighth").exists()
     assert main(["join-controls", *(str(tmp_path / name) for name in ("both", "one", "two"))]) == 0
     expected = load(base).sample(1, prompt="red heart", steps=2)
     assert np.array_equal(load(tmp_path / "one").sample(1, control=hint, **asked), expected)

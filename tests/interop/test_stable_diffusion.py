@@ -6,18 +6,19 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from clip_text import SIZES, directory_of, peer, their_answer
+from clip_text import SIZES, directory_of, peer
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from recorded import assert_equal, assert_same
 from safetensors.torch import load_file, save_file
+from stable_diffusion import LENGTH, MERGES, SCHEDULE, UNET, VAE, VOCABULARY, Pipeline, write_pipeline
 from tiny import TINY_PARAMS
-from torch import Tensor, nn
+from torch import Tensor
 from weights import moved
 
 import ddpm
@@ -34,61 +35,11 @@ from ddpm.stages.export import export_variant
 from ddpm.stages.interop import assemble, export_diffusers, import_model
 
 README = Path(__file__).parents[2] / "README.md"
-LETTERS = "abcdefgh "
-VOCABULARY = [*LETTERS[:-1], *(f"{letter}</w>" for letter in LETTERS[:-1]), "ca", "<|startoftext|>", "<|endoftext|>"]
-MERGES = ["c a"]
-LENGTH = 6
-UNET = {
-    "sample_size": 4,
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "cross_attention_dim": SIZES["width"],
-    "attention_head_dim": 8,
-}
-VAE = {
-    "block_out_channels": (32, 64),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "layers_per_block": 1,
-    "scaling_factor": 0.7,
-    "sample_size": 8,
-}
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-class Pipeline(NamedTuple):
-    """diffusers' networks, torch's text encoder, and the directory that they were saved in."""
-
-    unet: nn.Module
-    vae: nn.Module
-    text: nn.Module
-    directory: Path
-
-    def tokens(self, *texts: str) -> Tensor:
-        """Of captions in letters that are no merges."""
-        ids = [[VOCABULARY.index(f"{letter}</w>") for letter in text.split()] for text in texts]
-        start, end = len(VOCABULARY) - 2, len(VOCABULARY) - 1
-        marked = [[start, *each, *[end] * (LENGTH - 1 - len(each))] for each in ids]
-        return their_answer(self.text, torch.tensor(marked))
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    directory = tmp_path_factory.mktemp("pipeline")
-    torch.manual_seed(0)
-    unet, vae = moved(UNet2DConditionModel(**UNET)), moved(AutoencoderKL(**VAE))
-    text = peer("quick_gelu", len(VOCABULARY), LENGTH)
-    unet.save_pretrained(directory / "unet")
-    vae.save_pretrained(directory / "vae")
-    directory_of(text, directory / "text_encoder", "quick_gelu")
-    DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing").save_pretrained(directory / "scheduler")
-    (directory / "tokenizer").mkdir()
-    numbers = {token: number for number, token in enumerate(VOCABULARY)}
-    (directory / "tokenizer" / "vocab.json").write_text(json.dumps(numbers))
-    (directory / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
-    return Pipeline(unet, vae, text, directory)
+    return write_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +49,14 @@ def ours(theirs: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return ddpm.load(out)
 
 
-def assert_equal(found: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).norm() <= bound * expected.norm()
-
-
 @torch.no_grad()
 def test_every_part_is_theirs(theirs: Pipeline, ours: Model):
     texts = ("a b", "")
     given = ours.given(2, prompt=list(texts))
-    assert_equal(ours.network.text({"prompt": torch.from_numpy(given["prompt"])}).tokens, theirs.tokens(*texts))
+    tokens = ours.network.text({"prompt": torch.from_numpy(given["prompt"])}).tokens
+    assert_equal(tokens, theirs.tokens(*texts), "text encoder")
     x, t = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 977])
-    assert_equal(ours.denoiser(given)(x, t), theirs.unet(x, t, theirs.tokens(*texts)).sample)
+    assert_equal(ours.denoiser(given)(x, t), theirs.unet(x, t, theirs.tokens(*texts)).sample, "U-Net")
     images = theirs.vae.decode(x / 0.7).sample
     decoded = ours.codec.decode(x.numpy())
     assert decoded.shape == (2, 8, 8, 3)
@@ -118,7 +65,7 @@ def test_every_part_is_theirs(theirs: Pipeline, ours: Model):
     pictures = torch.rand(2, 3, 8, 8) * 2 - 1
     stored = ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8)
     encoded = theirs.vae.encode(stored.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean * 0.7
-    assert_equal(ours.codec.encode(stored), encoded)
+    assert_equal(ours.codec.encode(stored), encoded, "autoencoder")
 
 
 def test_the_card_says_what_the_directory_does(ours: Model):
@@ -139,13 +86,13 @@ def test_the_card_says_what_the_directory_does(ours: Model):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "scheduler"),
+    ("sampler", "name", "scheduler"),
     [
-        ("ddim", DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")),
-        ("dpmpp_2m", DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing")),
+        ("ddim", "DDIM", DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")),
+        ("dpmpp_2m", "DPM-Solver++(2M)", DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing")),
     ],
 )
-def test_the_same_noise_is_the_same_picture(sampler, scheduler, theirs: Pipeline, ours: Model):
+def test_the_same_noise_is_the_same_picture(sampler, name, scheduler, theirs: Pipeline, ours: Model):
     """With guidance, as StableDiffusionPipeline runs its loop."""
     steps, scale, x = 4, 3.0, torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(5))
     plan = ours.plan(sampler=sampler, steps=steps, spacing="trailing", guidance_scale=scale)
@@ -157,7 +104,7 @@ def test_the_same_noise_is_the_same_picture(sampler, scheduler, theirs: Pipeline
             weak, told = theirs.unet(torch.cat([x, x]), t, context).sample.chunk(2)
             x = scheduler.step(weak + scale * (told - weak), t, x).prev_sample
         images = theirs.vae.decode(x / 0.7).sample
-    assert_equal(drawn, x, bound=1e-4)
+    assert_equal(drawn, x, f"pipeline, {name}", bound=1e-4)
     expected = np.clip(np.rint((images.numpy() + 1) * 127.5), 0, 255).transpose(0, 2, 3, 1)
     assert np.abs(ours.codec.decode(drawn.numpy()) - expected).max() <= 1
 
@@ -170,8 +117,7 @@ def test_out_and_in_again_is_the_same_model(theirs: Pipeline, ours: Model, tmp_p
             load_file(each / folder / "diffusion_pytorch_model.safetensors")
             for each in (theirs.directory, tmp_path / "out")
         )
-        assert published.keys() == written.keys()
-        assert all(torch.equal(written[name], published[name]) for name in published)
+        assert_same(written, published, "pipeline, out and in again")
     published, written = (
         load_file(each / "text_encoder" / "model.safetensors") for each in (theirs.directory, tmp_path / "out")
     )
@@ -271,13 +217,10 @@ def test_diffusers_reads_our_original_names_as_we_do(original: Pipeline, state: 
     """By its own conversion of such files."""
     config = dict(original.unet.config) | {"class_embed_type": None}
     converted = convert_ldm_unet_checkpoint(dict(state), config)
-    expected = original.unet.state_dict()
-    assert converted.keys() == expected.keys()
-    assert all(torch.equal(converted[name], tensor) for name, tensor in expected.items())
+    assert_same(converted, original.unet.state_dict(), "original file")
     converted = convert_ldm_vae_checkpoint(dict(state), dict(original.vae.config))
     expected = original.vae.state_dict()
-    assert converted.keys() == expected.keys()
-    assert all(torch.equal(converted[name].reshape(tensor.shape), tensor) for name, tensor in expected.items())
+    assert_same({name: t.reshape(expected[name].shape) for name, t in converted.items()}, expected, "original file")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "ckpt", "averaged"])
@@ -371,6 +314,15 @@ def test_parts_that_do_not_fit_are_named(folder, change, words, theirs: Pipeline
     path = tmp_path / "sd" / folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=words):
+        pipeline.read(tmp_path / "sd", Flags())
+
+
+@pytest.mark.parametrize("folder", ["unet", "vae", "text_encoder"])
+def test_tensors_that_no_part_has_are_named(folder, theirs: Pipeline, tmp_path: Path):
+    shutil.copytree(theirs.directory, tmp_path / "sd")
+    (file,) = (tmp_path / "sd" / folder).glob("*.safetensors")
+    save_file({**load_file(file), "extra.weight": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match=rf"{folder}.*: another network: missing nothing; unexpected extra\.weight"):
         pipeline.read(tmp_path / "sd", Flags())
 
 

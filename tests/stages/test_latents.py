@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 from tiny import TINY_PARAMS
 from torchmetrics.functional.image import structural_similarity_index_measure
+from untrained import untrained
 
 import ddpm
 from ddpm.codecs.latent import Latent, StoredLatent
@@ -32,6 +33,7 @@ from ddpm.evaluation.reconstruction import ssim
 from ddpm.export.parity import inputs_of
 from ddpm.files import sha256_of
 from ddpm.layout import LATENTS, PREPARED
+from ddpm.model import DataFacts
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.encode import encode
 from ddpm.stages.evaluate import evaluate_variant
@@ -265,6 +267,16 @@ def test_an_autoencoder_of_other_images_is_refused(project: Path):
             run()
     with pytest.raises(UserError, match="squeeze is an autoencoder of other images"):
         evaluate_variant(params(), "squeeze")
+
+
+def test_an_autoencoder_of_other_channels_is_refused(project: Path):
+    shutil.rmtree("models/squeeze")
+    untrained("squeeze", Path("models"), DataFacts(name="colours", shape=(8, 8, 3), classes=None), **AUTOENCODER)
+    for run in (lambda: encode(params(), "squeeze"), lambda: train_variant(params(), "small")):
+        with pytest.raises(
+            UserError, match="autoencoder of images of 8×8×3, but the prepared data are images of 8×8×1"
+        ):
+            run()
 
 
 def test_what_is_no_autoencoder_is_refused(project: Path):

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ddpm.codecs.scale import PixelCodec
 from ddpm.config.base import Fraction, Positive, validate
 from ddpm.config.network import NetworkConfig
 from ddpm.errors import UserError
+from ddpm.interop.diffusers.levels import (
+    PLAIN,
+    Levels,
+    attends,
+    in_common,
+    refuse_unsupported,
+    their_levels,
+    widths_of,
+)
 
-_ATTENDING = {False: ("DownBlock2D", "UpBlock2D"), True: ("AttnDownBlock2D", "AttnUpBlock2D")}
-_RESNET_BLOCKS = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-
-
-class Levels(BaseModel, frozen=True):
-    """What the configurations of their U-Nets have in common."""
-
-    class_name: str = Field(alias="_class_name")
-    sample_size: Positive | None = None
-    down_block_types: tuple[str, ...]
-    up_block_types: tuple[str, ...]
-    block_out_channels: tuple[Positive, ...]
-
-    @field_validator("sample_size", mode="before")
-    @classmethod
-    def _a_square_has_one_side(cls, value: Any) -> Any:
-        sides = value if isinstance(value, list | tuple) else ()
-        return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
-
-    @model_validator(mode="after")
-    def _levels_are_told_alike(self) -> Self:
-        widths = self.block_out_channels
-        alike = len(self.down_block_types) == len(self.up_block_types) == len(widths) > 0
-        if not alike or any(c % widths[0] for c in widths):
-            raise ValueError(
-                f"down_block_types, up_block_types and block_out_channels {list(widths)} must be as many, and the "
-                "channels multiples of the first"
-            )
-        return self
+CLASS = "UNet2DModel"
+_ATTENDING = ("AttnDownBlock2D", "AttnUpBlock2D")
+_RESIDUAL = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
 
 
 class UNet2DConfig(Levels, frozen=True):
@@ -100,23 +83,14 @@ def network_config(theirs: UNet2DConfig, side: int, where: str, *, scores: bool 
     """
     _refuse_other_ranges(theirs, where, scores)
     attended, residual = _blocks(theirs, where)
-    first = theirs.block_out_channels[0]
     return validate(
         NetworkConfig,
-        {
-            "width": first,
-            "multipliers": [c // first for c in theirs.block_out_channels],
-            "blocks": theirs.layers_per_block,
-            "attention_resolutions": [side // 2**level for level in attended],
+        in_common(theirs, side, attended)
+        | {
             "middle_attention": theirs.add_attention,
             "head_channels": theirs.attention_head_dim,
-            "groups": theirs.norm_num_groups,
-            "norm_epsilon": theirs.norm_eps,
-            "dropout": theirs.dropout,
-            "scale_shift": theirs.resnet_time_scale_shift == "scale_shift",
             "resample": "residual" if residual else "conv",
             "downsample_padding": "asymmetric" if theirs.downsample_padding == 0 and not residual else "symmetric",
-            "frequency_shift": theirs.freq_shift,
             "timestep_scale": 0.5 if scores else 1.0,
             "time_embedding": "fourier" if scores else "sinusoidal",
             "input_range": "unit" if scores and not theirs.center_input_sample else "symmetric",
@@ -139,19 +113,17 @@ def _refuse_other_ranges(theirs: UNet2DConfig, where: str, scores: bool) -> None
 
 def _blocks(theirs: UNet2DConfig, where: str) -> tuple[list[int], bool]:
     """The levels that attend, and whether the ways between levels are residual blocks."""
-    pairs = {
-        _ATTENDING[False]: ("conv", "conv"),
-        _ATTENDING[True]: (theirs.downsample_type, theirs.upsample_type),
-        _RESNET_BLOCKS: ("resnet", "resnet"),
+    ways_of = {
+        PLAIN: ("conv", "conv"),
+        _ATTENDING: (theirs.downsample_type, theirs.upsample_type),
+        _RESIDUAL: ("resnet", "resnet"),
     }
-    found = list(zip(theirs.down_block_types, reversed(theirs.up_block_types), strict=True))
-    for level, pair in enumerate(found):
-        if pair not in pairs:
-            raise UserError(f"{where}: level {level} has {pair[0]} and {pair[1]}, a pair that ddpm does not have")
-    ways = {pairs[pair][0] for pair in found[:-1]} | {pairs[pair][1] for pair in found[1:]}
+    theirs.refuse_other_pairs(list(ways_of), where)
+    pairs = theirs.pairs
+    ways = {ways_of[pair][0] for pair in pairs[:-1]} | {ways_of[pair][1] for pair in pairs[1:]}
     if len(ways) > 1:
         raise UserError(f"{where}: it resamples by {' and '.join(sorted(ways))}; expected conv or resnet alone")
-    return [level for level, pair in enumerate(found) if pair == _ATTENDING[True]], ways == {"resnet"}
+    return [level for level, pair in enumerate(pairs) if pair == _ATTENDING], ways == {"resnet"}
 
 
 def their_config(
@@ -162,46 +134,19 @@ def their_config(
     Raises:
         UserError: the network uses what UNet2DModel lacks; the message names the key.
     """
-    multipliers = list(network.multipliers)
-    for key, value, unsupported in (
-        ("resample", network.resample, network.resample == "plain"),
-        ("rescale_residuals", network.rescale_residuals, network.rescale_residuals),
-        ("timestep_scale", network.timestep_scale, network.timestep_scale != 1),
-        ("time_embedding", network.time_embedding, network.time_embedding != "sinusoidal"),
-        ("input_range", network.input_range, network.input_range != "symmetric"),
-        ("multipliers", multipliers, multipliers[0] != 1),
-    ):
-        if unsupported:
-            raise UserError(f"network.{key} is {value}, which diffusers' UNet2DModel does not have")
-    widths = [network.width * multiplier for multiplier in multipliers]
-    channels, side, _ = codec.network_shape
-    attends = [side // 2**level in network.attention_resolutions for level in range(len(widths))]
+    if network.resample == "plain":
+        raise UserError(f"network.resample is plain, which diffusers' {CLASS} does not have")
+    refuse_unsupported(network, CLASS)
+    attending = attends(network, codec.network_shape[1])
     residual = network.resample == "residual"
-    plain = _RESNET_BLOCKS if residual else _ATTENDING[False]
-    blocks = [_ATTENDING[True] if attending else plain for attending in attends]
-    return {
-        "_class_name": "UNet2DModel",
-        "sample_size": side,
-        "in_channels": channels,
-        "out_channels": out_channels,
-        "down_block_types": [down for down, _ in blocks],
-        "up_block_types": [up for _, up in reversed(blocks)],
-        "block_out_channels": widths,
-        "layers_per_block": network.blocks,
+    pairs = [_ATTENDING if attend else _RESIDUAL if residual else PLAIN for attend in attending]
+    return their_levels(network, CLASS, codec.network_shape, out_channels, pairs) | {
         "add_attention": network.middle_attention,
-        "attention_head_dim": _head_channels(network, widths, attends),
-        "norm_num_groups": network.groups,
+        "attention_head_dim": _head_channels(network, widths_of(network), attending),
         "attn_norm_num_groups": network.groups,
-        "norm_eps": network.norm_epsilon,
-        "dropout": network.dropout,
-        "act_fn": "silu",
-        "resnet_time_scale_shift": "scale_shift" if network.scale_shift else "default",
         "downsample_type": "resnet" if residual else "conv",
         "upsample_type": "resnet" if residual else "conv",
-        "downsample_padding": 0 if network.downsample_padding == "asymmetric" else 1,
         "time_embedding_type": "positional",
-        "flip_sin_to_cos": False,
-        "freq_shift": network.frequency_shift,
         "num_class_embeds": num_classes,
     }
 

@@ -9,10 +9,10 @@ from pydantic import Field
 from ddpm.config.base import Fraction, Positive, validate
 from ddpm.config.network import NetworkConfig
 from ddpm.errors import UserError
-from ddpm.interop.diffusers.unet import Levels
+from ddpm.interop.diffusers.levels import PLAIN, Levels, attends, in_common, refuse_unsupported, their_levels, widths_of
 
 CLASS = "UNet2DConditionModel"
-_ATTENDING = {False: ("DownBlock2D", "UpBlock2D"), True: ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")}
+_ATTENDING = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _ONE = Annotated[float, Field(ge=1, le=1)]
 
 
@@ -82,24 +82,15 @@ def network_config(theirs: UNet2DConditionConfig, side: int, where: str) -> Netw
     Raises:
         UserError: it is of blocks or heads that ours lacks.
     """
-    first = theirs.block_out_channels[0]
     return validate(
         NetworkConfig,
-        {
-            "width": first,
-            "multipliers": [c // first for c in theirs.block_out_channels],
-            "blocks": theirs.layers_per_block,
-            "attention_resolutions": [side // 2**level for level in _attended(theirs, where)],
-            **_heads(theirs, where),
+        in_common(theirs, side, _attended(theirs, where))
+        | _heads(theirs, where)
+        | {
             "attention": "transformer",
             "transformer_depth": theirs.transformer_layers_per_block,
             "transformer_projection": "linear" if theirs.use_linear_projection else "conv",
-            "groups": theirs.norm_num_groups,
-            "norm_epsilon": theirs.norm_eps,
-            "dropout": theirs.dropout,
-            "scale_shift": theirs.resnet_time_scale_shift == "scale_shift",
             "downsample_padding": "symmetric" if theirs.downsample_padding else "asymmetric",
-            "frequency_shift": theirs.freq_shift,
         },
         where,
     )
@@ -107,12 +98,8 @@ def network_config(theirs: UNet2DConditionConfig, side: int, where: str) -> Netw
 
 def _attended(theirs: UNet2DConditionConfig, where: str) -> list[int]:
     """The levels with attention, from 0."""
-    attends = {pair: attending for attending, pair in _ATTENDING.items()}
-    pairs = list(zip(theirs.down_block_types, reversed(theirs.up_block_types), strict=True))
-    for level, pair in enumerate(pairs):
-        if pair not in attends:
-            raise UserError(f"{where}: level {level} has {pair[0]} and {pair[1]}, a pair that ddpm does not have")
-    return [level for level, pair in enumerate(pairs) if attends[pair]]
+    theirs.refuse_other_pairs([PLAIN, _ATTENDING], where)
+    return [level for level, pair in enumerate(theirs.pairs) if pair == _ATTENDING]
 
 
 def _heads(theirs: UNet2DConditionConfig, where: str) -> dict[str, int]:
@@ -140,41 +127,12 @@ def their_config(network: NetworkConfig, side: int, channels: int, out_channels:
     Raises:
         UserError: the network uses what UNet2DConditionModel lacks; the message names the key.
     """
-    multipliers = list(network.multipliers)
-    for key, value, unsupported in (
-        ("attention", network.attention, network.attention != "transformer"),
-        ("middle_attention", network.middle_attention, not network.middle_attention),
-        ("resample", network.resample, network.resample != "conv"),
-        ("rescale_residuals", network.rescale_residuals, network.rescale_residuals),
-        ("timestep_scale", network.timestep_scale, network.timestep_scale != 1),
-        ("time_embedding", network.time_embedding, network.time_embedding != "sinusoidal"),
-        ("input_range", network.input_range, network.input_range != "symmetric"),
-        ("multipliers", multipliers, multipliers[0] != 1),
-    ):
-        if unsupported:
-            raise UserError(f"network.{key} is {value}, which diffusers' {CLASS} does not have")
-    widths = [network.width * multiplier for multiplier in multipliers]
-    blocks = [_ATTENDING[side // 2**level in network.attention_resolutions] for level in range(len(widths))]
+    refuse_unsupported(network, CLASS, attention="transformer", middle_attention=True, resample="conv")
+    pairs = [_ATTENDING if attend else PLAIN for attend in attends(network, side)]
     of_each = network.head_channels
-    return {
-        "_class_name": CLASS,
-        "sample_size": side,
-        "in_channels": channels,
-        "out_channels": out_channels,
-        "down_block_types": [down for down, _ in blocks],
-        "up_block_types": [up for _, up in reversed(blocks)],
-        "block_out_channels": widths,
-        "layers_per_block": network.blocks,
+    return their_levels(network, CLASS, (channels, side), out_channels, pairs) | {
         "cross_attention_dim": tokens,
         "transformer_layers_per_block": network.transformer_depth,
-        "attention_head_dim": [max(1, c // of_each) for c in widths] if of_each else network.heads,
+        "attention_head_dim": [max(1, c // of_each) for c in widths_of(network)] if of_each else network.heads,
         "use_linear_projection": network.transformer_projection == "linear",
-        "norm_num_groups": network.groups,
-        "norm_eps": network.norm_epsilon,
-        "dropout": network.dropout,
-        "act_fn": "silu",
-        "resnet_time_scale_shift": "scale_shift" if network.scale_shift else "default",
-        "downsample_padding": 0 if network.downsample_padding == "asymmetric" else 1,
-        "flip_sin_to_cos": False,
-        "freq_shift": network.frequency_shift,
     }
