@@ -52,8 +52,9 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
         encoded = {name: _encoded(name, extractor) for name in params.autoencoders}
         bases = _bases(params, names, extractor, encoded) | dict(zip(params.guides, guiding, strict=True))
-        embedded = [step for name in params.encoders for step in _embedded(name, extractor)]
-        steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values()), *embedded], {}
+        embedded = {name: _embedded(name, extractor) for name in params.encoders}
+        first = itertools.chain(*encoded.values(), *embedded.values())
+        steps, promoted = [fetched, prepared, extractor, *guiding, *first], {}
         for name in names:
             evaluate, export = _last_stages(params, name)
             if name in params.composed:
@@ -68,6 +69,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
                 trained = _model(name, params.guides, bases[name], guiding)
             else:
                 trained = _model(name, params.guides, tasks.train.submit(name, wait_for=[extractor]), guiding)
+            if name in params.variants:
+                trained = [*trained, *_judged(name, trained, embedded)]
             evaluated = tasks.evaluate.submit(name, evaluate, wait_for=trained)
             exported = tasks.export.submit(name, export, wait_for=[evaluated])
             version = tasks.register.submit(name, wait_for=[exported])
@@ -128,6 +131,13 @@ def _embedded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[An
     return [trained, evaluated, tasks.embed.submit(name, wait_for=[trained])]
 
 
+def _judged(
+    name: str, trained: Sequence[PrefectFuture[Any]], embedded: Mapping[str, Sequence[PrefectFuture[Any]]]
+) -> list[PrefectFuture[Any]]:
+    """The records of what measures a model, after its training and those of the CLIPs."""
+    return [tasks.record_judge.submit(name, clip, wait_for=[*trained, *steps]) for clip, steps in embedded.items()]
+
+
 def _cascade(name: str, stages: Stages, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
     """The trainings of a cascade's links, and their composition."""
     links = [
@@ -164,6 +174,7 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
     of_encoder = ("train-encoder", "evaluate-encoder", "embed")
     own |= {f"{stage}@{name}" for stage in of_encoder for name in params.encoders}
+    own |= {f"judge@{variant}-{clip}" for variant in variants for clip in params.encoders}
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
     bases = {params.controls[name].of for name in controls}
     own |= {f"train-latent@{base}" if base in params.latents else f"train@{base}" for base in bases}

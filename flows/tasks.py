@@ -51,6 +51,11 @@ def record_guide(variant: str, guide: str) -> State | None:
     return _run(f"guide@{variant}-{guide}")
 
 
+@task(name="record-judge", task_run_name="record judge {clip} of {variant}", **OPTIONS)
+def record_judge(variant: str, clip: str) -> State | None:
+    return _run(f"judge@{variant}-{clip}")
+
+
 @task(name="train-autoencoder", task_run_name="train autoencoder {autoencoder}", **OPTIONS)
 def train_autoencoder(autoencoder: str) -> State | None:
     return _run(f"train-autoencoder@{autoencoder}", on_gpu=True)

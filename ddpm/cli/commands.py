@@ -123,6 +123,12 @@ def run_record_guide(arguments: Arguments) -> None:
     record_guide(_params(), arguments.variant, arguments.guide)
 
 
+def run_record_judge(arguments: Arguments) -> None:
+    from ddpm.stages.guide import record_judge
+
+    record_judge(_params(), arguments.variant, arguments.clip)
+
+
 def run_evaluate(arguments: Arguments) -> None:
     from ddpm.figures.figure import aligned, rows
     from ddpm.stages.evaluate import evaluate_variant

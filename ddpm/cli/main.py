@@ -189,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("models", nargs="+", metavar="MODEL", help="two or three models with a control, such as models/V")
     record = for_variant("record-guide", "write down the hash of a model's guide, which DVC depends on")
     record.add_argument("guide", metavar="GUIDE", help="a model named under `guides` in params.yaml")
+    judge = for_variant("record-judge", "write down the hash of the CLIP that measures a model, which DVC depends on")
+    judge.add_argument("clip", metavar="CLIP", help="a model named under `encoders` in params.yaml")
     evaluate = for_variant("evaluate", "measure a model and draw its pictures")
     for shared in (train, evaluate):
         # By which one process hands its parameters to those that it starts.

@@ -159,6 +159,20 @@ class Params(Section):
                     raise ValueError(f"{key}.guide must be null: {name}, of `latents`, has no guide in the pipeline")
         return self
 
+    @model_validator(mode="after")
+    def _the_judge_is_among_the_encoders(self) -> Params:
+        clip = self.evaluation.clip
+        if clip is not None and self.evaluation.clip_name not in self.encoders:
+            raise ValueError(
+                f"evaluation.clip is {brief(clip)}: expected models/NAME of a NAME in `encoders`, found there: "
+                f"{listed(self.encoders) or 'none'}"
+            )
+        pairs = Counter(f"{variant}-{encoder}" for variant in self.variants for encoder in self.encoders)
+        for pair, count in pairs.items():
+            if count > 1:  # as of guides
+                raise ValueError(f"two pairs of `variants` and `encoders` come to one name, {pair}: rename a model")
+        return self
+
     def _check_process(self, variant: str, guide: str) -> None:
         """Before anything is trained: a guide is of the same process and draws images of the same size."""
         sides = [self.models[name].codec.side for name in (variant, guide)]
@@ -387,8 +401,15 @@ def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
     one that is not written; without DVC they may be left out.
 
     Raises:
-        UserError: a section is missing; it names all of them.
+        UserError: a section is missing; it names all of them. Or `evaluation.clip` measures models that DVC has no
+            stage `judge` for.
     """
+    for key in ("latents", "cascades", "controls") if params.evaluation.clip else ():
+        if found := getattr(params, key):
+            raise UserError(
+                f"{path}: evaluation.clip measures the `variants` in the pipeline, but `{key}` has {listed(found)}: "
+                "set it to null, and measure those by hand with `ddpm evaluate`"
+            )
     for name in params.trained:
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
         if missing:

@@ -18,7 +18,7 @@ _TIE_BREAKERS = ("nll_validation", "gflops_per_image")
 # What a protocol says of the sampling plan, which is the model's own or one for all.
 _PLAN_FIELDS = set(SamplingConfig.model_fields)
 # Of a protocol, that only models with some column have.
-_OF_COLUMNS = ("labels", "captions_sha256", "lows", "inpainted")
+_OF_COLUMNS = ("labels", "captions_sha256", "judge", "lows", "inpainted")
 
 
 @dataclass(frozen=True)

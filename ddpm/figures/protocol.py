@@ -43,6 +43,8 @@ class EvaluationProtocol:
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
     captions_sha256: str | None = None  # of the data's captions, that a model is asked for which is conditioned on them
     held_out_samples: int | None = None  # drawn of captions that training has not seen
+    judge: str | None = None  # the CLIP that measures models with captions: its name, and its weights' SHA-256
+    judge_candidates: int | None = None  # captions that a sample's own is to be the best of
     lows: str | None = None  # of an upsampler: the split whose images it enlarges, and their size
     hints: str | None = None  # of a model with a control: the split whose hints it is shown, and what they are
     inpainted: int | None = None  # validation images of which a part is drawn again, of a model that was trained for it

@@ -70,12 +70,12 @@ class CLIP(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """exp of a learned number: 1/temperature, at most 100."""
-        return self.log_scale.exp().clamp(max=MOST_SCALE)
+        """exp of a learned number: 1/temperature."""
+        return self.log_scale.exp()
 
     @torch.no_grad()
     def limit_scale(self) -> None:
-        """Set a scale above 100 back to 100, from where it can still fall: beyond the limit it has no gradient."""
+        """Set a scale above 100 back to 100, before a step of training. It still has a gradient there, and can fall."""
         self.log_scale.clamp_(max=math.log(MOST_SCALE))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

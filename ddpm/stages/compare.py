@@ -237,7 +237,7 @@ def _open(
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
         samples = open_model(exactly, root=root)
-        today = protocol_of(params, facts_of(measured_by(params, samples)), data, extractor)
+        today = protocol_of(params, facts_of(measured_by(params, samples)), data, extractor, root=root)
         found = tracking.evaluation_of(exactly, root, today.id)
         compared = Compared(model.removeprefix("models:/"), model, _recorded(found))
         return Opened(compared, samples, exactly, found.protocols)

@@ -53,6 +53,7 @@ _OF_ENCODER |= {"evaluate-encoder": REPORTS / "{}/metrics.json"}
 _OF_LATENT = {"train-latent": MODELS / "{}/model.json", "evaluate-latent": REPORTS / "{}/metrics.json"}
 _OF_LATENT |= {"export-latent": DEPLOY / "{}/sampler.json"}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
+_OF_JUDGED = {"judge": MODELS / "{}/judges/{}.json"}  # of a variant and a CLIP
 
 _FOLDERS = (
     *("data", PREPARED, EXTRACTOR, LATENTS, EMBEDDINGS, MODELS, REPORTS, DEPLOY, COMPARISON),
@@ -100,6 +101,7 @@ def _stages(params: Params) -> dict[str, Path]:
     for files, groups in (
         (_OF_GUIDE, [(name,) for name in params.guides]),
         (_OF_PAIR, pairs),
+        (_OF_JUDGED, list(itertools.product(params.variants, params.encoders))),
         (_OF_VARIANT, [(name,) for name in params.variants]),
         (_OF_CONTROL, [(name,) for name in params.controls]),
         (_OF_AUTOENCODER, [(name,) for name in params.autoencoders]),

@@ -29,7 +29,7 @@ CLASSIFIER_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # with a classifier as guide
 INTERVALS: tuple[Interval, ...] = (None, (0.2, 0.8))
 
 # Beside the figure that decides.
-_SHOWN = ("class_accuracy", "retrieval_5_pixels", "precision", "recall")
+_SHOWN = ("class_accuracy", "retrieval_5_pixels", "clip_score", "r_precision", "precision", "recall")
 
 
 @dataclass(frozen=True)
