@@ -82,13 +82,13 @@ def train_latent(variant: str) -> State | None:
 
 
 @task(name="train-link", task_run_name="train {link} of {cascade}", **OPTIONS)
-def train_link(cascade: str, link: str) -> State | None:
-    return _run(f"train-{link}@{cascade}", on_gpu=True)
+def train_link(cascade: str, link: str, stage: str) -> State | None:
+    return _run(f"{stage}@{cascade}", on_gpu=True)
 
 
 @task(task_run_name="compose {cascade}", **OPTIONS)
-def compose(cascade: str) -> State | None:
-    return _run(f"compose@{cascade}")
+def compose(cascade: str, stage: str) -> State | None:
+    return _run(f"{stage}@{cascade}")
 
 
 @task(task_run_name="evaluate {variant}", **OPTIONS)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, listed
 from ddpm.layout import COMPARISON_PAGE, EMBEDDINGS, LATENTS, REPORTS
 from ddpm.serve.arguments import chosen_settings
 
@@ -105,7 +105,7 @@ def run_compose(arguments: Arguments) -> None:
 
     params = _params()
     compose(params, arguments.cascade)
-    print(f"models/{arguments.cascade}: {' and '.join(params.cascade(arguments.cascade).links.values())}")
+    print(f"models/{arguments.cascade}: {listed(params.cascade(arguments.cascade).links.values())}")
 
 
 def run_join_controls(arguments: Arguments) -> None:

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from ddpm.config.base import Section, Seed, validate
-from ddpm.config.cascade import CascadeConfig
+from ddpm.config.cascade import CascadeConfig, CompositionConfig
 from ddpm.config.data import DataConfig
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
@@ -212,7 +212,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _something_is_built(self) -> Params:
-        if not (self.variants or self.cascades or self.latents or self.controls):
+        if not self.built:
             raise ValueError(
                 "`variants` is empty, and there are no `cascades`, `latents` or `controls`: expected a model to build"
             )
@@ -227,29 +227,29 @@ class Params(Section):
     @model_validator(mode="after")
     def _cascades_are_of_models(self) -> Params:
         places = {name: key for key in ("guides", "variants", "latents") for name in getattr(self, key)}
-        for cascade, config in self.cascades.items():
+        for cascade, config in self.composed.items():
             if cascade in self.models:
                 raise ValueError(f"{cascade} is the name of a cascade and of a model: rename one")
+            own = f"{config.key}.{cascade}"
             for link, name in config.links.items():
+                key = f"{own}.{link}"
                 if name not in self.models:
-                    raise ValueError(
-                        f"cascades.{cascade}.{link} is {brief(name)}, but `models` has only: {listed(self.models)}"
-                    )
+                    raise ValueError(f"{key} is {brief(name)}, but `models` has only: {listed(self.models)}")
                 if self.models[name].draws_nothing:
                     kind = self.models[name].network.kind
-                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}: network.kind {kind} draws nothing")
+                    raise ValueError(f"{key} is {brief(name)}: network.kind {kind} draws nothing")
                 if self.models[name].codec.latent is not None:
-                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}, which has codec.latent")
+                    raise ValueError(f"{key} is {brief(name)}, which has codec.latent")
                 if name in places:
                     raise ValueError(
-                        f"cascades.{cascade}.{link} is {brief(name)}, which is in `{places[name]}` too: the pipeline "
-                        "would train it twice. Leave it out of one"
+                        f"{key} is {brief(name)}, which is in `{places[name]}` too: the pipeline would train it twice. "
+                        "Leave it out of one"
                     )
-                places[name] = f"cascades.{cascade}"
+                places[name] = own
             if self.evaluation.sampling and self.evaluation.sampling.guide:
                 raise ValueError(f"evaluation.sampling.guide must be null: the cascade {cascade} has no guide")
             try:
-                config.check(*(self.models[name] for name in config.links.values()))
+                config.check(self.links(cascade))
             except ValueError as error:
                 raise ValueError(f"the cascade {cascade} {error}") from None
         return self
@@ -299,13 +299,22 @@ class Params(Section):
             raise ValueError(f"models.{name}.{error}") from None
 
     def upsamples(self, name: str) -> bool:
-        """Whether a model is the second of a cascade."""
-        return any(name == cascade.upsampler for cascade in self.cascades.values())
+        """Whether a model is the upsampler of a cascade."""
+        return any(name == cascade.upsampler for cascade in self.composed.values())
+
+    @property
+    def composed(self) -> dict[str, CompositionConfig]:
+        """What draws with several models, by its name."""
+        return {**self.cascades}
+
+    def links(self, name: str) -> dict[str, VariantConfig]:
+        """The models of a cascade, by the links' names."""
+        return {link: self.models[model] for link, model in self.cascade(name).links.items()}
 
     @property
     def trained(self) -> tuple[str, ...]:
         """All models that the pipeline trains."""
-        links = [name for cascade in self.cascades.values() for name in cascade.links.values()]
+        links = [name for cascade in self.composed.values() for name in cascade.links.values()]
         first = (*self.guides, *self.autoencoders, *self.encoders)
         return (*self.variants, *first, *self.latents, *links, *self.controls)
 
@@ -313,7 +322,7 @@ class Params(Section):
     def built(self) -> tuple[str, ...]:
         """What the pipeline measures, exports and registers: models and cascades. A model comes after the one that it
         controls."""
-        return (*self.variants, *self.latents, *self.cascades, *self.controls)
+        return (*self.variants, *self.latents, *self.composed, *self.controls)
 
     @model_validator(mode="after")
     def _no_model_starts_from_itself(self) -> Params:
@@ -343,28 +352,28 @@ class Params(Section):
         return self.models[name]
 
     def planned(self, name: str) -> str:
-        """The model whose section `sampling` is the plan that users choose: of a cascade its first link, else itself.
+        """The model whose section `sampling` is the plan that users choose: of a cascade its leading link, else itself.
 
         Raises:
             UserError: there is no such model or cascade.
         """
         self.check_built(name)
-        return next(iter(self.cascades[name].links.values())) if name in self.cascades else name
+        return self.composed[name].links[self.composed[name].leading] if name in self.composed else name
 
     def check_built(self, name: str) -> None:
         """
         Raises:
             UserError: there is no such model or cascade.
         """
-        if name not in self.cascades:
+        if name not in self.composed:
             self.variant(name)
 
-    def cascade(self, name: str) -> CascadeConfig:
+    def cascade(self, name: str) -> CompositionConfig:
         """The named cascade's configuration, or a UserError that lists those there are."""
-        if name not in self.cascades:
-            there = listed(self.cascades) or "none"
+        if name not in self.composed:
+            there = listed(self.composed) or "none"
             raise UserError(f"there is no cascade {name!r} among the `cascades` of {PARAMS_FILE}; there are: {there}")
-        return self.cascades[name]
+        return self.composed[name]
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

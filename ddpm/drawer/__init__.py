@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,15 @@ class Drawer(ABC):
         empty name.
         """
         return {"": self}
+
+    @property
+    def leading(self) -> str:
+        """The link whose plan users choose."""
+        return next(iter(self.links))
+
+    def links_for(self, given: Given) -> Set[str]:
+        """The links that have to draw where these values are given: the last, and those that feed one of them."""
+        return self.links.keys()
 
     @property
     def other_plans(self) -> Mapping[str, Mapping[str, Any]]:
@@ -157,12 +166,17 @@ class Drawer(ABC):
         return dict.fromkeys(self.links, plan)
 
     def draw_links(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[dict[str, NDArray[Any]] | NotFiniteError]:
-        """As `draw_parts`, of each part what every link draws, by the links' names."""
+        """As `draw_parts`, of each part what the links draw that have to, by the links' names."""
         chains: list[dict[str, NDArray[Any]] | NotFiniteError] = [{} for _ in parts]
+        wanted = [self.links_for(part.given) for part in parts]
         for name, own_plan in self.plans(plan).items():
-            left = {number: drawn for number, drawn in enumerate(chains) if isinstance(drawn, dict)}
+            left = {
+                number: drawn
+                for number, drawn in enumerate(chains)
+                if isinstance(drawn, dict) and name in wanted[number]
+            }
             if not left:
-                break
+                continue
             own = [self.part_of(name, parts[number], drawn) for number, drawn in left.items()]
             for number, found in zip(left, self.links[name].draw_parts(own_plan, own), strict=True):
                 chains[number] = found if isinstance(found, NotFiniteError) else {**left[number], name: found}

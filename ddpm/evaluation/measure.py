@@ -65,7 +65,7 @@ class ModelFacts(NamedTuple):
     guide: str | None = None
     """The model that guides it, if another does."""
     other_plans: Mapping[str, Mapping[str, Any]] = {}
-    """Of a cascade how its other links draw, by their names; the rest is of its first link."""
+    """Of a cascade how its other links draw, by their names; the rest is of its leading link."""
 
 
 def facts_of(drawer: Drawer) -> ModelFacts:
@@ -315,7 +315,7 @@ def protocol_of(
         samples=options.samples,
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
-        **dict[str, Any](facts.other_plans),
+        other_plans=facts.other_plans,
         **_asked(options, facts.columns, data.manifest, root),
         splits=score_splits(options, len(validation)) if data.codec.pictures else options.splits,
         kid_subsets=KID_SUBSETS,

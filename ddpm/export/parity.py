@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -94,8 +95,8 @@ def chain_parity(
 ) -> dict[str, Any]:
     """Hold an exported cascade against the trained one, by the plans of all links and the same noise.
 
-    Images are compared, not numbers. What a link draws is rounded to 256 levels before the next one sees it, where a
-    difference of any size can become one of a level; so both get what the exported links before them draw.
+    What is drawn is compared, not x. An image is rounded to 256 levels before the next link sees it, where a difference
+    of any size can become one of a level; so both get what the exported links before them draw.
 
     Args:
         directory: of the exported one, with its links and cascade.json.
@@ -107,9 +108,8 @@ def chain_parity(
     exported = open_exported(directory, providers=[CPU], in_graph=False)
     part, drawn, levels = cascade.part(samples, seed=0), dict[str, NDArray[Any]](), 0
     for name in cascade.links:
-        both = [_drawn(each, name, part, drawn) for each in (cascade, exported)]
-        levels = max(levels, int(np.abs(np.subtract(*both, dtype=int)).max()))
-        drawn[name] = both[1]
+        trained, drawn[name] = (_drawn(each, name, part, drawn) for each in (cascade, exported))
+        levels = max(levels, _levels_between(trained, drawn[name]))
     files = {f"{link}/{name}": file for link, parity in links.items() for name, file in parity["files"].items()}
     worst = max(links.values(), key=lambda parity: parity["max_abs_difference"])
     return {
@@ -123,6 +123,13 @@ def chain_parity(
             "samples": samples,
         },
     }
+
+
+def _levels_between(data: NDArray[Any], other: NDArray[Any]) -> int:
+    """The largest difference of two arrays in levels: those of pixels, or of other numbers 1/255 of their range."""
+    wide = data.astype(np.float64)
+    level = 1.0 if data.dtype == np.uint8 else np.ptp(wide) / 255 or 1.0
+    return math.ceil(np.abs(wide - other).max() / level - 0.5)
 
 
 def _drawn(drawer: Drawer, link: str, part: Part, drawn: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

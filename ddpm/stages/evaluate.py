@@ -50,14 +50,14 @@ from ddpm.stages.progress import show
 
 # The first process may take long for the features of all real images, for which the others wait.
 _PATIENCE = timedelta(days=1)
-SHOWN_PAIRS = 32  # images of a cascade with those that its base drew, or of a control with the hints
+SHOWN_PAIRS = 32  # images of a cascade with those that earlier links drew, or of a control with the hints
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Measurement | None:
     """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
 
-    Of a cascade it has links.png, with what the base drew beside what became of it, in place of the likelihood and the
-    way to the data. Of a classifier it is metrics.json, and its accuracy at levels of noise as CSV and as a picture.
+    Of a cascade it has links.png, with what each link of images drew, in place of the likelihood and the way to the
+    data. Of a classifier it is metrics.json, and its accuracy at levels of noise as CSV and as a picture.
     Of an autoencoder: metrics.json, latents.csv with what each channel is like, and reconstruction.png.
     Of a CLIP: metrics.json, and nearest.png with captions beside the images nearest to them.
 
@@ -70,7 +70,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
         UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
             the protocol's plan, or there are fewer devices.
     """
-    if variant not in params.cascades and (evaluate := _ACCESSORIES.get(params.variant(variant).network.kind)):
+    if variant not in params.composed and (evaluate := _ACCESSORIES.get(params.variant(variant).network.kind)):
         evaluate(params, variant, root)
         return None
     devices = params.evaluation.devices
@@ -88,9 +88,9 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
     """The model with the plan it is measured under, and the data that it fits."""
     sampling, key = params.evaluation.sampling, "evaluation.sampling"
     model: Drawer
-    if variant in params.cascades:
+    if variant in params.composed:
         model = open_composed(params, variant, device, root=root)
-        key = key if sampling else f"the plan of models/{variant}/{next(iter(model.links))}"
+        key = key if sampling else f"the plan of models/{variant}/{model.leading}"
         if sampling:
             model = model.sampled_by(sampling.model_dump())
     else:
@@ -296,11 +296,12 @@ def _with_hints(model: Model, params: Params, data: PreparedData) -> dict[str, I
 
 def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
     """The cost of all links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
-    first, *others = (gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
-    costs = {"gflops_per_image": first + sum(others), OTHER_LINKS: sum(others)}
+    costs = {name: gigaflops_per_image(cast(Model, link)) for name, link in cascade.links.items()}
+    others = sum(cost for name, cost in costs.items() if name != cascade.leading)
+    figures = {"gflops_per_image": costs[cascade.leading] + others, OTHER_LINKS: others}
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_PAIRS, seed=params.seed, **asked)
     (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_PAIRS, seed=params.seed, given=given)])
     picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
-    return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, facts: None)
+    return _More(figures, {"links": marks}, {"links.png": picture}, lambda out, facts: None)

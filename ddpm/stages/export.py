@@ -39,13 +39,13 @@ def export_variant(params: Params, variant: str, *, root: Path = Path()) -> None
     parity.json.
 
     Of a cascade: cascade.json, parity.json, and for each link a directory with its own files, but text_to_image.onnx,
-    which is one of both links.
+    which is one of all links.
 
     Raises:
         UserError: there is no model, or no such guide, or an exported one differs from it by more than its tolerance;
             then nothing is written.
     """
-    if variant in params.cascades:
+    if variant in params.composed:
         _export_cascade(params, variant, root)
         return
     config = params.variant(variant)
