@@ -46,6 +46,7 @@ _STAGES = {
     "train-autoencoder": ("stages/train_autoencoder.py", {"network", "objective", "training", "extractor"}),
     "encode": ("stages/encode.py", set[str]()),
     "embed": ("stages/embed.py", set[str]()),
+    "judge": ("stages/guide.py", {"evaluation", "sampling"}),
     "guide": ("stages/guide.py", {"evaluation", "sampling"}),
     "compose": ("stages/compose.py", {"cascade", "sampling"}),
     "evaluate": ("stages/evaluate.py", {"evaluation", "extractor", "sampling"}),

@@ -46,6 +46,11 @@ class JointSpace:
         return cls(*open_accessory("clip", name, codec, where, root, device))
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image as it is prepared, [H, W, C]."""
+        return self.model.codec.shape
+
+    @property
     def network(self) -> CLIP:
         return cast(CLIP, self.model.network)
 

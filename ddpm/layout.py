@@ -15,6 +15,8 @@ REPORTS = Path("reports")
 DEPLOY = Path("deploy")
 # Below a model directory: a file for each guide of params.yaml, which says whether it guides the model.
 GUIDES = "guides"
+# Likewise for each CLIP: whether it measures the model.
+JUDGES = "judges"
 # In a model or deploy directory of a cascade: what it is, and in what order the links draw whose directories it has.
 CASCADE = "cascade.json"
 # Beside the pipeline: the page of a comparison, the numbers in it, and what each model draws of the same noise.

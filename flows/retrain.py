@@ -16,6 +16,7 @@ from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed, State
 
+from ddpm.config.cascade import Stages
 from ddpm.config.params import Params, load_params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.tracking import Registration
@@ -51,24 +52,27 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         guiding = [tasks.train_guide.submit(guide, wait_for=[extractor]) for guide in params.guides]
         encoded = {name: _encoded(name, extractor) for name in params.autoencoders}
         bases = _bases(params, names, extractor, encoded) | dict(zip(params.guides, guiding, strict=True))
-        embedded = [step for name in params.encoders for step in _embedded(name, extractor)]
-        steps, promoted = [fetched, prepared, extractor, *guiding, *itertools.chain(*encoded.values()), *embedded], {}
+        embedded = {name: _embedded(name, extractor) for name in params.encoders}
+        first = itertools.chain(*encoded.values(), *embedded.values())
+        steps, promoted = [fetched, prepared, extractor, *guiding, *first], {}
         for name in names:
-            if name in params.cascades:
-                trained, kind = _cascade(name, extractor), "-cascade"
+            evaluate, export = _last_stages(params, name)
+            if name in params.composed:
+                trained = _cascade(name, params.composed[name].stages, extractor)
             elif name in params.latents:
                 wanted = encoded[params.latents[name]]
                 trained = [bases[name] if name in bases else tasks.train_latent.submit(name, wait_for=wanted)]
-                kind = "-latent"
             elif name in params.controls:
                 base = bases[params.controls[name].of]
-                trained, kind = [base, tasks.train.submit(name, "train-control", wait_for=[base])], "-control"
+                trained = [base, tasks.train.submit(name, "train-control", wait_for=[base])]
             elif name in bases:
-                trained, kind = _model(name, params.guides, bases[name], guiding), ""
+                trained = _model(name, params.guides, bases[name], guiding)
             else:
-                trained, kind = _model(name, params.guides, tasks.train.submit(name, wait_for=[extractor]), guiding), ""
-            evaluated = tasks.evaluate.submit(name, f"evaluate{kind}", wait_for=trained)
-            exported = tasks.export.submit(name, f"export{kind}", wait_for=[evaluated])
+                trained = _model(name, params.guides, tasks.train.submit(name, wait_for=[extractor]), guiding)
+            if name in params.variants:
+                trained = [*trained, *_judged(name, trained, embedded)]
+            evaluated = tasks.evaluate.submit(name, evaluate, wait_for=trained)
+            exported = tasks.export.submit(name, export, wait_for=[evaluated])
             version = tasks.register.submit(name, wait_for=[exported])
             comparable = tasks.measure_champion.submit(name, wait_for=[version])
             promoted[name] = tasks.promote.submit(name, comparable)
@@ -76,6 +80,15 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         wait([*steps, *known])
         done = {name: future.result() for name, future in promoted.items() if future.state.is_completed()}
         return _outcome(steps, [Result.read(name, version) for name, version in done.items()])
+
+
+def _last_stages(params: Params, name: str) -> tuple[str, str]:
+    """The stages that measure and export what the pipeline builds."""
+    if name in params.composed:
+        stages = params.composed[name].stages
+        return stages.evaluate, stages.export
+    kind = "-latent" if name in params.latents else "-control" if name in params.controls else ""
+    return f"evaluate{kind}", f"export{kind}"
 
 
 def _bases(
@@ -118,10 +131,19 @@ def _embedded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[An
     return [trained, evaluated, tasks.embed.submit(name, wait_for=[trained])]
 
 
-def _cascade(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
+def _judged(
+    name: str, trained: Sequence[PrefectFuture[Any]], embedded: Mapping[str, Sequence[PrefectFuture[Any]]]
+) -> list[PrefectFuture[Any]]:
+    """The records of what measures a model, after its training and those of the CLIPs."""
+    return [tasks.record_judge.submit(name, clip, wait_for=[*trained, *steps]) for clip, steps in embedded.items()]
+
+
+def _cascade(name: str, stages: Stages, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
     """The trainings of a cascade's links, and their composition."""
-    links = [tasks.train_link.submit(name, link, wait_for=[extractor]) for link in load_params().cascade(name).links]
-    return [*links, tasks.compose.submit(name, wait_for=links)]
+    links = [
+        tasks.train_link.submit(name, link, stage, wait_for=[extractor]) for link, stage in stages.trainings.items()
+    ]
+    return [*links, tasks.compose.submit(name, stages.compose, wait_for=links)]
 
 
 def _names(variants: Sequence[str] | None) -> list[str]:
@@ -141,18 +163,18 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     """Whether DVC would run a stage that these models come of, or cannot tell."""
     variants = [name for name in names if name in params.variants]
     controls = [name for name in names if name in params.controls]
-    cascades = [name for name in names if name in params.cascades]
+    cascades = [params.composed[name].stages.of(name) for name in names if name in params.composed]
     latents = [name for name in names if name in params.latents]
     own = {f"{stage}@{name}" for stage in ("train", "evaluate", "export") for name in variants}
     own |= {f"train-guide@{guide}" for guide in params.guides}
     own |= {f"guide@{variant}-{guide}" for variant in variants for guide in params.guides}
-    own |= {f"train-{link}@{name}" for name in cascades for link in params.cascades[name].links}
-    own |= {f"{stage}@{name}" for stage in ("compose", "evaluate-cascade", "export-cascade") for name in cascades}
+    own |= {*itertools.chain(*cascades)}
     own |= {f"{stage}-latent@{name}" for stage in ("train", "evaluate", "export") for name in latents}
     of_autoencoder = ("train-autoencoder", "evaluate-autoencoder", "encode")
     own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
     of_encoder = ("train-encoder", "evaluate-encoder", "embed")
     own |= {f"{stage}@{name}" for stage in of_encoder for name in params.encoders}
+    own |= {f"judge@{variant}-{clip}" for variant in variants for clip in params.encoders}
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
     bases = {params.controls[name].of for name in controls}
     own |= {f"train-latent@{base}" if base in params.latents else f"train@{base}" for base in bases}

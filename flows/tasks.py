@@ -51,6 +51,11 @@ def record_guide(variant: str, guide: str) -> State | None:
     return _run(f"guide@{variant}-{guide}")
 
 
+@task(name="record-judge", task_run_name="record judge {clip} of {variant}", **OPTIONS)
+def record_judge(variant: str, clip: str) -> State | None:
+    return _run(f"judge@{variant}-{clip}")
+
+
 @task(name="train-autoencoder", task_run_name="train autoencoder {autoencoder}", **OPTIONS)
 def train_autoencoder(autoencoder: str) -> State | None:
     return _run(f"train-autoencoder@{autoencoder}", on_gpu=True)
@@ -77,13 +82,13 @@ def train_latent(variant: str) -> State | None:
 
 
 @task(name="train-link", task_run_name="train {link} of {cascade}", **OPTIONS)
-def train_link(cascade: str, link: str) -> State | None:
-    return _run(f"train-{link}@{cascade}", on_gpu=True)
+def train_link(cascade: str, link: str, stage: str) -> State | None:
+    return _run(f"{stage}@{cascade}", on_gpu=True)
 
 
 @task(task_run_name="compose {cascade}", **OPTIONS)
-def compose(cascade: str) -> State | None:
-    return _run(f"compose@{cascade}")
+def compose(cascade: str, stage: str) -> State | None:
+    return _run(f"{stage}@{cascade}")
 
 
 @task(task_run_name="evaluate {variant}", **OPTIONS)

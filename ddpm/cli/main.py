@@ -40,7 +40,7 @@ The stages, in the order in which they run (V is a model named in params.yaml):
   ddpm train V            continues by itself if it was interrupted        → models/V/
   ddpm record-guide V G   for DVC: the hash of a model that guides V       → models/V/guides/
   ddpm encode A           the latents of the prepared images by A          → latents/A/
-  ddpm compose NAME       the two models of a cascade as one               → models/NAME/
+  ddpm compose NAME       the models of a cascade as one                   → models/NAME/
   ddpm evaluate V         metrics with their protocol, and pictures        → reports/V/
   ddpm export V           ONNX, checked against the trained model          → deploy/V/
   ddpm register V         a version in the MLflow registry                 → models:/ddpm-<data>
@@ -182,13 +182,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     for_variant("encode", "make the latents of the prepared images by a trained autoencoder, for models of them")
     for_variant("embed", "make the embeddings of the prepared images by a trained CLIP")
-    compose = command("compose", "put the two trained models of a cascade together, as a model that draws with both")
+    compose = command("compose", "put the trained models of a cascade together, as a model that draws with all of them")
     compose.add_argument("cascade", metavar="NAME", help="a cascade named in params.yaml")
     join = command("join-controls", "put the controls of several models of one base into one model")
     join.add_argument("out", type=a_path, metavar="OUT", help="the model directory to make, such as models/both")
     join.add_argument("models", nargs="+", metavar="MODEL", help="two or three models with a control, such as models/V")
     record = for_variant("record-guide", "write down the hash of a model's guide, which DVC depends on")
     record.add_argument("guide", metavar="GUIDE", help="a model named under `guides` in params.yaml")
+    judge = for_variant("record-judge", "write down the hash of the CLIP that measures a model, which DVC depends on")
+    judge.add_argument("clip", metavar="CLIP", help="a model named under `encoders` in params.yaml")
     evaluate = for_variant("evaluate", "measure a model and draw its pictures")
     for shared in (train, evaluate):
         # By which one process hands its parameters to those that it starts.

@@ -1,14 +1,15 @@
-"""Guidance: how a network's output moves away from that of a weaker one, or along a classifier's gradient.
+"""Guidance: how a network's output moves away from that of a weaker one, or along the gradient of a classifier or a
+CLIP.
 
 The weight w of a step is a number of its row in the sampling plan. `guidance_scale` s is the number that a user gives:
 
 - away from a weaker model, or from the model without its condition, w = s − 1: 1 is the model itself, 0 the weaker one;
-- along a classifier's gradient w = s, the papers' scale: 0 is the model itself, and 1 what Bayes' rule says.
+- along a gradient w = s, the papers' scale: 0 is the model itself, and of a classifier 1 is what Bayes' rule says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ddpm.conditioning.network import bind, columns_in, unconditional
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
+from ddpm.nets.clip import CLIP
 
 
 class Guided(Protocol):
@@ -68,22 +70,21 @@ class Autoguidance:
         return away_from(self._strong(x, t), self._weak(x, t), weight, x.shape[1])
 
 
-class ClassifierGradient:
-    """ε − w √(1−ᾱ_t) ∇_x log p(y | x_t) with a classifier of noisy data (Dhariwal & Nichol 2021, algorithm 2).
+class Gradient:
+    """ε − w √(1−ᾱ_t) ∇_x f(x_t, t), where f says how well noisy data agree with what is asked for.
 
     For a model that predicts x_0 or v it is the same change of the score: x̂_0 moves by w (1−ᾱ_t)/√ᾱ_t ∇ in any case. A
     learned variance stays as it is. Rows that move the ancestral sampler's mean instead ask for `gradient`.
     """
 
-    def __init__(self, denoise: Denoiser, classifier: nn.Module, label: Tensor, process: GaussianProcess) -> None:
+    def __init__(self, denoise: Denoiser, agreement: Denoiser, process: GaussianProcess) -> None:
         """
         Args:
             denoise: the model, with its condition if it has one.
-            classifier: (x [N, C, ...] as the network sees it, t [N]) → logits [N, K].
-            label: [N] int64, the class y of each datum.
+            agreement: f, (x [N, C, ...] as the network sees it, t [N]) → [N].
             process: of both.
         """
-        self._denoise, self._classifier, self._label = denoise, classifier, label
+        self._denoise, self._agreement = denoise, agreement
         self._from_score = from_score(process)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -95,12 +96,49 @@ class ClassifierGradient:
         return torch.cat([out[:, :channels] + step, out[:, channels:]], dim=1)
 
     def gradient(self, x: Tensor, t: Tensor) -> Tensor:
-        """∇_x log p(y | x_t), shaped like x; also where gradients are switched off, as in sampling."""
+        """∇_x f(x_t, t), shaped like x; also where gradients are switched off, as in sampling."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            log_p = F.log_softmax(self._classifier(x, t).to(x.dtype), dim=1)
-            chosen = log_p.gather(1, self._label.view(-1, 1)).sum()
-            return torch.autograd.grad(chosen, x)[0]
+            return torch.autograd.grad(self._agreement(x, t).sum(), x)[0]
+
+
+class ClassifierGradient(Gradient):
+    """f = log p(y | x_t) of a classifier of noisy data (Dhariwal & Nichol 2021, algorithm 2)."""
+
+    def __init__(self, denoise: Denoiser, classifier: nn.Module, label: Tensor, process: GaussianProcess) -> None:
+        """
+        Args:
+            classifier: (x [N, C, ...] as the network sees it, t [N]) → logits [N, K].
+            label: [N] int64, the class y of each datum.
+        """
+
+        def log_p(x: Tensor, t: Tensor) -> Tensor:
+            return F.log_softmax(classifier(x, t).to(x.dtype), dim=1).gather(1, label.view(-1, 1))
+
+        super().__init__(denoise, log_p, process)
+
+
+class CLIPGradient(Gradient):
+    """f = the dot product of the embeddings of x_t and of a caption, times the CLIP's scale, of a CLIP that was trained
+    on noisy data (Nichol et al. 2022, GLIDE, §2.4)."""
+
+    def __init__(self, denoise: Denoiser, clip: nn.Module, tokens: Tensor, process: GaussianProcess) -> None:
+        """
+        Args:
+            clip: a `nets.clip.CLIP`.
+            tokens: [N, L] int64, the caption of each datum.
+        """
+        assert isinstance(clip, CLIP)
+        with torch.no_grad():
+            texts = clip.scale * clip.texts(tokens)
+        super().__init__(denoise, lambda x, t: (clip(x, t) * texts).sum(dim=1), process)
+
+
+# By the guide's network.kind.
+GRADIENTS: dict[str, Callable[[Denoiser, nn.Module, Tensor, GaussianProcess], Gradient]] = {
+    "classifier": ClassifierGradient,
+    "clip": CLIPGradient,
+}
 
 
 def from_score(process: GaussianProcess) -> Tensor:

@@ -1,64 +1,160 @@
-"""params.yaml, `cascades`: two models that draw as one."""
+"""params.yaml, `cascades` and `unclips`: models that draw as one."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
 from ddpm.config.base import Float, Section
 from ddpm.config.model import VariantConfig
+from ddpm.errors import UserError, listed
+
+_LOW_NOISE = Field(
+    0.0,
+    ge=0,
+    le=1,
+    description="standard deviation of the noise that is added to the image that the upsampler enlarges; at most the "
+    "upsampler's condition.low.noise",
+)
 
 
-class CascadeConfig(Section):
-    """A model of small images, and one that makes them larger."""
+class Stages(NamedTuple):
+    """The stages of dvc.yaml that make a composition, without the @ and its name."""
 
-    base: str = Field(description="the model that draws first, in fewer pixels: with `codec: {side: 16}`, for example")
-    upsampler: str = Field(description="the model that enlarges what the base drew: with `condition.low`")
-    low_noise: Float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="standard deviation of the noise that is added to what the base drew; at most the upsampler's "
-        "condition.low.noise",
-    )
+    trainings: Mapping[str, str]
+    """By the link that each trains, in the order in which the links draw."""
+    compose: str
+    evaluate: str
+    export: str
+
+    def of(self, name: str) -> list[str]:
+        """All of them, of the composition of this name."""
+        stages = (*self.trainings.values(), self.compose, self.evaluate, self.export)
+        return [f"{stage}@{name}" for stage in stages]
+
+
+class Wires(NamedTuple):
+    """What the columns of a link have that nobody is asked for.
+
+    Attributes:
+        fed: the name of the link whose data a column has, by the column's name.
+        fixed: the value that a column has for all data, by the column's name.
+    """
+
+    fed: Mapping[str, str] = {}
+    fixed: Mapping[str, float] = {}
+
+
+class CompositionConfig(Section):
+    """Models that draw one after the other, and are measured, exported and registered as one."""
+
+    key: ClassVar[str]
+    """Of params.yaml, under which they stand."""
+    stages: ClassVar[Stages]
+    leading: ClassVar[str]
+    """The link whose plan users choose."""
+
+    upsampler: str = Field(description="the model that enlarges what was drawn: with `condition.low`")
+    low_noise: Float = _LOW_NOISE
 
     @property
     def links(self) -> dict[str, str]:
         """The names of its models, by their keys, in the order in which they draw. The keys name the links everywhere:
         in cascade.json, among the directories, in the stages of dvc.yaml.
         """
-        return {"base": self.base, "upsampler": self.upsampler}
+        return {link: getattr(self, link) for link in self.stages.trainings}
 
-    def check(self, base: VariantConfig, upsampler: VariantConfig) -> None:
-        """Check that the two models fit together.
+    @abstractmethod
+    def wiring(self, models: Mapping[str, VariantConfig]) -> dict[str, Wires]:
+        """What each link is fed, and what is fixed of it.
+
+        Args:
+            models: of params.yaml, by the links' names.
+        """
+
+    @abstractmethod
+    def check(self, models: Mapping[str, VariantConfig]) -> None:
+        """Check that the models fit together.
+
+        Args:
+            models: of params.yaml, by the links' names.
 
         Raises:
-            ValueError: they do not; the message goes on after the name of the cascade.
+            ValueError: they do not; the message goes on after the name of the composition.
         """
-        side, low = base.codec.side, upsampler.condition.low
+
+    def _check_upsampling(self, source: str, models: Mapping[str, VariantConfig]) -> None:
+        """Check that the upsampler enlarges what a link draws."""
+        side, low = models[source].codec.side, models["upsampler"].condition.low
+        name = self.links[source]
         if low is None:
             raise ValueError(f"has the upsampler {self.upsampler}, which needs `condition: {{low: {{side: …}}}}`")
         if side != low.side:
             raise ValueError(
-                f"has the base {self.base} with codec.side {side or 'null'}, and the upsampler {self.upsampler} with "
+                f"has the {source} {name} with codec.side {side or 'null'}, and the upsampler {self.upsampler} with "
                 f"condition.low.side {low.side}: the two must be equal"
             )
-        if upsampler.codec.side is not None:
+        if models["upsampler"].codec.side is not None:
             raise ValueError(f"has the upsampler {self.upsampler}, whose codec.side must be null")
-        for name, model in ((self.base, base), (self.upsampler, upsampler)):
-            keys = ("mask", "control", *(["low"] if name == self.base else []))
-            pictures = [key for key in keys if getattr(model.condition, key)]
-            if pictures:
-                raise ValueError(f"has {name}, with condition.{pictures[0]}: no link draws what it needs")
-            if model.sampling.guide is not None:
-                raise ValueError(f"has {name}, whose sampling.guide must be null")
         if self.low_noise > low.noise:
             raise ValueError(
                 f"has low_noise {self.low_noise:g}, more than condition.low.noise of {self.upsampler}, {low.noise:g}"
             )
-        prompts = [model.condition.prompt for model in (base, upsampler)]
+
+    def _check_alone(self, models: Mapping[str, VariantConfig], fed: Collection[str]) -> None:
+        """Check that no link needs a picture that no link draws, or a guide, and that all read captions alike.
+
+        Args:
+            fed: links whose `low` an earlier link draws.
+        """
+        for link, model in models.items():
+            keys = ("mask", "control", *([] if link in fed else ["low"]))
+            if pictures := [key for key in keys if getattr(model.condition, key)]:
+                raise ValueError(f"has {self.links[link]}, with condition.{pictures[0]}: no link draws what it needs")
+            if model.sampling.guide is not None:
+                raise ValueError(f"has {self.links[link]}, whose sampling.guide must be null")
+        prompts = [model.condition.prompt for model in models.values() if model.condition.prompt is not None]
         for key in ("tokenizer", "length", "minimum_count", "vocabulary_size", "vocabulary"):
-            values = [getattr(prompt, key) for prompt in prompts if prompt is not None]
-            if len(values) == 2 and values[0] != values[1]:
-                raise ValueError(
-                    f"has links with condition.prompt.{key} {values[0]} and {values[1]}: the two must be equal"
-                )
+            first, *others = [getattr(prompt, key) for prompt in prompts] or [None]
+            for other in others:
+                if other != first:
+                    raise ValueError(
+                        f"has links with condition.prompt.{key} {first} and {other}: the two must be equal"
+                    )
+
+
+class CascadeConfig(CompositionConfig):
+    """A model of small images, and one that makes them larger."""
+
+    key = "cascades"
+    stages = Stages(
+        {"base": "train-base", "upsampler": "train-upsampler"}, "compose", "evaluate-cascade", "export-cascade"
+    )
+    leading = "base"
+
+    base: str = Field(description="the model that draws first, in fewer pixels: with `codec: {side: 16}`, for example")
+
+    def wiring(self, models: Mapping[str, VariantConfig]) -> dict[str, Wires]:
+        return {"base": Wires(), "upsampler": Wires({"low": "base"}, {"low_noise": self.low_noise})}
+
+    def check(self, models: Mapping[str, VariantConfig]) -> None:
+        self._check_upsampling("base", models)
+        self._check_alone(models, fed=["upsampler"])
+
+
+COMPOSITIONS: tuple[type[CompositionConfig], ...] = (CascadeConfig,)
+
+
+def stages_of(links: Collection[str]) -> Stages:
+    """The stages that make a composition of these links.
+
+    Raises:
+        UserError: there are no such ones.
+    """
+    known = {tuple(config.stages.trainings): config.stages for config in COMPOSITIONS}
+    if tuple(links) not in known:
+        raise UserError(f"dvc.yaml has no stages that make a model of the links {listed(links)}")
+    return known[tuple(links)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -9,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import Int, Positive, Section, Switch
+from ddpm.config.base import FilePath, Int, Positive, Section, Switch
 from ddpm.config.sampling import SamplingConfig
 
 # What `evaluation.protocol` stands for, where it differs from the defaults. inception-50k is the papers' on CIFAR-10,
@@ -55,6 +56,11 @@ class EvaluationConfig(Section):
         ge=0,
         description="images drawn of captions that training has not seen, of a model with condition.prompt; 0: none",
     )
+    clip: FilePath | None = Field(
+        None,
+        description="a model of network.kind clip, such as models/clip-emoji, by which models with condition.prompt "
+        "get a CLIP score and an R-precision; null: none",
+    )
     batch_size: Positive = Field(500, description="images a batch; does not change the samples")
     devices: Positive = Field(1, description="processes on this machine that draw the samples of `ddpm evaluate`")
     splits: Positive = Field(
@@ -79,6 +85,12 @@ class EvaluationConfig(Section):
     nll_ode_steps: Positive = Field(
         64, description="of the ODE; each takes two evaluations of the network, and of its gradient"
     )
+
+    @property
+    def clip_name(self) -> str | None:
+        """The CLIP's, if it is a model of the project: `models/NAME` or `NAME`."""
+        path = Path(self.clip or "/")
+        return path.name if path.parent in (Path("models"), Path()) else None
 
     @model_validator(mode="before")
     @classmethod

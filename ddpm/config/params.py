@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from ddpm.config.base import Section, Seed, validate
-from ddpm.config.cascade import CascadeConfig
+from ddpm.config.cascade import CascadeConfig, CompositionConfig
 from ddpm.config.data import DataConfig
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
@@ -123,6 +123,11 @@ class Params(Section):
                         f"models/NAME of a NAME in `guides`, found there: {listed(self.guides) or 'none'}"
                     )
                 self._check_process(variant, str(guide))
+                if self.models[str(guide)].contrasts and key != "evaluation.sampling":
+                    raise ValueError(
+                        f"{key}.guide is {brief(sampling.guide)}, a CLIP, with which a model cannot be exported: name "
+                        "it in evaluation.sampling.guide, or sample with --guide"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -159,6 +164,20 @@ class Params(Section):
                     raise ValueError(f"{key}.guide must be null: {name}, of `latents`, has no guide in the pipeline")
         return self
 
+    @model_validator(mode="after")
+    def _the_judge_is_among_the_encoders(self) -> Params:
+        clip = self.evaluation.clip
+        if clip is not None and self.evaluation.clip_name not in self.encoders:
+            raise ValueError(
+                f"evaluation.clip is {brief(clip)}: expected models/NAME of a NAME in `encoders`, found there: "
+                f"{listed(self.encoders) or 'none'}"
+            )
+        pairs = Counter(f"{variant}-{encoder}" for variant in self.variants for encoder in self.encoders)
+        for pair, count in pairs.items():
+            if count > 1:  # as of guides
+                raise ValueError(f"two pairs of `variants` and `encoders` come to one name, {pair}: rename a model")
+        return self
+
     def _check_process(self, variant: str, guide: str) -> None:
         """Before anything is trained: a guide is of the same process and draws images of the same size."""
         sides = [self.models[name].codec.side for name in (variant, guide)]
@@ -174,7 +193,7 @@ class Params(Section):
             "timesteps",
             "betas",
             *NUMBERS,
-            *(() if self.models[guide].classifies else ("prediction",)),
+            *(() if self.models[guide].guides_by_gradient else ("prediction",)),
         ):
             if getattr(own, key) != getattr(other, key):
                 raise ValueError(
@@ -193,7 +212,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _something_is_built(self) -> Params:
-        if not (self.variants or self.cascades or self.latents or self.controls):
+        if not self.built:
             raise ValueError(
                 "`variants` is empty, and there are no `cascades`, `latents` or `controls`: expected a model to build"
             )
@@ -208,29 +227,29 @@ class Params(Section):
     @model_validator(mode="after")
     def _cascades_are_of_models(self) -> Params:
         places = {name: key for key in ("guides", "variants", "latents") for name in getattr(self, key)}
-        for cascade, config in self.cascades.items():
+        for cascade, config in self.composed.items():
             if cascade in self.models:
                 raise ValueError(f"{cascade} is the name of a cascade and of a model: rename one")
+            own = f"{config.key}.{cascade}"
             for link, name in config.links.items():
+                key = f"{own}.{link}"
                 if name not in self.models:
-                    raise ValueError(
-                        f"cascades.{cascade}.{link} is {brief(name)}, but `models` has only: {listed(self.models)}"
-                    )
+                    raise ValueError(f"{key} is {brief(name)}, but `models` has only: {listed(self.models)}")
                 if self.models[name].draws_nothing:
                     kind = self.models[name].network.kind
-                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}: network.kind {kind} draws nothing")
+                    raise ValueError(f"{key} is {brief(name)}: network.kind {kind} draws nothing")
                 if self.models[name].codec.latent is not None:
-                    raise ValueError(f"cascades.{cascade}.{link} is {brief(name)}, which has codec.latent")
+                    raise ValueError(f"{key} is {brief(name)}, which has codec.latent")
                 if name in places:
                     raise ValueError(
-                        f"cascades.{cascade}.{link} is {brief(name)}, which is in `{places[name]}` too: the pipeline "
-                        "would train it twice. Leave it out of one"
+                        f"{key} is {brief(name)}, which is in `{places[name]}` too: the pipeline would train it twice. "
+                        "Leave it out of one"
                     )
-                places[name] = f"cascades.{cascade}"
+                places[name] = own
             if self.evaluation.sampling and self.evaluation.sampling.guide:
                 raise ValueError(f"evaluation.sampling.guide must be null: the cascade {cascade} has no guide")
             try:
-                config.check(*(self.models[name] for name in config.links.values()))
+                config.check(self.links(cascade))
             except ValueError as error:
                 raise ValueError(f"the cascade {cascade} {error}") from None
         return self
@@ -280,13 +299,22 @@ class Params(Section):
             raise ValueError(f"models.{name}.{error}") from None
 
     def upsamples(self, name: str) -> bool:
-        """Whether a model is the second of a cascade."""
-        return any(name == cascade.upsampler for cascade in self.cascades.values())
+        """Whether a model is the upsampler of a cascade."""
+        return any(name == cascade.upsampler for cascade in self.composed.values())
+
+    @property
+    def composed(self) -> dict[str, CompositionConfig]:
+        """What draws with several models, by its name."""
+        return {**self.cascades}
+
+    def links(self, name: str) -> dict[str, VariantConfig]:
+        """The models of a cascade, by the links' names."""
+        return {link: self.models[model] for link, model in self.cascade(name).links.items()}
 
     @property
     def trained(self) -> tuple[str, ...]:
         """All models that the pipeline trains."""
-        links = [name for cascade in self.cascades.values() for name in cascade.links.values()]
+        links = [name for cascade in self.composed.values() for name in cascade.links.values()]
         first = (*self.guides, *self.autoencoders, *self.encoders)
         return (*self.variants, *first, *self.latents, *links, *self.controls)
 
@@ -294,7 +322,7 @@ class Params(Section):
     def built(self) -> tuple[str, ...]:
         """What the pipeline measures, exports and registers: models and cascades. A model comes after the one that it
         controls."""
-        return (*self.variants, *self.latents, *self.cascades, *self.controls)
+        return (*self.variants, *self.latents, *self.composed, *self.controls)
 
     @model_validator(mode="after")
     def _no_model_starts_from_itself(self) -> Params:
@@ -324,28 +352,28 @@ class Params(Section):
         return self.models[name]
 
     def planned(self, name: str) -> str:
-        """The model whose section `sampling` is the plan that users choose: of a cascade its first link, else itself.
+        """The model whose section `sampling` is the plan that users choose: of a cascade its leading link, else itself.
 
         Raises:
             UserError: there is no such model or cascade.
         """
         self.check_built(name)
-        return next(iter(self.cascades[name].links.values())) if name in self.cascades else name
+        return self.composed[name].links[self.composed[name].leading] if name in self.composed else name
 
     def check_built(self, name: str) -> None:
         """
         Raises:
             UserError: there is no such model or cascade.
         """
-        if name not in self.cascades:
+        if name not in self.composed:
             self.variant(name)
 
-    def cascade(self, name: str) -> CascadeConfig:
+    def cascade(self, name: str) -> CompositionConfig:
         """The named cascade's configuration, or a UserError that lists those there are."""
-        if name not in self.cascades:
-            there = listed(self.cascades) or "none"
+        if name not in self.composed:
+            there = listed(self.composed) or "none"
             raise UserError(f"there is no cascade {name!r} among the `cascades` of {PARAMS_FILE}; there are: {there}")
-        return self.cascades[name]
+        return self.composed[name]
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -378,8 +406,15 @@ def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
     one that is not written; without DVC they may be left out.
 
     Raises:
-        UserError: a section is missing; it names all of them.
+        UserError: a section is missing; it names all of them. Or `evaluation.clip` measures models that DVC has no
+            stage `judge` for.
     """
+    for key in ("latents", "cascades", "controls") if params.evaluation.clip else ():
+        if found := getattr(params, key):
+            raise UserError(
+                f"{path}: evaluation.clip measures the `variants` in the pipeline, but `{key}` has {listed(found)}: "
+                "set it to null, and measure those by hand with `ddpm evaluate`"
+            )
     for name in params.trained:
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
         if missing:

@@ -26,6 +26,8 @@ class Tolerances(Section):
     fid_within_classes: Tolerance | None = Field(0.1, description="of conditional models: higher by")
     retrieval_5_pixels: Tolerance | None = Field(0.1, description="of models with condition.prompt: lower by")
     held_out_retrieval_5_pixels: Tolerance | None = Field(0.25, description="the same, of captions held out")
+    clip_score: Tolerance | None = Field(0.05, description="of models measured by evaluation.clip: lower by")
+    r_precision: Tolerance | None = Field(0.1, description="the same")
     mmd: Tolerance | None = Field(None, description="higher by")
     nll_validation: Tolerance | None = Field(0.05, description="higher by")
     gflops_per_image: Tolerance | None = Field(None, description="higher by")

@@ -6,7 +6,7 @@ Nichol & Dhariwal 2021, appendix C; Ho et al. 2022, "Cascaded diffusion models".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Derived, needed, united
+from ddpm.conditioning.columns import PICTURES, Column, Derived, Given, needed, united
 from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
+from ddpm.drawer.likeness import Encoder
 from ddpm.drawer.parts import Drawn, Part
-from ddpm.errors import NotFiniteError, UserError, brief
+from ddpm.errors import NotFiniteError, UserError, brief, listed
 from ddpm.files import read_json, write_json
 from ddpm.layout import CASCADE, MODELS
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Link(NamedTuple):
@@ -47,30 +48,38 @@ class Link(NamedTuple):
         fed = {column.key for column in self.drawer.columns if column.name in self.fed}
         return tuple(each for each in self.drawer.columns if each.name not in self.fixed and each.key not in fed)
 
+    @property
+    def replaceable(self) -> tuple[Column, ...]:
+        """What is fed to it, unless it is asked for: all but pictures, such as an embedding."""
+        return tuple(each for each in self.drawer.columns if each.name in self.fed and each.name not in PICTURES)
+
 
 class Cascade(Drawer):
     """Models that draw one after the other, the last one what the cascade draws.
 
     All links have what is asked for, such as a label or a prompt, if they have that column. What is known of an image
-    is known to all links of images, to each in its own size. `plan` and its overrides are those of the first link; the
-    others have their own plans.
+    is known to all links of images, to each in its own size. `plan` and its overrides are those of the leading link;
+    the others have their own plans. Whoever asks for what a link would draw, such as an embedding, skips that link.
 
     The first link draws what it draws alone. The seeds of the others follow from its seed, so that no two links share
     noise.
     """
 
-    def __init__(self, links: Mapping[str, Link], *, name: str = "cascade") -> None:
+    def __init__(self, links: Mapping[str, Link], *, name: str = "cascade", leading: str | None = None) -> None:
         """
         Args:
             links: by their names, in the order in which they draw.
+            leading: the link whose plan users choose; None: the first.
 
         Raises:
-            ValueError: they do not fit together.
+            ValueError: they do not fit together, or there is no such link.
         """
         self.wiring = dict(links)
-        self._name = name
-        self.plan_source = self._leading.plan_source
+        self._name, self._leads = name, next(iter(links)) if leading is None else leading
         _check_links(self.wiring)
+        if self._leads not in links:
+            raise ValueError(f"leading is {brief(leading)}; expected a link: {listed(links)}")
+        self.plan_source = self._leading.plan_source
 
     @classmethod
     def of(cls, base: Drawer, upsampler: Drawer, *, name: str = "cascade", low_noise: float = 0.0) -> Cascade:
@@ -91,19 +100,21 @@ class Cascade(Drawer):
         return {name: link.drawer for name, link in self.wiring.items()}
 
     @property
+    def leading(self) -> str:
+        return self._leads
+
+    @property
     def _leading(self) -> Drawer:
-        """The link whose plan users choose."""
-        return next(iter(self.links.values()))
+        return self.links[self._leads]
 
     @property
     def _last(self) -> Drawer:
         return [*self.links.values()][-1]
 
     def sampled_by(self, sampling: Mapping[str, Any]) -> Cascade:
-        """The same weights with another plan of the first link's own."""
-        first, *_ = self.wiring
-        own = self.wiring[first]._replace(drawer=self._leading.sampled_by(sampling))
-        return Cascade({**self.wiring, first: own}, name=self._name)
+        """The same weights with another plan of the leading link's own."""
+        own = self.wiring[self._leads]._replace(drawer=self._leading.sampled_by(sampling))
+        return Cascade({**self.wiring, self._leads: own}, name=self._name, leading=self._leads)
 
     @property
     def variant(self) -> str:
@@ -127,6 +138,10 @@ class Cascade(Drawer):
     def columns(self) -> tuple[Column, ...]:
         """What is asked for of the links, each column once."""
         return reduce(united, [link.asked for link in reversed(self.wiring.values())])
+
+    @property
+    def askable(self) -> tuple[Column, ...]:
+        return united([column for link in self.wiring.values() for column in link.replaceable], super().askable)
 
     @property
     def choices(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -154,7 +169,7 @@ class Cascade(Drawer):
     @property
     def other_plans(self) -> dict[str, dict[str, Any]]:
         found = {}
-        for name, link in [*self.wiring.items()][1:]:
+        for name, link in self._others.items():
             process, sampling = link.drawer.choices
             found[name] = {**decisive_choices(sampling, variance=process["variance"]), **link.fixed}
         return found
@@ -164,22 +179,38 @@ class Cascade(Drawer):
         return self._last.attribution
 
     @property
+    def encoder(self) -> Encoder | None:
+        return next((link.encoder for link in self.links.values() if link.encoder is not None), None)
+
+    @property
     def largest_batch(self) -> int | None:
         return min((link.largest_batch for link in self.links.values() if link.largest_batch), default=None)
 
     def plan(self, **overrides: Any) -> SamplingPlan:
-        """The first link's, as of `Drawer`."""
+        """The leading link's, as of `Drawer`."""
         _ = self._own_plans  # what is wrong with one is to be said before anything is drawn
         return self._leading.plan(**overrides)
 
     @cached_property
     def _own_plans(self) -> dict[str, SamplingPlan]:
-        """Those of all links but the first."""
-        return {name: link.plan() for name, link in [*self.links.items()][1:]}
+        """Those of the links whose plans users do not choose."""
+        return {name: link.drawer.plan() for name, link in self._others.items()}
+
+    @property
+    def _others(self) -> dict[str, Link]:
+        """The links whose plans users do not choose."""
+        return {name: link for name, link in self.wiring.items() if name != self._leads}
 
     def plans(self, plan: SamplingPlan) -> dict[str, SamplingPlan]:
-        first, *_ = self.wiring
-        return {first: plan, **self._own_plans}
+        return {name: self._own_plans.get(name, plan) for name in self.wiring}
+
+    def links_for(self, given: Given) -> Set[str]:
+        *_, last = self.wiring
+        wanted = {last}
+        for name, link in reversed(self.wiring.items()):
+            if name in wanted:
+                wanted |= {source for column, source in link.fed.items() if column not in given}
+        return wanted
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         *_, last = self.wiring
@@ -190,12 +221,12 @@ class Cascade(Drawer):
         seed = link_seed(part.seed, [*self.wiring].index(link))
 
         def value(column: Column) -> NDArray[Any]:
-            if column.name in fed:
-                return drawn[fed[column.name]]
             if column.name in fixed:
                 return column.read(fixed[column.name], count, first=part.first)
             if column.name in part.given:
                 return part.given[column.name]
+            if column.name in fed:
+                return drawn[fed[column.name]]
             return column.draw(count, seed=seed, first=part.first)
 
         known = known_in_fewer_pixels(part.given, drawer.codec.shape[0]) if drawer.codec.pictures else {}
@@ -307,15 +338,17 @@ class CascadeFacts:
     """cascade.json, beside the directories of the links.
 
     Attributes:
+        leading: the link whose plan users choose.
         links: by their names, in the order in which they draw.
     """
 
     name: str
+    leading: str
     links: Mapping[str, LinkFacts]
 
     def write(self, directory: Path) -> None:
         links = {name: asdict(link) for name, link in self.links.items()}
-        write_json(directory / CASCADE, {"format": FORMAT, "name": self.name, "links": links})
+        write_json(directory / CASCADE, {"format": FORMAT, "name": self.name, "leading": self.leading, "links": links})
 
     @classmethod
     def read(cls, directory: Path) -> CascadeFacts:
@@ -326,8 +359,9 @@ class CascadeFacts:
         path = directory / CASCADE
         try:
             found = _of_today(read_json(path))
-            facts = cls(found["name"], {name: LinkFacts(**link) for name, link in found["links"].items()})
-            if not isinstance(facts.name, str):
+            links = {name: LinkFacts(**link) for name, link in found["links"].items()}
+            facts = cls(found["name"], found["leading"], links)
+            if not (isinstance(facts.name, str) and isinstance(facts.leading, str)):
                 raise TypeError("expected texts")
         except FileNotFoundError:
             raise UserError(
@@ -342,8 +376,8 @@ class CascadeFacts:
 
 
 def _of_today(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The content of cascade.json in today's format. In format 1 the links are always `base` and `upsampler`, and the
-    noise of the low image stands beside them.
+    """The content of cascade.json in today's format. Before format 3 the first link leads. In format 1 the links are
+    always `base` and `upsampler`, and the noise of the low image stands beside them.
 
     Raises:
         ValueError: it is of a later format.
@@ -352,7 +386,9 @@ def _of_today(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if version == 1:
         base, upsampler = (found["links"][name] for name in ("base", "upsampler"))
         inputs = {"fed": {LowColumn.name: "base"}, "fixed": {LowNoiseColumn.name: found["low_noise"]}}
-        return {**found, "links": {"base": base, "upsampler": {**upsampler, **inputs}}}
+        return {**found, "leading": "base", "links": {"base": base, "upsampler": {**upsampler, **inputs}}}
+    if version == 2:
+        return {**found, "leading": next(iter(found["links"]), None)}
     if version != FORMAT:
         raise ValueError(f"its format is {brief(version)}, and this version of ddpm knows 1 to {FORMAT}")
     return found
@@ -374,6 +410,6 @@ def open_cascade(directory: Path, open_link: Callable[[Path], Drawer]) -> Cascad
             raise UserError(f"{directory / name} is of another training than {directory / CASCADE} says")
         links[name] = Link(opened, link.fed, link.fixed)
     try:
-        return Cascade(links, name=facts.name)
+        return Cascade(links, name=facts.name, leading=facts.leading)
     except ValueError as error:
         raise UserError(f"{directory}: {error}") from None

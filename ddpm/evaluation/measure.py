@@ -25,6 +25,7 @@ from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.agreement import Agreement, hint_columns
+from ddpm.evaluation.alignment import CANDIDATES, judge_mark, judge_of
 from ddpm.evaluation.extractor import load_coordinates, load_extractor
 from ddpm.evaluation.image_metrics import ImageMeasure
 from ddpm.evaluation.image_to_image import Enlargement, filling, fills_in, like_validation, low_column
@@ -64,7 +65,7 @@ class ModelFacts(NamedTuple):
     guide: str | None = None
     """The model that guides it, if another does."""
     other_plans: Mapping[str, Mapping[str, Any]] = {}
-    """Of a cascade how its other links draw, by their names; the rest is of its first link."""
+    """Of a cascade how its other links draw, by their names; the rest is of its leading link."""
 
 
 def facts_of(drawer: Drawer) -> ModelFacts:
@@ -100,8 +101,8 @@ def asked_for(options: EvaluationConfig, columns: Sequence[Column], data: Prepar
     return {column.name: range(len(column.classes)) for column in columns if isinstance(column, LabelColumn)}
 
 
-def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manifest) -> dict[str, Any]:
-    """The fields of the protocol on what a model is asked for.
+def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manifest, root: Path) -> dict[str, Any]:
+    """The fields of the protocol on what a model is asked for, and by what the answer is judged.
 
     A model that does not know how often each class is in its training data, as an imported one, draws all equally
     often.
@@ -122,6 +123,8 @@ def _asked(options: EvaluationConfig, columns: Sequence[Column], manifest: Manif
         if isinstance(column, PromptColumn):
             asked["captions_sha256"] = manifest.captions_sha256
             asked["held_out_samples"] = None if like_data else options.held_out_samples
+            if options.clip is not None and not like_data:
+                asked |= {"judge": judge_mark(options.clip, root), "judge_candidates": CANDIDATES}
     return asked
 
 
@@ -203,6 +206,8 @@ def measure(
     captioned = captioned_of(drawer, given, data, options)
     figures, identity = _measure_of(params, data, root, device, given, captioned, show)
     compared = compared_with_shown(drawer.columns, data, given)
+    judge = judge_of(options.clip, captioned, data, seed=params.seed, root=root, device=device)
+    compared += [judge] if judge else []
     draws: dict[str, Any] = {"seed": params.seed, "batch_size": options.batch_size}
     texts = captioned.held_out if captioned else []
     with show(options.samples + len(texts), data.codec.unit, f"samples of {name}") as done:
@@ -215,10 +220,12 @@ def measure(
             for batch in drawer.batches(len(texts), **draws, prompt=texts) if texts else ():
                 assert isinstance(figures, ImageMeasure)  # points and sequences have no captions
                 figures.add_held_out(batch)
+                if judge:
+                    judge.add_held_out(batch)
                 done(len(batch))
         except NotFiniteError as error:
             raise NotFiniteError(f"{name} cannot be measured: {error}") from None
-    protocol = protocol_of(params, facts, data, identity)
+    protocol = protocol_of(params, facts, data, identity, root=root)
     if protocol.splits < options.splits:
         print(
             f"{name}: the Inception Score has {protocol.splits} parts, not evaluation.splits = {options.splits}: "
@@ -284,9 +291,17 @@ def _measure_of(
 
 
 def protocol_of(
-    params: Params, facts: ModelFacts, data: PreparedData, extractor: Mapping[str, Any]
+    params: Params, facts: ModelFacts, data: PreparedData, extractor: Mapping[str, Any], *, root: Path = Path()
 ) -> EvaluationProtocol:
-    """How such a model is measured; `extractor` is the identity of what it is measured by."""
+    """How such a model is measured.
+
+    Args:
+        extractor: the identity of what it is measured by.
+        root: the project's folder.
+
+    Raises:
+        UserError: there is no model that `evaluation.clip` names.
+    """
     options = params.evaluation
     train, validation = data.split("train"), data.split("validation")
     reference = data.reference(options.reference)
@@ -300,8 +315,8 @@ def protocol_of(
         samples=options.samples,
         **{**decisive_choices(facts.sampling.model_dump(), variance=facts.variance), "guide": facts.guide},
         weights=facts.weights,
-        **dict[str, Any](facts.other_plans),
-        **_asked(options, facts.columns, data.manifest),
+        other_plans=facts.other_plans,
+        **_asked(options, facts.columns, data.manifest, root),
         splits=score_splits(options, len(validation)) if data.codec.pictures else options.splits,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=KID_SUBSET_SIZE,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm.conditioning.columns import Column, Given
 from ddpm.diffusion.noise import ImageNoise
-from ddpm.drawer.cascade import Cascade, Link
+from ddpm.drawer.cascade import Cascade
 from ddpm.export.parity import by_torch, inputs_of, on_cpu, open_text_to_image, plans_of, raw_prompts, verdict
 from ddpm.model import Model
 
@@ -22,8 +22,8 @@ def measure_cascade_parity(
 ) -> dict[str, Any]:
     """Hold each loop of the file against its link in torch, from raw prompts and on the same noise.
 
-    In torch a link takes the images that the links before it draw in the file: one of their levels more or less, by
-    rounding, would show as a difference of the link.
+    In torch a link takes what the links before it draw in the file: one level of an image more or less, by rounding,
+    would show as a difference of the link.
 
     Args:
         cascade: of trained models; at least one takes prompts.
@@ -35,9 +35,7 @@ def measure_cascade_parity(
     """
     prompts, session = raw_prompts(cascade.columns, samples), open_text_to_image(file)
     asked = cascade.given(samples, prompt=prompts)
-    links = [
-        _Link(name, link, place, asked, samples, steps) for place, (name, link) in enumerate(cascade.wiring.items())
-    ]
+    links = [_Link(cascade, name, place, asked, samples, steps) for place, name in enumerate(cascade.links)]
     inputs = {each.name for each in (*session.get_inputs(), *session.get_overridable_initializers())}
     feed = {name: values for link in links for name, values in link.feed(inputs).items()}
     feed["prompt"] = np.array(prompts, object)
@@ -49,13 +47,15 @@ def measure_cascade_parity(
 class _Link:
     """A trained link, with its plan and its own noise."""
 
-    def __init__(self, name: str, link: Link, seed: int, asked: Given, samples: int, steps: int) -> None:
+    def __init__(self, cascade: Cascade, name: str, seed: int, asked: Given, samples: int, steps: int) -> None:
         """
         Args:
             asked: values of the cascade's columns, [samples, ...]; the others are drawn.
         """
+        link = cascade.wiring[name]
         assert isinstance(link.drawer, Model)
-        self._name, self._model, self._fed = name, on_cpu(link.drawer), link.fed
+        self._name, self._model = name, on_cpu(link.drawer)
+        self._fed = {column: f"{source}_{cascade.links[source].codec.name}" for column, source in link.fed.items()}
         self._plan = next(iter(plans_of(self._model, min(steps, len(self._model.schedule))).values()))
         self._noise = partial(ImageNoise, seed, samples, self._model.codec.network_shape)
 
@@ -81,6 +81,6 @@ class _Link:
             last: whether this is the last link.
         """
         draw = self._noise().draw
-        given = {**self._given, **{column: drawn[f"{link}_images"] for column, link in self._fed.items()}}
+        given = {**self._given, **{column: drawn[output] for column, output in self._fed.items()}}
         x0 = by_torch(self._model, self._plan, draw(), draw, given)
         return float(np.abs(x0 - drawn["x0" if last else f"{self._name}_x0"]).max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from ddpm.codecs.latent import Latent
 from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws, needed, stored
 from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import Part, data_of
+from ddpm.export.encoders import encoder_differences
 from ddpm.export.files import onnx_sha256
 from ddpm.export.text_to_image import beside
 from ddpm.model import Model
@@ -63,6 +66,8 @@ def measure_parity(
             theirs = drawn(partial(exported.run, given=given))
             difference = float(max(np.abs(a - b).max() for a, b in zip(trained, theirs, strict=True)))
             files[exported.file.name] = verdict(exported.file, difference, tolerance)
+    for name, difference in encoder_differences(model, directory, samples).items():
+        files[name] = verdict(directory / name, difference, tolerances["fp32"])
     if model.autoencoder is not None:
         files["decoder.onnx"] = _decoder_verdict(model, directory, trained[0], tolerances["fp32"])
     return {
@@ -94,8 +99,8 @@ def chain_parity(
 ) -> dict[str, Any]:
     """Hold an exported cascade against the trained one, by the plans of all links and the same noise.
 
-    Images are compared, not numbers. What a link draws is rounded to 256 levels before the next one sees it, where a
-    difference of any size can become one of a level; so both get what the exported links before them draw.
+    What is drawn is compared, not x. An image is rounded to 256 levels before the next link sees it, where a difference
+    of any size can become one of a level; so both get what the exported links before them draw.
 
     Args:
         directory: of the exported one, with its links and cascade.json.
@@ -107,9 +112,8 @@ def chain_parity(
     exported = open_exported(directory, providers=[CPU], in_graph=False)
     part, drawn, levels = cascade.part(samples, seed=0), dict[str, NDArray[Any]](), 0
     for name in cascade.links:
-        both = [_drawn(each, name, part, drawn) for each in (cascade, exported)]
-        levels = max(levels, int(np.abs(np.subtract(*both, dtype=int)).max()))
-        drawn[name] = both[1]
+        trained, drawn[name] = (_drawn(each, name, part, drawn) for each in (cascade, exported))
+        levels = max(levels, _levels_between(trained, drawn[name]))
     files = {f"{link}/{name}": file for link, parity in links.items() for name, file in parity["files"].items()}
     worst = max(links.values(), key=lambda parity: parity["max_abs_difference"])
     return {
@@ -123,6 +127,13 @@ def chain_parity(
             "samples": samples,
         },
     }
+
+
+def _levels_between(data: NDArray[Any], other: NDArray[Any]) -> int:
+    """The largest difference of two arrays in levels: those of pixels, or of other numbers 1/255 of their range."""
+    wide = data.astype(np.float64)
+    level = 1.0 if data.dtype == np.uint8 else np.ptp(wide) / 255 or 1.0
+    return math.ceil(np.abs(wide - other).max() / level - 0.5)
 
 
 def _drawn(drawer: Drawer, link: str, part: Part, drawn: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -155,6 +166,7 @@ def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | N
         prompts: for the column of prompts, if there is one.
     """
     beside: dict[str, Any] = {column.name: _noise_picture(column, count) for column in stored(needed(model.columns))}
+    beside |= {each.name: each.example(count) for each in model.columns if isinstance(each, EmbeddingColumn)}
     if not any(isinstance(column, Derived) for column in model.columns):
         return model.given(count, prompt=prompts, **beside)
     noise, draws, pixels = np.random.default_rng(0), derived_draws(model.columns), model.codec.pixels

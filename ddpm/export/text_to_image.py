@@ -15,7 +15,7 @@ the other. Its inputs:
 
 In a cascade the inputs of a link begin with its name, such as `base_x` and `upsampler_x`; only `prompt` and `label` are
 common to all links. The outputs are `images` and `x0` as of sampler.onnx; of a cascade those of the last link, and of
-the others by their names, such as `base_images`.
+the others by their names, such as `base_images` or `prior_points`.
 
 A default is an initializer with the name of an input, so that runtimes do not require that input.
 """
@@ -38,6 +38,7 @@ from onnxscript import opset20 as op
 
 from ddpm.conditioning.columns import Column, Derived, PromptColumn
 from ddpm.conditioning.control_weights import CONTROL_PLAN
+from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.tokenizers import Words
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.drawer import Drawer
@@ -63,7 +64,8 @@ class Link(NamedTuple):
     guidable: bool
     """Whether it has the input `guidance_scale`."""
     fed: Mapping[str, str]
-    """Columns that are the images of an earlier link: the link's name by the column's."""
+    """Columns that are what an earlier link draws, by their names: the link's name and its output's, as
+    `base.images`."""
     asked: Mapping[str, Any]
     """Defaults of columns of pictures, by the columns' names. The others have what `Column.draw` gives."""
 
@@ -100,9 +102,14 @@ def links_of(cascade: Cascade, deploy: Path) -> dict[str, Link]:
         ValueError: as `link_of`.
     """
     return {
-        name: link_of(link.drawer, deploy / name / SAMPLER, fed=link.fed, asked=link.fixed)
+        name: link_of(link.drawer, deploy / name / SAMPLER, fed=_outputs(link.fed, cascade), asked=link.fixed)
         for name, link in cascade.wiring.items()
     }
+
+
+def _outputs(fed: Mapping[str, str], cascade: Cascade) -> dict[str, str]:
+    """As of `Link.fed`, of columns that links draw."""
+    return {column: f"{link}.{cascade.links[link].codec.name}" for column, link in fed.items()}
 
 
 def quiet_plan(drawer: Drawer) -> SamplingPlan:
@@ -258,15 +265,15 @@ class _Part:
         self.nodes += call(for_each_step, [given, f"{self.prefix}timesteps"], [inside])
 
     def _column(self, value: ValueInfoProto, inside: str) -> None:
-        """An earlier link's images; an input that all links share; or an input of this link, if it is of pictures."""
+        """What an earlier link draws; an input that all links share; or an input of this link, if it is of pictures."""
         column = self.link.columns[value.name]
         if column.name in self.link.fed:
-            self.nodes.append(make_node("Identity", [f"{self.link.fed[column.name]}.images"], [inside]))
+            self.nodes.append(make_node("Identity", [self.link.fed[column.name]], [inside]))
         elif isinstance(column, PromptColumn):
             assert isinstance(column.tokenizer, Words)
             self.inputs.append(make_tensor_value_info(column.name, TensorProto.STRING, ["N"]))
             self.nodes.append(tokenize(column.name, inside, column.tokenizer))
-        elif isinstance(column, Derived):
+        elif isinstance(column, Derived | HintColumn):
             given = self._input(value, _default(column, self.link.asked.get(column.name)))
             self.nodes += call(for_each_image, [given, f"{self.prefix}x"], [inside])
         else:

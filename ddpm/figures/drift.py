@@ -8,7 +8,7 @@ from typing import Any
 from ddpm.figures.figure import FIGURES, Reading, headline, number
 
 # Beside the headline. KID and MMD are too close to zero for a share of them to mean anything.
-_WATCHED = ("inception_score", "precision", "recall", "class_accuracy", "retrieval_5_pixels")
+_WATCHED = ("inception_score", "precision", "recall", "class_accuracy", "retrieval_5_pixels", "clip_score")
 
 
 def drifts(

@@ -107,6 +107,16 @@ FIGURES = {
         ),
         Figure("fid_within_classes", "FID within classes", "lower", in_features=True),
         *_RETRIEVAL,
+        Figure("clip_score", "CLIP score", "higher", real="clip_score_real"),
+        Figure("clip_score_held_out", "CLIP score, held-out captions", "higher", real="clip_score_real"),
+        Figure("r_precision", "R-precision", "higher", real="r_precision_real", chance="r_precision_chance"),
+        Figure(
+            "r_precision_held_out",
+            "R-precision, held-out captions",
+            "higher",
+            real="r_precision_real",
+            chance="r_precision_held_out_chance",
+        ),
         *_AGREEMENTS,
         Figure("psnr", "PSNR of enlarged images, dB", "higher", short="PSNR"),
         Figure("inpainting_fid", "FID of images with a part drawn again", "lower", in_features=True),
@@ -216,6 +226,7 @@ def number(value: float) -> str:
 _SHOWN = (
     *("fid", "fid_same_count", "inception_score", "inception_score_same_count"),
     *("retrieval_1_pixels", "retrieval_5_pixels", "held_out_retrieval_5_pixels"),
+    *("clip_score", "r_precision", "r_precision_held_out"),
     *(figure.key for figure in _AGREEMENTS),
     *("wasserstein", "mmd", "nll_validation", "nll_ode_validation"),
 )

@@ -10,7 +10,7 @@ from typing import Any
 from ddpm.config.promotion import PromotionConfig
 from ddpm.config.sampling import SamplingConfig
 from ddpm.figures.figure import FIGURES, Reading, headline, number
-from ddpm.figures.protocol import differing_fields
+from ddpm.figures.protocol import differing_fields, other_links
 
 # Between models of one rank: the likelihood, and what an image costs. Lower is better.
 _TIE_BREAKERS = ("nll_validation", "gflops_per_image")
@@ -18,7 +18,7 @@ _TIE_BREAKERS = ("nll_validation", "gflops_per_image")
 # What a protocol says of the sampling plan, which is the model's own or one for all.
 _PLAN_FIELDS = set(SamplingConfig.model_fields)
 # Of a protocol, that only models with some column have.
-_OF_COLUMNS = ("labels", "captions_sha256", "lows", "inpainted")
+_OF_COLUMNS = ("labels", "captions_sha256", "judge", "lows", "inpainted")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, 
     # Whether a model has classes, captions, a low image or a mask does not change.
     if any((champion.get(key) is None) != (challenger.get(key) is None) for key in _OF_COLUMNS):
         return False
-    # The upsampler of a cascade always has its own plan.
-    if differing & {"weights", "upsampler"}:
+    # The links of a cascade that do not lead always have their own plans.
+    if differing & {"weights", *other_links(champion), *other_links(challenger)}:
         return False
     return bool(differing) and not (own_plan and differing & _PLAN_FIELDS)

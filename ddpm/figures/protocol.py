@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from ddpm.errors import UserError
@@ -43,6 +43,8 @@ class EvaluationProtocol:
     labels_sha256: str | None = None  # of the data's labels, by which a conditional model is asked
     captions_sha256: str | None = None  # of the data's captions, that a model is asked for which is conditioned on them
     held_out_samples: int | None = None  # drawn of captions that training has not seen
+    judge: str | None = None  # the CLIP that measures models with captions: its name, and its weights' SHA-256
+    judge_candidates: int | None = None  # captions that a sample's own is to be the best of
     lows: str | None = None  # of an upsampler: the split whose images it enlarges, and their size
     hints: str | None = None  # of a model with a control: the split whose hints it is shown, and what they are
     inpainted: int | None = None  # validation images of which a part is drawn again, of a model that was trained for it
@@ -56,9 +58,12 @@ class EvaluationProtocol:
     churn_noise: float = 1.0
     langevin_steps: int = 5  # of langevin, as the one below
     langevin_epsilon: float | None = None
+    clip_range: float | None = None  # what `clip` clips to; None: 1
+    candidates: int = 1  # of a prior: embeddings drawn for each that is kept
     guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256
 
-    upsampler: Mapping[str, Any] | None = None  # of a cascade, whose base has the fields above: its plan and its noise
+    # Of a cascade, whose leading link has the fields above: by the other links' names, their plans and fixed inputs.
+    other_plans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -67,11 +72,18 @@ class EvaluationProtocol:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field. One that was added later is left out at its default, so that the identifiers of protocols
-        recorded before it existed stay what they are.
+        """Every field, and the plan of each other link under the link's name. A field that was added later is left out
+        at its default, so that the identifiers of protocols recorded before it existed stay what they are.
         """
+        own = asdict(self)
+        other_plans = own.pop("other_plans")
         later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
-        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+        return {name: value for name, value in own.items() if name not in later or value != later[name]} | other_plans
+
+
+def other_links(protocol: Mapping[str, Any]) -> set[str]:
+    """The links of a cascade with plans of their own, of what protocol.json says; none of a model."""
+    return {name for name, value in protocol.items() if isinstance(value, Mapping)}
 
 
 def mark_of(fingerprint: str) -> str:

@@ -52,7 +52,7 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """[N, L] int64 → [N, D]."""
         there = ids != self.padding
-        rows = torch.arange(len(ids), device=ids.device)
+        rows = torch.arange(ids.shape[0], device=ids.device)  # len would fix the batch in ONNX
         return self.projection(self.encoder(ids, there)[rows, self.encoder.last(there)])
 
 
@@ -70,12 +70,12 @@ class CLIP(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """exp of a learned number: 1/temperature, at most 100."""
-        return self.log_scale.exp().clamp(max=MOST_SCALE)
+        """exp of a learned number: 1/temperature."""
+        return self.log_scale.exp()
 
     @torch.no_grad()
     def limit_scale(self) -> None:
-        """Set a scale above 100 back to 100, from where it can still fall: beyond the limit it has no gradient."""
+        """Set a scale above 100 back to 100, before a step of training. It still has a gradient there, and can fall."""
         self.log_scale.clamp_(max=math.log(MOST_SCALE))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def compare(
     Args:
         models: models of params.yaml, model directories, deploy directories or MLflow URIs.
         out: a new directory, or that of an earlier comparison.
-        steps: of the plans by which all are measured, of a cascade its first link; None: those of `STEPS` that all
+        steps: of the plans by which all are measured, of a cascade its leading link; None: those of `STEPS` that all
             have.
         sampler: that they are measured by. Each model's pictures are drawn by its own plan too.
         samples: how many are measured at each number of steps; None: `evaluation.samples`.
@@ -219,7 +219,7 @@ class Opened:
         return self.sampled_by(plan.model_copy(update=self._own_guidance()))
 
     def sampled_by(self, plan: SamplingConfig) -> Drawer:
-        """The same weights with another plan; of a cascade, the first link's."""
+        """The same weights with another plan; of a cascade, the leading link's."""
         return self.samples.sampled_by(plan.model_dump())
 
 
@@ -237,7 +237,7 @@ def _open(
 
         exactly = tracking.pinned(model, root)  # an alias may move while this reads
         samples = open_model(exactly, root=root)
-        today = protocol_of(params, facts_of(measured_by(params, samples)), data, extractor)
+        today = protocol_of(params, facts_of(measured_by(params, samples)), data, extractor, root=root)
         found = tracking.evaluation_of(exactly, root, today.id)
         compared = Compared(model.removeprefix("models:/"), model, _recorded(found))
         return Opened(compared, samples, exactly, found.protocols)

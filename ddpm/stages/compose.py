@@ -1,18 +1,19 @@
-"""`ddpm compose NAME`: the two models of a cascade as one model directory."""
+"""`ddpm compose NAME`: the models of a cascade as one model directory."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from ddpm.conditioning.pictures import LowNoiseColumn
+from ddpm.config.cascade import CompositionConfig, Wires
 from ddpm.config.params import Params
 from ddpm.drawer import Drawer
-from ddpm.drawer.cascade import Cascade, CascadeFacts, LinkFacts, open_cascade
-from ddpm.errors import UserError
+from ddpm.drawer.cascade import Cascade, CascadeFacts, Link, LinkFacts, open_cascade
+from ddpm.errors import UserError, listed
 from ddpm.files import atomic_directory, read_json, sha256_of, write_json
 from ddpm.layout import MODELS
 from ddpm.model import Model, load
@@ -21,22 +22,23 @@ WEIGHTS = "model.safetensors"
 
 
 def compose(params: Params, name: str, *, root: Path = Path()) -> None:
-    """Write `models/NAME/`: cascade.json, and the model directories base/ and upsampler/, each with the plan that
-    params.yaml has for it.
+    """Write `models/NAME/`: cascade.json, and a model directory of each link, such as base/ and upsampler/, with the
+    plan that params.yaml has for it.
 
     Raises:
-        UserError: there is no such cascade, a link is not trained, or the two do not fit together.
+        UserError: there is no such cascade, a link is not trained, or they do not fit together.
     """
     config = params.cascade(name)
     models = {link: _sampled(params, variant, root) for link, variant in config.links.items()}
+    wiring = config.wiring(params.links(name))
     try:
-        wiring = Cascade.of(models["base"], models["upsampler"], low_noise=config.low_noise).wiring
+        Cascade({link: Link(model, *wiring[link]) for link, model in models.items()}, leading=config.leading)
     except ValueError as error:
-        raise UserError(f"cascades.{name}: {error}") from None
+        raise UserError(f"{config.key}.{name}: {error}") from None
     trained_on = {link: model.card.data.train_sha256 for link, model in models.items()}
     if len({*trained_on.values()}) > 1:
-        names = " and ".join(config.links.values())
-        raise UserError(f"cascades.{name}: {names} were trained on different data: train them again")
+        names = listed(config.links.values())
+        raise UserError(f"{config.key}.{name}: {names} were trained on different data: train them again")
     with atomic_directory(root / MODELS / name) as out:
         links = {}
         for link, model in models.items():
@@ -44,9 +46,8 @@ def compose(params: Params, name: str, *, root: Path = Path()) -> None:
             (out / link).mkdir()
             shutil.copyfile(source, out / link / WEIGHTS)
             write_json(out / link / "model.json", model.card.model_dump(mode="json"))
-            fed, fixed = wiring[link].fed, wiring[link].fixed
-            links[link] = LinkFacts(model.variant, model.fingerprint, sha256_of(source), fed, fixed)
-        CascadeFacts(name, links).write(out)
+            links[link] = LinkFacts(model.variant, model.fingerprint, sha256_of(source), *wiring[link])
+        CascadeFacts(name, config.leading, links).write(out)
 
 
 def _sampled(params: Params, variant: str, root: Path) -> Model:
@@ -66,7 +67,7 @@ def open_trained(params: Params, name: str, device: torch.device | str = "cpu", 
     Raises:
         UserError: as `model.load`, `Model.sampled_by` and `open_composed`; or there is no such model.
     """
-    if name in params.cascades:
+    if name in params.composed:
         return open_composed(params, name, device, root=root)
     return load(root / MODELS / name, device).sampled_by(params.variant(name).sampling, root=root)
 
@@ -80,12 +81,7 @@ def open_composed(params: Params, name: str, device: torch.device | str = "cpu",
     directory = root / MODELS / name
     cascade = open_cascade(directory, lambda link: load(link, device))
     config = params.cascade(name)
-    low_noise = cascade.wiring["upsampler"].fixed[LowNoiseColumn.name]
-    if low_noise != config.low_noise:
-        raise UserError(
-            f"{directory} has low_noise {low_noise:g}, and cascades.{name} has {config.low_noise:g}: run "
-            f"`ddpm compose {name}`"
-        )
+    _check_wiring(cascade, config, config.wiring(params.links(name)), directory)
     for link, variant in config.links.items():
         card = root / MODELS / variant / "model.json"
         own = cast(Model, cascade.links[link])
@@ -97,3 +93,23 @@ def open_composed(params: Params, name: str, device: torch.device | str = "cpu",
                 f"{directory / link} has another plan than models.{variant}.sampling: run `ddpm compose {name}`"
             )
     return cascade
+
+
+def _check_wiring(cascade: Cascade, config: CompositionConfig, wiring: Mapping[str, Wires], directory: Path) -> None:
+    """Check that a cascade of models/ is put together as params.yaml says.
+
+    Raises:
+        UserError: it is not.
+    """
+    name = directory.name
+    fed = {link: wires.fed for link, wires in wiring.items()}
+    if {link: own.fed for link, own in cascade.wiring.items()} != fed or cascade.leading != config.leading:
+        raise UserError(
+            f"{directory} is put together in another way than {config.key}.{name}: run `ddpm compose {name}`"
+        )
+    for link, wires in wiring.items():
+        for column, value in wires.fixed.items():
+            if (found := cascade.wiring[link].fixed.get(column)) != value:
+                raise UserError(
+                    f"{directory} has {column} {found}, and {config.key}.{name} has {value}: run `ddpm compose {name}`"
+                )

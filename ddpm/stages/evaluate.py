@@ -14,8 +14,10 @@ from PIL import Image
 
 from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
+from ddpm.config.model import ModelConfig
 from ddpm.config.params import Params
 from ddpm.data.store import SPLITS, PreparedData
+from ddpm.diffusion.plans import decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
@@ -34,6 +36,7 @@ from ddpm.evaluation.likelihood import (
 )
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
 from ddpm.evaluation.pictures import captioned, credit, in_turn, origin, save_png
+from ddpm.evaluation.prior import prior_figures
 from ddpm.evaluation.reconstruction import reconstruct
 from ddpm.evaluation.reconstruction import table as channel_table
 from ddpm.evaluation.retrieval import PLACES
@@ -46,18 +49,19 @@ from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
 from ddpm.stages.control import check_base
+from ddpm.stages.encoder import used_encoder
 from ddpm.stages.progress import show
 
 # The first process may take long for the features of all real images, for which the others wait.
 _PATIENCE = timedelta(days=1)
-SHOWN_PAIRS = 32  # images of a cascade with those that its base drew, or of a control with the hints
+SHOWN_PAIRS = 32  # images of a cascade with those that earlier links drew, or of a control with the hints
 
 
 def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Measurement | None:
     """Write `reports/V/`: metrics.json, protocol.json, pictures, and nll.csv with the terms of the likelihood's bound.
 
-    Of a cascade it has links.png, with what the base drew beside what became of it, in place of the likelihood and the
-    way to the data. Of a classifier it is metrics.json, and its accuracy at levels of noise as CSV and as a picture.
+    Of a cascade it has links.png, with what each link of images drew, in place of the likelihood and the way to the
+    data. Of a classifier it is metrics.json, and its accuracy at levels of noise as CSV and as a picture.
     Of an autoencoder: metrics.json, latents.csv with what each channel is like, and reconstruction.png.
     Of a CLIP: metrics.json, and nearest.png with captions beside the images nearest to them.
 
@@ -70,7 +74,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
         UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
             the protocol's plan, or there are fewer devices.
     """
-    if variant not in params.cascades and (evaluate := _ACCESSORIES.get(params.variant(variant).network.kind)):
+    if variant not in params.composed and (evaluate := _other_figures(params.variant(variant))):
         evaluate(params, variant, root)
         return None
     devices = params.evaluation.devices
@@ -88,9 +92,9 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
     """The model with the plan it is measured under, and the data that it fits."""
     sampling, key = params.evaluation.sampling, "evaluation.sampling"
     model: Drawer
-    if variant in params.cascades:
+    if variant in params.composed:
         model = open_composed(params, variant, device, root=root)
-        key = key if sampling else f"the plan of models/{variant}/{next(iter(model.links))}"
+        key = key if sampling else f"the plan of models/{variant}/{model.leading}"
         if sampling:
             model = model.sampled_by(sampling.model_dump())
     else:
@@ -147,6 +151,47 @@ def _evaluate_autoencoder(params: Params, variant: str, root: Path) -> None:
     print(f"{variant}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items()))
 
 
+def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
+    """`evaluate_variant`, of a prior: metrics.json."""
+    device, data, options = pick_device(), PreparedData.open(root / PREPARED), params.evaluation
+    config = params.variant(variant)
+    model = load(root / MODELS / variant, device).sampled_by(config.sampling, root=root)
+    used = used_encoder(config, data, f"models.{variant}", device, root=root)
+    if used is None or used.embeddings is None or model.card.data.encoder is None:
+        raise UserError(f"models/{variant} is no prior: it was trained without codec.embedding")
+    if model.card.data.encoder.sha256 != used.space.sha256:
+        name, found = used.space.model.card.variant, model.card.data.encoder.sha256[:12]
+        raise UserError(
+            f"models/{variant} draws embeddings of {name} {found}, which now has {used.space.sha256[:12]}: run `ddpm "
+            f"train {variant}`"
+        )
+    counts = [min(options.samples, len(data.split(split))) for split in SPLITS]
+    with show(sum(counts), model.codec.unit, f"embeddings of {variant}") as done:
+        figures = prior_figures(
+            model,
+            used.space,
+            used.embeddings,
+            data,
+            count=options.samples,
+            seed=params.seed,
+            batch_size=options.batch_size,
+            on_data=done,
+        )
+    marks = {
+        "model": mark_of(model.card.training.fingerprint),
+        "encoder": f"{used.space.model.card.variant} {used.space.sha256[:12]}",
+        "validation_sha256": data.split("validation").sha256,
+        "validation_count": counts[SPLITS.index("validation")],
+        "train_count": counts[SPLITS.index("train")],
+        "seed": params.seed,
+        "sampling": decisive_choices(config.sampling.model_dump(), variance=config.process.variance),
+    }
+    with atomic_directory(root / REPORTS / variant) as out:
+        write_json(out / "metrics.json", marks | finite(figures, f"models/{variant}"))
+    shown = ("cosine", "cosine_text", "cosine_random", "r_1", "r_5", "r_1_chance")
+    print(f"{variant}: " + ", ".join(f"{name} {figures[name]:.3g}" for name in shown))
+
+
 def _evaluate_clip(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a CLIP: metrics.json, nearest.png."""
     data = PreparedData.open(root / PREPARED)
@@ -177,6 +222,11 @@ _ACCESSORIES = {
     "autoencoder": _evaluate_autoencoder,
     "clip": _evaluate_clip,
 }
+
+
+def _other_figures(config: ModelConfig) -> Callable[[Params, str, Path], None] | None:
+    """What evaluates a model that draws no data of the prepared kind; None of others."""
+    return _evaluate_prior if config.codec.embedding is not None else _ACCESSORIES.get(config.network.kind)
 
 
 def _loss_curve(path: Path) -> str:
@@ -296,11 +346,12 @@ def _with_hints(model: Model, params: Params, data: PreparedData) -> dict[str, I
 
 def _of_links(cascade: Drawer, params: Params, data: PreparedData) -> _More:
     """The cost of all links, their weights, and what each of them draws. No likelihood is bounded of a cascade."""
-    first, *others = (gigaflops_per_image(cast(Model, link)) for link in cascade.links.values())
-    costs = {"gflops_per_image": first + sum(others), OTHER_LINKS: sum(others)}
+    costs = {name: gigaflops_per_image(cast(Model, link)) for name, link in cascade.links.items()}
+    others = sum(cost for name, cost in costs.items() if name != cascade.leading)
+    figures = {"gflops_per_image": costs[cascade.leading] + others, OTHER_LINKS: others}
     marks = {name: f"{link.variant} {mark_of(link.fingerprint)}" for name, link in cascade.links.items()}
     asked = asked_for(params.evaluation, cascade.columns, data)
     given = cascade.given(SHOWN_PAIRS, seed=params.seed, **asked)
     (drawn,) = cascade.draw_links(cascade.plan(), [cascade.part(SHOWN_PAIRS, seed=params.seed, given=given)])
     picture = in_turn([data_of(drawn)[name] for name, link in cascade.links.items() if link.codec.pictures])
-    return _More(costs, {"links": marks}, {"links.png": picture}, lambda out, facts: None)
+    return _More(figures, {"links": marks}, {"links.png": picture}, lambda out, facts: None)

@@ -1,7 +1,9 @@
-"""`ddpm record-guide V GUIDE`: by which weights a model is guided, as a file that DVC can depend on.
+"""`ddpm record-guide V GUIDE` and `ddpm record-judge V CLIP`: by which weights a model is guided, and by which it is
+measured, as files that DVC can depend on.
 
 dvc.yaml has the same deps for all models, but each has another guide or none. So there is a small file for each pair of
-a model and a guide, and only the file of a model's own guide changes when the guide does.
+a model and a guide, and only the file of a model's own guide changes when the guide does. The same holds of the CLIP
+that measures models with captions.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from pathlib import Path
 from ddpm.config.params import Params
 from ddpm.errors import UserError
 from ddpm.files import sha256_of, write_json
-from ddpm.layout import GUIDES, MODELS, find_model
+from ddpm.layout import GUIDES, JUDGES, MODELS, find_model
 
 
 def record_guide(params: Params, variant: str, guide: str, *, root: Path = Path()) -> None:
@@ -24,7 +26,30 @@ def record_guide(params: Params, variant: str, guide: str, *, root: Path = Path(
     params.variant(variant)
     if guide not in params.guides:
         raise UserError(f"{guide} is not among the `guides` of params.yaml")
-    model, guiding = (find_model(MODELS / name, exported=False, root=root) for name in (variant, guide))
-    files = ("model.json", "model.safetensors") if guide in params.guides_of(variant) else ()
-    (model / GUIDES).mkdir(exist_ok=True)
-    write_json(model / GUIDES / f"{guide}.json", {name: sha256_of(guiding / name) for name in files})
+    _record(variant, guide, GUIDES, guide in params.guides_of(variant), root)
+
+
+def record_judge(params: Params, variant: str, clip: str, *, root: Path = Path()) -> None:
+    """Write `models/V/judges/CLIP.json`: the SHA-256 of the CLIP's files if `evaluation.clip` names it and the model
+    has captions; else an empty object.
+
+    Raises:
+        UserError: there is no such model or CLIP in params.yaml, or one of them is not trained.
+    """
+    prompted = params.variant(variant).condition.prompt is not None
+    if clip not in params.encoders:
+        raise UserError(f"{clip} is not among the `encoders` of params.yaml")
+    _record(variant, clip, JUDGES, prompted and clip == params.evaluation.clip_name, root)
+
+
+def _record(variant: str, other: str, folder: str, counts: bool, root: Path) -> None:
+    """Write the file of a pair.
+
+    Args:
+        folder: below the model's directory.
+        counts: whether the other decides anything for the model.
+    """
+    model, used = (find_model(MODELS / name, exported=False, root=root) for name in (variant, other))
+    files = ("model.json", "model.safetensors") if counts else ()
+    (model / folder).mkdir(exist_ok=True)
+    write_json(model / folder / f"{other}.json", {name: sha256_of(used / name) for name in files})

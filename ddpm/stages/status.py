@@ -26,7 +26,18 @@ from ddpm.config.params import Params
 from ddpm.errors import UpstreamError, UserError
 from ddpm.figures.figure import Reading, headline
 from ddpm.files import read_json, write_json
-from ddpm.layout import COMPARISON, DEPLOY, EMBEDDINGS, EXTRACTOR, LATENTS, MODELS, PREPARED, REPORTS, TRAINING_STATES
+from ddpm.layout import (
+    CASCADE,
+    COMPARISON,
+    DEPLOY,
+    EMBEDDINGS,
+    EXTRACTOR,
+    LATENTS,
+    MODELS,
+    PREPARED,
+    REPORTS,
+    TRAINING_STATES,
+)
 
 # Of each stage that builds no variant the file that is there once it has run, and likewise of those that do.
 _COMMON = {"fetch": Path("fetched.json"), "prepare": PREPARED / "manifest.json"}
@@ -34,8 +45,6 @@ _COMMON |= {"fit-extractor": EXTRACTOR / "extractor.json"}
 _OF_VARIANT = {"train": MODELS / "{}/model.json", "evaluate": REPORTS / "{}/metrics.json"}
 _OF_VARIANT |= {"export": DEPLOY / "{}/sampler.json"}
 _OF_GUIDE = {"train-guide": MODELS / "{}/model.json"}
-_OF_CASCADE = {"compose": MODELS / "{}/cascade.json", "evaluate-cascade": REPORTS / "{}/metrics.json"}
-_OF_CASCADE |= {"export-cascade": DEPLOY / "{}/cascade.json"}
 _OF_CONTROL = {f"{stage}-control": file for stage, file in _OF_VARIANT.items()}
 _OF_AUTOENCODER = {"train-autoencoder": MODELS / "{}/model.json", "encode": LATENTS / "{}/manifest.json"}
 _OF_AUTOENCODER |= {"evaluate-autoencoder": REPORTS / "{}/metrics.json"}
@@ -44,6 +53,7 @@ _OF_ENCODER |= {"evaluate-encoder": REPORTS / "{}/metrics.json"}
 _OF_LATENT = {"train-latent": MODELS / "{}/model.json", "evaluate-latent": REPORTS / "{}/metrics.json"}
 _OF_LATENT |= {"export-latent": DEPLOY / "{}/sampler.json"}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
+_OF_JUDGED = {"judge": MODELS / "{}/judges/{}.json"}  # of a variant and a CLIP
 
 _FOLDERS = (
     *("data", PREPARED, EXTRACTOR, LATENTS, EMBEDDINGS, MODELS, REPORTS, DEPLOY, COMPARISON),
@@ -91,6 +101,7 @@ def _stages(params: Params) -> dict[str, Path]:
     for files, groups in (
         (_OF_GUIDE, [(name,) for name in params.guides]),
         (_OF_PAIR, pairs),
+        (_OF_JUDGED, list(itertools.product(params.variants, params.encoders))),
         (_OF_VARIANT, [(name,) for name in params.variants]),
         (_OF_CONTROL, [(name,) for name in params.controls]),
         (_OF_AUTOENCODER, [(name,) for name in params.autoencoders]),
@@ -99,9 +110,10 @@ def _stages(params: Params) -> dict[str, Path]:
     ):
         for names in groups:
             found |= {f"{stage}@{'-'.join(names)}": Path(str(file).format(*names)) for stage, file in files.items()}
-    for cascade, config in params.cascades.items():
-        found |= {f"train-{link}@{cascade}": MODELS / name / "model.json" for link, name in config.links.items()}
-        found |= {f"{stage}@{cascade}": Path(str(file).format(cascade)) for stage, file in _OF_CASCADE.items()}
+    for cascade, config in params.composed.items():
+        trained = (MODELS / name / "model.json" for name in config.links.values())
+        whole = (MODELS / cascade / CASCADE, REPORTS / cascade / "metrics.json", DEPLOY / cascade / CASCADE)
+        found |= dict(zip(config.stages.of(cascade), [*trained, *whole], strict=True))
     return found
 
 

@@ -29,7 +29,7 @@ CLASSIFIER_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # with a classifier as guide
 INTERVALS: tuple[Interval, ...] = (None, (0.2, 0.8))
 
 # Beside the figure that decides.
-_SHOWN = ("class_accuracy", "retrieval_5_pixels", "precision", "recall")
+_SHOWN = ("class_accuracy", "retrieval_5_pixels", "clip_score", "r_precision", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Tuned:
     """What a search found.
 
     Attributes:
-        planned: the model of params.yaml that has the plan: of a cascade its first link.
+        planned: the model of params.yaml that has the plan: of a cascade its leading link.
         best: the plan that scored best in the search.
         own: the model's plan in params.yaml.
         tried: how many plans were searched.
@@ -94,7 +94,7 @@ def tune_guidance(
     root: Path = Path(),
 ) -> Tuned:
     """Search the guidance of the model's plan in params.yaml by the figure that models are ranked by, then measure the
-    best setting and the current one on other samples. Of a cascade it is the plan of the first link; the others keep
+    best setting and the current one on other samples. Of a cascade it is the plan of the leading link; the others keep
     theirs.
 
     All settings draw the same noise and are asked for the same classes. The samples of the search, those of the

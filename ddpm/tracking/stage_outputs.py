@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm.config.cascade import stages_of
 from ddpm.drawer.cascade import CascadeFacts, united_fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.protocol import mark_of
@@ -23,7 +24,7 @@ class Trained:
 
     Attributes:
         cards: model.json of each link by its name; of a single model under the empty name.
-        fingerprint: of the training, or of both.
+        fingerprint: of the training, or of all.
         facts: of a cascade cascade.json, else None.
     """
 
@@ -49,6 +50,11 @@ class Trained:
     def data(self) -> dict[str, Any]:
         """What is known of the data that it draws."""
         return list(self.cards.values())[-1]["data"]
+
+    @property
+    def leading(self) -> str:
+        """The link whose plan users choose."""
+        return self.facts.leading if self.facts else ""
 
     @property
     def links(self) -> str:
@@ -95,12 +101,12 @@ class Outputs:
             UserError: a stage has not run, or it ran with another model than the trained one, or by hand since
                 dvc.lock was written; or an exported file is not the trained model.
         """
-        kind, trained = _kind(variant, root), Trained.read(variant, root)
-        evaluate, export = (f"{stage}{kind}@{variant}" for stage in ("evaluate", "export"))
+        trained = Trained.read(variant, root)
+        *_, evaluate, export = _own_stages(variant, root)
         reports, deploy = root / REPORTS / variant, root / DEPLOY / variant
         metrics = read_output(reports / "metrics.json", evaluate)
         exported = {link: read_output(deploy / link / "sampler.json", export) for link in trained.cards}
-        sampler = next(iter(exported.values()))
+        sampler = exported[trained.leading]
         outputs = cls(
             variant=variant,
             root=root,
@@ -160,10 +166,10 @@ def _autoencoder(variant: str, root: Path) -> str | None:
 
 
 def _kind(variant: str, root: Path) -> str:
-    """What the names of its stages end with, before the @; of a model with a control as dvc.lock has them."""
+    """What the names of a model's stages end with, before the @; of a model with a control as dvc.lock has them."""
     if f"train-control@{variant}" in _stages_in_lock(root):
         return "-control"
-    return "-cascade" if _is_cascade(variant, root) else "-latent" if _autoencoder(variant, root) else ""
+    return "-latent" if _autoencoder(variant, root) else ""
 
 
 def _stages_in_lock(root: Path) -> dict[str, Any]:
@@ -241,14 +247,12 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 def _own_stages(variant: str, root: Path) -> list[str]:
     """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export; of a model of latents
     with those of its autoencoder."""
+    if _is_cascade(variant, root):
+        return stages_of(CascadeFacts.read(root / MODELS / variant).links).of(variant)
     kind, first = _kind(variant, root), list[str]()
-    trainings = [f"train{kind}"]
     if autoencoder := _autoencoder(variant, root):
         first = [f"{stage}@{autoencoder}" for stage in ("train-autoencoder", "encode")]
-    if _is_cascade(variant, root):
-        links = CascadeFacts.read(root / MODELS / variant).links
-        trainings = [*(f"train-{link}" for link in links), "compose"]
-    return [*first, *(f"{stage}@{variant}" for stage in (*trainings, f"evaluate{kind}", f"export{kind}"))]
+    return [*first, *(f"{stage}{kind}@{variant}" for stage in ("train", "evaluate", "export"))]
 
 
 def _guides_of(variant: str, root: Path) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from ddpm.deploy.integrity import Fingerprint
 from ddpm.errors import UserError
 from ddpm.figures.figure import OTHER_LINKS
+from ddpm.figures.protocol import other_links
 from ddpm.tracking.faults import first_line, may_pass
 from ddpm.tracking.names import PROTOCOL, evaluation, evaluation_among
 from ddpm.tracking.registry import FINGERPRINT, Registration
@@ -102,7 +103,7 @@ def _cost(recorded: Figures, protocol: Mapping[str, Any]) -> dict[str, float]:
     of their own. Nothing where that is not known, or where a step costs something else by its sampler or guidance.
     """
     cost, steps = recorded.metrics.get("gflops_per_image"), recorded.protocol.get("steps")
-    others = recorded.metrics.get(OTHER_LINKS, None if "upsampler" in recorded.protocol else 0.0)
+    others = recorded.metrics.get(OTHER_LINKS, None if other_links(recorded.protocol) else 0.0)
     alike = all(recorded.protocol.get(name) == protocol.get(name) for name in _OF_A_STEP)
     if cost is None or steps is None or others is None or not alike:
         return {}

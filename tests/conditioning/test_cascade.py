@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from tiny import cascade_params, write_params
 
 import ddpm
 from ddpm.cli.main import main
-from ddpm.codecs.scale import PixelCodec
+from ddpm.codecs.scale import PixelCodec, ValueCodec
 from ddpm.conditioning.columns import LabelColumn, columns_of
 from ddpm.config.params import Params, load_params
 from ddpm.config.sampling import SamplingConfig
@@ -28,6 +28,7 @@ from ddpm.drawer.cascade import Cascade, CascadeFacts, Link, link_seed
 from ddpm.drawer.parts import Part
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.likelihood import gigaflops_per_image
+from ddpm.figures.protocol import EvaluationProtocol, other_links
 from ddpm.files import read_json
 from ddpm.layout import CASCADE
 from ddpm.serve.batching import Job, Share, draw
@@ -258,7 +259,7 @@ def test_the_guidance_of_its_first_link_is_searched(composed: Path, capsys: pyte
     assert lines[-3] == "under models.small.sampling in params.yaml:"
     tuned = tune_guidance(load_params(), "glide", scales=[3], intervals=[None], samples=8)
     protocol = tuned.measured[0].protocol
-    assert (protocol.guidance_scale, protocol.upsampler["steps"], protocol.steps) == (3.0, 4, 5)
+    assert (protocol.guidance_scale, protocol.other_plans["upsampler"]["steps"], protocol.steps) == (3.0, 4, 5)
 
 
 def test_requests_that_share_a_batch_get_what_each_would_get_alone(exported: Path):
@@ -418,6 +419,109 @@ def test_a_part_that_fails_in_one_link_keeps_no_other_from_being_drawn():
         cascade.draw(2, None, seed=1)
 
 
+@dataclass(frozen=True)
+class Hue:
+    """A column of two numbers that no picture is made of, as an embedding is."""
+
+    shape: tuple[int, ...] = (2,)
+    null = None
+    name, key, dtype = "hue", "hue", np.dtype(np.float32)
+
+    def read(self, asked, count, *, first=0):
+        return np.broadcast_to(np.float32(asked), (count, *self.shape))
+
+    def draw(self, count, *, seed, first=0):
+        raise ValueError("hue: nothing draws it")
+
+
+class Teller(Still):
+    """Draws points, whatever its condition: the seed, and how often it has drawn."""
+
+    choices = ({"variance": "fixed_small"}, SamplingConfig(steps=7).model_dump())
+
+    def __init__(self, condition: dict) -> None:
+        super().__init__((2, 2, 1), condition)
+        self._codec, self.drawn = ValueCodec("points", (2,), (0.0, 0.0), (1.0, 1.0)), 0
+
+    def _drawn(self, part: Part) -> np.ndarray:
+        self.drawn += 1
+        return np.full((part.count, 2), [part.seed, self.drawn], np.float32)
+
+
+class Painter(Still):
+    """Draws images of its seed's and its hue's numbers."""
+
+    choices = ({"variance": "fixed_small"}, SamplingConfig(steps=9).model_dump())
+
+    def __init__(self, condition: dict) -> None:
+        super().__init__((4, 4, 1), condition)
+        self._columns = (Hue(), *self._columns)
+
+    def _drawn(self, part: Part) -> np.ndarray:
+        image = np.zeros((part.count, 4, 4, 1), np.uint8)
+        image[:, 0, 0, 0], image[:, 0, 2, 0] = part.seed % 256, part.given["label"]
+        image[:, 2, 0, 0], image[:, 2, 2, 0] = part.given["hue"].T
+        return image
+
+
+def unclip() -> Cascade:
+    """What draws a point, an image of it, and a larger image of that."""
+    upsampler = Link(Wide((8, 8, 1), LABEL | LOW), {"low": "decoder"})
+    links = {"prior": Link(Teller(LABEL)), "decoder": Link(Painter(LABEL), {"hue": "prior"}), "upsampler": upsampler}
+    return Cascade(links, leading="decoder")
+
+
+def test_a_link_of_points_feeds_a_link_of_images():
+    cascade = unclip()
+    assert [column.name for column in cascade.columns] == ["label"]
+    given = cascade.given(2, label=[0, 1])
+    (drawn,) = cascade.draw_links(None, [cascade.part(2, seed=5, given=given)])
+    assert drawn["prior"].tolist() == [[5, 1], [5, 1]]
+    assert drawn["decoder"][:, ::2, ::2, 0].reshape(2, 4).tolist() == [
+        [link_seed(5, 1) % 256, label, 5, 1] for label in (0, 1)
+    ]
+    assert drawn["upsampler"].shape == (2, 8, 8, 1)
+
+
+def test_who_gives_what_a_link_would_draw_skips_the_link():
+    """In one batch with data for which it draws; with the noise that the other links have anyway."""
+    cascade = unclip()
+    prior = cascade.links["prior"]
+    parts = [cascade.part(2, seed=5, given=cascade.given(2, label=1, **asked)) for asked in ({"hue": [3, 4]}, {}, {})]
+    told, drawn, _ = cascade.draw_links(None, parts)
+    assert (list(told), list(drawn)) == (["decoder", "upsampler"], ["prior", "decoder", "upsampler"])
+    assert told["decoder"][0, ::2, ::2, 0].tolist() == [[link_seed(5, 1) % 256, 1], [3, 4]]
+    assert prior.drawn == 2
+    cascade.draw_parts(None, parts[:1])
+    assert prior.drawn == 2
+    with pytest.raises(ValueError, match="low: the model takes no such input; it takes: label, image, mask"):
+        cascade.given(1, low=np.zeros((4, 4, 1), np.uint8))
+
+
+def test_the_leading_link_has_the_plan_that_users_choose():
+    cascade = unclip()
+    assert (cascade.leading, cascade.choices, set(cascade.other_plans)) == (
+        "decoder",
+        Painter.choices,
+        {"prior", "upsampler"},
+    )
+    assert cascade.sampled_by({}).leading == "decoder"
+    plans = cascade.plans("asked for")
+    assert [name for name, plan in plans.items() if plan == "asked for"] == ["decoder"]
+
+
+def test_the_plans_of_other_links_stand_in_the_protocol_under_their_names():
+    """So a protocol of a base and an upsampler has the identifier it had when it had a field for that one."""
+    said = {field.name: None for field in fields(EvaluationProtocol) if field.default is MISSING}
+    del said["other_plans"]
+    alone = EvaluationProtocol(**said)
+    both = replace(alone, other_plans={"upsampler": {"steps": 4}})
+    assert both.as_dict() == {**alone.as_dict(), "upsampler": {"steps": 4}}
+    assert other_links(both.as_dict()) == {"upsampler"}
+    assert other_links(alone.as_dict()) == set()
+    assert alone.id != both.id
+
+
 GLIDE, SMALL, LARGE = ("cascades", "glide"), ("models", "small"), ("models", "large")
 GUIDE = {"guide": "models/x", "guidance_scale": 2.0}
 
@@ -500,10 +604,12 @@ def test_the_directory_holds_both_models_with_their_plans(composed: Path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda facts: facts.update(format=9), "its format is 9, and this version of ddpm knows 1 to 2"),
+        (lambda facts: facts.update(format=9), "its format is 9, and this version of ddpm knows 1 to 3"),
         (lambda facts: facts.pop("name"), "the key 'name' is missing"),
         (lambda facts: facts["links"].pop("base"), "the upsampler needs the base, which does not draw before it"),
         (lambda facts: facts["links"]["upsampler"].update(fed={}), "the upsampler needs a picture that no link draws"),
+        (lambda facts: facts.update(leading="prior"), "leading is 'prior'; expected a link: base, upsampler"),
+        (lambda facts: facts.update(leading=1), "expected texts"),
         (lambda facts: facts["links"]["upsampler"].update(fed=[]), "damaged"),
         (lambda facts: facts["links"]["base"].update(variant=3), "expected texts"),
         (lambda facts: facts["links"]["base"].update(more=""), "more"),
@@ -540,6 +646,18 @@ def test_a_directory_of_format_1(composed_template: Path, tmp_path: Path):
     path.write_text(json.dumps({**facts, "format": 1}))
     with pytest.raises(UserError, match="the key 'low_noise' is missing"):
         CascadeFacts.read(path.parent)
+
+
+def test_a_directory_of_format_2(composed_template: Path, tmp_path: Path):
+    """In which the first link leads, as nothing says another one."""
+    shutil.copytree(composed_template / "models" / "glide", tmp_path / "glide")
+    path = tmp_path / "glide" / CASCADE
+    today = CascadeFacts.read(path.parent)
+    facts = json.loads(path.read_text())
+    del facts["leading"]
+    path.write_text(json.dumps({**facts, "format": 2}))
+    assert CascadeFacts.read(path.parent) == today
+    assert ddpm.load(tmp_path / "glide").leading == "base"
 
 
 def test_a_link_that_is_missing(composed_template: Path, tmp_path: Path):

@@ -22,6 +22,7 @@ from ddpm.errors import UserError
 from ddpm.interop import clip
 from ddpm.nets import build
 from ddpm.nets.text import CLIPText, Marks
+from ddpm.training.start import text_encoder_from
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 9, 9, 9], [9, 9, 9, 9]])
 THERE = MARKS.end != IDS
@@ -107,6 +108,18 @@ def test_another_encoder_is_named(config, words, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     with pytest.raises(UserError, match=words):
         clip.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [((), r"config\.json: no such file"), (("config.json",), r"no weights; expected model\.safetensors")],
+)
+def test_a_text_encoder_that_is_not_there_is_said_with_the_key(files, words, tmp_path):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    options = PromptConfig(encoder="clip", weights=str(tmp_path), tokenizer="bpe")
+    with pytest.raises(UserError, match=rf"models\.sd\.condition\.prompt\.weights: .*{words}"):
+        text_encoder_from(torch.nn.Module(), options, "models.sd.condition")
 
 
 def test_the_encoders_of_stable_diffusion_have_their_sizes():

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "ddpm"
 
 # From the bottom up. A room is a folder or a file at the top level; it imports only rooms of lower floors.
 FLOORS = (
-    ("errors", "version", "closure", "files", "pixels", "diffusion", "nets"),
+    ("errors", "version", "closure", "files", "pixels", "directions", "diffusion", "nets"),
     ("config", "layout", "codecs", "conditioning"),
     ("data", "compute", "figures", "drawer", "first_stage"),
     ("model", "deploy", "interop"),

@@ -17,7 +17,7 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SAME = {"train-guide": "train", "train-base": "train", "train-upsampler": "train"}
 SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in ("cascade", "latent", "control")}
 SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
-SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate"}
+SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide"}
 
 
 def body(stage: str) -> dict:
@@ -33,7 +33,7 @@ def test_a_stages_deps_are_the_code_that_decides_what_it_writes(stage):
     assert code_deps(stage) == [f"ddpm/{file}" for file in deciding_code(SAME.get(stage, stage))]
 
 
-@pytest.mark.parametrize("other", ["train-guide", "train-base", "train-upsampler"])
+@pytest.mark.parametrize("other", ["train-guide", "train-base", "train-upsampler", "train-encoder"])
 def test_a_stage_of_other_models_differs_in_the_models_alone(other):
     def of(stage: str) -> str:
         own = {key: value for key, value in body(stage).items() if key not in ("matrix", "desc")}
@@ -79,7 +79,7 @@ def test_the_fingerprint_of_a_training_is_of_the_same_code(stage):
         ("ddpm/evaluation/metrics.py", {"fetch", "prepare", "fit-extractor", "train", "export"}),
         ("ddpm/diffusion/plans.py", {"fetch", "prepare", "fit-extractor", "train"}),
         ("ddpm/config/promotion.py", set(GRAPH)),
-        ("ddpm/evaluation/extractor.py", {"train", "train-latent", "encode", "export"}),
+        ("ddpm/evaluation/extractor.py", {"train", "train-latent", "encode", "embed", "export"}),
         ("ddpm/stages/encode.py", {"train", "train-latent", "evaluate", "export"}),
         ("ddpm/config/evaluation.py", {"fetch", "prepare", "fit-extractor", "train", "export"}),
         ("flows/retrain.py", set(GRAPH)),
