@@ -157,8 +157,8 @@ def _names(variants: Sequence[str] | None) -> list[str]:
         params.check_built(name)
         if name not in params.built:
             raise UserError(
-                f"{name} is not among the `variants`, `latents`, `cascades` or `unclips` of params.yaml, which are what "
-                "dvc.yaml has stages for"
+                f"{name} is not among the `variants`, `latents`, `cascades` or `unclips` of params.yaml, which are "
+                "what dvc.yaml has stages for"
             )
     return names
 

@@ -151,8 +151,8 @@ class CascadeConfig(CompositionConfig):
 
 
 class UnclipConfig(CompositionConfig):
-    """DALL-E 2's unCLIP (Ramesh et al. 2022): a model that draws a CLIP's embedding of an image, one that draws an image
-    of it, and one that makes that larger.
+    """DALL-E 2's unCLIP (Ramesh et al. 2022): a model draws a CLIP's embedding of an image, one draws a small image of
+    it, and one makes that larger.
     """
 
     key = "unclips"

@@ -219,8 +219,8 @@ class Params(Section):
     def _something_is_built(self) -> Params:
         if not self.built:
             raise ValueError(
-                "`variants` is empty, and there are no `cascades`, `unclips`, `latents` or `controls`: expected a model "
-                "to build"
+                "`variants` is empty, and there are no `cascades`, `unclips`, `latents` or `controls`: expected a "
+                "model to build"
             )
         for name in self.variants:
             if (side := self.models[name].codec.side) is not None:
@@ -238,8 +238,8 @@ class Params(Section):
         for cascade, config in self.composed.items():
             if missing := [name for name in config.encoders if name not in self.encoders]:
                 raise ValueError(
-                    f"{config.key}.{cascade}.encoder is {brief(missing[0])}: name it in `encoders`, so that it is trained "
-                    "first"
+                    f"{config.key}.{cascade}.encoder is {brief(missing[0])}: name it in `encoders`, so that it is "
+                    "trained first"
                 )
             if cascade in self.models:
                 raise ValueError(f"{cascade} is the name of a cascade and of a model: rename one")

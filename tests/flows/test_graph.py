@@ -17,7 +17,9 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SAME = {"train-guide": "train", "train-base": "train", "train-upsampler": "train"}
 KINDS = ("cascade", "unclip", "latent", "control")
 SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in KINDS}
-SAME |= dict.fromkeys(("train-prior", "train-decoder", "train-unclip-upsampler"), "train") | {"compose-unclip": "compose"}
+SAME |= dict.fromkeys(("train-prior", "train-decoder", "train-unclip-upsampler"), "train") | {
+    "compose-unclip": "compose"
+}
 SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
 SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide"}
 
