@@ -1,5 +1,5 @@
-"""The real graph with a prior, a decoder and an upsampler: after the CLIP and its embeddings, trained apart, composed, and
-from then on one model. One training is killed and goes on.
+"""The real graph with a prior, a decoder and an upsampler. They are trained after the CLIP and its embeddings, composed,
+and from then on one model. One training is killed and goes on.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def kill_training(project: Path, stage: str, model: str) -> None:
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dvc", "repro", stage]
     started = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    states = project / ".ddpm"
-    while not list(states.glob(f"**/{model}/*/step-*")):
+    while not list(project.glob(f".ddpm/training/{model}/*/step-*")):
         assert started.poll() is None, "it ended before it was killed"
         time.sleep(0.01)
     os.killpg(started.pid, signal.SIGKILL)
@@ -49,6 +48,7 @@ def test_the_whole_graph_with_a_kill_and_what_a_change_reruns(pipeline: Path, mo
     params["models"]["decoder"]["training"] |= {"steps": 400, "checkpoint_every": 5}
     write_params(pipeline, params)
     kill_training(pipeline, "train-decoder@dalle", "decoder")
+    (killed,) = [path for path in pipeline.glob(".ddpm/training/decoder/*") if path.is_dir()]
     assert not (pipeline / "models/decoder").exists()
     first = ran(pipeline)
     for later in LINKS.values():
@@ -63,6 +63,7 @@ def test_the_whole_graph_with_a_kill_and_what_a_change_reruns(pipeline: Path, mo
     monkeypatch.chdir(pipeline)
     clip = sha256_of(Path("models/clip/model.safetensors"))
     cards = {name: read_json(Path("models", name, "model.json")) for name in ("prior", "decoder")}
+    assert cards["decoder"]["training"]["fingerprint"].startswith(killed.name), "it went on from the checkpoint"
     assert {card["data"]["encoder"]["sha256"] for card in cards.values()} == {clip}
     facts, protocol = read_json(Path("models/dalle/cascade.json")), read_json(Path("reports/dalle/protocol.json"))
     assert (list(facts["links"]), facts["leading"]) == (list(LINKS), "decoder")
