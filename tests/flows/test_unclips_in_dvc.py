@@ -1,5 +1,5 @@
-"""The real graph with a prior, a decoder and an upsampler. They are trained after the CLIP and its embeddings, composed,
-and from then on one model. One training is killed and goes on.
+"""The real graph with a prior, a decoder and an upsampler. They are trained after the CLIP and its embeddings, then
+composed, and from then on one model. One training is killed and goes on.
 """
 
 from __future__ import annotations
