@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 from tiny import TINY_PARAMS
@@ -52,4 +53,6 @@ def unclip_params(**dalle: Any) -> dict[str, Any]:
     models |= {name: copy.deepcopy(tiny) | parts for name, parts in (("decoder", decoder), ("larger", larger))}
     links = {"encoder": "clip", "prior": "prior", "decoder": "decoder", "upsampler": "larger", "low_noise": 0.1}
     built = {"variants": [], "encoders": ["clip"], "unclips": {"dalle": {**links, **dalle}}, "models": models}
-    return {**params, **built, "data": {"source": "folder", "path": "pictures"}}
+    # Without shared parts, which YAML would write as aliases.
+    data = {"source": "folder", "path": "pictures", "validation_fraction": 0.4}
+    return json.loads(json.dumps({**params, **built, "data": data}))
