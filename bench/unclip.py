@@ -23,7 +23,7 @@ from bench.captioned import Setting, cost, hits, means, prompts, ranks, rows, sa
 from bench.cells import BATCH, Cells
 from bench.claims import Claim, Comparison, Estimate, below, estimate
 from bench.judge import GROUPS, Judge
-from bench.unclip_models import ALONE, train_alone, training_teraflops
+from bench.unclip_models import ALONE, train_alone, training_of, training_teraflops
 from bench.unclip_page import markdown
 from ddpm import tracking
 from ddpm.compute.device import pick_device
@@ -198,8 +198,8 @@ class UnclipStudy:
         captions = cast(Model, self._drawers[ALONE].links["base"])
         return {
             model.variant: {
-                "steps": model.card.config.training.steps,
-                "batch_size": model.card.config.training.batch_size,
+                "steps": training_of(model).steps,
+                "batch_size": training_of(model).batch_size,
                 "teraflops": round(training_teraflops(model), 3),
             }
             for model in (self._space.model, *self._parts.values(), captions)

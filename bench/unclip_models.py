@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.ablation import changed
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
+from ddpm.config.training import TrainingConfig
 from ddpm.data.store import PreparedData
 from ddpm.drawer.cascade import Cascade
 from ddpm.joint_space import JointSpace
@@ -48,9 +49,20 @@ def _operations(params: Params, name: str, root: Path) -> int:
 
 def training_teraflops(model: Model) -> float:
     """10¹² operations of the training of a model, as `ddpm.training.cost` counts them."""
-    training = model.card.config.training
+    training = training_of(model)
     network = Contrasted(JointSpace(model, "")) if model.card.config.network.kind == "clip" else model.network
     return training_flops(network, model.codec.network_shape) * training.steps * training.batch_size / 1e12
+
+
+def training_of(model: Model) -> TrainingConfig:
+    """How a model of the project was trained.
+
+    Raises:
+        AssertionError: it was imported.
+    """
+    training = model.card.config.training
+    assert training is not None
+    return training
 
 
 class Contrasted(nn.Module):

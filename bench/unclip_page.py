@@ -55,6 +55,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
         "Comparison by comparison, with the margin by which the inequality is true:",
         *(comparisons(row) for row in results["claims"]),
+        "Not measured: CLIP guidance against classifier-free guidance (Nichol et al. 2022, GLIDE).",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -89,7 +90,8 @@ def _training(training: Mapping[str, Row]) -> str:
     )
     note = (
         "`text-8` has as many operations in training as the prior and the decoder together. The CLIP's come on top: it "
-        "can be shared by other models, as the upsampler is."
+        "can be shared by other models, as the upsampler is. Steps are those of the project, which may be fewer than the "
+        "presets have."
     )
     return f"{table(['trained once', 'steps', 'TFLOP'], body)}\n\n{note}"
 

@@ -49,18 +49,13 @@ DEMO: dict[str, Any] = demo_text.DEMO | {
 
 
 SHOWN = 8  # pictures drawn in a row
-VARIED = ("turtle", "panda", "parrot", "police car", "sushi", "two hearts", "woman teacher light skin tone", "princess")
-MIXED = (
-    *(("beating heart", "orange circle"), ("red square", "blue square"), ("turtle", "parrot")),
-    *(("man farmer", "woman teacher light skin tone"), ("flag of ghana", "flag of montenegro")),
-)
+VARIED = ("turtle", "panda", "parrot", "police car")
+MIXED = (("beating heart", "orange circle"), ("red square", "blue square"), ("turtle", "parrot"))
 # A picture, and the two texts whose difference changes it.
 CHANGES = (
     ("raised hand dark skin tone", "hand dark skin tone", "hand light skin tone"),
-    ("woman teacher light skin tone", "woman light skin tone", "woman dark skin tone"),
     ("man farmer", "man", "woman"),
     ("red square", "red circle", "blue circle"),
-    ("beating heart", "red heart", "green heart"),
 )
 
 
