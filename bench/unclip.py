@@ -31,6 +31,7 @@ from ddpm.config.params import Params, load_params
 from ddpm.data.embeddings import Embeddings
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.extractor import Features
 from ddpm.evaluation.pictures import save_png
 from ddpm.evaluation.prior import prior_figures
@@ -104,7 +105,8 @@ class UnclipStudy:
         self._params, self._root, self._extent = params, root, extent
         self._judge = Judge(root, seed=params.seed)
         self._cells = Cells(root / ".ddpm" / "unclip-cells")
-        self._space = JointSpace.open(ENCODER, self._judge.data.codec, f"models/{ENCODER}", root, pick_device())
+        codec, where = self._judge.data.codec, f"models/{ENCODER}"
+        self._clip, self._space = open_space(ENCODER, codec, where, root, pick_device())
         unclip = load(root / MODELS / UNCLIP)
         self._parts = {name: cast(Model, link) for name, link in unclip.links.items()}
         equal = sum(training_teraflops(self._parts[link]) for link in ("prior", "decoder"))
@@ -202,7 +204,7 @@ class UnclipStudy:
                 "batch_size": training_of(model).batch_size,
                 "teraflops": round(training_teraflops(model), 3),
             }
-            for model in (self._space.model, *self._parts.values(), captions)
+            for model in (self._clip, *self._parts.values(), captions)
         }
 
     def _protocol(self) -> dict[str, Any]:

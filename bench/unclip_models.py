@@ -13,9 +13,9 @@ from ddpm.config.params import Params
 from ddpm.config.training import TrainingConfig
 from ddpm.data.store import PreparedData
 from ddpm.drawer.cascade import Cascade
-from ddpm.joint_space import JointSpace
 from ddpm.layout import MODELS, PREPARED
 from ddpm.model import Model, codec_of, columns_for
+from ddpm.nets.clip import CLIP
 from ddpm.stages.compose import open_trained
 from ddpm.stages.memory import without_memory
 from ddpm.stages.train import data_facts, train_variant
@@ -50,7 +50,7 @@ def _operations(params: Params, name: str, root: Path) -> int:
 def training_teraflops(model: Model) -> float:
     """10¹² operations of the training of a model, as `ddpm.training.cost` counts them."""
     training = training_of(model)
-    network = Contrasted(JointSpace(model, "")) if model.card.config.network.kind == "clip" else model.network
+    network = Contrasted(model.network) if isinstance(model.network, CLIP) else model.network
     return training_flops(network, model.codec.network_shape) * training.steps * training.batch_size / 1e12
 
 
@@ -68,10 +68,10 @@ def training_of(model: Model) -> TrainingConfig:
 class Contrasted(nn.Module):
     """Both towers of a CLIP, called as a network is."""
 
-    def __init__(self, space: JointSpace) -> None:
+    def __init__(self, clip: CLIP) -> None:
         super().__init__()
-        self.clip = space.network
-        (self.length,) = space.column.shape
+        self.clip = clip
+        (self.length,) = clip.answers[0].shape
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         ids = torch.zeros(len(x), self.length, dtype=torch.int64, device=x.device)
