@@ -17,7 +17,7 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SAME = {"train-guide": "train", "train-base": "train", "train-upsampler": "train"}
 SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in ("cascade", "latent", "control")}
 SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
-SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide"}
+SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide", "judge-latent": "guide"}
 
 
 def body(stage: str) -> dict:
