@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ddpm.codecs.embedding import Embedding
 from ddpm.codecs.scale import Codec, KindName, codec_for, smaller
 from ddpm.conditioning.columns import Column, Given, LabelColumn, PromptColumn, columns_of, united
 from ddpm.conditioning.control_weights import WEIGHTS, Steered, weights_of
@@ -22,7 +23,7 @@ from ddpm.conditioning.guidance import GRADIENTS, Autoguidance, by_itself, guida
 from ddpm.conditioning.hints import HintColumn
 from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in, ports_for, tensors
 from ddpm.conditioning.pictures import known_part
-from ddpm.conditioning.text import clip_of
+from ddpm.conditioning.text import Text, clip_of
 from ddpm.config.base import Section, validate
 from ddpm.config.data import Attribution
 from ddpm.config.model import ModelConfig
@@ -41,10 +42,13 @@ from ddpm.drawer.parts import Drawn, Float32, Part
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, sha256_of, write_json
 from ddpm.first_stage import PREFIX, LatentFacts, latents_in_words, saved
+from ddpm.joint_space import JointSpace
 from ddpm.layout import find_model, made_by
 from ddpm.nets import build
 from ddpm.nets.autoencoder import Frozen
+from ddpm.nets.clip import CLIP
 
+CLIP_PREFIX = "clip."  # before the names of a CLIP's weights, in the file of a model that it is a part of
 MOST_TENSORS = 20_000  # of a network; those of the papers have hundreds
 # Where the plan of a model trained here comes from, if nothing else says: training does not depend on sampling.
 DEFAULT_PLAN = "a general default, since a training writes none"
@@ -57,6 +61,38 @@ class TextFacts(Section):
 
     tokenizer: dict[str, Any]
     captions: tuple[str, ...]  # some of them, which are drawn from where nobody asks for a text
+
+
+class EmbeddingFacts(Section):
+    """The scale of the embeddings that a model draws, as of `codecs.embedding.Embedding`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    unit_norm: bool
+
+    @classmethod
+    def of(cls, codec: Embedding) -> Self:
+        return cls(mean=codec.mean, std=codec.std, unit_norm=codec.unit_norm)
+
+    @property
+    def codec(self) -> Embedding:
+        """
+        Raises:
+            ValueError: the numbers do not describe one.
+        """
+        if not (len(self.mean) == len(self.std) > 0 and all(each > 0 for each in self.std)):
+            raise ValueError("embedding: expected a mean and a std above 0 of each number")
+        return Embedding(self.mean, self.std, self.unit_norm)
+
+
+class EncoderFacts(Section):
+    """The CLIP whose embeddings a model draws, or is conditioned on, or whose text encoder it has."""
+
+    variant: str
+    fingerprint: str  # of its training
+    sha256: str  # of its weights' file
+    numbers: int  # of an embedding
+    card: ModelCard | None = None  # of a CLIP that is a part of the model, so that pictures can be embedded with it
 
 
 class DataFacts(Section):
@@ -77,6 +113,8 @@ class DataFacts(Section):
     text: TextFacts | None = None  # of a model that is conditioned on captions
     hint_shape: tuple[int, ...] | None = None  # of a model that is shown hints that lie beside the images
     latent: LatentFacts | None = None  # of a model that draws the latents of the data
+    embedding: EmbeddingFacts | None = None  # of a model that draws embeddings; `kind` and `shape` are theirs
+    encoder: EncoderFacts | None = None
 
     @property
     def codec(self) -> Codec:
@@ -85,6 +123,8 @@ class DataFacts(Section):
         Raises:
             ValueError: the numbers do not describe one.
         """
+        if self.embedding is not None:
+            return self.embedding.codec
         return self.stored if self.latent is None else self.latent.codec(self.stored)
 
     @property
@@ -161,6 +201,11 @@ class ModelCard(Section):
         return self
 
 
+EncoderFacts.model_rebuild()
+DataFacts.model_rebuild()
+ModelCard.model_rebuild()
+
+
 @dataclass(frozen=True)
 class Model(Drawer):
     """A network with what is needed to sample from it."""
@@ -174,6 +219,16 @@ class Model(Drawer):
     """That it was read from."""
     autoencoder: Frozen | None = None
     """Of a model of latents."""
+    clip: Model | None = None
+    """Of a model that is conditioned on embeddings, what made them."""
+
+    @property
+    def encoder(self) -> JointSpace | None:
+        """Of a model that is conditioned on embeddings, what embeds pictures and texts."""
+        facts = self.card.data.encoder
+        if self.clip is None or facts is None:
+            return None
+        return JointSpace(cast(CLIP, self.clip.network), self.clip.codec, facts.variant, facts.sha256)
 
     @property
     def device(self) -> torch.device:
@@ -318,6 +373,14 @@ class Model(Drawer):
         (answer,) = answered_by(self.guide.network)
         gradient = GRADIENTS[self.guide.card.config.network.kind]
         return gradient(denoise, self.guide.network, values[answer.name], self.process())
+
+    @torch.inference_mode()
+    def scores(self, x: Float32, given: Given) -> Float32:
+        """The dot products of embeddings with those of the texts that were asked for (Ramesh et al. 2022, §2.2)."""
+        text = self.network.get_submodule(Text.saved_as)
+        assert isinstance(text, Text)  # the configuration has seen to it
+        wanted = text.embedding(tensors(given, self.device)).cpu().numpy()
+        return (self.codec.decode(x) * wanted).sum(1)
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         def run(draw: Callable[[], Float32], given: Given) -> Float32:
@@ -574,6 +637,7 @@ def save(model: Model, directory: Path | str) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = model.network.state_dict() | (saved(model.autoencoder.network) if model.autoencoder else {})
+    tensors |= _of_clip(model.clip.network.state_dict()) if model.clip else {}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     refuse_not_finite_weights(weights, model.card.variant)
     try:
@@ -619,13 +683,33 @@ def load(directory: Path | str, device: torch.device | str = "cpu") -> Model:
         raise UserError(f"{directory}: damaged: {error}") from None
     refuse_not_finite_weights(weights, str(where))
     network, latent = build_network(card.config, codec, str(described), columns), card.data.latent
-    frozen = {name: weights.pop(name) for name in list(weights) if latent and name.startswith(PREFIX)}
+    inner = card.data.encoder and card.data.encoder.card
+    frozen = _taken_out(weights, PREFIX) if latent else {}
+    of_clip = _taken_out(weights, CLIP_PREFIX) if inner else {}
     network.load_state_dict(weights)
     autoencoder = latent.open(card.data.stored, frozen, device) if latent else None
     own_plan = card.training.weights == "imported" if card.own_plan is None else card.own_plan
     source = "model.json" if own_plan else DEFAULT_PLAN
     network = network.to(device).eval().requires_grad_(False)
-    return Model(network, card, source, directory=directory, autoencoder=autoencoder)
+    clip = _opened_clip(inner, of_clip, str(described), device) if inner else None
+    return Model(network, card, source, directory=directory, autoencoder=autoencoder, clip=clip)
+
+
+def _taken_out(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with the prefix, which the others are then without."""
+    return {name: weights.pop(name) for name in list(weights) if name.startswith(prefix)}
+
+
+def _of_clip(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a CLIP, or their shapes, by their names in the file of a model that it is a part of."""
+    return {f"{CLIP_PREFIX}{name}": each for name, each in weights.items()}
+
+
+def _opened_clip(card: ModelCard, weights: Mapping[str, Tensor], where: str, device: torch.device | str) -> Model:
+    """The CLIP that is a part of a model."""
+    network = build_network(card.config, card.data.codec, where, card.columns)
+    network.load_state_dict({name.removeprefix(CLIP_PREFIX): each for name, each in weights.items()})
+    return Model(network.to(device).eval().requires_grad_(False), card)
 
 
 def refuse_not_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
@@ -667,6 +751,9 @@ def _expected_shapes(
         with torch.device("meta"), _at_most(1000 + 2 * len(found)):
             network = build_network(card.config, codec, str(where), card.columns)
             frozen = card.data.latent.expected(card.data.stored) if card.data.latent else {}
+            if card.data.encoder and (inner := card.data.encoder.card):
+                clip = build_network(inner.config, inner.data.codec, str(where), inner.columns)
+                frozen |= _of_clip({name: list(tensor.shape) for name, tensor in clip.state_dict().items()})
     except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
         raise UserError(f"{where}: damaged: not a network that can be built ({type(error).__name__})") from None
     except _LargerError:

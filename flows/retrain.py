@@ -33,8 +33,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
     """Bring the models up to date with the data, the code and params.yaml; do nothing where nothing has changed.
 
     Args:
-        variants: models and cascades named in params.yaml; default: those under its keys `variants`, `cascades` and
-            `controls`.
+        variants: models and cascades named in params.yaml; default: those under its keys `variants`, `latents`,
+            `cascades`, `unclips` and `controls`.
         accept_new_data: record what the upstream has now as the data's new version.
     """
     try:
@@ -61,7 +61,9 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         for name in names:
             evaluate, export = _last_stages(params, name)
             if name in params.composed:
-                trained = _cascade(name, params.composed[name].stages, extractor)
+                config = params.composed[name]
+                wanted = [extractor, *itertools.chain(*(embedded[encoder] for encoder in config.encoders))]
+                trained = _cascade(name, config.stages, wanted)
             elif name in params.latents:
                 wanted = encoded[params.latents[name]]
                 trained = [bases[name] if name in bases else tasks.train_latent.submit(name, wait_for=wanted)]
@@ -143,11 +145,13 @@ def _judged(
     ]
 
 
-def _cascade(name: str, stages: Stages, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
-    """The trainings of a cascade's links, and their composition."""
-    links = [
-        tasks.train_link.submit(name, link, stage, wait_for=[extractor]) for link, stage in stages.trainings.items()
-    ]
+def _cascade(name: str, stages: Stages, wanted: Sequence[PrefectFuture[Any]]) -> list[PrefectFuture[Any]]:
+    """The trainings of a cascade's links, and their composition.
+
+    Args:
+        wanted: what comes before them.
+    """
+    links = [tasks.train_link.submit(name, link, stage, wait_for=wanted) for link, stage in stages.trainings.items()]
     return [*links, tasks.compose.submit(name, stages.compose, wait_for=links)]
 
 
@@ -158,8 +162,8 @@ def _names(variants: Sequence[str] | None) -> list[str]:
         params.check_built(name)
         if name not in params.built:
             raise UserError(
-                f"{name} is not among the `variants`, `latents` or `cascades` of params.yaml, which are what dvc.yaml "
-                "has stages for"
+                f"{name} is not among the `variants`, `latents`, `cascades` or `unclips` of params.yaml, which are "
+                "what dvc.yaml has stages for"
             )
     return names
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddpm.layout import COMPARISON
 from ddpm.serve.arguments import add_precision
 
+STRENGTH = 0.4  # of a change by texts, as `drawer.likeness` has it
 LARGEST = 2**31 - 1  # what a C int holds, as in params.yaml
 
 
@@ -113,6 +114,35 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         type=_count,
         metavar="N",
         help="of repaint: the steps in a group, fewer than --steps; of a cascade only the base repaints (default: 10)",
+    )
+    sample.add_argument(
+        "--like",
+        type=a_path,
+        action="append",
+        metavar="FILE",
+        help="of a model that draws pictures of CLIP embeddings: a picture to draw variations of; may be given several "
+        "times, then image i is like the one at i modulo their number. It is cropped and resized as in preparation",
+    )
+    sample.add_argument(
+        "--mix",
+        type=_count,
+        metavar="N",
+        help="draw N images, in place of --n, on the way from the first --like to the second, all of the same noise; "
+        "with --from and --to on the way from the picture to the changed one",
+    )
+    sample.add_argument(
+        "--from",
+        dest="change_from",
+        metavar="TEXT",
+        help='what --like shows, such as "man"; with --to, which says what it is to become, the picture is changed by '
+        "the difference of the texts",
+    )
+    sample.add_argument("--to", dest="change_to", metavar="TEXT", help='see --from; such as "woman"')
+    sample.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help=f"how far --from and --to change the picture, above 0 and at most 1 (default: {STRENGTH:g})",
     )
     sample.add_argument(
         "--control",
@@ -257,7 +287,7 @@ def add_import(bring: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a .pt file of openai/improved-diffusion, guided-diffusion (its classifiers too) or "
         "denoising_diffusion_pytorch, a .ckpt or .safetensors file of latent diffusion or Stable Diffusion, or a "
-        "directory of diffusers' UNet2DModel or StableDiffusionPipeline",
+        "directory of diffusers' UNet2DModel, StableDiffusionPipeline or PriorTransformer with its text_encoder/",
     )
     bring.add_argument("--out", type=a_path, required=True, help="the model directory, such as models/V")
     bring.add_argument(

@@ -12,6 +12,7 @@ from ddpm.serve.arguments import chosen_settings
 
 if TYPE_CHECKING:
     from ddpm.config.params import Params
+    from ddpm.stages.alike import Alike
 
 Arguments = argparse.Namespace
 
@@ -213,8 +214,26 @@ def run_sample(arguments: Arguments) -> None:
         control_interval=arguments.control_interval,
         guess=arguments.guess,
         guide=arguments.guide,
+        alike=_alike(arguments),
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _alike(arguments: Arguments) -> Alike | None:
+    """What the images are to be like; None: --like is not given."""
+    from ddpm.stages.alike import Alike
+
+    texts = (arguments.change_from, arguments.change_to)
+    others = {"mix": arguments.mix, "from": texts[0], "to": texts[1], "strength": arguments.strength}
+    if not arguments.like:
+        if given := [name for name, value in others.items() if value is not None]:
+            raise UserError(f"--{given[0]} needs --like FILE, the picture that it is about")
+        return None
+    if (texts[0] is None) != (texts[1] is None):
+        raise UserError("--from and --to go together: what the picture shows, and what it is to become")
+    if arguments.strength is not None and texts[0] is None:
+        raise UserError("--strength is how far --from and --to change the picture; leave it out")
+    return Alike(tuple(arguments.like), arguments.mix, None if texts[0] is None else texts, arguments.strength)
 
 
 def _pictures(arguments: Arguments) -> dict[str, Path | None]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ddpm.conditioning.hints import NAMES as HINT_NAMES
 from ddpm.conditioning.hints import HintColumn, control_columns
+from ddpm.conditioning.image_embedding import embedding_columns
 from ddpm.conditioning.pictures import (
     ImageColumn,
     LowColumn,
@@ -53,6 +54,11 @@ class Accompanied(Protocol):
     @property
     def hints(self) -> Any:
         """uint8 [n, H, W, C], as an array is indexed; None without hints beside the images."""
+        ...
+
+    @property
+    def embeddings(self) -> Any:
+        """float32 [n, D], as an array is indexed; None without the embeddings of a CLIP."""
         ...
 
 
@@ -268,6 +274,7 @@ def _prompt(text: Any) -> str:
 COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Column, ...]]] = {
     "label": LabelColumn.of,
     "prompt": PromptColumn.of,
+    "embedding": embedding_columns,
     "mask": mask_columns,
     "low": low_columns,
     "control": control_columns,
@@ -289,7 +296,8 @@ def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[C
     Args:
         condition: the section `condition` of params.yaml, as JSON has it.
         data: what a model knows of its training data (`model.DataFacts`), as JSON has it: `classes` in the order of
-            their numbers, `class_counts`; `text`, the tokenizer and the captions.
+            their numbers, `class_counts`; `text`, the tokenizer and the captions; `encoder`, the CLIP that made the
+            embeddings.
 
     Raises:
         ValueError: the data do not have what is asked for.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddpm.conditioning.columns import Column, Given, blank, unconditional_values
 from ddpm.conditioning.conditioner import Conditioner
 from ddpm.conditioning.control import Control
+from ddpm.conditioning.embedding import ImageEmbedding
 from ddpm.conditioning.inpainting import Inpainting
 from ddpm.conditioning.labels import Labels
 from ddpm.conditioning.low import LowResolution
@@ -23,6 +24,7 @@ from ddpm.nets.condition import Condition, Network, Ports, merged
 CONDITIONERS: dict[str, type[Conditioner]] = {
     "label": Labels,
     "prompt": Text,
+    "embedding": ImageEmbedding,
     "mask": Inpainting,
     "low": LowResolution,
     "control": Control,
@@ -92,6 +94,7 @@ def ports_for(columns: Sequence[Column], condition: Mapping[str, Any]) -> Ports:
         tokens=max(widths, default=0),
         maps=sum(ports.maps for ports in needed),
         hints=tuple(hint for ports in needed for hint in ports.hints),
+        length=sum(ports.length for ports in needed),
     )
 
 

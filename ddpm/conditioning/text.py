@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ddpm.conditioning.conditioner import Conditioner
@@ -30,13 +31,18 @@ def _glide(vocabulary: int, length: int, tokenizer: Any, options: Mapping[str, A
 
 # By `condition.prompt.encoder`: (number of ids, tokens of a caption, tokenizer, section; sizes, activation) → encoder.
 ENCODERS: dict[str, Callable[..., TextEncoder]] = {"glide": _glide, "clip": _clip}
+# How many tokens each adds to a caption.
+MARKS = {"glide": 0, "clip": 2}
 
 
 class Text(Conditioner):
     """A caption as tokens that every attention attends to, and, if `pooled`, a vector that joins the timestep's
     embedding: a projection of the encoder's last position (Nichol et al. 2022, GLIDE, §4.1).
 
-    No caption is the empty one, of padding alone. The tokens have no mask: padding says something too.
+    With `embedding` the vector is made of the text's embedding instead, as a CLIP has it: a projection of the position
+    that stands for the whole text.
+
+    No caption is the empty one, of padding alone. The tokens have a mask only if `masked`: padding says something too.
     """
 
     saved_as = "text"
@@ -44,7 +50,8 @@ class Text(Conditioner):
 
     @classmethod
     def needs(cls, columns: Sequence[Any], options: Mapping[str, Any]) -> Ports:
-        return Ports(tokens=_sizes(options)["width"])
+        (length,), marks = columns[0].shape, MARKS[options.get("encoder", "glide")]
+        return Ports(tokens=_sizes(options)["width"], length=length + marks)
 
     def __init__(self, columns: Sequence[Any], width: int, options: Mapping[str, Any]) -> None:
         """
@@ -53,7 +60,7 @@ class Text(Conditioner):
                 the encoder `clip` also the id `start`.
             width: of the vector.
             options: the section `condition.prompt`: `encoder`, its `width`, `layers`, `heads` and `activation`;
-                `pooled`; `frozen`.
+                `pooled`; `frozen`; `embedding`, the numbers of the text's embedding; `masked`.
 
         Raises:
             ValueError: the heads do not divide the width.
@@ -61,14 +68,42 @@ class Text(Conditioner):
         super().__init__()
         (self._column,) = columns
         self.encoder = encoder_of(self._column, options)
-        own = self.encoder.tokens.embedding_dim
-        self.projection = nn.Linear(own, width) if options.get("pooled", True) else None
+        own, numbers = self.encoder.tokens.embedding_dim, options.get("embedding")
+        self._masked = options.get("masked", False)
+        self.embed = None if numbers is None else nn.Linear(own, numbers, bias=False)
+        if self.embed is not None:
+            self.embed.requires_grad_(not options.get("frozen", False))
+        self.projection = nn.Linear(numbers or own, width) if options.get("pooled", True) else None
 
     def forward(self, given: Mapping[str, Tensor]) -> Condition:
-        """`prompt` [N, L] int64 → the port `tokens`, and `vector` if `pooled`."""
+        """`prompt` [N, L] int64 → the port `tokens`, with `mask` if `masked`, and `vector` if `pooled`."""
+        tokens, there = self._encoded(given)
+        whole = tokens[:, -1] if self.embed is None else self._embedded(tokens, there)
+        return Condition(
+            vector=None if self.projection is None else self.projection(whole),
+            tokens=tokens,
+            mask=self.encoder.mask(there) if self._masked else None,
+        )
+
+    @property
+    def column(self) -> Any:
+        """The prompt's."""
+        return self._column
+
+    def embedding(self, given: Mapping[str, Tensor]) -> Tensor:
+        """`prompt` [N, L] int64 → the texts' embeddings, [N, numbers], of any length; of a model with `embedding`."""
+        return self._embedded(*self._encoded(given))
+
+    def _encoded(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the encoder makes of the texts, and which ids are of them."""
         ids = given[self._column.name]
-        tokens = self.encoder(ids, ids != self._column.tokenizer.padding)
-        return Condition(vector=None if self.projection is None else self.projection(tokens[:, -1]), tokens=tokens)
+        there = ids != self._column.tokenizer.padding
+        return self.encoder(ids, there), there
+
+    def _embedded(self, tokens: Tensor, there: Tensor) -> Tensor:
+        assert self.embed is not None  # the section has `embedding`
+        rows = torch.arange(tokens.shape[0], device=tokens.device)  # len would fix the batch in ONNX
+        return self.embed(tokens[rows, self.encoder.last(there)])
 
 
 def encoder_of(column: Any, options: Mapping[str, Any]) -> TextEncoder:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from ddpm.config.base import FilePath, Positive, Section
+from ddpm.config.base import FilePath, Later, Positive, Section
 
 
 class LatentConfig(Section):
@@ -24,6 +24,15 @@ class LatentConfig(Section):
         return path.name if path.parent in (Path("models"), Path()) else None
 
 
+class EmbeddingConfig(Section):
+    """The CLIP whose embeddings of the images a model learns."""
+
+    encoder: FilePath = Field(
+        description="a model directory such as models/clip, of network.kind clip; `ddpm embed` makes the embeddings of "
+        "the prepared data with it"
+    )
+
+
 class CodecConfig(Section):
     """What a model learns of the prepared data, and draws."""
 
@@ -36,8 +45,21 @@ class CodecConfig(Section):
         None, description="the latents of an autoencoder in place of pixels (Rombach et al. 2022); null: pixels"
     )
 
+    embedding: Later[EmbeddingConfig | None] = Field(
+        None, description="a CLIP's embeddings of the images in place of pixels (DALL-E 2's prior); null: pixels"
+    )
+
+    @property
+    def bounded(self) -> bool:
+        """Whether x is of pixels, which lie in [-1, 1]."""
+        return self.latent is None and self.embedding is None
+
     @model_validator(mode="after")
-    def _latents_are_of_the_prepared_images(self) -> CodecConfig:
-        if self.side is not None and self.latent is not None:
-            raise ValueError("side and latent: give one of them; the latents are of the images as they are prepared")
+    def _one_of_them_is_learned(self) -> CodecConfig:
+        given = [key for key in ("side", "latent", "embedding") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[0]} and {given[1]}: give one of them; latents and embeddings are of the images as they are "
+                "prepared"
+            )
         return self

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ddpm.config.base import Bool, FilePath, Float, Int, Positive, Section
+from ddpm.config.base import Bool, FilePath, Float, Int, Later, Positive, Section
 
 MOST_TOKENS = 4096  # of a caption
 LEAST_PAIRS = 513  # each byte within a word and at its end, and the padding
@@ -84,6 +84,20 @@ class PromptConfig(Section):
         "does not track it",
     )
     frozen: Bool = Field(False, description="whether the text encoder stays as it is; then it needs weights")
+    of: Later[FilePath | None] = Field(
+        None,
+        description="a CLIP, a model directory such as models/clip, whose tokenizer and text encoder the model has; "
+        "they stay as they are, and the keys above that describe them are its. The text's embedding joins the "
+        "condition",
+    )
+    embedding: Later[Positive | None] = Field(
+        None,
+        description="numbers of the text's embedding, a projection of the position that stands for the whole text; it "
+        "takes the place of the last position in `pooled`. null: none, or with `of` that CLIP's",
+    )
+    masked: Later[Bool] = Field(
+        False, description="whether the network cannot see the padding after a caption, as in DALL-E 2's prior"
+    )
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> PromptConfig:
@@ -104,6 +118,23 @@ class PromptConfig(Section):
             if found != wanted and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"`{key}` is for `{choice}: {wanted}`, found `{choice}: {found}`")
         return self
+
+
+class EmbeddingConfig(Section):
+    """The embedding of the image by a CLIP, of a decoder (Ramesh et al. 2022, DALL-E 2, §2.1)."""
+
+    encoder: FilePath = Field(
+        description="the CLIP that makes them, a model directory such as models/clip; `ddpm embed` makes those of the "
+        "prepared images with it. It becomes a part of the model"
+    )
+    drop: Float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the training data whose embedding is replaced by zeros, for guidance; 0: none",
+    )
+    tokens: Positive = Field(4, le=64, description="tokens that are made of it, beside those of a prompt")
+    width: Positive = Field(512, description="of these tokens; with a prompt the width of its encoder")
 
 
 class LowConfig(Section):
@@ -175,6 +206,9 @@ class ConditionConfig(Section):
 
     label: LabelConfig | None = Field(None, description="the class: of data with labels, such as class folders")
     prompt: PromptConfig | None = Field(None, description="the caption: of data with captions")
+    embedding: Later[EmbeddingConfig | None] = Field(
+        None, description="the embedding of the image by a CLIP: the model is a decoder, for the embeddings of a prior"
+    )
     mask: MaskConfig | None = Field(
         None, description="the part of the image that is known: the model fills in the rest"
     )

@@ -59,6 +59,18 @@ class ModelConfig(Section):
         return self.classifies or self.contrasts
 
     @property
+    def encoders(self) -> dict[str, str]:
+        """The CLIP whose embeddings it draws or is conditioned on, or whose text encoder it has, by each key that names
+        it; none of other models."""
+        condition, codec = self.condition, self.codec
+        named = {
+            "codec.embedding.encoder": None if codec.embedding is None else codec.embedding.encoder,
+            "condition.embedding.encoder": None if condition.embedding is None else condition.embedding.encoder,
+            "condition.prompt.of": None if condition.prompt is None else condition.prompt.of,
+        }
+        return {key: name for key, name in named.items() if name is not None}
+
+    @property
     def draws_nothing(self) -> str | None:
         """What it is, of a model that draws nothing, with {} for its name; None of one that draws."""
         return _ACCESSORIES.get(self.network.kind)
@@ -115,7 +127,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _a_frozen_encoder_has_learned_something(self) -> Self:
         prompt, training = self.condition.prompt, self.training
-        if prompt and prompt.frozen and training and not (prompt.weights or training.start_from):
+        if prompt and prompt.frozen and training and not (prompt.weights or prompt.of or training.start_from):
             raise ValueError(
                 "condition.prompt.frozen is true, but the text encoder has random weights: give "
                 "condition.prompt.weights, or training.start_from"
@@ -243,6 +255,49 @@ class ModelConfig(Section):
             raise ValueError(
                 "training.horizontal_flip must be false with codec.latent: the images are encoded once, before "
                 "training, and the latents of a mirrored image are not the mirrored latents"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _embeddings_are_drawn(self) -> Self:
+        kind = self.network.kind
+        if self.codec.embedding is None:
+            if self.objective is not None and kind == "prior":
+                raise ValueError("network.kind prior draws the embeddings of a CLIP: give codec.embedding")
+            return self
+        if kind not in ("prior", "mlp"):
+            raise ValueError(f"codec.embedding is for network.kind prior or mlp, found {kind}")
+        for key in ("embedding", "low", "mask", "control"):
+            if getattr(self.condition, key) is not None:
+                raise ValueError(f"condition.{key} is of models that draw pixels, and codec.embedding has none")
+        if self.training and self.training.horizontal_flip:
+            raise ValueError(
+                "training.horizontal_flip must be false with codec.embedding: the images are embedded once, before "
+                "training"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_one_clip(self) -> Self:
+        (key, name), *others = self.encoders.items() or [("", "")]
+        for other, found in others:
+            if found != name:
+                raise ValueError(f"{other} is {found}, and {key} is {name}: the two must be the same CLIP")
+        for key, off in (("sample_every", "0"), ("horizontal_flip", "false")):
+            if self.condition.embedding is not None and self.training and getattr(self.training, key):
+                raise ValueError(
+                    f"training.{key} must be {off} with condition.embedding: the embeddings are of the images as they "
+                    "are prepared"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_are_compared_with_a_text(self) -> Self:
+        prompt = self.condition.prompt
+        if self.sampling.candidates > 1 and (prompt is None or not (prompt.of or prompt.embedding)):
+            raise ValueError(
+                f"sampling.candidates is {self.sampling.candidates}: a prior with condition.prompt.of compares what it "
+                "draws with the text's embedding; other models have none"
             )
         return self
 

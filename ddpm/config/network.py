@@ -124,6 +124,17 @@ class MLPConfig(Section):
     dropout: Float = Field(0.0, ge=0, lt=1)
 
 
+class PriorConfig(Section):
+    """The prior of DALL-E 2: a causal transformer that draws image embeddings (Ramesh et al. 2022, §2.2)."""
+
+    kind: Literal["prior"]
+    width: Positive = Field(2048, description="of every position, even")
+    layers: Positive = Field(20, description="transformer blocks")
+    heads: Positive = Field(32, description="of each attention; must divide the width")
+    norm_in: Bool = Field(False, description="a LayerNorm before the first block")
+    dropout: Float = Field(0.0, ge=0, lt=1)
+
+
 class VAEConfig(Section):
     """The variational autoencoder (Kingma & Welling 2014), the baseline beside the diffusion models."""
 
@@ -198,6 +209,7 @@ NETWORKS = {
     "unet": NetworkConfig,
     "linear-attention": LinearAttentionConfig,
     "mlp": MLPConfig,
+    "prior": PriorConfig,
     "vae": VAEConfig,
     "autoencoder": AutoencoderConfig,
     "classifier": ClassifierConfig,
@@ -215,6 +227,7 @@ AnyNetworkConfig = Annotated[
     Annotated[NetworkConfig, Tag("<unet>")]
     | Annotated[LinearAttentionConfig, Tag("<linear-attention>")]
     | Annotated[MLPConfig, Tag("<mlp>")]
+    | Annotated[PriorConfig, Tag("<prior>")]
     | Annotated[VAEConfig, Tag("<vae>")]
     | Annotated[AutoencoderConfig, Tag("<autoencoder>")]
     | Annotated[ClassifierConfig, Tag("<classifier>")]

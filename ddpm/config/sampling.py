@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddpm.config.base import Bool, FilePath, Float, Positive, Section, validate
+from ddpm.config.base import Bool, FilePath, Float, Int, Later, Positive, Section, validate
 from ddpm.config.process import Variance
 from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.diffusion.steps import Choices
@@ -74,6 +74,12 @@ class SamplingConfig(Section):
         None, gt=0, description="of langevin: step size at the last level; null: by NCSNv2's technique 4"
     )
     clip: Bool = Field(True, description="clip the predicted x0 to [-1, 1]")
+    clip_range: Later[Float | None] = Field(
+        None,
+        gt=0,
+        description="clip to [-clip_range, clip_range] instead. null: 1, and of latents and embeddings no clipping. "
+        "Priors of Karlo and Kandinsky: 5",
+    )
     dynamic_threshold: Float | None = Field(
         None, gt=0, le=1, description="instead of clip: scale x0 down by this quantile of its magnitudes, such as 0.995"
     )
@@ -107,6 +113,14 @@ class SamplingConfig(Section):
         False,
         description="the control's guess mode: its weight falls by 0.825 from each level to the next larger one, and "
         "guidance moves away from the model without its condition and without the control",
+    )
+
+    candidates: Later[Int] = Field(
+        1,
+        ge=1,
+        le=64,
+        description="of a prior: embeddings drawn for each, of which the one nearest to the text's embedding is kept; "
+        "DALL-E 2: 2",
     )
 
     @property

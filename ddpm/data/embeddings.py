@@ -67,6 +67,10 @@ class Embeddings:
         """Of the vectors."""
         return self.manifest.vectors_sha256
 
+    def beside(self, split: Split) -> Split:
+        """A split of the prepared data, or of what is derived of them, with the embeddings of its images."""
+        return split.with_embeddings(self._vectors)
+
     def split(self, name: SplitName) -> Split:
         """Of a split's images, with the labels and captions of these: float32 [n, D]."""
         return self._data.split(name).of(self._vectors)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from ddpm.conditioning.columns import Column
 from ddpm.conditioning.hints import BlackAndWhite
-from ddpm.data.images import FORMATS, BadImageError, decode, to_array, what_it_is
+from ddpm.data.images import FORMATS, BadImageError, decode, pixel_limit, to_array, what_it_is
 from ddpm.errors import brief
 
+MOST_PIXELS = 50_000_000  # of a picture that may have any size
 _DATA_URL = "data:image/png;base64,"
 
 
@@ -59,6 +60,25 @@ def read_picture(
     if greys := int(((levels > 0) & (levels < white)).sum()):
         on_grey(greys)
     return 2 * levels.astype(np.int64) > white
+
+
+def read_any_picture(
+    file: Path | IO[bytes], shape: tuple[int, ...], *, formats: tuple[str, ...] = FORMATS
+) -> NDArray[np.uint8]:
+    """A picture of any size as preparation makes it, [H, W, C] uint8: its centre square, resized.
+
+    Args:
+        shape: [H, W, C], H = W.
+        formats: as of `read_picture`.
+
+    Raises:
+        BadImageError: it does not decode, or has too many pixels.
+    """
+    try:
+        with pixel_limit(MOST_PIXELS):
+            return to_array(decode(file, formats=formats), shape[2], shape[0])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImageError(f"more than {MOST_PIXELS:,} pixels") from None
 
 
 def _check_before_decoding(stream: IO[bytes], size: tuple[int, int], formats: tuple[str, ...]) -> None:

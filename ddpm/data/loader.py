@@ -60,6 +60,7 @@ class InMemoryImages:
 
     captions = None
     hints = None
+    embeddings = None
     pictures = None
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> None:

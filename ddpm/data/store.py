@@ -216,6 +216,8 @@ class Split:
         """int64 [n], or None."""
         self.hints = None if hints is None else Rows(hints, index)
         """uint8 [n, H, W, C], or None."""
+        self.embeddings: Rows | None = None
+        """float32 [n, D], or None."""
         self.sha256 = sha256
         """Of the images' bytes in order."""
         self.pictures: Split | None = None
@@ -253,6 +255,12 @@ class Split:
         """The same data, as the rows of another array, such as their latents."""
         other = copy.copy(self)
         other._images, other.pictures = array, self
+        return other
+
+    def with_embeddings(self, embeddings: np.ndarray) -> Split:
+        """The same data with the embeddings of all, float32 [N, D] in the order of prepared/."""
+        other = copy.copy(self)
+        other.embeddings = Rows(embeddings, self.index)
         return other
 
     def batches(self, size: int) -> Iterator[np.ndarray]:

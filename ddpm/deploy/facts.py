@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from ddpm.codecs.embedding import Embedding
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec, KindName, PixelCodec, codec_for
 from ddpm.conditioning.columns import COLUMNS, Column, columns_of
@@ -189,12 +190,29 @@ def _kind(facts: Mapping[str, Any]) -> Codec:
     shape, data = facts["shape"], facts.get("data", {})
     if not all(type(side) is int and side > 0 for side in shape):
         raise ValueError(f"`shape`: expected positive numbers, found {shape!r:.50}")
+    if data.get("embedding") is not None:
+        return _embedding(data["embedding"], shape)
     name, low, high = data.get("kind", "images"), data.get("low"), data.get("high")
     if name not in get_args(KindName):
         raise ValueError(f"`data.kind`: expected one of {', '.join(get_args(KindName))}, found {name!r:.50}")
     ends = (end if end is None else [float(number) for number in end] for end in (low, high))
     codec = codec_for(name, shape, *ends)
     return codec if data.get("latent") is None else _latent(data["latent"], codec)
+
+
+def _embedding(described: Any, shape: list[int]) -> Embedding:
+    """
+    Raises:
+        ValueError: of what is wrong with the description of the embeddings.
+    """
+    found: dict[str, Any] = described if isinstance(described, dict) else {}
+    mean, std, unit_norm = found.get("mean", []), found.get("std", []), found.get("unit_norm")
+    for key, numbers in (("mean", mean), ("std", std)):
+        if not (isinstance(numbers, list) and [len(numbers)] == shape and all(map(_is_number, numbers))):
+            raise ValueError(f"`data.embedding.{key}`: expected as many numbers as `shape` says, found {numbers!r:.50}")
+    if not all(0 < each < math.inf for each in std) or type(unit_norm) is not bool:
+        raise ValueError(f"`data.embedding`: expected a std above 0 and unit_norm, found {described!r:.80}")
+    return Embedding(tuple(map(float, mean)), tuple(map(float, std)), unit_norm)
 
 
 def _latent(described: Any, pixels: Codec) -> Latent:

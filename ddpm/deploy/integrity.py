@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.conditioning.columns import Column, Given, needed
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.deploy.runtime import Float32, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise, stream
 from ddpm.files import sha256_of
@@ -51,6 +52,7 @@ def _draw(deploy: Path) -> tuple[Float32, str]:
     """
     opened = open_exported(deploy)
     asked: dict[str, Any] = {each.name: _picture(each) for each in needed(opened.columns)}
+    asked |= {each.name: each.example(COUNT) for each in opened.columns if isinstance(each, EmbeddingColumn)}
     part, links = opened.part(COUNT, seed=0, given=opened.given(COUNT, **asked)), opened.links
     found: dict[str, Float32] = {}
     for name, link in links.items():

@@ -20,15 +20,18 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import Column, Given, blank, unconditional, united
+from ddpm.conditioning.columns import Column, Given, PromptColumn, blank, unconditional, united
 from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS, Steered, weights_of
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.conditioning.pictures import known_part
+from ddpm.deploy.encoders import ExportedSpace, ExportedTexts, opener
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
 from ddpm.diffusion.known import Known
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, open_cascade
+from ddpm.drawer.likeness import Encoder
 from ddpm.drawer.parts import Drawn, Part
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.layout import CASCADE
@@ -122,6 +125,24 @@ class Sampler(Drawer):
             return onnxruntime.InferenceSession(path, options, providers=_described(self._providers))
         except Exception as error:  # onnxruntime's own exception types are not public
             raise UserError(f"{path} does not load: {error}") from None
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        data = self.facts.get("data", {})
+        if all(column.name != EmbeddingColumn.name for column in self._own):
+            return None
+        try:
+            return ExportedSpace(opener(self._directory, open_on_cpu), data)
+        except ValueError as error:
+            raise UserError(f"{self._directory / 'sampler.json'}: {error}") from None
+
+    @cached_property
+    def _texts(self) -> ExportedTexts:
+        return ExportedTexts(opener(self._directory, open_on_cpu))
+
+    def scores(self, x: Float32, given: Given) -> Float32:
+        """As of `Model`."""
+        return (self.codec.decode(x) * self._texts.tokens(given[PromptColumn.name])).sum(1)
 
     @property
     def where(self) -> str:
@@ -401,6 +422,17 @@ def _fits_the_graph(plan: SamplingPlan, row_bytes: int) -> bool:
     """
     looks_back = plan.column("to_prev").any() or plan.column("to_prev2").any()
     return not looks_back or len(plan) <= _rows_at_once(plan, row_bytes)
+
+
+def open_on_cpu(path: Path) -> Any:
+    """The session of a file on the CPU."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[CPU])
+    except Exception as error:  # onnxruntime's own exception types are not public
+        raise UserError(f"{path} does not load: {error}") from None
 
 
 def import_onnxruntime() -> ModuleType:

@@ -28,15 +28,16 @@ def stream(seed: int, index: int, *, purpose: int = 0) -> np.random.Generator:
 class ImageNoise:
     """Standard normal draws for images `first` .. `first + count − 1` of a seed."""
 
-    def __init__(self, seed: int, count: int, shape: tuple[int, ...], *, first: int = 0) -> None:
+    def __init__(self, seed: int, count: int, shape: tuple[int, ...], *, first: int = 0, purpose: int = 0) -> None:
         """
         Args:
             seed: 0 ≤ seed < 2⁶⁴.
             count: images in this batch.
             shape: of one image as the network sees it, [C, H, W].
             first: index of the batch's first image in the whole request.
+            purpose: as of `stream`.
         """
-        self._streams = [stream(seed, first + index) for index in range(count)]
+        self._streams = [stream(seed, first + index, purpose=purpose) for index in range(count)]
         self._shape = shape
 
     def draw(self) -> NDArray[np.float32]:

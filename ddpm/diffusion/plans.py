@@ -52,6 +52,7 @@ MOST_STEPS = 200_000  # rows of a table
 MOST_RESAMPLES, MOST_JUMP = 100, 1000
 RESAMPLES, JUMP = 10, 10  # where none are asked for, as in the paper
 MOST_CONTROL = 10.0
+NO_PART = ("guide", "candidates")  # keys of `sampling` that are no part of a plan
 GUESS_FACTOR = 0.825  # of guess mode, as in the code of Zhang et al. 2023
 
 
@@ -151,6 +152,7 @@ def sampling_plan(
     langevin_steps: int = LANGEVIN_STEPS,
     langevin_epsilon: float | None = None,
     clip: bool = True,
+    clip_range: float | None = None,
     dynamic_threshold: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: Sequence[float] | None = None,
@@ -174,7 +176,7 @@ def sampling_plan(
         eta: DDIM's share of noise, 0..1.
         churn, churn_interval, churn_noise: of `heun`, see `steps.Choices`.
         langevin_steps, langevin_epsilon: of `langevin`, see there too.
-        clip: hold x̂_0 in [−1, 1].
+        clip: hold x̂_0 in [−1, 1], or in ±`clip_range`.
         dynamic_threshold: in place of `clip`, dynamic thresholding at this quantile of |x̂_0|, in (0, 1]; Imagen's is
             0.995.
         guidance_scale: s ≥ 0. With a weaker model, or the model without its condition, the weight w is s − 1: 1 is
@@ -194,6 +196,8 @@ def sampling_plan(
     Raises:
         ValueError: a name is unknown, or a number out of its range.
     """
+    if clip_range is not None and not clip_range > 0:
+        raise ValueError(f"clip_range must be above 0, found {clip_range}")
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; there are: {', '.join(SAMPLERS)}")
     if dynamic_threshold is not None and not 0 < dynamic_threshold <= 1:
@@ -204,7 +208,7 @@ def sampling_plan(
     visited = schedule.visited(SAMPLERS[sampler].levels(asked), spacing)
     with np.errstate(divide="ignore", invalid="ignore"):  # where no signal is left, as is found out below
         columns, levels, index = SAMPLERS[sampler].steps(visited, asked)
-    columns["clip"] = np.full(steps, 1.0 if clip and dynamic_threshold is None else NO_CLIP)
+    columns["clip"] = np.full(steps, (clip_range or 1.0) if clip and dynamic_threshold is None else NO_CLIP)
     columns["quantile"] = np.full(steps, dynamic_threshold or 0.0)
     unguided = unguided_scale(by_classifier)
     columns["guidance"] = _guidance(schedule.places(levels), guidance_scale, guidance_interval, unguided)[index]
@@ -388,20 +392,22 @@ def plan_for(
     Args:
         process: as in params.yaml: `timesteps`, `prediction`, `variance`, `schedule` with an explicit one's `betas`,
             or another `kind` with its numbers.
-        sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own.
+        sampling: the other arguments of `sampling_plan`, as in params.yaml; `variance` None is the process's own. It
+            may have the keys of `NO_PART` too.
         by_classifier: as for `sampling_plan`; what `sampling` calls the guide says whose, not how.
-        bounded: whether x_0 lies in [−1, 1]. If not, as of latents, nothing is clipped, whatever `sampling` has.
+        bounded: whether x_0 lies in [−1, 1]. If not, as of latents, nothing is clipped unless `sampling` has a
+            `clip_range`.
 
     Raises:
         ValueError: a name is unknown, a number out of its range, an override is of no use, or a learned variance is
             asked of a network without one.
     """
     asked = {key: value for key, value in overrides.items() if value is not None}
-    given = {key: value for key, value in {**sampling, **asked}.items() if key != "guide"}
+    given = {key: value for key, value in {**sampling, **asked}.items() if key not in NO_PART}
     _refuse_unused(asked, given, unguided_scale(by_classifier))
     if not bounded:
         _refuse_bounds(asked, given)
-        given["clip"] = False
+        given["clip"] = given.get("clip_range") is not None
     chosen = {"variance": process["variance"], **{key: value for key, value in given.items() if value is not None}}
     if chosen["variance"] == "learned_range" and process["variance"] != "learned_range":
         raise ValueError(f"variance is learned_range, but the network was trained with {process['variance']}")
@@ -462,7 +468,8 @@ def decisive_choices(sampling: Mapping[str, Any], *, variance: str) -> dict[str,
         meant.pop("guide", None)
     if "guide" not in meant and meant.get("guidance_scale", 1) == 1:  # as before there was guidance
         meant = {name: value for name, value in meant.items() if not name.startswith("guidance_")}
-    as_trained = {"control_scale": 1, "control_interval": None, "guess": False}  # as of models without a control
+    # As of models without a control, and of others than priors.
+    as_trained = {"control_scale": 1, "control_interval": None, "guess": False, "candidates": 1, "clip_range": None}
     meant = {name: value for name, value in meant.items() if name not in as_trained or value != as_trained[name]}
     meant = {name: value for name, value in meant.items() if name not in unused - {"variance", "eta", "clip"}}
     return {name: None if name in unused else value for name, value in meant.items()}

@@ -10,13 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, PICTURES, Column, Given, united
+from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, PICTURES, Column, Given, PromptColumn, united
 from ddpm.conditioning.control_weights import WEIGHTS
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.conditioning.pictures import MaskColumn, mask_columns, with_known
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan, plan_for, unguided_scale
+from ddpm.drawer.likeness import Encoder, Likeness
 from ddpm.drawer.parts import Drawn, Float32, Part, data_of, together
 from ddpm.errors import NotFiniteError
+
+_FIRST_CANDIDATE = 100  # purposes of `noise.stream` from here on are of candidates after the first
 
 
 class Drawer(ABC):
@@ -114,6 +118,25 @@ class Drawer(ABC):
         return unguided_scale(self.by_classifier)
 
     @property
+    def encoder(self) -> Encoder | None:
+        """What made the embeddings that the model is conditioned on; None: it is conditioned on none."""
+        return None
+
+    @property
+    def candidates(self) -> int:
+        """Data drawn for each that is kept: the one with the highest of `scores`."""
+        return int(self.choices[1].get("candidates", 1))
+
+    def scores(self, x: Float32, given: Given) -> Float32:
+        """How well data fit what they were asked for, [N]; of a model with several candidates.
+
+        Args:
+            x: as the network sees them, [N, ...].
+            given: a value of each column, [N, ...].
+        """
+        raise NotImplementedError
+
+    @property
     def largest_batch(self) -> int | None:
         """As many data as are drawn together at most, whatever is asked for; None: no limit."""
         return None
@@ -198,11 +221,22 @@ class Drawer(ABC):
         Args:
             run: runs the plan: (draws of standard normal numbers [N, C, ...], the values of the columns) → x_0.
         """
-        shape = self.codec.network_shape
-        noises = [ImageNoise(part.seed, part.count, shape, first=part.first) for part in parts]
-        x = run(lambda: np.concatenate([noise.draw() for noise in noises]), together(self.askable, parts))
+        shape, given = self.codec.network_shape, together(self.askable, parts)
+
+        def drawn(candidate: int) -> Float32:
+            purpose = 0 if candidate == 0 else _FIRST_CANDIDATE + candidate
+            noises = [ImageNoise(each.seed, each.count, shape, first=each.first, purpose=purpose) for each in parts]
+            return run(lambda: np.concatenate([noise.draw() for noise in noises]), given)
+
+        x = drawn(0) if self.candidates == 1 else self._best([drawn(each) for each in range(self.candidates)], given)
         ends = np.cumsum([part.count for part in parts])[:-1]
         return [self._decoded(own, part.given) for own, part in zip(np.split(x, ends), parts, strict=True)]
+
+    def _best(self, candidates: Sequence[Float32], given: Given) -> Float32:
+        """Of each datum the candidate with the highest score; of equal ones the first."""
+        scores = np.stack([self.scores(x, given) for x in candidates])
+        chosen = np.where(np.isnan(scores), -np.inf, scores).argmax(0)
+        return np.stack(candidates)[chosen, np.arange(len(chosen))]
 
     def _decoded(self, x: Float32, given: Given) -> Drawn:
         try:
@@ -229,7 +263,7 @@ class Drawer(ABC):
 
     def evaluations(self, plan: SamplingPlan) -> int:
         """Evaluations of networks that a datum takes by a plan of the model's."""
-        return sum(each.evaluations for each in self.plans(plan).values())
+        return sum(each.evaluations * self.links[name].candidates for name, each in self.plans(plan).items())
 
     def why_not_guidable(self) -> str:
         """Why a plan may have no guidance, to go on after "the model"."""
@@ -322,6 +356,47 @@ class Drawer(ABC):
             given = self.given(size, seed=seed, first=first, **asked)
             yield self.draw(size, plan, seed=seed, first=first, given=given)
 
+    def alike(
+        self,
+        likeness: Likeness,
+        count: int,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        on_batch: Callable[[int], object] = lambda done: None,
+        **overrides: Any,
+    ) -> NDArray[Any]:
+        """Draw data like given pictures, [count, *shape]; of an interpolation or a difference of texts as many as it
+        has steps, all of the noise of datum 0.
+
+        A prior draws nothing then. A prompt that nobody asks for is the empty one.
+
+        Args:
+            seed, batch_size, on_batch, overrides: as of `sample`.
+
+        Raises:
+            ValueError: the model is conditioned on no embeddings, or as `sample`.
+            NotFiniteError: the network's output is NaN or infinite.
+        """
+        if self.encoder is None:
+            raise ValueError("like: the model is conditioned on no embeddings of pictures (condition.embedding)")
+        found = likeness.embeddings(self.encoder)
+        silent = {column.name: "" for column in self.columns if column.name == PromptColumn.name}
+        overrides = {**silent, **{name: value for name, value in overrides.items() if value is not None}}
+        if likeness.steps is None:
+            asked = {**overrides, EmbeddingColumn.name: found}
+            return self.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **asked)
+        asked, plan = self._split(overrides)
+        drawn = []
+        for first in range(0, len(found), batch_size):
+            parts = [
+                self.part(1, seed=seed, given=self.given(1, seed=seed, **asked, embedding=each))
+                for each in found[first : first + batch_size]
+            ]
+            drawn += [data_of(each) for each in self.draw_parts(plan, parts)]
+            on_batch(len(drawn))
+        return np.concatenate(drawn)
+
     def check(self, overrides: Mapping[str, Any]) -> None:
         """Refuse what `sample` would refuse, before anything is drawn.
 
@@ -333,7 +408,7 @@ class Drawer(ABC):
 
     def _split(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingPlan]:
         """What is asked of the columns, and the plan."""
-        asked = {name: overrides[name] for name in (*NAMES, *PICTURES) if name in overrides}
+        asked = {name: overrides[name] for name in (*NAMES, *PICTURES, EmbeddingColumn.name) if name in overrides}
         refuse_without_mask(overrides.get("inpainting"), asked)
         return asked, self.plan(**{name: value for name, value in overrides.items() if name not in asked})
 

@@ -20,6 +20,7 @@ from ddpm.conditioning.columns import PICTURES, Column, Derived, Given, needed, 
 from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
+from ddpm.drawer.likeness import Encoder
 from ddpm.drawer.parts import Drawn, Part
 from ddpm.errors import NotFiniteError, UserError, brief, listed
 from ddpm.files import read_json, write_json
@@ -176,6 +177,10 @@ class Cascade(Drawer):
     @property
     def attribution(self) -> str | None:
         return self._last.attribution
+
+    @property
+    def encoder(self) -> Encoder | None:
+        return next((link.encoder for link in self.links.values() if link.encoder is not None), None)
 
     @property
     def largest_batch(self) -> int | None:

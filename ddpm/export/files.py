@@ -55,7 +55,7 @@ def export_denoiser(model: Model, path: Path) -> None:
     file's bytes depend on the model alone.
     """
     proto = _exported(model)
-    _set_metadata(proto, facts(model))
+    set_metadata(proto, facts(model))
     write(proto, path)
 
 
@@ -83,7 +83,7 @@ def export_guide(model: Model, denoiser: Path, path: Path) -> None:
         except ValueError as error:
             raise UserError(f"{model.guide.card.variant} cannot be exported as a guide: {error}") from None
         add_scale(proto, _scales(model))
-    _set_metadata(proto, {**facts(model.guide), "guides": model.card.variant})
+    set_metadata(proto, {**facts(model.guide), "guides": model.card.variant})
     write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
 
 
@@ -97,8 +97,8 @@ def export_decoder(model: Model, denoiser: Path, path: Path) -> None:
     assert model.autoencoder is not None
     network = _Decoder(copy.deepcopy(model.autoencoder.network).to("cpu"))
     example = (torch.zeros(2, *model.codec.network_shape),)
-    proto = _to_onnx(network, example, ["z"], ["decoded"], ({0: torch.export.Dim("N", min=1)},))
-    _set_metadata(proto, facts(model))
+    proto = to_onnx(network, example, ["z"], ["decoded"], ({0: torch.export.Dim("N", min=1)},))
+    set_metadata(proto, facts(model))
     write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
 
 
@@ -123,20 +123,21 @@ def _exported(model: Model) -> ModelProto:
     names = ["x", "t", *(column.name for column in columns)]
     batch = torch.export.Dim("N", min=1)
     shapes = ({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else []))
-    proto = _to_onnx(network, example, names, ["out", *network.residuals], shapes)
+    proto = to_onnx(network, example, names, ["out", *network.residuals], shapes)
     if network.residuals:
         branched(proto)
     return proto
 
 
-def _to_onnx(
+def to_onnx(
     network: torch.nn.Module,
     example: tuple[Tensor, ...],
     inputs: list[str],
     outputs: list[str],
     shapes: tuple[Any, ...],
 ) -> ModelProto:
-    """
+    """A module as ONNX.
+
     Args:
         shapes: of each input, which of its axes is free.
     """
@@ -225,7 +226,7 @@ def export_sampler(
     named = {name: plan for name, plan in NAMED_PLANS.items() if plan["steps"] <= timesteps}
     plans = {name: _as_json(model.plan(**choices)) for name, choices in {"default": {}, **named}.items()}
     sampling = model.card.config.sampling.model_dump(mode="json")
-    _set_metadata(loop, {**facts(model), "sampling": sampling, "columns": COLUMNS, "plans": plans})
+    set_metadata(loop, {**facts(model), "sampling": sampling, "columns": COLUMNS, "plans": plans})
     write(loop, path)
 
 
@@ -239,7 +240,8 @@ def facts(model: Model) -> dict[str, Any]:
         "shape": list(card.data.shape),
         "process": card.config.process.model_dump(mode="json"),
         "condition": card.config.condition.model_dump(mode="json"),
-        "data": card.data.model_dump(mode="json", exclude={"text"}),  # of any length; sampler.json has it
+        # Of any length; sampler.json has them.
+        "data": card.data.model_dump(mode="json", exclude={"text": True, "encoder": {"card"}}),
         "training": card.training.model_dump(mode="json"),
         "opset": OPSET,
         **({} if model.guide is None else {"guide": {**_guide_facts(model.guide), "mark": model.guide_mark}}),
@@ -313,8 +315,8 @@ def _as_json(plan: SamplingPlan) -> dict[str, Any]:
     return {"timesteps": plan.timesteps.tolist(), "table": digits(plan.table), **weights}
 
 
-def _set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:
-    """Strings as they are, all else as JSON."""
+def set_metadata(proto: ModelProto, values: dict[str, Any]) -> None:
+    """What a file says of itself: strings as they are, all else as JSON."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
     onnx.helper.set_model_props(proto, texts)
 

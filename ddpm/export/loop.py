@@ -31,6 +31,7 @@ from onnx.numpy_helper import from_array
 from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset20 as op
 
+from ddpm.codecs.embedding import Embedding
 from ddpm.codecs.latent import Latent
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.columns import Column
@@ -109,6 +110,14 @@ def to_pixels(x0: FLOAT) -> UINT8:
 def to_values(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
     """As `ValueCodec.decode`."""
     return op.Cast(op.Cast(x0, to=DOUBLE.dtype) * half + centre, to=FLOAT.dtype)
+
+
+@script(default_opset=op)
+def to_directions(x0: FLOAT, centre: DOUBLE, half: DOUBLE) -> FLOAT:
+    """As `codecs.embedding.Embedding.decode` of embeddings with `unit_norm`."""
+    found = op.Cast(x0, to=DOUBLE.dtype) * half + centre
+    length = op.ReduceL2(found, op.Constant(value_ints=[1]), keepdims=1)
+    return op.Cast(found / (length + 1e-30), to=FLOAT.dtype)  # zeros stay zeros
 
 
 # --- the model of them
@@ -246,6 +255,10 @@ def _decoder(codec: Codec, decoder: ModelProto | None = None) -> GraphProto:
         graph = to_values.to_model_proto().graph
         centre, half = codec.scale()
         graph.initializer.extend([from_array(centre, "centre"), from_array(half, "half")])
+    elif isinstance(codec, Embedding):
+        graph = (to_directions if codec.unit_norm else to_values).to_model_proto().graph
+        scale = {"centre": codec.mean, "half": codec.std}
+        graph.initializer.extend([from_array(np.array(each, np.float64), name) for name, each in scale.items()])
     else:
         graph = to_pixels.to_model_proto().graph
     graph.node[-1].output[0] = codec.name

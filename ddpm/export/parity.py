@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from ddpm.codecs.latent import Latent
 from ddpm.conditioning.columns import Column, Derived, Given, PromptColumn, derived, derived_draws, needed, stored
 from ddpm.conditioning.control_weights import CONTROL_PLAN, WEIGHTS
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.deploy.runtime import CPU, Float32, Precision, Sampler, import_onnxruntime, open_exported
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import Part, data_of
+from ddpm.export.encoders import encoder_differences
 from ddpm.export.files import onnx_sha256
 from ddpm.export.text_to_image import beside
 from ddpm.model import Model
@@ -64,6 +66,8 @@ def measure_parity(
             theirs = drawn(partial(exported.run, given=given))
             difference = float(max(np.abs(a - b).max() for a, b in zip(trained, theirs, strict=True)))
             files[exported.file.name] = verdict(exported.file, difference, tolerance)
+    for name, difference in encoder_differences(model, directory, samples).items():
+        files[name] = verdict(directory / name, difference, tolerances["fp32"])
     if model.autoencoder is not None:
         files["decoder.onnx"] = _decoder_verdict(model, directory, trained[0], tolerances["fp32"])
     return {
@@ -162,6 +166,7 @@ def _values(model: Model, count: int, plan: SamplingPlan, prompts: list[str] | N
         prompts: for the column of prompts, if there is one.
     """
     beside: dict[str, Any] = {column.name: _noise_picture(column, count) for column in stored(needed(model.columns))}
+    beside |= {each.name: each.example(count) for each in model.columns if isinstance(each, EmbeddingColumn)}
     if not any(isinstance(column, Derived) for column in model.columns):
         return model.given(count, prompt=prompts, **beside)
     noise, draws, pixels = np.random.default_rng(0), derived_draws(model.columns), model.codec.pixels

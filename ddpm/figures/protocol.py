@@ -58,6 +58,8 @@ class EvaluationProtocol:
     churn_noise: float = 1.0
     langevin_steps: int = 5  # of langevin, as the one below
     langevin_epsilon: float | None = None
+    clip_range: float | None = None  # what `clip` clips to; None: 1
+    candidates: int = 1  # of a prior: embeddings drawn for each that is kept
     guide: str | None = None  # the model that guides, by its name and the start of its weights' SHA-256
 
     # Of a cascade, whose leading link has the fields above: by the other links' names, their plans and fixed inputs.

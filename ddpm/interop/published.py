@@ -181,8 +181,9 @@ def network_of(
     Raises:
         UserError: the options do not fit together, or do not fit the data.
     """
-    channels, side, *others = shape
-    sizes = {"image_size": side, "channels": channels, "out_channels": out_channels, "dims": 1 + len(others)}
+    channels, *sides = shape
+    side = sides[0] if sides else 1
+    sizes = {"image_size": side, "channels": channels, "out_channels": out_channels, "dims": len(sides)}
     try:
         with torch.device("meta"):
             return build(network.model_dump(), **sizes, ports=ports)

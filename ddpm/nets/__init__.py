@@ -15,6 +15,7 @@ from ddpm.nets.condition import Network, Ports, Shapes
 from ddpm.nets.controlled import Control, Controlled
 from ddpm.nets.linear_attention import LinearAttentionUNet
 from ddpm.nets.mlp import MLP
+from ddpm.nets.prior import Prior
 from ddpm.nets.unet import UNet
 from ddpm.nets.vae import VAE
 
@@ -22,6 +23,7 @@ NETWORKS: dict[str, type[Network]] = {
     "unet": UNet,
     "linear-attention": LinearAttentionUNet,
     "mlp": MLP,
+    "prior": Prior,
     "vae": VAE,
     "autoencoder": AutoencoderKL,
     "classifier": Classifier,
@@ -65,7 +67,8 @@ def build(
         raise ValueError(f"kind: {kind} is for {fitting}; the data are {DATA[dims]}: use {others}")
     takes = NETWORKS[kind].takes
     hints = ports.hints if "residuals" in takes else ()
-    ports = Ports(**{name: width for name, width in ports._asdict().items() if name in takes})
+    length = ports.length if "tokens" in takes else 0
+    ports = Ports(**{name: width for name, width in ports._asdict().items() if name in takes}, length=length)
     shapes = Shapes((channels, *[image_size] * dims), out_channels, ports)
     network = NETWORKS[kind](shapes, **options)
     if hints:

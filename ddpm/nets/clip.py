@@ -52,7 +52,7 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """[N, L] int64 → [N, D]."""
         there = ids != self.padding
-        rows = torch.arange(len(ids), device=ids.device)
+        rows = torch.arange(ids.shape[0], device=ids.device)  # len would fix the batch in ONNX
         return self.projection(self.encoder(ids, there)[rows, self.encoder.last(there)])
 
 

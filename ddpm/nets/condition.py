@@ -55,11 +55,13 @@ class Ports(NamedTuple):
         tokens: D of the tokens.
         maps: K, how many there are.
         hints: of each control.
+        length: L of the tokens, of which the prior has a learned position each.
     """
 
     tokens: int = 0
     maps: int = 0
     hints: tuple[HintPort, ...] = ()
+    length: int = 0
 
 
 class Shapes(NamedTuple):

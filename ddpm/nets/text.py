@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickG
 class TransformerBlock(nn.Module):
     """LayerNorm and self-attention, LayerNorm and two layers with an activation in between, each plus its input."""
 
-    def __init__(self, width: int, heads: int, activation: str = "gelu") -> None:
+    def __init__(self, width: int, heads: int, activation: str = "gelu", *, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width)
@@ -34,18 +34,32 @@ class TransformerBlock(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), ACTIVATIONS[activation](), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [N, L, width] → [N, L, width].
 
         Args:
-            mask: [L, L] bool, to which positions (axis 1) each (axis 0) attends; None: to all, also to those after it.
+            mask: [L, L] bool, to which positions (axis 1) each (axis 0) attends, or [N, 1, L, L], of each datum; None:
+                to all, also to those after it.
         """
         n, length, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + self.out(attend(q, k, v, mask).transpose(1, 2).reshape(n, length, width))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.dropout(self.out(attend(q, k, v, mask).transpose(1, 2).reshape(n, length, width)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+@torch.no_grad()
+def initialise_blocks(blocks: nn.ModuleList, width: int) -> None:
+    """As the blocks of CLIP's text encoder (Radford et al. 2021, their code), which GLIDE's was made from."""
+    into_residual = (2 * len(blocks) * width) ** -0.5
+    for block in cast("Iterable[TransformerBlock]", blocks):
+        first, _, second = cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(block.mlp))
+        stds = {block.qkv: width**-0.5, block.out: into_residual, first: (2 * width) ** -0.5, second: into_residual}
+        for layer, std in stds.items():
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
 
 
 class TextEncoder(nn.Module):
@@ -83,20 +97,17 @@ class TextEncoder(nn.Module):
         """
         raise NotImplementedError
 
+    def mask(self, there: Tensor) -> Tensor:
+        """Which positions are of the text, [N, L'] bool."""
+        return there
+
     @torch.no_grad()
     def _initialise(self) -> None:
-        """As CLIP's text encoder (Radford et al. 2021, their code), which GLIDE's was made from."""
-        width, layers = self.tokens.embedding_dim, len(self.blocks)
+        """As CLIP's text encoder."""
         nn.init.normal_(self.tokens.weight, std=0.02)
         for of_positions in self.parameters(recurse=False):
             nn.init.normal_(of_positions, std=0.01)
-        into_residual = (2 * layers * width) ** -0.5
-        for block in cast("Iterable[TransformerBlock]", self.blocks):
-            first, _, second = cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(block.mlp))
-            stds = {block.qkv: width**-0.5, block.out: into_residual, first: (2 * width) ** -0.5, second: into_residual}
-            for layer, std in stds.items():
-                nn.init.normal_(layer.weight, std=std)
-                nn.init.zeros_(layer.bias)
+        initialise_blocks(self.blocks, self.tokens.embedding_dim)
 
 
 class TextTransformer(TextEncoder):
@@ -129,7 +140,7 @@ class TextTransformer(TextEncoder):
 
     def last(self, there: Tensor) -> Tensor:
         """The last position of all, which GLIDE projects."""
-        return there.new_full((len(there),), there.shape[1] - 1, dtype=torch.int64)
+        return there.new_full((there.shape[0],), there.shape[1] - 1, dtype=torch.int64)
 
 
 class Marks(NamedTuple):
@@ -169,6 +180,10 @@ class CLIPText(TextEncoder):
     def last(self, there: Tensor) -> Tensor:
         """The mark at the end, which has seen the whole text."""
         return there.sum(dim=1) + 1
+
+    def mask(self, there: Tensor) -> Tensor:
+        """The text and its marks."""
+        return F.pad(there, (2, 0), value=True)
 
     def marked(self, ids: Tensor, there: Tensor) -> Tensor:
         """The ids with the marks, [N, L + 2]."""

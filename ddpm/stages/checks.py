@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ddpm.config.model import ModelConfig
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.diffusion.plans import plan_for
@@ -39,10 +40,16 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
     for variant in params.trained:
         config = params.variant(variant)
         where = f"models.{variant}"
-        if config.codec.latent is not None:
-            continue  # its shape is that of an autoencoder, which may have yet to be trained
+        if needs_another(config):
+            continue  # an autoencoder or a CLIP says its shapes, and may have yet to be trained
         columns = columns_for(config, data_facts(data, config, where, root), where)
         without_memory(config, codec_of(config, data.codec, where), columns, f"params.yaml: {where}")
+
+
+def needs_another(config: ModelConfig) -> bool:
+    """Whether another model, which has to be trained first, decides the shapes of this one."""
+    prompt = config.condition.prompt
+    return not config.codec.bounded or config.condition.embedding is not None or bool(prompt and prompt.of)
 
 
 def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
@@ -76,7 +83,7 @@ def _check_plans(params: Params, variant: str) -> None:
         if sampling.guide is None and sampling.guidance_scale != 1 and why:
             raise UserError(f"{key}.guidance_scale is {sampling.guidance_scale:g}, but models.{variant}.{why}")
         try:
-            bounded = config.codec.latent is None
+            bounded = config.codec.bounded
             plan_for(config.process.model_dump(), sampling.model_dump(), bounded=bounded)
         except ValueError as error:
             raise UserError(f"{key} does not fit models.{variant}.process: {error}") from None

@@ -32,6 +32,7 @@ from ddpm.evaluation.likelihood import likelihood_evaluations, ode_evaluations
 from ddpm.first_stage import LatentFacts
 from ddpm.layout import PREPARED
 from ddpm.model import check_end, codec_of, columns_for
+from ddpm.stages.encoder import used_encoder
 from ddpm.stages.latents import first_stage
 from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory
 from ddpm.stages.train import data_facts
@@ -60,7 +61,15 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
     first = first_stage(config, data, where, device, root=root)
     codec = codec_of(config, data.codec, where) if first is None else first.codec
     split = (data if first is None else first.latents).split("train")
-    columns = columns_for(config, data_facts(data, config, where, root), where)
+    facts, used = data_facts(data, config, where, root), used_encoder(config, data, where, device, root=root)
+    if used is not None:
+        config, codec, split, facts = (
+            used.described(config),
+            used.codec(codec),
+            used.train_split(split),
+            used.told(facts),
+        )
+    columns = columns_for(config, facts, where)
     unreal, shape = without_memory(config, codec, columns), codec.network_shape
     flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
     tried = None
@@ -257,7 +266,7 @@ def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple
     options = params.evaluation
     sampling = options.sampling or config.sampling
     try:
-        chosen, bounded = sampling.model_dump(exclude={"guide"}), config.codec.latent is None
+        chosen, bounded = sampling.model_dump(exclude={"guide"}), config.codec.bounded
         steps = plan_for(config.process.model_dump(), chosen, bounded=bounded).evaluations
     except ValueError as error:
         raise UserError(f"sampling: {error}") from None

@@ -14,11 +14,14 @@ from PIL import Image
 
 from ddpm.compute.device import pick_device
 from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
+from ddpm.config.model import ModelConfig
 from ddpm.config.params import Params
 from ddpm.data.store import SPLITS, PreparedData
+from ddpm.diffusion.plans import decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
+from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.agreement import hint_columns
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
@@ -34,6 +37,7 @@ from ddpm.evaluation.likelihood import (
 )
 from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
 from ddpm.evaluation.pictures import captioned, credit, in_turn, origin, save_png
+from ddpm.evaluation.prior import prior_figures
 from ddpm.evaluation.reconstruction import reconstruct
 from ddpm.evaluation.reconstruction import table as channel_table
 from ddpm.evaluation.retrieval import PLACES
@@ -41,11 +45,11 @@ from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.figure import OTHER_LINKS
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
-from ddpm.joint_space import JointSpace
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
 from ddpm.stages.control import check_base
+from ddpm.stages.encoder import used_encoder
 from ddpm.stages.progress import show
 
 # The first process may take long for the features of all real images, for which the others wait.
@@ -70,7 +74,7 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
         UserError: the model, the extractor or the prepared data is missing or damaged, the model cannot be sampled by
             the protocol's plan, or there are fewer devices.
     """
-    if variant not in params.composed and (evaluate := _ACCESSORIES.get(params.variant(variant).network.kind)):
+    if variant not in params.composed and (evaluate := _other_figures(params.variant(variant))):
         evaluate(params, variant, root)
         return None
     devices = params.evaluation.devices
@@ -147,24 +151,65 @@ def _evaluate_autoencoder(params: Params, variant: str, root: Path) -> None:
     print(f"{variant}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items()))
 
 
+def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
+    """`evaluate_variant`, of a prior: metrics.json."""
+    device, data, options = pick_device(), PreparedData.open(root / PREPARED), params.evaluation
+    config = params.variant(variant)
+    model = load(root / MODELS / variant, device).sampled_by(config.sampling, root=root)
+    used = used_encoder(config, data, f"models.{variant}", device, root=root)
+    if used is None or used.embeddings is None or model.card.data.encoder is None:
+        raise UserError(f"models/{variant} is no prior: it was trained without codec.embedding")
+    if model.card.data.encoder.sha256 != used.space.sha256:
+        name, found = used.space.variant, model.card.data.encoder.sha256[:12]
+        raise UserError(
+            f"models/{variant} draws embeddings of {name} {found}, which now has {used.space.sha256[:12]}: run `ddpm "
+            f"train {variant}`"
+        )
+    counts = [min(options.samples, len(data.split(split))) for split in SPLITS]
+    with show(sum(counts), model.codec.unit, f"embeddings of {variant}") as done:
+        figures = prior_figures(
+            model,
+            used.space,
+            used.embeddings,
+            data,
+            count=options.samples,
+            seed=params.seed,
+            batch_size=options.batch_size,
+            on_data=done,
+        )
+    marks = {
+        "model": mark_of(model.card.training.fingerprint),
+        "encoder": f"{used.space.variant} {used.space.sha256[:12]}",
+        "validation_sha256": data.split("validation").sha256,
+        "validation_count": counts[SPLITS.index("validation")],
+        "train_count": counts[SPLITS.index("train")],
+        "seed": params.seed,
+        "sampling": decisive_choices(config.sampling.model_dump(), variance=config.process.variance),
+    }
+    with atomic_directory(root / REPORTS / variant) as out:
+        write_json(out / "metrics.json", marks | finite(figures, f"models/{variant}"))
+    shown = ("cosine", "cosine_text", "cosine_random", "r_1", "r_5", "r_1_chance")
+    print(f"{variant}: " + ", ".join(f"{name} {figures[name]:.3g}" for name in shown))
+
+
 def _evaluate_clip(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a CLIP: metrics.json, nearest.png."""
     data = PreparedData.open(root / PREPARED)
-    space = JointSpace.open(variant, data.codec, f"models/{variant}", root, pick_device())
+    model, space = open_space(variant, data.codec, f"models/{variant}", root, pick_device())
     figures: dict[str, float] = {"scale": float(space.network.scale)}
     with show(len(SPLITS), "splits", f"retrieval by {variant}") as done:
         for name in reversed(SPLITS):
             figures |= joint_retrieval(space, data.split(name)).figures(name)
             done(1)
     marks = {
-        "model": mark_of(space.model.fingerprint),
+        "model": mark_of(model.fingerprint),
         "validation_sha256": data.split("validation").sha256,
         "validation_count": len(data.split("validation")),
         "train_count": len(data.split("train")),
     }
     with atomic_directory(root / REPORTS / variant) as out:
         write_json(out / "metrics.json", marks | finite(figures, f"models/{variant}"))
-        facts = {"Model": variant, **credit(space.model.attribution)}
+        facts = {"Model": variant, **credit(model.attribution)}
         save_png(nearest_pictures(space, data), out / "nearest.png", facts)
     for what in ("caption", "image"):
         key = f"validation_{what}_r"
@@ -177,6 +222,11 @@ _ACCESSORIES = {
     "autoencoder": _evaluate_autoencoder,
     "clip": _evaluate_clip,
 }
+
+
+def _other_figures(config: ModelConfig) -> Callable[[Params, str, Path], None] | None:
+    """What evaluates a model that draws no data of the prepared kind; None of others."""
+    return _evaluate_prior if config.codec.embedding is not None else _ACCESSORIES.get(config.network.kind)
 
 
 def _loss_curve(path: Path) -> str:

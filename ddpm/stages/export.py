@@ -15,6 +15,7 @@ from ddpm.deploy.runtime import Precision
 from ddpm.drawer.cascade import Cascade
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.export.cascade_parity import measure_cascade_parity
+from ddpm.export.encoders import export_encoders
 from ddpm.export.files import (
     describe_sampler,
     export_decoder,
@@ -119,6 +120,7 @@ def _export(model: Model, out: Path, options: ExportConfig, name: str, *, is_lin
             loops.append(loops[0].with_suffix(".fp16.onnx"))
             export_sampler(model, halves[0], loops[1], halves[1] if guided else None, decoder)
             progress.update()
+        export_encoders(model, out)
         describe_sampler(model, out)
         left_out = None if is_link else _export_text_to_image(model, loops)
         progress.update()

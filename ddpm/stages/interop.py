@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddpm.codecs.embedding import Embedding
 from ddpm.codecs.scale import Codec, ValueCodec
 from ddpm.conditioning.labels import Labels
 from ddpm.conditioning.text import Text
@@ -21,13 +22,14 @@ from ddpm.errors import UserError
 from ddpm.files import atomic_directory, combined_sha256
 from ddpm.first_stage import PREFIX, LatentFacts
 from ddpm.interop import diffusers, ldm, lucidrains, openai, openai_classifier
-from ddpm.interop.diffusers import pipeline
+from ddpm.interop.diffusers import pipeline, prior_pipeline
 from ddpm.interop.published import Autoencoder, Classes, Flags, Published
 from ddpm.interop.published import Text as PublishedText
 from ddpm.interop.saved import in_short, must_be_a_file, read_saved, shown, tensors_alone
 from ddpm.layout import MODELS, find_model
 from ddpm.model import (
     DataFacts,
+    EmbeddingFacts,
     Model,
     ModelCard,
     TextFacts,
@@ -191,6 +193,8 @@ def _known(source: Path, flags: Flags) -> tuple[Published, tuple[Path, ...]]:
     if source.is_dir():
         if pipeline.is_theirs(source):
             return pipeline.read(source, flags)
+        if prior_pipeline.is_theirs(source):
+            return prior_pipeline.read(source, flags)
         return diffusers.read(source, flags), diffusers.find(source).weights
     saved, where = read_saved(source), str(source)
     if ldm.is_theirs(saved):
@@ -232,6 +236,8 @@ def assemble(
     low, high = (codec.low, codec.high) if isinstance(codec, ValueCodec) else (None, None)
     text = published.text and TextFacts(tokenizer=published.text.tokenizer, captions=("",))
     facts = DataFacts(name=data_name, shape=codec.shape, classes=names, kind=codec.name, low=low, high=high, text=text)
+    if isinstance(codec, Embedding):
+        facts = facts.model_copy(update={"embedding": EmbeddingFacts.of(codec)})
     autoencoder = None
     if published.autoencoder is not None:
         latent = _latent_facts(published.autoencoder, codec, variant, fingerprint)

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURES, Column, PromptColumn
 from ddpm.drawer import Drawer
+from ddpm.drawer.likeness import Likeness
 from ddpm.errors import DdpmWarning, UserError, brief, listed
 from ddpm.files import atomic_directory, atomic_file
 from ddpm.opening import load
+from ddpm.stages.alike import Alike
 
 if TYPE_CHECKING:
     from ddpm.deploy.runtime import Precision, Sampler
@@ -34,6 +36,7 @@ def sample_to(
     precision: Precision = "fp32",
     guide: str | None = None,
     pictures: Mapping[str, Path | None] | None = None,
+    alike: Alike | None = None,
     **overrides: Any,
 ) -> NDArray[Any]:
     """Draw data and write them where `out` says: FILE.npz (key `images`, `points` or `sequences`), FILE.png (a
@@ -41,6 +44,7 @@ def sample_to(
 
     Args:
         pictures: of the columns `low`, `image` and `mask`, a file or a directory of files, which are taken in turn.
+        alike: pictures that the data are to be like, of a model that draws those of embeddings.
 
     Raises:
         UserError: no such model, numbers that no plan can be made of, a picture that cannot be read or has another
@@ -64,6 +68,12 @@ def sample_to(
         raise UserError(
             f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"
         )
+    if alike is not None:
+        images = _alike(alike.likeness(opened, model), opened, model, count, seed, batch_size, overrides)
+        write(
+            images, out, opened.codec, {**origin_of(opened, seed, overrides), "Like": listed([*map(str, alike.files)])}
+        )
+        return images
     try:
         overrides |= {name: _pictures_of(opened.column(name), path) for name, path in files.items()}
         opened.check(overrides)
@@ -77,6 +87,24 @@ def sample_to(
     pictured = {_title(name): path.name for name, path in files.items()}
     write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **pictured})
     return images
+
+
+def _alike(
+    likeness: Likeness,
+    opened: Drawer,
+    model: str,
+    count: int,
+    seed: int,
+    batch_size: int,
+    overrides: Mapping[str, Any],
+) -> NDArray[Any]:
+    """The data like given pictures; the other arguments are those of `sample_to`."""
+    total = likeness.steps or count
+    with _progress(total, opened.codec, f"samples of {model}") as on_batch:
+        try:
+            return opened.alike(likeness, total, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 def _pictures_of(column: Column, path: Path) -> NDArray[Any]:

@@ -31,6 +31,7 @@ from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
 from ddpm.model import DataFacts, Model, TextFacts, check_end, codec_of, columns_for, save
 from ddpm.stages import fingerprint
+from ddpm.stages.encoder import UsedEncoder, used_encoder
 from ddpm.stages.latents import FirstStage, first_stage
 from ddpm.stages.live_metrics import Watch
 from ddpm.stages.memory import check_room, explained
@@ -65,6 +66,9 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
     data = PreparedData.open(root / PREPARED)
     first = first_stage(config, data, f"models.{variant}", torch.device("cpu"), root=root)
     codec = codec_of(config, data.codec, f"models.{variant}") if first is None else first.codec
+    used = used_encoder(config, data, f"models.{variant}", torch.device("cpu"), root=root)
+    if used is not None:
+        config, codec = used.described(config), used.codec(codec)
     for key in ("horizontal_flip", "sample_every"):
         if getattr(config.training, key) and not codec.pictures:
             raise UserError(f"models.{variant}.training.{key} is for images; the prepared data are {codec.name}")
@@ -80,7 +84,9 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
             launch(config.training.devices, "train", variant, params)
         return
     split = (data if first is None else first.latents).split("train")
-    material = _Material(data, codec, split, first, perceptual)
+    if used is not None:
+        split = used.train_split(split)
+    material = _Material(data, codec, split, first, perceptual, used)
     with joined() as ranks, explained(config, codec, pick_device(), variant):
         _train(params, config, material, ranks, variant, root)
 
@@ -93,6 +99,7 @@ class _Material(NamedTuple):
     split: Split  # that is trained on
     first: FirstStage | None  # of a model of latents
     perceptual: Perceptual | None  # of an autoencoder
+    used: UsedEncoder | None  # of a model with a CLIP
 
 
 def _train(
@@ -104,7 +111,7 @@ def _train(
     root: Path,
 ) -> None:
     """`train_variant`, in one of the processes that do it together."""
-    data, codec, _, first, perceptual = material
+    data, codec, _, first, perceptual, used = material
     if ranks.count > config.training.batch_size:
         raise UserError(
             f"models.{variant}.training.batch_size is {config.training.batch_size}, too few for {ranks.count} processes"
@@ -113,15 +120,19 @@ def _train(
     facts = data_facts(data, config, f"models.{variant}", root)
     if first is not None:
         facts = facts.model_copy(update={"latent": first.facts})
+    facts = facts if used is None else used.told(facts)
     columns = columns_for(config, facts, f"models.{variant}")
     start = initial(params.seed, config, codec, columns, root=root, latent=facts.latent)
     network, device, precision, base, text_encoder, controlled = start
+    if used is not None:
+        used.fill(network)
     if first is not None:
         first.network.to(device)
     hashes = hashes_of(data, facts) | ({} if base is None else {"model that it starts from": base.sha256})
     hashes |= {} if text_encoder is None else {"text encoder that it starts from": text_encoder}
     hashes |= {} if controlled is None else {"model that it controls": controlled.sha256}
     hashes |= {} if first is None else {"set of latents": first.latents.sha256}
+    hashes |= {} if used is None else used.hashes
     if perceptual is not None:
         hashes["features of the perceptual loss"] = perceptual.sha256
     decided = fingerprint.decisions(config, params.seed, hashes, precision, device)
@@ -162,7 +173,8 @@ def _train(
             devices=ranks.count,
         )
         with atomic_directory(root / MODELS / variant) as out:
-            save(Model(network, card, autoencoder=first.network if first else None), out)
+            autoencoder, clip = first.network if first else None, used.carried if used else None
+            save(Model(network, card, autoencoder=autoencoder, clip=clip), out)
             if config.training.ema_snapshots:
                 shutil.copytree(checkpoints.directory / SNAPSHOTS, out / SNAPSHOTS)
             write_curve(curve, out / "loss.csv")

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[2] / "ddpm"
 
 # From the bottom up. A room is a folder or a file at the top level; it imports only rooms of lower floors.
 FLOORS = (
-    ("errors", "version", "closure", "files", "pixels", "diffusion", "nets"),
+    ("errors", "version", "closure", "files", "pixels", "directions", "diffusion", "nets"),
     ("config", "layout", "codecs", "conditioning"),
-    ("data", "compute", "figures", "drawer", "first_stage"),
+    ("data", "compute", "figures", "drawer", "first_stage", "joint_space"),
     ("model", "deploy", "interop"),
     ("training", "evaluation", "export", "tracking"),
     ("fitting", "opening", "serve"),

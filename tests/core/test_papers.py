@@ -213,7 +213,8 @@ LATER = (
     *("process.log_sigma_mean", "process.log_sigma_std", "process.time"),
     *("network.time_embedding", "network.input_range"),
     *("sampling.churn", "sampling.churn_interval", "sampling.churn_noise"),
-    *("codec.latent", "objective.reconstruction", "objective.noised"),
+    *("codec.latent", "objective.reconstruction", "objective.noised", "codec.embedding", "condition.embedding"),
+    *("sampling.candidates", "sampling.clip_range"),
     *("condition.control", "sampling.control_scale", "sampling.control_interval", "sampling.guess"),
     *("sampling.langevin_epsilon", "sampling.langevin_steps", "training.ema_snapshots"),
 )
@@ -352,6 +353,7 @@ DELIBERATE["linear-attention-1d"] = {
 # Those of emoji are GLIDE's cascade at a size of its own.
 EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji"}
 EMOJI |= {"autoencoder-emoji", "latent-emoji", "control-emoji", "clip-emoji", "clip-noised-emoji"}
+EMOJI |= {"prior-emoji", "decoder-emoji"}
 # Those of other processes have the network of the digits; their processes are in tests/core/test_other_processes.py.
 PROCESSES = {"ncsn", "edm", "flow", "swiss-roll-ncsn", "swiss-roll-edm", "swiss-roll-flow"}
 WITHOUT_REFERENCE = {"vae", "swiss-roll", "classifier", "classifier-fashion", *EMOJI, *PROCESSES}

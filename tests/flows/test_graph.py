@@ -15,7 +15,11 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # The same command and code, of other models.
 SAME = {"train-guide": "train", "train-base": "train", "train-upsampler": "train"}
-SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in ("cascade", "latent", "control")}
+KINDS = ("cascade", "unclip", "latent", "control")
+SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in KINDS}
+SAME |= dict.fromkeys(("train-prior", "train-decoder", "train-unclip-upsampler"), "train") | {
+    "compose-unclip": "compose"
+}
 SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
 SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide", "judge-latent": "guide"}
 

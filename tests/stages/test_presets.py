@@ -26,7 +26,7 @@ SWISS_ROLLS = ("swiss-roll", "swiss-roll-ncsn", "swiss-roll-edm", "swiss-roll-fl
 LARGE = {"ddpm-cifar10", "improved-ddpm-cifar10", "conditional-fashion", "classifier-fashion", "adm-conditional"}
 # tests/flows/test_demo_text.py, test_demo_latent.py, test_demo_control.py
 EMOJI = {"text-8", "text-32", "emoji", "text-emoji", "inpaint-emoji", "autoencoder-emoji", "latent-emoji"}
-EMOJI |= {"control-emoji", "clip-emoji", "clip-noised-emoji"}
+EMOJI |= {"control-emoji", "clip-emoji", "clip-noised-emoji", "prior-emoji", "decoder-emoji"}
 OTHER_NETWORKS = ("linear-attention", "vae")
 FOR_OTHERS = {
     **{name: {"source": "swiss-roll"} for name in SWISS_ROLLS},

@@ -1,0 +1,58 @@
+"""Pictures that `ddpm sample --like` is given, as what a model draws like them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.drawer import Drawer
+from ddpm.drawer.likeness import STRENGTH, Likeness
+from ddpm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What is asked for; as of `drawer.likeness.Likeness`, with files for pictures."""
+
+    files: tuple[Path, ...]
+    mix: int | None = None
+    change: tuple[str, str] | None = None
+    strength: float | None = None
+
+    def likeness(self, drawer: Drawer, model: str) -> Likeness:
+        """
+        Args:
+            model: what errors call the drawer.
+
+        Raises:
+            UserError: the model cannot be asked for it, a picture cannot be read, or the options do not go together.
+        """
+        if drawer.encoder is None:
+            raise UserError(
+                f"--like: {model} draws no pictures of CLIP embeddings: it was trained without condition.embedding"
+            )
+        pictures = np.stack([_read(file, drawer.encoder.shape) for file in self.files])
+        strength = STRENGTH if self.strength is None else self.strength
+        try:
+            return Likeness(pictures, self.mix, self.change, strength)
+        except ValueError as error:
+            raise UserError(f"--like: {error}") from None
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """
+    Raises:
+        UserError: the file is missing, or no picture.
+    """
+    from ddpm.data.given import read_any_picture
+    from ddpm.data.images import BadImageError
+
+    try:
+        return read_any_picture(file, shape)
+    except OSError as error:
+        raise UserError(f"--like {file}: {error.strerror or error}") from None
+    except BadImageError as error:
+        raise UserError(f"--like {file}: {error}") from None
