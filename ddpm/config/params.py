@@ -426,10 +426,10 @@ def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
             stage `judge` for.
     """
     # Models with a control are shown what to draw, and no CLIP measures them.
-    if params.evaluation.clip and params.cascades:
+    if params.evaluation.clip and params.composed:
         raise UserError(
-            f"{path}: evaluation.clip measures `variants` and `latents` in the pipeline, but `cascades` has "
-            f"{listed(params.cascades)}: set it to null, and measure those by hand with `ddpm evaluate`"
+            f"{path}: evaluation.clip measures `variants` and `latents` in the pipeline, but `cascades` and "
+            f"`unclips` have {listed(params.composed)}: set it to null, and measure those by hand with `ddpm evaluate`"
         )
     for name in params.trained:
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
