@@ -25,6 +25,7 @@ from ddpm.deploy.integrity import Fingerprint, find_fault
 from ddpm.drawer.cascade import Cascade, Link, link_seed
 from ddpm.drawer.likeness import Likeness
 from ddpm.errors import UserError
+from ddpm.evaluation.accessory import open_space
 from ddpm.files import read_json, sha256_of
 from ddpm.joint_space import JointSpace
 from ddpm.stages.embed import embed
@@ -101,7 +102,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def space() -> JointSpace:
-    return JointSpace.open("clip", PreparedData.open(Path("prepared")).codec, "clip", Path(), torch.device("cpu"))
+    return open_space("clip", PreparedData.open(Path("prepared")).codec, "clip", Path(), torch.device("cpu"))[1]
 
 
 def unclip() -> Cascade:
