@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from captioned import write_pictures
+from captioned import CLIP, write_pictures
 from tiny import TINY_PARAMS
 from torch import nn
 
@@ -38,21 +38,6 @@ from ddpm.stages.prepare import prepare
 from ddpm.stages.train import train_variant
 
 TINY = TINY_PARAMS["models"]["tiny"]
-CLIP = {
-    "network": {
-        "kind": "clip",
-        "width": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention_resolutions": [4],
-        "head_channels": 8,
-        "groups": 4,
-        "embedding": 6,
-    },
-    "condition": {"prompt": {"length": 4, "width": 16, "layers": 1, "heads": 2, "drop": 0}},
-    "objective": {"loss": "contrastive"},
-    "training": {**TINY["training"], "steps": 20, "learning_rate": 5e-3},
-}
 
 
 def params(**clip) -> Params:
