@@ -24,6 +24,9 @@ from flows import dvc, report, tasks
 from flows.pipeline import shared_state, start_own_server
 from flows.report import Result
 
+# The stages that record what measures a model, and where in params.yaml those models are.
+JUDGED = {"judge": "variants", "judge-latent": "latents"}
+
 
 @flow
 def retrain(variants: list[str] | None = None, accept_new_data: bool = False) -> State:
@@ -71,8 +74,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
                 trained = _model(name, params.guides, bases[name], guiding)
             else:
                 trained = _model(name, params.guides, tasks.train.submit(name, wait_for=[extractor]), guiding)
-            if name in params.variants:
-                trained = [*trained, *_judged(name, trained, embedded)]
+            if stage := next((stage for stage, key in JUDGED.items() if name in getattr(params, key)), None):
+                trained = [*trained, *_judged(name, stage, trained, embedded)]
             evaluated = tasks.evaluate.submit(name, evaluate, wait_for=trained)
             exported = tasks.export.submit(name, export, wait_for=[evaluated])
             version = tasks.register.submit(name, wait_for=[exported])
@@ -134,10 +137,12 @@ def _embedded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[An
 
 
 def _judged(
-    name: str, trained: Sequence[PrefectFuture[Any]], embedded: Mapping[str, Sequence[PrefectFuture[Any]]]
+    name: str, stage: str, trained: Sequence[PrefectFuture[Any]], embedded: Mapping[str, Sequence[PrefectFuture[Any]]]
 ) -> list[PrefectFuture[Any]]:
     """The records of what measures a model, after its training and those of the CLIPs."""
-    return [tasks.record_judge.submit(name, clip, wait_for=[*trained, *steps]) for clip, steps in embedded.items()]
+    return [
+        tasks.record_judge.submit(name, clip, stage, wait_for=[*trained, *steps]) for clip, steps in embedded.items()
+    ]
 
 
 def _cascade(name: str, stages: Stages, wanted: Sequence[PrefectFuture[Any]]) -> list[PrefectFuture[Any]]:
@@ -178,7 +183,13 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
     of_encoder = ("train-encoder", "evaluate-encoder", "embed")
     own |= {f"{stage}@{name}" for stage in of_encoder for name in params.encoders}
-    own |= {f"judge@{variant}-{clip}" for variant in variants for clip in params.encoders}
+    own |= {
+        f"{stage}@{name}-{clip}"
+        for stage, key in JUDGED.items()
+        for name in names
+        if name in getattr(params, key)
+        for clip in params.encoders
+    }
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
     bases = {params.controls[name].of for name in controls}
     own |= {f"train-latent@{base}" if base in params.latents else f"train@{base}" for base in bases}

@@ -177,10 +177,11 @@ class Params(Section):
                 f"evaluation.clip is {brief(clip)}: expected models/NAME of a NAME in `encoders`, found there: "
                 f"{listed(self.encoders) or 'none'}"
             )
-        pairs = Counter(f"{variant}-{encoder}" for variant in self.variants for encoder in self.encoders)
-        for pair, count in pairs.items():
-            if count > 1:  # as of guides
-                raise ValueError(f"two pairs of `variants` and `encoders` come to one name, {pair}: rename a model")
+        for key in ("variants", "latents"):
+            pairs = Counter(f"{name}-{encoder}" for name in getattr(self, key) for encoder in self.encoders)
+            for pair, count in pairs.items():
+                if count > 1:  # as of guides
+                    raise ValueError(f"two pairs of `{key}` and `encoders` come to one name, {pair}: rename a model")
         return self
 
     def _check_process(self, variant: str, guide: str) -> None:
@@ -424,12 +425,12 @@ def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
         UserError: a section is missing; it names all of them. Or `evaluation.clip` measures models that DVC has no
             stage `judge` for.
     """
-    for key in ("latents", "cascades", "controls") if params.evaluation.clip else ():
-        if found := getattr(params, key):
-            raise UserError(
-                f"{path}: evaluation.clip measures the `variants` in the pipeline, but `{key}` has {listed(found)}: "
-                "set it to null, and measure those by hand with `ddpm evaluate`"
-            )
+    # Models with a control are shown what to draw, and no CLIP measures them.
+    if params.evaluation.clip and params.composed:
+        raise UserError(
+            f"{path}: evaluation.clip measures `variants` and `latents` in the pipeline, but `cascades` and "
+            f"`unclips` have {listed(params.composed)}: set it to null, and measure those by hand with `ddpm evaluate`"
+        )
     for name in params.trained:
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
         if missing:

@@ -54,6 +54,7 @@ _OF_LATENT = {"train-latent": MODELS / "{}/model.json", "evaluate-latent": REPOR
 _OF_LATENT |= {"export-latent": DEPLOY / "{}/sampler.json"}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
 _OF_JUDGED = {"judge": MODELS / "{}/judges/{}.json"}  # of a variant and a CLIP
+_OF_JUDGED_LATENT = {"judge-latent": _OF_JUDGED["judge"]}
 
 _FOLDERS = (
     *("data", PREPARED, EXTRACTOR, LATENTS, EMBEDDINGS, MODELS, REPORTS, DEPLOY, COMPARISON),
@@ -102,6 +103,7 @@ def _stages(params: Params) -> dict[str, Path]:
         (_OF_GUIDE, [(name,) for name in params.guides]),
         (_OF_PAIR, pairs),
         (_OF_JUDGED, list(itertools.product(params.variants, params.encoders))),
+        (_OF_JUDGED_LATENT, list(itertools.product(params.latents, params.encoders))),
         (_OF_VARIANT, [(name,) for name in params.variants]),
         (_OF_CONTROL, [(name,) for name in params.controls]),
         (_OF_AUTOENCODER, [(name,) for name in params.autoencoders]),

@@ -21,7 +21,7 @@ SAME |= dict.fromkeys(("train-prior", "train-decoder", "train-unclip-upsampler")
     "compose-unclip": "compose"
 }
 SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
-SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide"}
+SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide", "judge-latent": "guide"}
 
 
 def body(stage: str) -> dict:

@@ -10,18 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from captioned import write_pictures
+from captioned import CLIP, write_pictures
 from tiny import TINY_PARAMS
 from torch import nn
 
 from ddpm.conditioning.guidance import CLIPGradient
-from ddpm.config.params import Params
+from ddpm.config.cascade import CascadeConfig
+from ddpm.config.params import Params, check_sections
 from ddpm.data.embeddings import Embeddings
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.alignment import Alignment
 from ddpm.evaluation.joint_retrieval import joint_retrieval
+from ddpm.evaluation.measure import captioned_of
+from ddpm.evaluation.scores import scores_of
 from ddpm.export.files import export_guide
 from ddpm.files import read_json, sha256_of
 from ddpm.joint_space import JointSpace
@@ -35,21 +38,6 @@ from ddpm.stages.prepare import prepare
 from ddpm.stages.train import train_variant
 
 TINY = TINY_PARAMS["models"]["tiny"]
-CLIP = {
-    "network": {
-        "kind": "clip",
-        "width": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention_resolutions": [4],
-        "head_channels": 8,
-        "groups": 4,
-        "embedding": 6,
-    },
-    "condition": {"prompt": {"length": 4, "width": 16, "layers": 1, "heads": 2, "drop": 0}},
-    "objective": {"loss": "contrastive"},
-    "training": {**TINY["training"], "steps": 20, "learning_rate": 5e-3},
-}
 
 
 def params(**clip) -> Params:
@@ -241,6 +229,28 @@ def test_models_with_captions_have_a_clip_score_and_an_r_precision(drawing: Path
             assert metrics[f"{key}_low"] <= metrics[key] <= metrics[f"{key}_high"]
         assert metrics[f"r_precision{ending}_chance"] == pytest.approx(1 / 3)
     assert 0 <= metrics["clip_score_real"] <= 100
+
+
+def test_a_comparison_over_guidance_scales_has_them_too(drawing: Path):
+    data, model = PreparedData.open(PREPARED), load("models/tiny")
+    captioned = captioned_of(model, model.given(12, seed=0), data, judged().evaluation)
+    for clip, expected in (("models/clip", {"clip_score", "r_precision"}), (None, set[str]())):
+        scores = scores_of(judged(clip), data, Path(), torch.device("cpu"))
+        found = scores.figures(model.batches(12, seed=0, batch_size=5), 12, captioned)
+        assert {key for key in found if key in ("clip_score", "r_precision")} == expected
+
+
+def test_the_pipeline_measures_variants_and_latents_by_it():
+    cascades = {"both": CascadeConfig(base="tiny", upsampler="tiny")}
+    check_sections(complete(judged()))
+    check_sections(complete(judged(None)).model_copy(update={"cascades": cascades}))
+    with pytest.raises(UserError, match=r"evaluation.clip measures `variants` and `latents`"):
+        check_sections(complete(judged()).model_copy(update={"cascades": cascades}))
+
+
+def complete(known: Params) -> Params:
+    """With every section of a model written out, as DVC needs."""
+    return Params.model_validate(known.model_dump(mode="json"))
 
 
 def test_the_cosine_is_of_each_samples_own_caption(project: Path):
