@@ -89,9 +89,9 @@ def _training(training: Mapping[str, Row]) -> str:
         for name, row in training.items()
     )
     note = (
-        "`text-8` has as many operations in training as the prior and the decoder together. The CLIP's come on top: it "
-        "can be shared by other models, as the upsampler is. Steps are those of the project: fewer, perhaps, than "
-        "the presets have."
+        "`text-8` has about as many operations in training as the prior and the decoder together. The CLIP's come on "
+        "top: it can be shared by other models, as the upsampler is. Steps are those of the project: fewer, perhaps, "
+        "than the presets have."
     )
     return f"{table(['trained once', 'steps', 'TFLOP'], body)}\n\n{note}"
 

@@ -19,13 +19,11 @@ from prefect.states import Completed, Failed, State
 from ddpm.config.cascade import Stages
 from ddpm.config.params import Params, load_params
 from ddpm.errors import UpstreamError, UserError
+from ddpm.stages.guide import JUDGED
 from ddpm.tracking import Registration
 from flows import dvc, report, tasks
 from flows.pipeline import shared_state, start_own_server
 from flows.report import Result
-
-# The stages that record what measures a model, and where in params.yaml those models are.
-JUDGED = {"judge": "variants", "judge-latent": "latents"}
 
 
 @flow

@@ -177,7 +177,7 @@ class Params(Section):
                 f"evaluation.clip is {brief(clip)}: expected models/NAME of a NAME in `encoders`, found there: "
                 f"{listed(self.encoders) or 'none'}"
             )
-        for key in ("variants", "latents"):
+        for key in ("variants", "latents", "cascades", "unclips"):
             pairs = Counter(f"{name}-{encoder}" for name in getattr(self, key) for encoder in self.encoders)
             for pair, count in pairs.items():
                 if count > 1:  # as of guides
@@ -422,15 +422,8 @@ def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
     one that is not written; without DVC they may be left out.
 
     Raises:
-        UserError: a section is missing; it names all of them. Or `evaluation.clip` measures models that DVC has no
-            stage `judge` for.
+        UserError: a section is missing; it names all of them.
     """
-    # Models with a control are shown what to draw, and no CLIP measures them.
-    if params.evaluation.clip and params.composed:
-        raise UserError(
-            f"{path}: evaluation.clip measures `variants` and `latents` in the pipeline, but `cascades` and "
-            f"`unclips` have {listed(params.composed)}: set it to null, and measure those by hand with `ddpm evaluate`"
-        )
     for name in params.trained:
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
         if missing:

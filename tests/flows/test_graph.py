@@ -8,6 +8,7 @@ import yaml
 
 from ddpm.closure import _NEUTRAL, _UNUSED, deciding_code
 from ddpm.stages.fingerprint import decisive_code
+from ddpm.stages.guide import JUDGED
 
 ROOT = Path(__file__).parents[2]
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -21,7 +22,7 @@ SAME |= dict.fromkeys(("train-prior", "train-decoder", "train-unclip-upsampler")
     "compose-unclip": "compose"
 }
 SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
-SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide", "judge-latent": "guide"}
+SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate"} | dict.fromkeys(JUDGED, "guide")
 
 
 def body(stage: str) -> dict:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ddpm.conditioning.guidance import CLIPGradient
 from ddpm.config.cascade import CascadeConfig
-from ddpm.config.params import Params, check_sections
+from ddpm.config.params import Params
 from ddpm.data.embeddings import Embeddings
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
@@ -34,6 +34,7 @@ from ddpm.stages.dry_run import dry_run
 from ddpm.stages.embed import embed
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.fetch import fetch
+from ddpm.stages.guide import record_judge
 from ddpm.stages.prepare import prepare
 from ddpm.stages.train import train_variant
 
@@ -240,17 +241,15 @@ def test_a_comparison_over_guidance_scales_has_them_too(drawing: Path):
         assert {key for key in found if key in ("clip_score", "r_precision")} == expected
 
 
-def test_the_pipeline_measures_variants_and_latents_by_it():
+@pytest.mark.parametrize("clip", ["models/clip", None])
+def test_the_record_of_a_cascade_has_the_hash_of_the_clip_that_measures_it(project: Path, clip: str | None):
     cascades = {"both": CascadeConfig(base="tiny", upsampler="tiny")}
-    check_sections(complete(judged()))
-    check_sections(complete(judged(None)).model_copy(update={"cascades": cascades}))
-    with pytest.raises(UserError, match=r"evaluation.clip measures `variants` and `latents`"):
-        check_sections(complete(judged()).model_copy(update={"cascades": cascades}))
-
-
-def complete(known: Params) -> Params:
-    """With every section of a model written out, as DVC needs."""
-    return Params.model_validate(known.model_dump(mode="json"))
+    cascade = Path("models/both")
+    cascade.mkdir()
+    (cascade / "cascade.json").write_text("{}")
+    record_judge(judged(clip).model_copy(update={"cascades": cascades}), "both", "clip")
+    weights = {name: sha256_of(Path("models/clip") / name) for name in ("model.json", "model.safetensors")}
+    assert read_json(cascade / "judges" / "clip.json") == (weights if clip else {})
 
 
 def test_the_cosine_is_of_each_samples_own_caption(project: Path):
