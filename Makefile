@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text demo-latent demo-control serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
+.PHONY: help setup demo demo-text demo-latent demo-control demo-unclip serve test test-all coverage test-gpu test-docker ablation bench-sampling bench-guidance bench-training lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ demo-latent: setup  ## the same in the latents of an autoencoder, in .demo-laten
 
 demo-control: setup  ## the same with a control of such a model, in .demo-control/; ends with a picture of hints
 	@python -m flows.demo_control
+
+demo-unclip: setup  ## the same by way of CLIP's embeddings (DALL-E 2), in .demo-unclip/; ends with pictures like given ones
+	@python -m flows.demo_unclip
 
 serve: setup  ## MLflow's and Prefect's pages and the weekly schedule, on this machine; Ctrl-C stops all of it
 	@python -m flows.serve

@@ -12,13 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from bench.captioned import Setting, cost, hits, means, prompts, ranks, rows, said
 from bench.cells import Cells
 from bench.claims import Claim, Comparison, Estimate, below, estimate
 from bench.judge import GROUPS, Judge
@@ -27,15 +26,11 @@ from ddpm import tracking
 from ddpm.conditioning.columns import PromptColumn
 from ddpm.config.params import Params, load_params
 from ddpm.data.loader import InMemoryImages
-from ddpm.drawer import Drawer
 from ddpm.errors import Interrupted, UpstreamError, UserError
-from ddpm.evaluation.extractor import Features
 from ddpm.evaluation.image_to_image import masked_validation
-from ddpm.evaluation.likelihood import gigaflops_per_image
-from ddpm.evaluation.retrieval import evenly, retrieval
+from ddpm.evaluation.retrieval import evenly
 from ddpm.files import read_json, write_bytes, write_json
 from ddpm.layout import EXTRACTOR, MODELS
-from ddpm.model import Model
 from ddpm.opening import load
 from ddpm.stages.train import train_variant
 
@@ -44,17 +39,6 @@ TRAINED = (UNCONDITIONAL, SINGLE, PAINTER)  # in this order: the last begins wit
 SAME_COST = {SINGLE: 5, UNCONDITIONAL: 10}  # steps with which an image costs what it costs the cascade
 
 RESULTS, PAGE = Path("bench/results/text.json"), Path("docs/text-to-image.md")
-
-
-class Setting(NamedTuple):
-    """A model with a plan (overrides of its own)."""
-
-    model: str
-    plan: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        return ", ".join([f"`{self.model}`", *(f"{name} {value}" for name, value in self.plan.items())])
 
 
 @dataclass(frozen=True)
@@ -115,8 +99,8 @@ class TextStudy:
         costs = {setting.key: self._cost(setting) for setting in self._settings()}
         return {
             "protocol": self._protocol(),
-            "settings": _rows(table, costs),
-            "inpainting": _rows(filled, {name: self._cost(Setting(*way)) for name, way in self._fillers.items()}),
+            "settings": rows(table, costs),
+            "inpainting": rows(filled, {name: self._cost(Setting(*way)) for name, way in self._fillers.items()}),
             "claims": [claim.as_dict() for claim in (*self._claims(table), *filling_claims(filled))],
         }
 
@@ -175,16 +159,15 @@ class TextStudy:
         drawer, count = self._drawers[setting.model], self._extent.samples
         images = self._cells.drawn(drawer, count, seed, setting.plan)
         features = self._judge.features(InMemoryImages(images), count)
-        column = _prompts(drawer)
+        column = prompts(drawer)
         if column is None:
             found = self._judge.estimates(features)
         else:
             asked = drawer.given(count, seed=seed)[PromptColumn.name]
-            ranks = self._ranks(column, asked, images, features)
-            found = self._judge.estimates(features, lambda kept: _shares(ranks, kept))
+            right = hits(ranks(self._judge, column, asked, images, features))
+            found = self._judge.estimates(features, lambda kept: means(right, kept))
             found |= self._held_out(setting, column, seed)
-        said = ", ".join(f"{name} {figure.value:.3f} ± {figure.error:.3f}" for name, figure in found.items())
-        print(f"{setting.key}, seed {seed}: {said}", flush=True)
+        print(f"{setting.key}, seed {seed}: {said(found)}", flush=True)
         return found
 
     def _held_out(self, setting: Setting, column: PromptColumn, seed: int) -> dict[str, Estimate]:
@@ -193,19 +176,10 @@ class TextStudy:
         drawer = self._drawers[setting.model]
         images = self._cells.drawn(drawer, len(texts), seed, setting.plan, prompt=texts)
         features = self._judge.features(InMemoryImages(images), len(texts))
-        ranks = self._ranks(column, column.tokenizer.encode(texts)[0], images, features)["pixels"]
-        share = estimate(lambda kept: float((ranks[torch.from_numpy(kept)] <= 5).double().mean()), len(texts), GROUPS)
+        right = hits(ranks(self._judge, column, column.tokenizer.encode(texts)[0], images, features))
+        near = right["retrieval_5_pixels"]
+        share = estimate(lambda kept: float(near[torch.from_numpy(kept)].mean()), len(texts), GROUPS)
         return {"held_out_retrieval_5_pixels": share}
-
-    def _ranks(
-        self, column: PromptColumn, asked: NDArray[np.int64], images: NDArray[np.uint8], features: Features
-    ) -> dict[str, Tensor]:
-        data, judge = self._judge.data, self._judge
-        validation = data.split("validation")
-        real = torch.cat([judge.real.features, judge.features(validation, len(validation)).features])
-        found = retrieval(column.tokenizer, asked, data, real)
-        found.add(images, features.features)
-        return found.ranks
 
     def _filled(self, model: str, plan: Mapping[str, Any]) -> dict[str, Estimate]:
         """How near validation images of which a part was drawn again are to what they were, and to the real ones."""
@@ -223,14 +197,12 @@ class TextStudy:
             "rmse": of(lambda kept: error[kept][drawn[kept]].square().mean().sqrt()),
             "fid": self._judge.fid(images),
         }
-        print(f"{model}, {dict(plan)}: " + ", ".join(f"{n} {e.value:.3f} ± {e.error:.3f}" for n, e in found.items()))
+        print(f"{model}, {dict(plan)}: {said(found)}")
         return found
 
     def _cost(self, setting: Setting) -> float:
         """10⁹ operations of an image."""
-        drawer = self._drawers[setting.model]
-        plans = drawer.plans(drawer.plan(**setting.plan))
-        return sum(gigaflops_per_image(cast(Model, drawer.links[name]), plan) for name, plan in plans.items())
+        return cost(self._drawers[setting.model], setting.plan)
 
     def _protocol(self) -> dict[str, Any]:
         extent, data = self._extent, self._judge.data
@@ -264,30 +236,6 @@ def filling_claims(filled: Mapping[str, Mapping[str, Estimate]]) -> list[Claim]:
     return [
         Claim("Trained inpainting looks more real than untrained (FID of the whole images)", compare("fid")),
         Claim("Trained inpainting is nearer to what was there", compare("rmse")),
-    ]
-
-
-def _prompts(drawer: Drawer) -> PromptColumn | None:
-    return next((column for column in drawer.columns if isinstance(column, PromptColumn)), None)
-
-
-def _shares(ranks: Mapping[str, Tensor], kept: Tensor) -> dict[str, float]:
-    """R@1 and R@5 of some samples."""
-    return {
-        f"retrieval_{place}_{space}": float((own[kept] <= place).double().mean())
-        for space, own in ranks.items()
-        for place in (1, 5)
-    }
-
-
-def _rows(table: Mapping[str, Mapping[str, Estimate]], costs: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [
-        {
-            "setting": name,
-            "gflops_per_image": round(costs[name], 3),
-            "figures": {figure: value.as_dict() for figure, value in figures.items()},
-        }
-        for name, figures in table.items()
     ]
 
 

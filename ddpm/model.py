@@ -38,14 +38,15 @@ from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.sampling import Denoiser
 from ddpm.diffusion.schedules import Schedule
 from ddpm.drawer import Drawer
-from ddpm.drawer.likeness import Encoder
 from ddpm.drawer.parts import Drawn, Float32, Part
 from ddpm.errors import DdpmWarning, NotFiniteError, UpstreamError, UserError, listed
 from ddpm.files import read_json, sha256_of, write_json
 from ddpm.first_stage import PREFIX, LatentFacts, latents_in_words, saved
+from ddpm.joint_space import JointSpace
 from ddpm.layout import find_model, made_by
 from ddpm.nets import build
 from ddpm.nets.autoencoder import Frozen
+from ddpm.nets.clip import CLIP
 
 CLIP_PREFIX = "clip."  # before the names of a CLIP's weights, in the file of a model that it is a part of
 MOST_TENSORS = 20_000  # of a network; those of the papers have hundreds
@@ -220,8 +221,14 @@ class Model(Drawer):
     """Of a model of latents."""
     clip: Model | None = None
     """Of a model that is conditioned on embeddings, what made them."""
-    encoder: Encoder | None = None
-    """The same, as what embeds pictures and texts; `opening.load` opens it."""
+
+    @property
+    def encoder(self) -> JointSpace | None:
+        """Of a model that is conditioned on embeddings, what embeds pictures and texts."""
+        facts = self.card.data.encoder
+        if self.clip is None or facts is None:
+            return None
+        return JointSpace(cast(CLIP, self.clip.network), self.clip.codec, facts.variant, facts.sha256)
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,20 +85,10 @@ def trained(directory: Path, device: torch.device | str = "cpu") -> Model:
     from ddpm.config.params import load_params
     from ddpm.model import load
 
-    model, place = _with_encoder(load(directory, device)), directory.resolve()
+    model, place = load(directory, device), directory.resolve()
     params, variant = place.parent.parent / PARAMS, model.card.variant
     if (place.parent.name, place.name) == (MODELS.name, variant) and params.is_file():
         models = load_params(params).models
         if variant in models:
             return model.sampled_by(models[variant].sampling, str(params), root=params.parent)
     return model
-
-
-def _with_encoder(model: Model) -> Model:
-    """The model with the CLIP that is a part of it, opened."""
-    from ddpm.joint_space import JointSpace
-
-    facts = model.card.data.encoder
-    if model.clip is None or facts is None:
-        return model
-    return replace(model, encoder=JointSpace(model.clip, facts.sha256))

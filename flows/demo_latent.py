@@ -19,6 +19,7 @@ DEMO: dict[str, Any] = demo_text.DEMO | {
     "autoencoders": [AUTOENCODER],
     "latents": {MODEL: AUTOENCODER},
     "cascades": {},
+    "unclips": {},
 }
 
 

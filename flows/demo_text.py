@@ -41,6 +41,7 @@ DEMO: dict[str, Any] = {
     "autoencoders": [],
     "encoders": [],
     "latents": {},
+    "unclips": {},
     "controls": {},
     "cascades": {CASCADE: {"base": "text-8", "upsampler": "text-32", "low_noise": 0.1}},
 }

@@ -19,6 +19,7 @@ from prefect.states import Completed, Failed, State
 from ddpm.config.cascade import Stages
 from ddpm.config.params import Params, load_params
 from ddpm.errors import UpstreamError, UserError
+from ddpm.stages.guide import JUDGED
 from ddpm.tracking import Registration
 from flows import dvc, report, tasks
 from flows.pipeline import shared_state, start_own_server
@@ -30,8 +31,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
     """Bring the models up to date with the data, the code and params.yaml; do nothing where nothing has changed.
 
     Args:
-        variants: models and cascades named in params.yaml; default: those under its keys `variants`, `cascades` and
-            `controls`.
+        variants: models and cascades named in params.yaml; default: those under its keys `variants`, `latents`,
+            `cascades`, `unclips` and `controls`.
         accept_new_data: record what the upstream has now as the data's new version.
     """
     try:
@@ -58,7 +59,9 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
         for name in names:
             evaluate, export = _last_stages(params, name)
             if name in params.composed:
-                trained = _cascade(name, params.composed[name].stages, extractor)
+                config = params.composed[name]
+                wanted = [extractor, *itertools.chain(*(embedded[encoder] for encoder in config.encoders))]
+                trained = _cascade(name, config.stages, wanted)
             elif name in params.latents:
                 wanted = encoded[params.latents[name]]
                 trained = [bases[name] if name in bases else tasks.train_latent.submit(name, wait_for=wanted)]
@@ -69,8 +72,8 @@ def retrain(variants: list[str] | None = None, accept_new_data: bool = False) ->
                 trained = _model(name, params.guides, bases[name], guiding)
             else:
                 trained = _model(name, params.guides, tasks.train.submit(name, wait_for=[extractor]), guiding)
-            if name in params.variants:
-                trained = [*trained, *_judged(name, trained, embedded)]
+            if stage := next((stage for stage, key in JUDGED.items() if name in getattr(params, key)), None):
+                trained = [*trained, *_judged(name, stage, trained, embedded)]
             evaluated = tasks.evaluate.submit(name, evaluate, wait_for=trained)
             exported = tasks.export.submit(name, export, wait_for=[evaluated])
             version = tasks.register.submit(name, wait_for=[exported])
@@ -132,17 +135,21 @@ def _embedded(name: str, extractor: PrefectFuture[Any]) -> list[PrefectFuture[An
 
 
 def _judged(
-    name: str, trained: Sequence[PrefectFuture[Any]], embedded: Mapping[str, Sequence[PrefectFuture[Any]]]
+    name: str, stage: str, trained: Sequence[PrefectFuture[Any]], embedded: Mapping[str, Sequence[PrefectFuture[Any]]]
 ) -> list[PrefectFuture[Any]]:
     """The records of what measures a model, after its training and those of the CLIPs."""
-    return [tasks.record_judge.submit(name, clip, wait_for=[*trained, *steps]) for clip, steps in embedded.items()]
-
-
-def _cascade(name: str, stages: Stages, extractor: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
-    """The trainings of a cascade's links, and their composition."""
-    links = [
-        tasks.train_link.submit(name, link, stage, wait_for=[extractor]) for link, stage in stages.trainings.items()
+    return [
+        tasks.record_judge.submit(name, clip, stage, wait_for=[*trained, *steps]) for clip, steps in embedded.items()
     ]
+
+
+def _cascade(name: str, stages: Stages, wanted: Sequence[PrefectFuture[Any]]) -> list[PrefectFuture[Any]]:
+    """The trainings of a cascade's links, and their composition.
+
+    Args:
+        wanted: what comes before them.
+    """
+    links = [tasks.train_link.submit(name, link, stage, wait_for=wanted) for link, stage in stages.trainings.items()]
     return [*links, tasks.compose.submit(name, stages.compose, wait_for=links)]
 
 
@@ -153,8 +160,8 @@ def _names(variants: Sequence[str] | None) -> list[str]:
         params.check_built(name)
         if name not in params.built:
             raise UserError(
-                f"{name} is not among the `variants`, `latents` or `cascades` of params.yaml, which are what dvc.yaml "
-                "has stages for"
+                f"{name} is not among the `variants`, `latents`, `cascades` or `unclips` of params.yaml, which are "
+                "what dvc.yaml has stages for"
             )
     return names
 
@@ -174,7 +181,13 @@ def _has_changed(params: Params, names: Sequence[str]) -> bool:
     own |= {f"{stage}@{name}" for stage in of_autoencoder for name in params.autoencoders}
     of_encoder = ("train-encoder", "evaluate-encoder", "embed")
     own |= {f"{stage}@{name}" for stage in of_encoder for name in params.encoders}
-    own |= {f"judge@{variant}-{clip}" for variant in variants for clip in params.encoders}
+    own |= {
+        f"{stage}@{name}-{clip}"
+        for stage, key in JUDGED.items()
+        for name in names
+        if name in getattr(params, key)
+        for clip in params.encoders
+    }
     own |= {f"{stage}-control@{name}" for stage in ("train", "evaluate", "export") for name in controls}
     bases = {params.controls[name].of for name in controls}
     own |= {f"train-latent@{base}" if base in params.latents else f"train@{base}" for base in bases}

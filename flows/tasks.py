@@ -52,8 +52,8 @@ def record_guide(variant: str, guide: str) -> State | None:
 
 
 @task(name="record-judge", task_run_name="record judge {clip} of {variant}", **OPTIONS)
-def record_judge(variant: str, clip: str) -> State | None:
-    return _run(f"judge@{variant}-{clip}")
+def record_judge(variant: str, clip: str, stage: str = "judge") -> State | None:
+    return _run(f"{stage}@{variant}-{clip}")
 
 
 @task(name="train-autoencoder", task_run_name="train autoencoder {autoencoder}", **OPTIONS)

@@ -1,4 +1,4 @@
-"""A folder of small pictures with captions."""
+"""A folder of small pictures with captions, and a CLIP of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tiny import TINY_PARAMS
+
+# Trained in a second or two.
+CLIP = {
+    "network": {
+        "kind": "clip",
+        "width": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention_resolutions": [4],
+        "head_channels": 8,
+        "groups": 4,
+        "embedding": 6,
+    },
+    "condition": {"prompt": {"length": 4, "width": 16, "layers": 1, "heads": 2, "drop": 0}},
+    "objective": {"loss": "contrastive"},
+    "training": {**TINY_PARAMS["models"]["tiny"]["training"], "steps": 20, "learning_rate": 5e-3},
+}
 
 
 def write_pictures(directory: Path) -> None:

@@ -170,6 +170,8 @@ def test_the_reason_stays_short_where_hashes_differ():
         ({"id": "x", "samples": 500, "sampler": "ancestral"}, False, True),
         ({"id": "x", "weights": "imported"}, False, False),
         ({"id": "x", "upsampler": {"steps": 5}}, False, False),
+        ({"id": "x", "judge": "clip 0123456789ab", "judge_candidates": 100}, True, True),
+        ({"id": "x", "hints": "validation, edges"}, True, False),
     ],
 )
 def test_measuring_the_champion_again_helps_unless_what_differs_is_its_own(changed, own_plan, helps):

@@ -47,6 +47,7 @@ TINY_PARAMS = {
     "encoders": [],
     "latents": {},
     "cascades": {},
+    "unclips": {},
     "controls": {},
     "models": {
         "tiny": {

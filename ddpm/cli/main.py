@@ -40,6 +40,8 @@ The stages, in the order in which they run (V is a model named in params.yaml):
   ddpm train V            continues by itself if it was interrupted        → models/V/
   ddpm record-guide V G   for DVC: the hash of a model that guides V       → models/V/guides/
   ddpm encode A           the latents of the prepared images by A          → latents/A/
+  ddpm embed A            the embeddings of the prepared images by A       → embeddings/A/
+  ddpm record-judge V C   for DVC: the hash of a CLIP that measures V      → models/V/judges/
   ddpm compose NAME       the models of a cascade as one                   → models/NAME/
   ddpm evaluate V         metrics with their protocol, and pictures        → reports/V/
   ddpm export V           ONNX, checked against the trained model          → deploy/V/

@@ -67,6 +67,11 @@ class CompositionConfig(Section):
         """
         return {link: getattr(self, link) for link in self.stages.trainings}
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The names of the models that are trained before its links, and draw nothing."""
+        return ()
+
     @abstractmethod
     def wiring(self, models: Mapping[str, VariantConfig]) -> dict[str, Wires]:
         """What each link is fed, and what is fixed of it.
@@ -116,7 +121,7 @@ class CompositionConfig(Section):
                 raise ValueError(f"has {self.links[link]}, with condition.{pictures[0]}: no link draws what it needs")
             if model.sampling.guide is not None:
                 raise ValueError(f"has {self.links[link]}, whose sampling.guide must be null")
-        prompts = [model.condition.prompt for model in models.values() if model.condition.prompt is not None]
+        prompts = [prompt for model in models.values() if (prompt := model.condition.prompt) and not prompt.of]
         for key in ("tokenizer", "length", "minimum_count", "vocabulary_size", "vocabulary"):
             first, *others = [getattr(prompt, key) for prompt in prompts] or [None]
             for other in others:
@@ -145,7 +150,53 @@ class CascadeConfig(CompositionConfig):
         self._check_alone(models, fed=["upsampler"])
 
 
-COMPOSITIONS: tuple[type[CompositionConfig], ...] = (CascadeConfig,)
+class UnclipConfig(CompositionConfig):
+    """DALL-E 2's unCLIP (Ramesh et al. 2022): a model draws a CLIP's embedding of an image, one draws a small image of
+    it, and one makes that larger.
+    """
+
+    key = "unclips"
+    stages = Stages(
+        {"prior": "train-prior", "decoder": "train-decoder", "upsampler": "train-unclip-upsampler"},
+        *("compose-unclip", "evaluate-unclip", "export-unclip"),
+    )
+    leading = "decoder"
+
+    encoder: str = Field(description="the CLIP of the embeddings, of `encoders`; it is trained first and draws nothing")
+    prior: str = Field(description="the model that draws the embeddings: with `codec.embedding`")
+    decoder: str = Field(description="the model that draws small images of them: with `condition.embedding`")
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return (self.encoder,)
+
+    def wiring(self, models: Mapping[str, VariantConfig]) -> dict[str, Wires]:
+        of_prior = {"embedding": "prior"}
+        enlarging = {"low": "decoder"} | (of_prior if models["upsampler"].condition.embedding else {})
+        return {
+            "prior": Wires(),
+            "decoder": Wires(of_prior),
+            "upsampler": Wires(enlarging, {"low_noise": self.low_noise}),
+        }
+
+    def check(self, models: Mapping[str, VariantConfig]) -> None:
+        encoder = f"{{embedding: {{encoder: models/{self.encoder}}}}}"
+        if models["prior"].codec.embedding is None:
+            raise ValueError(f"has the prior {self.prior}, which needs `codec: {encoder}`")
+        if models["decoder"].condition.embedding is None:
+            raise ValueError(f"has the decoder {self.decoder}, which needs `condition: {encoder}`")
+        for link, model in models.items():
+            for key, found in model.encoders.items():
+                if found not in (self.encoder, f"models/{self.encoder}"):
+                    raise ValueError(
+                        f"has the encoder {self.encoder}, and {self.links[link]} with {key} {found}: the two must be "
+                        "the same model"
+                    )
+        self._check_upsampling("decoder", models)
+        self._check_alone(models, fed=["upsampler"])
+
+
+COMPOSITIONS: tuple[type[CompositionConfig], ...] = (CascadeConfig, UnclipConfig)
 
 
 def stages_of(links: Collection[str]) -> Stages:

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from ddpm.config.base import Section, Seed, validate
-from ddpm.config.cascade import CascadeConfig, CompositionConfig
+from ddpm.config.cascade import CascadeConfig, CompositionConfig, UnclipConfig
 from ddpm.config.data import DataConfig
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
@@ -67,6 +67,11 @@ class Params(Section):
     )
     cascades: dict[VariantName, CascadeConfig] = Field(
         {}, description="pairs of models that the pipeline builds as one, such as {glide: {base: a, upsampler: b}}"
+    )
+    unclips: dict[VariantName, UnclipConfig] = Field(
+        {},
+        description="models of a CLIP's embeddings with their decoders, that the pipeline builds as one, such as "
+        "{dalle: {encoder: a, prior: b, decoder: c, upsampler: d}}",
     )
     controls: dict[VariantName, ControlsConfig] = Field(
         {}, description="models with condition.control, and what each controls, such as {edges: {of: base}}"
@@ -172,10 +177,11 @@ class Params(Section):
                 f"evaluation.clip is {brief(clip)}: expected models/NAME of a NAME in `encoders`, found there: "
                 f"{listed(self.encoders) or 'none'}"
             )
-        pairs = Counter(f"{variant}-{encoder}" for variant in self.variants for encoder in self.encoders)
-        for pair, count in pairs.items():
-            if count > 1:  # as of guides
-                raise ValueError(f"two pairs of `variants` and `encoders` come to one name, {pair}: rename a model")
+        for key in ("variants", "latents", "cascades", "unclips"):
+            pairs = Counter(f"{name}-{encoder}" for name in getattr(self, key) for encoder in self.encoders)
+            for pair, count in pairs.items():
+                if count > 1:  # as of guides
+                    raise ValueError(f"two pairs of `{key}` and `encoders` come to one name, {pair}: rename a model")
         return self
 
     def _check_process(self, variant: str, guide: str) -> None:
@@ -214,7 +220,8 @@ class Params(Section):
     def _something_is_built(self) -> Params:
         if not self.built:
             raise ValueError(
-                "`variants` is empty, and there are no `cascades`, `latents` or `controls`: expected a model to build"
+                "`variants` is empty, and there are no `cascades`, `unclips`, `latents` or `controls`: expected a "
+                "model to build"
             )
         for name in self.variants:
             if (side := self.models[name].codec.side) is not None:
@@ -227,7 +234,14 @@ class Params(Section):
     @model_validator(mode="after")
     def _cascades_are_of_models(self) -> Params:
         places = {name: key for key in ("guides", "variants", "latents") for name in getattr(self, key)}
+        if both := [name for name in self.cascades if name in self.unclips]:
+            raise ValueError(f"{both[0]} is in `cascades` and in `unclips`: rename one")
         for cascade, config in self.composed.items():
+            if missing := [name for name in config.encoders if name not in self.encoders]:
+                raise ValueError(
+                    f"{config.key}.{cascade}.encoder is {brief(missing[0])}: name it in `encoders`, so that it is "
+                    "trained first"
+                )
             if cascade in self.models:
                 raise ValueError(f"{cascade} is the name of a cascade and of a model: rename one")
             own = f"{config.key}.{cascade}"
@@ -305,7 +319,7 @@ class Params(Section):
     @property
     def composed(self) -> dict[str, CompositionConfig]:
         """What draws with several models, by its name."""
-        return {**self.cascades}
+        return {**self.cascades, **self.unclips}
 
     def links(self, name: str) -> dict[str, VariantConfig]:
         """The models of a cascade, by the links' names."""
@@ -372,7 +386,9 @@ class Params(Section):
         """The named cascade's configuration, or a UserError that lists those there are."""
         if name not in self.composed:
             there = listed(self.composed) or "none"
-            raise UserError(f"there is no cascade {name!r} among the `cascades` of {PARAMS_FILE}; there are: {there}")
+            raise UserError(
+                f"there is no cascade {name!r} among the `cascades` and `unclips` of {PARAMS_FILE}; there are: {there}"
+            )
         return self.composed[name]
 
 
@@ -406,15 +422,8 @@ def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
     one that is not written; without DVC they may be left out.
 
     Raises:
-        UserError: a section is missing; it names all of them. Or `evaluation.clip` measures models that DVC has no
-            stage `judge` for.
+        UserError: a section is missing; it names all of them.
     """
-    for key in ("latents", "cascades", "controls") if params.evaluation.clip else ():
-        if found := getattr(params, key):
-            raise UserError(
-                f"{path}: evaluation.clip measures the `variants` in the pipeline, but `{key}` has {listed(found)}: "
-                "set it to null, and measure those by hand with `ddpm evaluate`"
-            )
     for name in params.trained:
         missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
         if missing:

@@ -233,9 +233,14 @@ class Drawer(ABC):
         return [self._decoded(own, part.given) for own, part in zip(np.split(x, ends), parts, strict=True)]
 
     def _best(self, candidates: Sequence[Float32], given: Given) -> Float32:
-        """Of each datum the candidate with the highest score; of equal ones the first."""
-        scores = np.stack([self.scores(x, given) for x in candidates])
-        chosen = np.where(np.isnan(scores), -np.inf, scores).argmax(0)
+        """Of each datum the candidate with the highest score; of equal ones the first. One that is not finite is only
+        chosen if none is."""
+
+        def scores(x: Float32) -> Float32:
+            finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)), keepdims=True)
+            return np.where(finite.reshape(-1), self.scores(np.where(finite, x, 0), given), -np.inf)
+
+        chosen = np.stack([scores(x) for x in candidates]).argmax(0)
         return np.stack(candidates)[chosen, np.arange(len(chosen))]
 
     def _decoded(self, x: Float32, given: Given) -> Drawn:
@@ -350,11 +355,15 @@ class Drawer(ABC):
     def batches(self, count: int, *, seed: int = 0, batch_size: int = 64, **overrides: Any) -> Iterator[NDArray[Any]]:
         """As `sample`, in the memory of one batch: [≤ batch_size, *shape] at a time."""
         asked, plan = self._split(overrides)
-        batch_size = min(batch_size, self.largest_batch or batch_size)
+        batch_size = self._at_once(batch_size)
         for first in range(0, count, batch_size):
             size = min(batch_size, count - first)
             given = self.given(size, seed=seed, first=first, **asked)
             yield self.draw(size, plan, seed=seed, first=first, given=given)
+
+    def _at_once(self, batch_size: int) -> int:
+        """A batch size that fits the memory."""
+        return min(batch_size, self.largest_batch or batch_size)
 
     def alike(
         self,
@@ -387,7 +396,7 @@ class Drawer(ABC):
             asked = {**overrides, EmbeddingColumn.name: found}
             return self.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **asked)
         asked, plan = self._split(overrides)
-        drawn = []
+        batch_size, drawn = self._at_once(batch_size), []
         for first in range(0, len(found), batch_size):
             parts = [
                 self.part(1, seed=seed, given=self.given(1, seed=seed, **asked, embedding=each))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ddpm.conditioning.tokenizers import Tokenizer
 from ddpm.data.store import SPLITS, PreparedData
 from ddpm.errors import UserError
+from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.bootstrap import interval, share_interval
 from ddpm.evaluation.retrieval import Captioned
 from ddpm.files import sha256_of
@@ -159,4 +160,5 @@ def judge_of(
     """
     if name is None or captioned is None:
         return None
-    return Judge(JointSpace.open(name, data.codec, "evaluation.clip", root, device), captioned, data, seed)
+    _, space = open_space(name, data.codec, "evaluation.clip", root, device)
+    return Judge(space, captioned, data, seed)

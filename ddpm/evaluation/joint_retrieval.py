@@ -89,7 +89,7 @@ def nearest_pictures(space: JointSpace, data: PreparedData) -> Image.Image:
 
 def _captions(space: JointSpace, split: Split) -> Sequence[tuple[str, ...]]:
     if split.captions is None:
-        raise UserError(f"models/{space.model.variant} needs captions, and the prepared data have none")
+        raise UserError(f"models/{space.variant} needs captions, and the prepared data have none")
     return split.captions
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm.config.params import Params
 from ddpm.data.store import SPLITS, PreparedData, SplitName
+from ddpm.evaluation.alignment import judge_of
 from ddpm.evaluation.distances import MAX_COUNT, chosen, wasserstein
 from ddpm.evaluation.extractor import Features, coordinates, load_coordinates, load_extractor
 from ddpm.evaluation.features import cached_features, extract
@@ -66,6 +67,7 @@ class ImageScores:
     def __init__(self, params: Params, data: PreparedData, root: Path, device: torch.device, show: Show) -> None:
         self._extractor = load_extractor(root / EXTRACTOR, weights=params.extractor.weights, device=device)
         self._params, self._data, self._features, self._show = params, data, root / FEATURES, show
+        self._root, self._device = root, device
         self.identity = self._extractor.identity
 
     @cached_property
@@ -89,10 +91,20 @@ class ImageScores:
         self, drawn: Iterable[NDArray[np.uint8]], count: int, captioned: Captioned | None = None
     ) -> dict[str, float]:
         ranked = captioned and retrieval(captioned.tokenizer, captioned.asked, self._data, self._of(SPLITS))
+        judge = judge_of(
+            self._params.evaluation.clip,
+            captioned and captioned._replace(held_out=[]),
+            self._data,
+            seed=self._params.seed,
+            root=self._root,
+            device=self._device,
+        )
 
         def rank(images: NDArray[np.uint8], features: Features) -> None:
             if ranked:
                 ranked.add(images, features.features)
+            if judge:
+                judge.add(images)
 
         found = extract(self._extractor, drawn, count, rank)
         options = self._params.evaluation.model_copy(update={"samples": count})
@@ -104,6 +116,7 @@ class ImageScores:
             "precision": precision,
             "recall": recall,
             **(ranked.figures("retrieval") if ranked else {}),
+            **(judge.figures() if judge else {}),
         }
 
     def pictures(self, names: Sequence[str], drawn: Sequence[NDArray[np.uint8]]) -> list[Image.Image]:

@@ -16,7 +16,6 @@ from ddpm.conditioning.text import Text
 from ddpm.deploy.encoders import IMAGE_ENCODER, TEXT_ENCODER, ExportedSpace, ExportedTexts, opener
 from ddpm.deploy.runtime import open_on_cpu
 from ddpm.export.files import MOST_WEIGHTS, facts, set_metadata, to_onnx, write
-from ddpm.joint_space import JointSpace
 from ddpm.model import Model
 from ddpm.nets.clip import CLIP
 
@@ -45,7 +44,7 @@ _INPUTS = {IMAGE_ENCODER: "x", TEXT_ENCODER: "prompt"}
 def encoder_differences(model: Model, out: Path, samples: int) -> dict[str, float]:
     """The largest absolute difference between the embeddings of an exported encoder and those of the trained one, by
     the file's name."""
-    space, prompts = _space(model), _prompts(model, samples)
+    space, prompts = model.encoder, _prompts(model, samples)
     open_file = opener(out, open_on_cpu)
     if prompts is None:
         return {}
@@ -78,12 +77,6 @@ def _networks(model: Model) -> dict[str, tuple[nn.Module, Tensor]]:
     return {} if text is None or tokens is None else {TEXT_ENCODER: (_Embedding(text), tokens)}
 
 
-def _space(model: Model) -> JointSpace | None:
-    """Of the CLIP that is a part of the model."""
-    facts = model.card.data.encoder
-    return None if model.clip is None or facts is None else JointSpace(model.clip, facts.sha256)
-
-
 def _text_of(model: Model) -> Text | None:
     """The text encoder of a prior that knows the texts' embeddings."""
     text = getattr(model.network, Text.saved_as, None)
@@ -92,7 +85,7 @@ def _text_of(model: Model) -> Text | None:
 
 def _prompts(model: Model, count: int) -> NDArray[np.int64] | None:
     """Tokens of texts of several lengths, [count, L]; None of a model without an encoder of texts."""
-    space, text = _space(model), _text_of(model)
+    space, text = model.encoder, _text_of(model)
     if space is None and text is None:
         return None
     column = space.column if space is not None else cast(Text, text).column

@@ -18,7 +18,7 @@ _TIE_BREAKERS = ("nll_validation", "gflops_per_image")
 # What a protocol says of the sampling plan, which is the model's own or one for all.
 _PLAN_FIELDS = set(SamplingConfig.model_fields)
 # Of a protocol, that only models with some column have.
-_OF_COLUMNS = ("labels", "captions_sha256", "judge", "lows", "inpainted")
+_OF_COLUMNS = ("labels", "captions_sha256", "lows", "hints", "inpainted")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def measuring_again_helps(champion: Mapping[str, Any], challenger: Mapping[str, 
         own_plan: whether models are measured each by its own sampling plan; that does not change.
     """
     differing = {name for name in {*champion, *challenger} if champion.get(name) != challenger.get(name)}
-    # Whether a model has classes, captions, a low image or a mask does not change.
+    # Whether a model has classes, captions, a low image, a hint or a mask does not change.
     if any((champion.get(key) is None) != (challenger.get(key) is None) for key in _OF_COLUMNS):
         return False
     # The links of a cascade that do not lead always have their own plans.

@@ -10,8 +10,9 @@ from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
 from ddpm.data.embeddings import MANIFEST, VECTORS, EmbeddingManifest
 from ddpm.data.store import PreparedData, RowWriter, array_name, read_chunks
+from ddpm.evaluation.accessory import open_space
 from ddpm.files import atomic_directory, sha256_of, write_json
-from ddpm.joint_space import BATCH, JointSpace
+from ddpm.joint_space import BATCH
 from ddpm.layout import EMBEDDINGS, PREPARED
 from ddpm.stages.progress import bar
 
@@ -24,7 +25,7 @@ def embed(params: Params, encoder: str, *, root: Path = Path()) -> EmbeddingMani
     """
     params.variant(encoder)
     data = PreparedData.open(root / PREPARED)
-    space = JointSpace.open(encoder, data.codec, f"models/{encoder}", root, pick_device())
+    _, space = open_space(encoder, data.codec, f"models/{encoder}", root, pick_device())
     manifest, total = data.manifest, data.manifest.counts.train + data.manifest.counts.validation
     with atomic_directory(root / EMBEDDINGS / encoder) as out:
         with (

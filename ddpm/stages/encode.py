@@ -8,12 +8,12 @@ from typing import cast
 import numpy as np
 import torch
 
-from ddpm.accessory import open_accessory
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
 from ddpm.data.latents import MANIFEST, MOMENTS, LatentManifest
 from ddpm.data.store import PreparedData, RowWriter, Split, array_name, read_chunks
 from ddpm.errors import UserError
+from ddpm.evaluation.accessory import open_accessory
 from ddpm.files import atomic_directory, write_json
 from ddpm.layout import LATENTS, PREPARED
 from ddpm.nets.autoencoder import AutoencoderKL

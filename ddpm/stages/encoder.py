@@ -15,6 +15,7 @@ from ddpm.conditioning.text import Text
 from ddpm.config.model import ModelConfig
 from ddpm.data.embeddings import Embeddings
 from ddpm.data.store import PreparedData, Split
+from ddpm.evaluation.accessory import open_space
 from ddpm.joint_space import JointSpace
 from ddpm.layout import EMBEDDINGS
 from ddpm.model import DataFacts, EmbeddingFacts, EncoderFacts, Model, TextFacts
@@ -33,17 +34,19 @@ class UsedEncoder:
 
     Attributes:
         config: of the model.
-        space: the CLIP.
+        model: the CLIP.
+        space: the same, as what embeds pictures and texts.
         embeddings: of the prepared images; None of a model that has its text encoder alone.
     """
 
     config: ModelConfig
+    model: Model
     space: JointSpace
     embeddings: Embeddings | None
 
     def described(self, config: Config) -> Config:
         """The configuration with the CLIP's own text encoder under `condition.prompt`, if that is `of` it."""
-        prompt, theirs = config.condition.prompt, self.space.model.card.config.condition.prompt
+        prompt, theirs = config.condition.prompt, self.model.card.config.condition.prompt
         if prompt is None or prompt.of is None or theirs is None:
             return config
         own = {key: getattr(theirs, key) for key in OF_TEXT}
@@ -63,7 +66,7 @@ class UsedEncoder:
 
     def told(self, facts: DataFacts) -> DataFacts:
         """What the model keeps of its data, with what it keeps of the CLIP."""
-        card, carried = self.space.model.card, self.carried
+        card, carried = self.model.card, self.carried
         encoder = EncoderFacts(
             variant=card.variant,
             fingerprint=card.training.fingerprint,
@@ -86,7 +89,7 @@ class UsedEncoder:
         training are left out."""
         if self.config.condition.embedding is None:
             return None
-        model = self.space.model
+        model = self.model
         text = TextFacts(tokenizer=self.space.column.tokenizer.as_json(), captions=("",))
         data = model.card.data.model_copy(update={"text": text})
         return replace(model, card=model.card.model_copy(update={"data": data}))
@@ -128,8 +131,8 @@ def used_encoder(
     if not config.encoders:
         return None
     key, name = next(iter(config.encoders.items()))
-    space = JointSpace.open(name, data.codec, f"{where}.{key}", root, device)
+    model, space = open_space(name, data.codec, f"{where}.{key}", root, device)
     embeddings = None
     if config.codec.embedding is not None or config.condition.embedding is not None:
-        embeddings = Embeddings.open(root / EMBEDDINGS / space.model.card.variant, data, space.sha256)
-    return UsedEncoder(config, space, embeddings)
+        embeddings = Embeddings.open(root / EMBEDDINGS / space.variant, data, space.sha256)
+    return UsedEncoder(config, model, space, embeddings)

@@ -21,6 +21,7 @@ from ddpm.diffusion.plans import decisive_choices
 from ddpm.drawer import Drawer
 from ddpm.drawer.parts import data_of
 from ddpm.errors import UserError
+from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.agreement import hint_columns
 from ddpm.evaluation.classifier import accuracy_by_noise, accuracy_evaluations, picture, table
 from ddpm.evaluation.curves import column, curves
@@ -44,7 +45,6 @@ from ddpm.evaluation.sharding import sharded_batches
 from ddpm.figures.figure import OTHER_LINKS
 from ddpm.figures.protocol import mark_of
 from ddpm.files import atomic_directory, write_bytes, write_json
-from ddpm.joint_space import JointSpace
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED, REPORTS
 from ddpm.model import Model, load
 from ddpm.stages.compose import open_composed
@@ -160,7 +160,7 @@ def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
     if used is None or used.embeddings is None or model.card.data.encoder is None:
         raise UserError(f"models/{variant} is no prior: it was trained without codec.embedding")
     if model.card.data.encoder.sha256 != used.space.sha256:
-        name, found = used.space.model.card.variant, model.card.data.encoder.sha256[:12]
+        name, found = used.space.variant, model.card.data.encoder.sha256[:12]
         raise UserError(
             f"models/{variant} draws embeddings of {name} {found}, which now has {used.space.sha256[:12]}: run `ddpm "
             f"train {variant}`"
@@ -179,7 +179,7 @@ def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
         )
     marks = {
         "model": mark_of(model.card.training.fingerprint),
-        "encoder": f"{used.space.model.card.variant} {used.space.sha256[:12]}",
+        "encoder": f"{used.space.variant} {used.space.sha256[:12]}",
         "validation_sha256": data.split("validation").sha256,
         "validation_count": counts[SPLITS.index("validation")],
         "train_count": counts[SPLITS.index("train")],
@@ -195,21 +195,21 @@ def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
 def _evaluate_clip(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a CLIP: metrics.json, nearest.png."""
     data = PreparedData.open(root / PREPARED)
-    space = JointSpace.open(variant, data.codec, f"models/{variant}", root, pick_device())
+    model, space = open_space(variant, data.codec, f"models/{variant}", root, pick_device())
     figures: dict[str, float] = {"scale": float(space.network.scale)}
     with show(len(SPLITS), "splits", f"retrieval by {variant}") as done:
         for name in reversed(SPLITS):
             figures |= joint_retrieval(space, data.split(name)).figures(name)
             done(1)
     marks = {
-        "model": mark_of(space.model.fingerprint),
+        "model": mark_of(model.fingerprint),
         "validation_sha256": data.split("validation").sha256,
         "validation_count": len(data.split("validation")),
         "train_count": len(data.split("train")),
     }
     with atomic_directory(root / REPORTS / variant) as out:
         write_json(out / "metrics.json", marks | finite(figures, f"models/{variant}"))
-        facts = {"Model": variant, **credit(space.model.attribution)}
+        facts = {"Model": variant, **credit(model.attribution)}
         save_png(nearest_pictures(space, data), out / "nearest.png", facts)
     for what in ("caption", "image"):
         key = f"validation_{what}_r"

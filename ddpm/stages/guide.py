@@ -15,6 +15,10 @@ from ddpm.errors import UserError
 from ddpm.files import sha256_of, write_json
 from ddpm.layout import GUIDES, JUDGES, MODELS, find_model
 
+# The stages that record what measures a model, and where in params.yaml those models are. Models with a control are not
+# among them: they are shown what to draw.
+JUDGED = {"judge": "variants", "judge-latent": "latents", "judge-cascade": "cascades", "judge-unclip": "unclips"}
+
 
 def record_guide(params: Params, variant: str, guide: str, *, root: Path = Path()) -> None:
     """Write `models/V/guides/GUIDE.json`: the SHA-256 of the guide's files if its plan, or the one that it is measured
@@ -36,7 +40,8 @@ def record_judge(params: Params, variant: str, clip: str, *, root: Path = Path()
     Raises:
         UserError: there is no such model or CLIP in params.yaml, or one of them is not trained.
     """
-    prompted = params.variant(variant).condition.prompt is not None
+    links = params.composed[variant].links.values() if variant in params.composed else (variant,)
+    prompted = any(params.variant(link).condition.prompt is not None for link in links)
     if clip not in params.encoders:
         raise UserError(f"{clip} is not among the `encoders` of params.yaml")
     _record(variant, clip, JUDGES, prompted and clip == params.evaluation.clip_name, root)

@@ -155,6 +155,7 @@ def settings(found: Found, path: str, size: int, channels: int) -> dict[str, Any
         "encoders": [],
         "latents": {},
         "cascades": {},
+        "unclips": {},
         "controls": {},
         "models": {
             "ddpm": {

@@ -8,12 +8,12 @@ from typing import cast
 
 import torch
 
-from ddpm.accessory import open_accessory
 from ddpm.codecs.latent import StoredLatent
 from ddpm.config.model import ModelConfig
 from ddpm.config.network import AutoencoderConfig
 from ddpm.data.latents import Latents
 from ddpm.data.store import PreparedData
+from ddpm.evaluation.accessory import open_accessory
 from ddpm.first_stage import LatentFacts
 from ddpm.layout import LATENTS
 from ddpm.nets.autoencoder import AutoencoderKL, Frozen

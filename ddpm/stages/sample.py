@@ -68,43 +68,40 @@ def sample_to(
         raise UserError(
             f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"
         )
-    if alike is not None:
-        images = _alike(alike.likeness(opened, model), opened, model, count, seed, batch_size, overrides)
-        write(
-            images, out, opened.codec, {**origin_of(opened, seed, overrides), "Like": listed([*map(str, alike.files)])}
-        )
-        return images
+    likeness = None if alike is None else alike.likeness(opened, model)
     try:
         overrides |= {name: _pictures_of(opened.column(name), path) for name, path in files.items()}
-        opened.check(overrides)
+        if likeness is None:
+            opened.check(overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
     for column in opened.columns:
         if isinstance(column, PromptColumn) and overrides.get(column.name) is not None:
             _warn_of_unread(column, overrides[column.name])
-    with _progress(count, opened.codec, f"samples of {model}") as on_batch:
-        images = opened.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
+    total = count if likeness is None else likeness.steps or count
+    options = {"seed": seed, "batch_size": batch_size, **overrides}
+    with _progress(total, opened.codec, f"samples of {model}") as on_batch:
+        if likeness is None:
+            images = opened.sample(total, on_batch=on_batch, **options)
+        else:
+            images = _alike(opened, likeness, total, on_batch=on_batch, **options)
     pictured = {_title(name): path.name for name, path in files.items()}
+    if alike is not None:
+        pictured["Like"] = listed([*map(str, alike.files)])
     write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **pictured})
     return images
 
 
-def _alike(
-    likeness: Likeness,
-    opened: Drawer,
-    model: str,
-    count: int,
-    seed: int,
-    batch_size: int,
-    overrides: Mapping[str, Any],
-) -> NDArray[Any]:
-    """The data like given pictures; the other arguments are those of `sample_to`."""
-    total = likeness.steps or count
-    with _progress(total, opened.codec, f"samples of {model}") as on_batch:
-        try:
-            return opened.alike(likeness, total, seed=seed, batch_size=batch_size, on_batch=on_batch, **overrides)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+def _alike(opened: Drawer, likeness: Likeness, count: int, **options: Any) -> NDArray[Any]:
+    """As `Drawer.alike`.
+
+    Raises:
+        UserError: where that has a ValueError.
+    """
+    try:
+        return opened.alike(likeness, count, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _pictures_of(column: Column, path: Path) -> NDArray[Any]:

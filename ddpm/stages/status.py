@@ -38,6 +38,7 @@ from ddpm.layout import (
     REPORTS,
     TRAINING_STATES,
 )
+from ddpm.stages.guide import JUDGED
 
 # Of each stage that builds no variant the file that is there once it has run, and likewise of those that do.
 _COMMON = {"fetch": Path("fetched.json"), "prepare": PREPARED / "manifest.json"}
@@ -53,7 +54,7 @@ _OF_ENCODER |= {"evaluate-encoder": REPORTS / "{}/metrics.json"}
 _OF_LATENT = {"train-latent": MODELS / "{}/model.json", "evaluate-latent": REPORTS / "{}/metrics.json"}
 _OF_LATENT |= {"export-latent": DEPLOY / "{}/sampler.json"}
 _OF_PAIR = {"guide": MODELS / "{}/guides/{}.json"}  # of a variant and a guide
-_OF_JUDGED = {"judge": MODELS / "{}/judges/{}.json"}  # of a variant and a CLIP
+_JUDGE = MODELS / "{}/judges/{}.json"  # of a model and a CLIP
 
 _FOLDERS = (
     *("data", PREPARED, EXTRACTOR, LATENTS, EMBEDDINGS, MODELS, REPORTS, DEPLOY, COMPARISON),
@@ -101,7 +102,6 @@ def _stages(params: Params) -> dict[str, Path]:
     for files, groups in (
         (_OF_GUIDE, [(name,) for name in params.guides]),
         (_OF_PAIR, pairs),
-        (_OF_JUDGED, list(itertools.product(params.variants, params.encoders))),
         (_OF_VARIANT, [(name,) for name in params.variants]),
         (_OF_CONTROL, [(name,) for name in params.controls]),
         (_OF_AUTOENCODER, [(name,) for name in params.autoencoders]),
@@ -110,6 +110,9 @@ def _stages(params: Params) -> dict[str, Path]:
     ):
         for names in groups:
             found |= {f"{stage}@{'-'.join(names)}": Path(str(file).format(*names)) for stage, file in files.items()}
+    for stage, key in JUDGED.items():
+        for names in itertools.product(getattr(params, key), params.encoders):
+            found[f"{stage}@{'-'.join(names)}"] = Path(str(_JUDGE).format(*names))
     for cascade, config in params.composed.items():
         trained = (MODELS / name / "model.json" for name in config.links.values())
         whole = (MODELS / cascade / CASCADE, REPORTS / cascade / "metrics.json", DEPLOY / cascade / CASCADE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ def _parameters_of(card: dict[str, Any]) -> dict[str, Any]:
     for key in ("start_from", "control_of"):
         if facts := card["training"].get(key):
             trained[key] = f"{facts['variant']} {facts['sha256'][:12]}"
+    if facts := card["data"].get("encoder"):
+        trained["encoder"] = f"{facts['variant']} {facts['sha256'][:12]}"
     return {**card["config"], "trained": trained, "parameters": card["parameters"]}
 
 
@@ -138,8 +140,8 @@ class Outputs:
 
     def parameters(self) -> dict[str, str]:
         """Every knob that made the model and its figures, flat: `training.learning_rate`, `protocol.steps`, …"""
-        # A tokenizer and captions are longer than MLflow's parameters may be.
-        data = {key: value for key, value in self.trained.data.items() if key != "text"}
+        # A tokenizer and captions are longer than MLflow's parameters may be, and a CLIP has its own model.json.
+        data = {key: value for key, value in self.trained.data.items() if key not in ("text", "encoder")}
         # The card's own sampling options are those of the time of training.
         parts = {"sampling": self.sampling, "data": data, "protocol": self.protocol}
         return dict(flatten({**self.trained.parameters(), **parts}))
@@ -163,6 +165,13 @@ def _autoencoder(variant: str, root: Path) -> str | None:
     card = root / MODELS / variant / "model.json"
     latent = read_output(card, f"train@{variant}").get("data", {}).get("latent") if card.is_file() else None
     return latent and latent["variant"]
+
+
+def _encoders(variant: str, links: Iterable[str], root: Path) -> list[str]:
+    """The names of the models whose embeddings the links of a cascade draw or see."""
+    directories = (root / MODELS / variant / link for link in links)
+    cards = [read_output(directory / "model.json", f"compose@{variant}") for directory in directories]
+    return [*dict.fromkeys(facts["variant"] for card in cards if (facts := card["data"].get("encoder")))]
 
 
 def _kind(variant: str, root: Path) -> str:
@@ -246,9 +255,13 @@ def _locked_stages(variant: str, root: Path) -> dict[str, Any]:
 
 def _own_stages(variant: str, root: Path) -> list[str]:
     """The stages of dvc.yaml that make a model or a cascade, from its trainings to its export; of a model of latents
-    with those of its autoencoder."""
+    with those of its autoencoder, of embeddings with those of its CLIP."""
     if _is_cascade(variant, root):
-        return stages_of(CascadeFacts.read(root / MODELS / variant).links).of(variant)
+        links = CascadeFacts.read(root / MODELS / variant).links
+        encoders = [
+            f"{stage}@{name}" for name in _encoders(variant, links, root) for stage in ("train-encoder", "embed")
+        ]
+        return [*encoders, *stages_of(links).of(variant)]
     kind, first = _kind(variant, root), list[str]()
     if autoencoder := _autoencoder(variant, root):
         first = [f"{stage}@{autoencoder}" for stage in ("train-autoencoder", "encode")]

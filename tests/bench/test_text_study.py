@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def test_trained_inpainting_is_held_against_both_ways_without_training():
     assert [comparison.outcome for comparison in near.comparisons] == ["yes", "no"]
 
 
-def quick(params: Any) -> Any:
-    """The demo's parameters and the presets of the study, trained for some steps."""
-    names = [*params.trained, *text.TRAINED]
+def quick(params: Any, others: Sequence[str]) -> Any:
+    """The demo's parameters and other presets of the study, trained for some steps."""
+    names = [*params.trained, *others]
     models = {}
     for name in names:
         config = params.variant(name)
@@ -56,7 +57,7 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     project = demo_text.make_project(tmp_path, copy.deepcopy(demo_text.DEMO))
-    params = quick(load_params(project / "params.yaml"))
+    params = quick(load_params(project / "params.yaml"), text.TRAINED)
     with contextlib.chdir(project):
         for stage in (fetch, prepare, fit_extractor):
             stage(params)

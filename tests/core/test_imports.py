@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "ddpm"
 FLOORS = (
     ("errors", "version", "closure", "files", "pixels", "directions", "diffusion", "nets"),
     ("config", "layout", "codecs", "conditioning"),
-    ("data", "compute", "figures", "drawer", "first_stage"),
+    ("data", "compute", "figures", "drawer", "first_stage", "joint_space"),
     ("model", "deploy", "interop"),
     ("training", "evaluation", "export", "tracking"),
     ("fitting", "opening", "serve"),

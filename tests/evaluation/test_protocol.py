@@ -50,12 +50,19 @@ def described(protocol: EvaluationProtocol) -> dict:
     return {"id": protocol.id, **protocol.as_dict()}
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(EvaluationProtocol)])
+@pytest.mark.parametrize("field", sorted({field.name for field in fields(EvaluationProtocol)} - {"other_plans"}))
 def test_every_field_decides_the_id_and_is_named_when_it_differs(field: str):
     value = getattr(PROTOCOL, field)
     other = replace(PROTOCOL, **{field: f"not {value}"})
     assert other.id != PROTOCOL.id
     with pytest.raises(UserError, match=f"one and two were measured under different protocols: {field}: "):
+        refuse_to_mix({"one": described(PROTOCOL), "two": described(other)})
+
+
+def test_the_plans_of_other_links_decide_the_id_and_are_named_by_the_link():
+    other = replace(PROTOCOL, other_plans={"upsampler": {"steps": 4}})
+    assert other.id != PROTOCOL.id
+    with pytest.raises(UserError, match=r"different protocols: upsampler: None → \{'steps': 4\}"):
         refuse_to_mix({"one": described(PROTOCOL), "two": described(other)})
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from ddpm.closure import _NEUTRAL, _UNUSED, deciding_code
 from ddpm.stages.fingerprint import decisive_code
+from ddpm.stages.guide import JUDGED
 
 ROOT = Path(__file__).parents[2]
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -15,9 +16,13 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # The same command and code, of other models.
 SAME = {"train-guide": "train", "train-base": "train", "train-upsampler": "train"}
-SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in ("cascade", "latent", "control")}
+KINDS = ("cascade", "unclip", "latent", "control")
+SAME |= {f"{stage}-{kind}": stage for stage in ("evaluate", "export") for kind in KINDS}
+SAME |= dict.fromkeys(("train-prior", "train-decoder", "train-unclip-upsampler"), "train") | {
+    "compose-unclip": "compose"
+}
 SAME |= {"train-latent": "train", "evaluate-autoencoder": "evaluate", "train-control": "train"}
-SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate", "judge": "guide"}
+SAME |= {"train-encoder": "train", "evaluate-encoder": "evaluate"} | dict.fromkeys(JUDGED, "guide")
 
 
 def body(stage: str) -> dict:

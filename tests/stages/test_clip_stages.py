@@ -10,17 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from captioned import write_pictures
+from captioned import CLIP, write_pictures
 from tiny import TINY_PARAMS
 from torch import nn
 
 from ddpm.conditioning.guidance import CLIPGradient
+from ddpm.config.cascade import CascadeConfig
 from ddpm.config.params import Params
 from ddpm.data.embeddings import Embeddings
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
+from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.alignment import Alignment
 from ddpm.evaluation.joint_retrieval import joint_retrieval
+from ddpm.evaluation.measure import captioned_of
+from ddpm.evaluation.scores import scores_of
 from ddpm.export.files import export_guide
 from ddpm.files import read_json, sha256_of
 from ddpm.joint_space import JointSpace
@@ -30,25 +34,11 @@ from ddpm.stages.dry_run import dry_run
 from ddpm.stages.embed import embed
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.fetch import fetch
+from ddpm.stages.guide import record_judge
 from ddpm.stages.prepare import prepare
 from ddpm.stages.train import train_variant
 
 TINY = TINY_PARAMS["models"]["tiny"]
-CLIP = {
-    "network": {
-        "kind": "clip",
-        "width": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention_resolutions": [4],
-        "head_channels": 8,
-        "groups": 4,
-        "embedding": 6,
-    },
-    "condition": {"prompt": {"length": 4, "width": 16, "layers": 1, "heads": 2, "drop": 0}},
-    "objective": {"loss": "contrastive"},
-    "training": {**TINY["training"], "steps": 20, "learning_rate": 5e-3},
-}
 
 
 def params(**clip) -> Params:
@@ -82,7 +72,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def opened() -> JointSpace:
-    return JointSpace.open("clip", PreparedData.open(PREPARED).codec, "here", Path(), torch.device("cpu"))
+    return open_space("clip", PreparedData.open(PREPARED).codec, "here", Path(), torch.device("cpu"))[1]
 
 
 def test_images_and_texts_are_embedded_in_one_space(project: Path):
@@ -158,10 +148,9 @@ def test_retrieval_counts_each_caption_once_and_every_image_that_has_it(project:
     def tokens(ids):
         return np.stack([np.where((ids == light).all(1), 1.0, -1.0), np.zeros(len(ids))], 1).astype(np.float32)
 
-    fake = type(space)(space.model, space.sha256)
     monkeypatch.setattr(type(space), "images", lambda self, stored: images(stored))
     monkeypatch.setattr(type(space), "tokens", lambda self, ids: tokens(ids))
-    found = joint_retrieval(fake, split)
+    found = joint_retrieval(space, split)
     captions = {text for own in split.captions for text in own}
     dark = sum("night" in own for own in split.captions)
     assert len(found.images_of_captions) == len(captions) == 3
@@ -199,10 +188,10 @@ def test_it_is_written_under_encoders(places):
 def test_another_model_is_no_clip(project: Path):
     data = PreparedData.open(PREPARED)
     with pytest.raises(UserError, match="here: gone: expected a model directory"):
-        JointSpace.open("gone", data.codec, "here", Path(), torch.device("cpu"))
+        open_space("gone", data.codec, "here", Path(), torch.device("cpu"))
     train_variant(params(), "tiny")
     with pytest.raises(UserError, match=r"here: tiny is no CLIP but of network\.kind unet"):
-        JointSpace.open("tiny", data.codec, "here", Path(), torch.device("cpu"))
+        open_space("tiny", data.codec, "here", Path(), torch.device("cpu"))
 
 
 # --- as what measures other models
@@ -241,6 +230,26 @@ def test_models_with_captions_have_a_clip_score_and_an_r_precision(drawing: Path
             assert metrics[f"{key}_low"] <= metrics[key] <= metrics[f"{key}_high"]
         assert metrics[f"r_precision{ending}_chance"] == pytest.approx(1 / 3)
     assert 0 <= metrics["clip_score_real"] <= 100
+
+
+def test_a_comparison_over_guidance_scales_has_them_too(drawing: Path):
+    data, model = PreparedData.open(PREPARED), load("models/tiny")
+    captioned = captioned_of(model, model.given(12, seed=0), data, judged().evaluation)
+    for clip, expected in (("models/clip", {"clip_score", "r_precision"}), (None, set[str]())):
+        scores = scores_of(judged(clip), data, Path(), torch.device("cpu"))
+        found = scores.figures(model.batches(12, seed=0, batch_size=5), 12, captioned)
+        assert {key for key in found if key in ("clip_score", "r_precision")} == expected
+
+
+@pytest.mark.parametrize("clip", ["models/clip", None])
+def test_the_record_of_a_cascade_has_the_hash_of_the_clip_that_measures_it(project: Path, clip: str | None):
+    cascades = {"both": CascadeConfig(base="tiny", upsampler="tiny")}
+    cascade = Path("models/both")
+    cascade.mkdir()
+    (cascade / "cascade.json").write_text("{}")
+    record_judge(judged(clip).model_copy(update={"cascades": cascades}), "both", "clip")
+    weights = {name: sha256_of(Path("models/clip") / name) for name in ("model.json", "model.safetensors")}
+    assert read_json(cascade / "judges" / "clip.json") == (weights if clip else {})
 
 
 def test_the_cosine_is_of_each_samples_own_caption(project: Path):

@@ -24,7 +24,8 @@ from ddpm.data.store import PreparedData
 from ddpm.deploy.integrity import Fingerprint, find_fault
 from ddpm.drawer.cascade import Cascade, Link, link_seed
 from ddpm.drawer.likeness import Likeness
-from ddpm.errors import UserError
+from ddpm.errors import NotFiniteError, UserError
+from ddpm.evaluation.accessory import open_space
 from ddpm.files import read_json, sha256_of
 from ddpm.joint_space import JointSpace
 from ddpm.stages.embed import embed
@@ -101,7 +102,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def space() -> JointSpace:
-    return JointSpace.open("clip", PreparedData.open(Path("prepared")).codec, "clip", Path(), torch.device("cpu"))
+    return open_space("clip", PreparedData.open(Path("prepared")).codec, "clip", Path(), torch.device("cpu"))[1]
 
 
 def unclip() -> Cascade:
@@ -157,6 +158,17 @@ def test_of_candidates_the_nearest_to_the_text_is_kept(project: Path):
     assert (scores[1] >= scores[0] - 1e-6).all()
     assert (scores[2] >= scores[1] - 1e-6).all()
     assert (scores[2] > scores[0] + 1e-4).any()
+
+
+def test_a_candidate_that_is_not_finite_is_passed_over(project: Path, monkeypatch: pytest.MonkeyPatch):
+    prior = ddpm.load("models/prior")
+    prior = prior.sampled_by({**prior.card.config.sampling.model_dump(), "candidates": 2})
+    parts = [prior.part(1, seed=seed, given=prior.given(1, prompt="night")) for seed in (0, 1)]
+    runs = iter([[[1.0], [np.nan]], [[np.nan], [np.nan]]])
+    monkeypatch.setattr(type(prior), "run", lambda *_: torch.tensor(next(runs)).expand(2, NUMBERS))
+    first, second = prior.draw_parts(prior.plan(), parts)
+    np.testing.assert_allclose(first, np.full((1, NUMBERS), NUMBERS**-0.5), atol=1e-6)
+    assert isinstance(second, NotFiniteError)
 
 
 def test_the_figures_of_a_prior(project: Path, capsys: pytest.CaptureFixture[str]):
@@ -265,6 +277,17 @@ def test_sample_like(project: Path, capsys: pytest.CaptureFixture[str]):
     assert np.load("b.npz")["images"].shape == (5, 8, 8, 1)
     assert main([*command, "--from", "night", "--to", "a light square", "--out", "c.png"]) == 0
     assert Image.open("c.png").text["Like"] == "large.png"
+
+
+def test_sample_like_with_a_known_part(project: Path):
+    """The other pictures count beside --like."""
+    Image.fromarray(np.full((8, 8), 37, np.uint8)).save("known.png")
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save("mask.png")
+    known = ["--image", "known.png", "--mask", "mask.png", "--inpainting", "replace"]
+    for like in (["--n", "2"], ["--from", "night", "--to", "a light square", "--mix", "3"]):
+        command = ["sample", "decoder", "--like", "pictures/00.png", *like, *known, "--out", "known.npz"]
+        assert main(command) == 0
+        assert (np.load("known.npz")["images"] == 37).all()
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
-"""Models that other models are made with, such as an autoencoder: opened by what params.yaml calls them, and held
-against the data."""
+"""Models that other models are made with or measured by, such as an autoencoder or a CLIP: opened by what params.yaml
+calls them, and held against the data."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from ddpm.codecs.scale import Codec
 from ddpm.errors import UserError
 from ddpm.files import sha256_of
+from ddpm.joint_space import JointSpace
 from ddpm.layout import find_model
 from ddpm.model import Model, load
+from ddpm.nets.clip import CLIP
 
 # By network.kind.
 _CALLED = {"autoencoder": "an autoencoder", "clip": "a CLIP"}
@@ -48,3 +51,16 @@ def open_accessory(
             f"{there}"
         )
     return model, sha256_of(directory / "model.safetensors")
+
+
+def open_space(name: str, codec: Codec, where: str, root: Path, device: torch.device) -> tuple[Model, JointSpace]:
+    """A trained CLIP of images like the prepared ones.
+
+    Args:
+        name, codec, where, root: as of `open_accessory`.
+
+    Raises:
+        UserError: there is no such model, or it is no CLIP, or of other images.
+    """
+    model, sha256 = open_accessory("clip", name, codec, where, root, device)
+    return model, JointSpace(cast(CLIP, model.network), model.codec, model.variant, sha256)

@@ -1,0 +1,129 @@
+"""The study of a prior and a decoder: its measures and claims, the whole at a scale of seconds, and from its cells."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_text_study import estimate_of, quick
+
+from bench import unclip
+from bench.captioned import Setting
+from bench.unclip_models import CAPTIONS, training_teraflops
+from bench.unclip_page import markdown
+from ddpm.config.params import load_params
+from ddpm.model import load
+from ddpm.stages.compose import compose
+from ddpm.stages.embed import embed
+from ddpm.stages.extractor import fit_extractor
+from ddpm.stages.fetch import fetch
+from ddpm.stages.prepare import prepare
+from ddpm.stages.train import train_variant
+from flows import demo_unclip
+from flows.demo_text import make_project
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_spread_is_the_mean_distance_between_samples_of_a_caption():
+    points = torch.tensor([[0.0], [10.0], [3.0], [10.0], [6.0], [10.0]])  # of two captions in turn
+    assert unclip.spread(points, 3).tolist() == [4.5, 0, 3, 0, 4.5, 0]
+
+
+def test_the_groups_of_the_jackknife_are_of_whole_captions():
+    """A caption's samples are as far apart as there are captions, which is a multiple of the groups."""
+    for extent in (unclip.FULL, unclip.QUICK):
+        assert extent.captions % unclip.GROUPS == 0
+
+
+def test_alignment_is_the_cosine_to_the_own_text_and_whether_no_other_is_nearer():
+    vectors = {"red": [1.0, 0.0], "blue": [0.0, 1.0]}
+    space = SimpleNamespace(
+        images=lambda images: np.array([[0.8, 0.6], [0.8, 0.6]], np.float32),
+        texts=lambda texts: np.array([vectors[text] for text in texts], np.float32),
+    )
+    found = unclip.alignment(space, np.zeros((2, 4, 4, 3), np.uint8), ["red", "blue"])
+    torch.testing.assert_close(found["clip_score"], torch.tensor([0.8, 0.6]).double(), atol=1e-6, rtol=0)
+    assert found["r_precision"].tolist() == [1, 0]
+
+
+def settings_of(model: str, *scales: float) -> list[Setting]:
+    return [Setting(model, {"guidance_scale": scale}) for scale in scales]
+
+
+def figures_of(aligned: float, **figures: float) -> dict:
+    values = {"fid": 1.0, **dict.fromkeys(unclip.DIVERSITY, 0.5), unclip.ALIGNMENT: aligned, **figures}
+    return {name: estimate_of(value) for name, value in values.items()}
+
+
+@pytest.fixture
+def table() -> tuple[list[Setting], dict]:
+    """Two scales of each model. The second of the one and the first of the other are equally aligned."""
+    settings = settings_of(unclip.UNCLIP, 1, 2) + settings_of(unclip.ALONE, 1, 2)
+    aligned = [
+        figures_of(0.2, fid=3.0),
+        figures_of(0.5, fid=2.0, spread_pixels=0.9, recall=0.3),
+        figures_of(0.505, fid=1.0),
+        figures_of(0.9, fid=4.0),
+    ]
+    return settings, {setting.key: figures for setting, figures in zip(settings, aligned, strict=True)}
+
+
+def test_diversity_is_compared_where_the_alignment_is_equal(table):
+    settings, figures = table
+    claims = unclip.unclip_claims(settings, figures, lambda setting: figures[setting.key])
+    lower_fid, more_aligned, recall, pixels, features = claims
+    assert lower_fid.verdict == "does not hold"
+    assert "`dalle`, guidance_scale 2" in lower_fid.comparisons[0].statement
+    assert more_aligned.verdict == "does not hold"
+    assert [claim.verdict for claim in (recall, pixels, features)] == ["does not hold", "holds", "undecided"]
+    (compared,) = pixels.comparisons
+    assert compared.statement == (
+        "spread_pixels: `alone`, guidance_scale 1 (R@5 50%) < `dalle`, guidance_scale 2 (R@5 50%)"
+    )
+
+
+def test_without_equal_alignment_the_nearest_settings_are_compared(table):
+    settings, figures = table
+    apart = {**figures, settings[1].key: figures_of(0.45)}
+    assert unclip.equally_aligned(settings[:2], settings[2:], apart) == [(settings[2], settings[1])]
+
+
+@pytest.mark.slow
+def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    project = make_project(tmp_path, copy.deepcopy(demo_unclip.DEMO), demo_unclip.FOLDER)
+    params = quick(load_params(project / "params.yaml"), [demo_unclip.ENCODER, CAPTIONS])
+    with contextlib.chdir(project):
+        for stage in (fetch, prepare, fit_extractor):
+            stage(params)
+        train_variant(params, demo_unclip.ENCODER)
+        embed(params, demo_unclip.ENCODER)
+        for name in (demo_unclip.PRIOR, demo_unclip.DECODER, demo_unclip.UPSAMPLER):
+            train_variant(params, name)
+        compose(params, demo_unclip.UNCLIP)
+    results = unclip.UnclipStudy(params, project, unclip.QUICK).results()
+
+    trained = results["training"]
+    equal = sum(trained[name]["teraflops"] for name in (demo_unclip.PRIOR, demo_unclip.DECODER))
+    one = training_teraflops(load(project / "models" / CAPTIONS)) / trained[CAPTIONS]["steps"]
+    assert trained[CAPTIONS]["teraflops"] == pytest.approx(equal, abs=one)
+    costs = {row["setting"]: row["gflops_per_image"] for row in results["settings"]}
+    assert len(costs) == 2 * len(unclip.QUICK.scales) + 1
+    for row in results["settings"]:
+        assert row["figures"]["spread_pixels"]["value"] > 0
+        assert "held_out_retrieval_5_pixels" in row["figures"]
+    assert [row["candidates"] for row in results["prior"]] == [1, 2]
+    page = markdown(results)
+    assert all(claim["claim"] in page for claim in results["claims"])
+    assert "CC BY-SA 4.0" in page
+
+    monkeypatch.setattr(unclip, "prior_figures", lambda *_, **__: {})  # draws again
+    monkeypatch.setattr("ddpm.drawer.Drawer.draw", lambda *_, **__: pytest.fail("drawn again"))
+    assert unclip.UnclipStudy(params, project, unclip.QUICK).results()["settings"] == results["settings"]
