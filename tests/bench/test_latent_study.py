@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
+from tiny import write_params
 
 from bench import latent
 from bench.ablation import changed
 from bench.claims import Estimate
 from bench.latent import LATENTS, PIXELS, Setting, latent_claims
-from bench.latent_models import EMOJI, FASHION, autoencoder, emoji_models, fashion_models
+from bench.latent_models import AUTOENCODERS, EMOJI, FASHION, autoencoder, emoji_models, fashion_models
 from bench.latent_page import markdown, picture
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import load_params
 from ddpm.stages.extractor import fit_extractor
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
-from flows import demo_latent, demo_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,14 +96,20 @@ def quick(models: dict[str, VariantConfig]) -> dict[str, VariantConfig]:
 
 @pytest.mark.slow
 def test_the_study_runs_to_its_page_and_trains_and_draws_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    demo = demo_latent.DEMO | {"extractor": {"steps": 5}}
-    project = demo_text.make_project(tmp_path, demo)
+    project = tmp_path / "project"
+    (project / "images").mkdir(parents=True)
+    for number, image in enumerate(np.random.RandomState(0).randint(0, 256, (60, 32, 32, 3), np.uint8)):
+        Image.fromarray(image).save(project / "images" / f"{number}.png")
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["data"] = {"source": "folder", "path": "images", "attribution": "CC BY-SA 4.0, somebody"}
+    raw["extractor"] = {"kind": "rotation", "steps": 5}
+    write_params(project, raw)
     params = load_params(project / "params.yaml")
-    with contextlib.chdir(project):
-        for stage in (fetch, prepare, fit_extractor):
-            stage(params)
+    for stage in (fetch, prepare, fit_extractor):
+        stage(params, root=project)
+    one = {"f8": AUTOENCODERS["f8"]}
+    monkeypatch.setattr("bench.latent_models.AUTOENCODERS", one)
+    monkeypatch.setattr(latent, "AUTOENCODERS", one)
     monkeypatch.setattr(latent, "emoji_models", lambda params: quick(emoji_models(params)))
 
     def run() -> tuple[dict[str, Any], latent.Rows]:

@@ -580,7 +580,10 @@ def test_the_models_that_the_pipeline_trains_and_builds():
 def test_composing_says_what_is_missing(project: Path, capsys: pytest.CaptureFixture[str]):
     write_params(project, cascade_params())
     assert main(["compose", "tiny"]) == 2
-    assert "there is no cascade 'tiny' among the `cascades` of params.yaml; there are: glide" in capsys.readouterr().err
+    assert (
+        "there is no cascade 'tiny' among the `cascades` and `unclips` of params.yaml; there are: glide"
+        in capsys.readouterr().err
+    )
     assert main(["compose", "glide"]) == 2
     assert "`ddpm train small` makes models/small" in capsys.readouterr().err
     assert not Path("models/glide").exists()

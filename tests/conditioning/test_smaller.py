@@ -76,7 +76,7 @@ def test_a_side_that_does_not_fit_is_named(project_of_four: Path, capsys: pytest
 def test_a_card_of_before_has_no_such_section(project_of_four: Path, tmp_path: Path):
     shutil.copytree("models/tiny", tmp_path / "old")
     card = read_json(tmp_path / "old" / "model.json")
-    assert card["config"].pop("codec") == {"side": 4, "latent": None}
+    assert card["config"].pop("codec") == {"side": 4, "latent": None, "embedding": None}
     write_json(tmp_path / "old" / "model.json", card)
     old, new = ddpm.load(tmp_path / "old"), ddpm.load("models/tiny")
     assert old.card.config.codec.side is None

@@ -382,8 +382,9 @@ class Bounded:
 class AlongBounded(ClassifierGradient):
     """Whatever the classifier, this is its gradient."""
 
-    def gradient(self, x, t):
-        return self._classifier(x, t)
+    def __init__(self, denoise, classifier, label, process):
+        super().__init__(denoise, classifier, label, process)
+        self.gradient = classifier
 
 
 def process_of(learned, prediction="epsilon"):

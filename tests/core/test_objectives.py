@@ -268,8 +268,15 @@ def test_the_configuration_knows_every_objective():
         "timestep_sampler": "uniform",
         "dropping": "together",
         "reconstruction": None,
+        "noised": False,
     }
     schema = type(params.models["ddpm"].objective).model_json_schema()["properties"]
-    assert set(schema["loss"]["enum"]) == {*LOSSES, "elbo", "cross_entropy", "reconstruction"}  # the last are tasks
+    assert set(schema["loss"]["enum"]) == {
+        *LOSSES,
+        "elbo",
+        "cross_entropy",
+        "reconstruction",
+        "contrastive",
+    }  # the last are tasks
     assert set(schema["weighting"]["enum"]) == set(WEIGHTINGS)
     assert set(schema["timestep_sampler"]["enum"]) == set(TIMESTEP_SAMPLERS)

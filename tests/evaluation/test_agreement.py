@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,7 +86,9 @@ def test_images_agree_with_their_own_hints_and_less_with_those_of_others(column,
 def test_the_protocol_names_the_hints_of_all_controls():
     manifest = SimpleNamespace(counts=SimpleNamespace(validation=3))
     hints = [
-        _asked(EvaluationConfig(), control_columns({"hint": "edges", **more}, {"shape": [8, 8, 3]}), manifest)["hints"]
+        _asked(EvaluationConfig(), control_columns({"hint": "edges", **more}, {"shape": [8, 8, 3]}), manifest, Path())[
+            "hints"
+        ]
         for more in ({}, {"also": [{"hint": "colour", "side": 4}]})
     ]
     assert hints == ["validation, edges at sigma 1", "validation, edges at sigma 1, colour at 4×4"]

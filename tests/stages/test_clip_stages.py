@@ -245,8 +245,9 @@ def test_a_comparison_over_guidance_scales_has_them_too(drawing: Path):
 def test_the_record_of_a_cascade_has_the_hash_of_the_clip_that_measures_it(project: Path, clip: str | None):
     cascades = {"both": CascadeConfig(base="tiny", upsampler="tiny")}
     cascade = Path("models/both")
-    cascade.mkdir()
-    (cascade / "cascade.json").write_text("{}")
+    (cascade / "base").mkdir(parents=True)
+    for file in ("cascade.json", "base/model.json"):
+        (cascade / file).write_text("{}")
     record_judge(judged(clip).model_copy(update={"cascades": cascades}), "both", "clip")
     weights = {name: sha256_of(Path("models/clip") / name) for name in ("model.json", "model.safetensors")}
     assert read_json(cascade / "judges" / "clip.json") == (weights if clip else {})
