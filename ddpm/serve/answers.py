@@ -58,7 +58,9 @@ def _labels(model: ServedModel, asked: ImageRequest, values: dict[str, Any]) -> 
     """The class of each datum by name, of a conditional model."""
     if (classes := model.classes) is None:
         return None
-    return [classes[number] for number in model.sampler.given(asked.n, seed=asked.seed, **values)["label"]]
+    drawn = 1 if asked.one_noise else asked.n
+    labels = model.sampler.given(drawn, seed=asked.seed, **values)["label"]
+    return [classes[number] for number in labels] * (asked.count // drawn)
 
 
 def _entries(data: NDArray[Any], codec: Codec, facts: Mapping[str, str]) -> list[Any]:

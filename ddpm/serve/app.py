@@ -17,11 +17,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ddpm.conditioning.columns import NAMES, PICTURE_NAMES
+from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, Column
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.drawer import refuse_without_mask
 from ddpm.errors import NotFiniteError, first_complaint
+from ddpm.serve.alike import like_columns
 from ddpm.serve.answers import MEDIA_TYPES, encode, formats
 from ddpm.serve.batching import Batcher, QueueFullError
 from ddpm.serve.metrics import Metrics
@@ -143,8 +144,10 @@ class Service:
         if form not in possible:
             expected = " or ".join(sorted(possible, reverse=True))
             raise HTTPException(422, f"`format`: this model draws {codec.name}, expected {expected}, found '{form}'")
-        if asked.n > most_images:
-            raise HTTPException(422, f"`n` must be at most {most_images}, found {asked.n}")
+        if asked.count > most_images:
+            raise HTTPException(
+                422, f"`{'mix' if asked.mix else 'n'}` must be at most {most_images}, found {asked.count}"
+            )
         choice = model.choice(
             asked.sampler,
             asked.steps,
@@ -161,9 +164,9 @@ class Service:
         try:
             refuse_without_mask(choice.inpainting, dict(asked))
             least = model.least_evaluations(choice)
-            self._refuse_costly(asked.n, least, str(least))  # before the plan, which takes time and memory
+            self._refuse_costly(asked.count, least, str(least))  # before the plan, which takes time and memory
             plan = model.plan(choice)
-            self._refuse_costly(asked.n, model.sampler.evaluations(plan), _evaluations(model, plan))
+            self._refuse_costly(asked.count, model.sampler.evaluations(plan), _evaluations(model, plan))
             values = asked.given(model.sampler)
             model.sampler.given(1, **values)
         except ValueError as error:
@@ -237,10 +240,16 @@ def _application(service: Service) -> FastAPI:
         model = service.model()
         form, choice, plan, values = await asyncio.to_thread(service.accept, asked, model)
         request.state.notes.update(
-            n=asked.n, steps=len(plan), sampler=choice.sampler, guidance_scale=choice.guidance_scale, model=model.name
+            n=asked.count,
+            steps=len(plan),
+            sampler=choice.sampler,
+            guidance_scale=choice.guidance_scale,
+            model=model.name,
         )
         try:
-            drawing = service.batcher.submit(model, choice, plan, seed=asked.seed, count=asked.n, asked=values)
+            drawing = service.batcher.submit(
+                model, choice, plan, seed=asked.seed, count=asked.count, asked=values, one_noise=asked.one_noise
+            )
         except QueueFullError as full:
             raise HTTPException(429, "too many requests wait", headers={"Retry-After": str(full.retry_after)}) from None
         data = await _drawn(drawing, request, service.settings.timeout)
@@ -259,7 +268,7 @@ def _application(service: Service) -> FastAPI:
             sampling=model.sampling,
             samplers=list(SAMPLERS),
             classes=None if model.classes is None else list(model.classes),
-            columns=[ColumnCard.of(each) for each in model.sampler.askable if each.name in (*NAMES, *PICTURE_NAMES)],
+            columns=[ColumnCard.of(each) for each in _columns(model)],
             attribution=model.sampler.attribution,
             guidable=model.sampler.guidable,
             unguided_scale=model.sampler.unguided_scale,
@@ -281,6 +290,12 @@ def _application(service: Service) -> FastAPI:
 
     _describe_answer(app)
     return app
+
+
+def _columns(model: ServedModel) -> list[Column]:
+    """What a request may ask for beside the sampling plan."""
+    own = [each for each in model.sampler.askable if each.name in (*NAMES, *PICTURE_NAMES)]
+    return [*own, *like_columns(model.sampler)]
 
 
 def _describe_answer(app: FastAPI) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.drawer import Drawer
-from ddpm.drawer.parts import Drawn, Part
+from ddpm.drawer.parts import Drawn, Part, data_of
 from ddpm.errors import NotFiniteError
 from ddpm.serve.metrics import Metrics
 from ddpm.serve.models import Choice, ServedModel
@@ -48,6 +49,8 @@ class Job:
     """Data [count, *shape], as the model's kind stores them; cancelled: nobody waits for them."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """Of the model's columns, such as `label`. Jobs that differ in it share batches: it belongs to each datum."""
+    one_noise: bool = False
+    """Whether all its images are drawn as image 0, each of its own embedding."""
     arrived: float = field(default_factory=time.monotonic)
     drawn: list[NDArray[Any]] = field(default_factory=list)
     started: int = 0
@@ -85,13 +88,28 @@ def draw(shares: Sequence[Share]) -> list[Drawn]:
     """
     job = shares[0].job
     drawer = job.model.sampler
-    return drawer.draw_parts(job.plan, [_part(drawer, share) for share in shares])
+    parts = [_parts(drawer, share) for share in shares]
+    drawn = iter(drawer.draw_parts(job.plan, [part for own in parts for part in own]))
+    return [_joined([next(drawn) for _ in own]) for own in parts]
 
 
-def _part(drawer: Drawer, share: Share) -> Part:
-    """A share with a value of each of the model's columns."""
+def _joined(drawn: Sequence[Drawn]) -> Drawn:
+    """The parts of a share as one, or why one of them has no data."""
+    failed = next((each for each in drawn if isinstance(each, NotFiniteError)), None)
+    return np.concatenate([data_of(each) for each in drawn]) if failed is None else failed
+
+
+def _parts(drawer: Drawer, share: Share) -> list[Part]:
+    """A share with a value of each of the model's columns; of one noise as parts of one image."""
     job, first, count = share.job, share.first, share.count
-    return Part(job.seed, first, count, drawer.given(count, seed=job.seed, first=first, **job.asked))
+    if not job.one_noise:
+        return [_part(drawer, job, first, count, job.asked)]
+    wanted = job.asked[EmbeddingColumn.name][first : first + count]
+    return [_part(drawer, job, 0, 1, {**job.asked, EmbeddingColumn.name: each}) for each in wanted]
+
+
+def _part(drawer: Drawer, job: Job, first: int, count: int, asked: Mapping[str, Any]) -> Part:
+    return Part(job.seed, first, count, drawer.given(count, seed=job.seed, first=first, **asked))
 
 
 class Batcher:
@@ -136,17 +154,19 @@ class Batcher:
         seed: int,
         count: int,
         asked: Mapping[str, Any] | None = None,
+        one_noise: bool = False,
     ) -> asyncio.Future[NDArray[Any]]:
         """Queue a job. Who no longer wants its images cancels the future; the job then leaves the queue.
 
         Args:
             asked: of the model's columns, as `Drawer.given` accepts it.
+            one_noise: all images are drawn as image 0, each of its own embedding.
 
         Raises:
             QueueFullError: too many jobs wait, or too large ones.
         """
         images: asyncio.Future[NDArray[Any]] = asyncio.get_running_loop().create_future()
-        job = Job(model, choice, plan, seed, count, images, asked or {})
+        job = Job(model, choice, plan, seed, count, images, asked or {}, one_noise)
         held = sum(other.held_bytes for other in self._unanswered())
         too_large = held > 0 and held + job.held_bytes > self._capacity_bytes
         if len(self._queue) >= self._capacity or too_large:

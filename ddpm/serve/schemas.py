@@ -11,6 +11,8 @@ from ddpm.data.given import from_base64
 from ddpm.diffusion.plans import INPAINTING, MOST_CONTROL, MOST_GUIDANCE, MOST_JUMP, MOST_RESAMPLES
 from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.drawer import Drawer
+from ddpm.drawer.likeness import MOST_MIXED, STRENGTH
+from ddpm.serve.alike import alike
 
 Format = Literal["png", "npy", "json"]
 
@@ -105,6 +107,27 @@ class ImageRequest(BaseModel):
         description="guess mode, in which the hint counts more than the label or the prompt; null: the model's own. Of "
         "models with a control",
     )
+    like: Any = Field(
+        None,
+        description="a picture to draw variations of, in the size that the model's card says; as `low`. Of models that "
+        "draw pictures of CLIP embeddings alone",
+        json_schema_extra=_PICTURES,
+    )
+    mix: Annotated[int, Field(ge=1, le=MOST_MIXED)] | None = Field(
+        None,
+        description="draw so many images, in place of `n`, on the way from the first picture in `like` to the second, "
+        "all of the same noise; with `from` and `to` on the way from the picture to the changed one",
+    )
+    change_from: str | None = Field(
+        None,
+        alias="from",
+        description="what `like` shows, such as man; with `to` the picture is changed by the difference of the texts, "
+        "and without `mix` one image is drawn",
+    )
+    change_to: str | None = Field(None, alias="to", description="what it is to become, such as woman")
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description=f"how far `from` and `to` change the picture; null: {STRENGTH:g}"
+    )
     inpainting: str | None = Field(
         None,
         description="how the rest of `image` is made to fit: replace denoises it beside the kept part; repaint also "
@@ -136,6 +159,16 @@ class ImageRequest(BaseModel):
         "answer. null: png, and json of points and sequences, which no PNG can hold",
     )
 
+    @property
+    def one_noise(self) -> bool:
+        """Whether all images are drawn of the noise of image 0, as those between two pictures are."""
+        return self.mix is not None or self.change_from is not None or self.change_to is not None
+
+    @property
+    def count(self) -> int:
+        """How many images are drawn."""
+        return self.mix or 1 if self.one_noise else self.n
+
     def given(self, model: Drawer) -> dict[str, Any]:
         """What is asked of the model's columns, by their names; pictures as arrays.
 
@@ -143,12 +176,13 @@ class ImageRequest(BaseModel):
             ValueError: a list has more than `n` entries, a picture cannot be read or has another size, or the model has
                 no such column.
         """
+        found = alike(self, model)
         asked = {name: getattr(self, name) for name in (*NAMES, *PICTURE_NAMES)}
         asked = {name: value for name, value in asked.items() if value is not None}
         for name, value in asked.items():
             if isinstance(value, list) and len(value) > self.n:
                 raise ValueError(f"{name}: the list must have at most `n` entries, {self.n}, found {len(value)}")
-        return {
+        return found | {
             name: from_base64(model.column(name), value) if name in PICTURE_NAMES else value
             for name, value in asked.items()
         }
@@ -175,6 +209,10 @@ EXAMPLES: dict[str, Any] = {
     "control": {
         "summary": "Images of a hint: of a model with a control; HINT is a PNG file in base64",
         "value": {"n": 4, "control": "HINT", "control_scale": 1.0},
+    },
+    "alike": {
+        "summary": "Images between two: of a model of CLIP embeddings; LIKE is a PNG file in base64",
+        "value": {"like": ["LIKE", "LIKE"], "mix": 9},
     },
     "inpainting": {
         "summary": "A part of an image drawn again: IMAGE and MASK are PNG files in base64",

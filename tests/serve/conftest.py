@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from captioned import write_pictures
 from denoisers import write_conditional, write_deploy
 from service import Server
+from unclips import unclip_params
 from untrained import export, untrained
 
 
@@ -61,6 +64,39 @@ def hinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hinted_server(hinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """As `server`, of that model."""
     server = Server(tmp_path_factory.mktemp("hinted-server"), hinted)
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported decoder of a few steps of training."""
+    from ddpm.config.params import Params
+    from ddpm.stages.embed import embed
+    from ddpm.stages.export import export_variant
+    from ddpm.stages.fetch import fetch
+    from ddpm.stages.prepare import prepare
+    from ddpm.stages.train import train_variant
+
+    root = tmp_path_factory.mktemp("alike")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        write_pictures(Path("pictures"))
+        Path("params.yaml").write_text(yaml.safe_dump(unclip_params()))
+        params = Params.model_validate(unclip_params())
+        fetch(params)
+        prepare(params)
+        train_variant(params, "clip")
+        embed(params, "clip")
+        train_variant(params, "decoder")
+        export_variant(params, "decoder")
+    return root / "deploy" / "decoder"
+
+
+@pytest.fixture(scope="session")
+def alike_server(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, of that model."""
+    server = Server(tmp_path_factory.mktemp("alike-server"), decoder, "--window", "0.3", "--max-images", "64")
     yield server
     assert server.stop() == 0
 

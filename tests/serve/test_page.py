@@ -16,6 +16,7 @@ from service import Server, wait_until
 
 from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion.samplers import SAMPLERS
+from ddpm.drawer.likeness import Likeness
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +99,23 @@ def test_a_class_and_a_scale_can_be_picked(browser, conditional_server, conditio
     assert browser.run(title) == "sneaker"
 
 
-def choose(page: Browser, name: str, array: np.ndarray) -> None:
-    """Pick a file as a hand does."""
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    content = base64.b64encode(stream.getvalue()).decode()
+def choose(page: Browser, name: str, *arrays: np.ndarray) -> None:
+    """Pick files as a hand does."""
     page.run(f"""(() => {{
-        const bytes = Uint8Array.from(atob("{content}"), letter => letter.charCodeAt(0)), files = new DataTransfer();
-        files.items.add(new File([bytes], "{name}.png", {{type: "image/png"}}));
+        const files = new DataTransfer();
+        for (const content of {[base64_png(each) for each in arrays]}) {{
+            const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+            files.items.add(new File([bytes], "{name}.png", {{type: "image/png"}}));
+        }}
         by("{name}").files = files.files;
         by("{name}").dispatchEvent(new Event("change", {{bubbles: true}}));
     }})()""")
+
+
+def base64_png(array: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def test_an_upsampler_with_a_prompt_asks_for_both(browser, told_server, told):
@@ -239,3 +246,32 @@ def test_a_hint_is_drawn_or_chosen(browser, hinted_server, hinted):
     browser.run('by("draw").click()')
     settle(browser)
     np.testing.assert_array_equal(pictures(browser), sampler.sample(4, seed=0, control=drawn, control_scale=0.5))
+
+
+def test_pictures_like_chosen_ones(browser, alike_server, server, decoder):
+    browser.open(alike_server.url)
+    assert settle(browser) == "Choose a picture: this model draws others like it."
+    drawer = Sampler(decoder)
+    shape = drawer.encoder.shape
+    two = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+    choose(browser, "like", two[0].squeeze())
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 16)
+    close_to(pictures(browser).reshape(16, *drawer.codec.shape), drawer.alike(Likeness(two[:1]), 16))
+    put(browser, mix=3, **{"from": "night", "to": "a light square"})
+    browser.run('by("draw").click()')
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 3)
+    changed = Likeness(two[:1], mix=3, change=("night", "a light square"))
+    close_to(pictures(browser).reshape(3, *drawer.codec.shape), drawer.alike(changed, 3))
+    choose(browser, "like", two[0].squeeze(), two[1].squeeze())
+    put(browser, mix=5, **{"from": "", "to": ""})
+    browser.run('by("draw").click()')
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 5)
+    close_to(pictures(browser).reshape(5, *drawer.codec.shape), drawer.alike(Likeness(two, mix=5), 5))
+    browser.open(server.url)
+    settle(browser)
+    assert browser.run('by("alike").hidden')
+
+
+def close_to(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to the rounding of floats."""
+    assert np.abs(found.astype(int) - expected).max() <= 1

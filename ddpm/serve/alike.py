@@ -1,0 +1,57 @@
+"""Pictures that a request gives a model, to draw others like them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ddpm.conditioning.columns import PromptColumn
+from ddpm.conditioning.image_embedding import EmbeddingColumn
+from ddpm.conditioning.pictures import ImageColumn
+from ddpm.data.given import from_base64
+from ddpm.drawer import Drawer
+from ddpm.drawer.likeness import STRENGTH, Likeness
+
+if TYPE_CHECKING:
+    from ddpm.serve.schemas import ImageRequest
+
+
+@dataclass(frozen=True)
+class LikeColumn(ImageColumn):
+    """A picture as the model's encoder takes it, uint8 [H, W, C]."""
+
+    name: ClassVar[str] = "like"
+
+
+def like_columns(drawer: Drawer) -> tuple[LikeColumn, ...]:
+    """`like` of a model that draws pictures of embeddings; of others nothing."""
+    return () if drawer.encoder is None else (LikeColumn(drawer.encoder.shape),)
+
+
+def alike(asked: ImageRequest, drawer: Drawer) -> dict[str, Any]:
+    """What a request for pictures like given ones asks of the model's columns; of others nothing.
+
+    Raises:
+        ValueError: the model takes no such pictures, one cannot be read or has another size, or the keys do not go
+            together.
+    """
+    change = (asked.change_from, asked.change_to)
+    if (change[0] is None) != (change[1] is None):
+        raise ValueError("`from` and `to` go together: give both or neither")
+    if asked.strength is not None and change[0] is None:
+        raise ValueError("strength is how far `from` and `to` change the picture: give them too")
+    if asked.like is None:
+        if asked.one_noise:
+            raise ValueError("mix, from and to need a picture: `like`")
+        return {}
+    if drawer.encoder is None:
+        raise ValueError("like: the model draws no pictures of CLIP embeddings")
+    most = 2 if asked.one_noise else asked.n
+    if isinstance(asked.like, list) and len(asked.like) > most:
+        raise ValueError(f"like: the list must have at most {most} entries, found {len(asked.like)}")
+    (column,) = like_columns(drawer)
+    texts = None if change[0] is None or change[1] is None else (change[0], change[1])
+    strength = STRENGTH if asked.strength is None else asked.strength
+    likeness = Likeness(from_base64(column, asked.like), asked.mix, texts, strength)
+    silent = {column.name: "" for column in drawer.columns if column.name == PromptColumn.name}
+    return {**silent, EmbeddingColumn.name: likeness.embeddings(drawer.encoder)}
