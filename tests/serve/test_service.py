@@ -170,6 +170,8 @@ def test_the_examples_of_the_documentation_work(conditional_server):
         assert refusal(server.draw(**examples.pop(name)["value"])).startswith(
             f"{name}: the model takes no such input; it takes: label, image, mask"
         )
+    alike = refusal(server.draw(**examples.pop("alike")["value"]))
+    assert alike == "like: the model draws no pictures of CLIP embeddings"
     whole = dict.fromkeys(("image", "mask"), base64.b64encode(png(Image.new("L", (4, 4)))).decode())
     examples["filled in"] = {"value": {**part, **whole}}
     for example in examples.values():
