@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from ddpm.conditioning.columns import PromptColumn
 from ddpm.conditioning.image_embedding import EmbeddingColumn
@@ -12,8 +12,19 @@ from ddpm.data.given import from_base64
 from ddpm.drawer import Drawer
 from ddpm.drawer.likeness import STRENGTH, Likeness
 
-if TYPE_CHECKING:
-    from ddpm.serve.schemas import ImageRequest
+
+class Asked(Protocol):
+    """What a request says of pictures alike, as of `schemas.ImageRequest`."""
+
+    n: int
+    like: Any
+    mix: int | None
+    change_from: str | None
+    change_to: str | None
+    strength: float | None
+
+    @property
+    def one_noise(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ def like_columns(drawer: Drawer) -> tuple[LikeColumn, ...]:
     return () if drawer.encoder is None else (LikeColumn(drawer.encoder.shape),)
 
 
-def alike(asked: ImageRequest, drawer: Drawer) -> dict[str, Any]:
+def alike(asked: Asked, drawer: Drawer) -> dict[str, Any]:
     """What a request for pictures like given ones asks of the model's columns; of others nothing.
 
     Raises:
