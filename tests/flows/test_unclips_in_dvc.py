@@ -26,7 +26,7 @@ from ddpm.tracking.stage_outputs import Outputs
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 LINKS = {"prior": "train-prior", "decoder": "train-decoder", "upsampler": "train-unclip-upsampler"}
-WHOLE = {f"{stage}-unclip@dalle" for stage in ("compose", "evaluate", "export")}
+WHOLE = {f"{stage}-unclip@dalle" for stage in ("compose", "evaluate", "export")} | {"judge-unclip@dalle-clip"}
 
 
 def kill_training(project: Path, stage: str, model: str) -> None:
