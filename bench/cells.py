@@ -28,6 +28,8 @@ from ddpm.model import Model, load
 
 # What decides samples and bounds beside the weights and the plan, as far as it is ours.
 _CODE = (
+    "codecs/embedding.py",
+    "codecs/latent.py",
     "codecs/scale.py",
     "conditioning/columns.py",
     "conditioning/guidance.py",
@@ -90,7 +92,9 @@ class Cells:
             asked: of its columns, as `Drawer.sample` takes it.
         """
         rows, cells = drawer.plan(**plan), []
-        facts = {"seed": seed, "model": drawer.fingerprint, "other_plans": drawer.other_plans, **_facts(rows)}
+        guide = {} if drawer.guide_mark is None else {"guide": drawer.guide_mark}
+        model = {"model": drawer.fingerprint, "other_plans": drawer.other_plans, **guide}
+        facts = {"seed": seed, **model, **_facts(rows)}
         whole = drawer.given(count, seed=seed, **asked)
         for batch in _batches(count):
             given: Given = {name: values[batch.start : batch.stop] for name, values in whole.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -52,6 +53,18 @@ def training_teraflops(model: Model) -> float:
     training = training_of(model)
     network = Contrasted(model.network) if isinstance(model.network, CLIP) else model.network
     return training_flops(network, model.codec.network_shape) * training.steps * training.batch_size / 1e12
+
+
+def training_facts(models: Iterable[Model]) -> dict[str, dict[str, float]]:
+    """What the training of each model took, by its name, as JSON."""
+    return {
+        model.variant: {
+            "steps": training_of(model).steps,
+            "batch_size": training_of(model).batch_size,
+            "teraflops": round(training_teraflops(model), 3),
+        }
+        for model in models
+    }
 
 
 def training_of(model: Model) -> TrainingConfig:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.page import comparisons, number, table
+from bench.captioned_page import protocol_lines, settings_table, training_table, verdicts
+from bench.page import table
 
 Row = Mapping[str, Any]
-
-NAMES = {
-    "fid": "FID",
-    "precision": "precision",
-    "recall": "recall",
-    "retrieval_1_pixels": "R@1",
-    "retrieval_5_pixels": "R@5",
-    "held_out_retrieval_5_pixels": "R@5, held-out captions",
-    "clip_score": "CLIP score",
-    "r_precision": "R-precision",
-    "spread_pixels": "spread in pixels",
-    "spread_features": "spread in features",
-}
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -36,12 +24,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         "Not chosen: the first samples of seed "
         f"{protocol['seeds'][0]}. {protocol['attribution']}",
         "## Captions alone, or by way of embeddings",
-        _protocol(protocol),
-        _training(results["training"]),
-        _settings(results["settings"]),
+        protocol_lines(protocol),
+        training_table(results["training"]),
+        "`text-8` has about as many operations in training as the prior and the decoder together. The CLIP's come on "
+        "top: it can be shared by other models, as the upsampler is.",
+        settings_table(results["settings"]),
         "`alone` is `text-8` with the upsampler of `dalle`. Both draw with the guidance scale of the row, the first "
-        "with as many steps as cost about what the other costs; the last row has the model's own plan. Spread is the "
-        "mean distance between samples of the same caption.",
+        "with as many steps as cost about what the other costs; the last row has the model's own plan.",
         "The CLIP score and R-precision are of the CLIP by whose embeddings `dalle` draws: they flatter it. R@1 and "
         "R@5 know no CLIP.",
         "## The prior",
@@ -51,59 +40,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         "random training picture's. R@1 and R@5: whether the picture is the nearest, or among the nearest five, of all "
         "real ones by the drawn embedding. In brackets: 95 % intervals. The "
         "prior has not seen the validation captions.",
-        "## What holds",
-        table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
-        "Comparison by comparison, with the margin by which the inequality is true:",
-        *(comparisons(row) for row in results["claims"]),
-        "Not measured: CLIP guidance against classifier-free guidance (Nichol et al. 2022, GLIDE).",
+        *verdicts(results["claims"]),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _protocol(protocol: Row) -> str:
-    extractor, reference, validation = protocol["extractor"], protocol["reference"], protocol["validation"]
-    first, second = protocol["seeds"]
-    lines = [
-        f"{'×'.join(map(str, protocol['shape']))} emoji. {protocol['attribution']}",
-        f"{protocol['each']} samples of each of {protocol['captions']} training captions at even distances, and "
-        f"{protocol['held_out']} samples of combinations of gesture and skin tone that training has not seen. The "
-        f"table is of seed {first}. What is best in the table is compared on samples of seed {second}.",
-        "R@1 and R@5: the share of samples for which a picture with the asked caption is the nearest, or among the 5 "
-        "nearest, of all real pictures, by distance in pixels. Settings whose R@5 differs within the noise are equally "
-        "aligned.",
-        f"CLIP score: the cosine of an image to its caption in the space of `{protocol['clip']['name']}` (SHA-256 "
-        f"{protocol['clip']['sha256'][:12]}…). R-precision: the share of samples for which none of the "
-        f"{protocol['captions']} captions is nearer than the asked one.",
-        f"FID, precision and recall: features of the pipeline's own extractor ({extractor['kind']}, SHA-256 "
-        f"{extractor['sha256'][:12]}…), against {reference['images']} training images. The {validation['images']} real "
-        f"validation images score FID {validation['fid']:.2f}. It does not compare with a FID under InceptionV3.",
-        f"±: standard error by the jackknife over {protocol['groups']} groups of captions. A margin counts where 0 is "
-        "outside its 95 % interval. How much another training of the same model would differ is not in it.",
-    ]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _training(training: Mapping[str, Row]) -> str:
-    body = (
-        [f"`{name}`", f"{row['steps']} of {row['batch_size']}", f"{row['teraflops']:.1f}"]
-        for name, row in training.items()
-    )
-    note = (
-        "`text-8` has about as many operations in training as the prior and the decoder together. The CLIP's come on "
-        "top: it can be shared by other models, as the upsampler is. Steps are those of the project: fewer, perhaps, "
-        "than the presets have."
-    )
-    return f"{table(['trained once', 'steps', 'TFLOP'], body)}\n\n{note}"
-
-
-def _settings(rows: Sequence[Row]) -> str:
-    def cells(row: Row) -> Iterable[str]:
-        return (number(row["figures"][name], 3) for name in NAMES)
-
-    return table(
-        ["", "GFLOP an image", *NAMES.values()],
-        ([row["setting"], f"{row['gflops_per_image']:.2f}", *cells(row)] for row in rows),
-    )
 
 
 def _prior(rows: Sequence[Row]) -> str:

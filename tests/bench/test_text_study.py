@@ -41,12 +41,12 @@ def test_trained_inpainting_is_held_against_both_ways_without_training():
 
 
 def quick(params: Any, others: Sequence[str]) -> Any:
-    """The demo's parameters and other presets of the study, trained for some steps."""
+    """The demo's parameters and other presets of the study, trained for some steps: enough that samples differ."""
     names = [*params.trained, *others]
     models = {}
     for name in names:
         config = params.variant(name)
-        training = config.training.model_copy(update={"steps": 3, "batch_size": 8, "log_every": 1})
+        training = config.training.model_copy(update={"steps": 3, "batch_size": 8, "warmup_steps": 0, "log_every": 1})
         models[name] = config.model_copy(update={"training": training})
     extractor = params.extractor.model_copy(update={"steps": 5})
     return params.model_copy(update={"models": models, "extractor": extractor})

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from test_text_study import estimate_of, quick
 
-from bench import unclip
+from bench import captioned, unclip
 from bench.captioned import Setting
 from bench.unclip_models import CAPTIONS, training_teraflops
 from bench.unclip_page import markdown
@@ -30,34 +27,12 @@ from flows.demo_text import make_project
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_spread_is_the_mean_distance_between_samples_of_a_caption():
-    points = torch.tensor([[0.0], [10.0], [3.0], [10.0], [6.0], [10.0]])  # of two captions in turn
-    assert unclip.spread(points, 3).tolist() == [4.5, 0, 3, 0, 4.5, 0]
-
-
-def test_the_groups_of_the_jackknife_are_of_whole_captions():
-    """A caption's samples are as far apart as there are captions, which is a multiple of the groups."""
-    for extent in (unclip.FULL, unclip.QUICK):
-        assert extent.captions % unclip.GROUPS == 0
-
-
-def test_alignment_is_the_cosine_to_the_own_text_and_whether_no_other_is_nearer():
-    vectors = {"red": [1.0, 0.0], "blue": [0.0, 1.0]}
-    space = SimpleNamespace(
-        images=lambda images: np.array([[0.8, 0.6], [0.8, 0.6]], np.float32),
-        texts=lambda texts: np.array([vectors[text] for text in texts], np.float32),
-    )
-    found = unclip.alignment(space, np.zeros((2, 4, 4, 3), np.uint8), ["red", "blue"])
-    torch.testing.assert_close(found["clip_score"], torch.tensor([0.8, 0.6]).double(), atol=1e-6, rtol=0)
-    assert found["r_precision"].tolist() == [1, 0]
-
-
 def settings_of(model: str, *scales: float) -> list[Setting]:
     return [Setting(model, {"guidance_scale": scale}) for scale in scales]
 
 
 def figures_of(aligned: float, **figures: float) -> dict:
-    values = {"fid": 1.0, **dict.fromkeys(unclip.DIVERSITY, 0.5), unclip.ALIGNMENT: aligned, **figures}
+    values = {"fid": 1.0, **dict.fromkeys(unclip.DIVERSITY, 0.5), captioned.ALIGNMENT: aligned, **figures}
     return {name: estimate_of(value) for name, value in values.items()}
 
 
@@ -91,7 +66,7 @@ def test_diversity_is_compared_where_the_alignment_is_equal(table):
 def test_without_equal_alignment_the_nearest_settings_are_compared(table):
     settings, figures = table
     apart = {**figures, settings[1].key: figures_of(0.45)}
-    assert unclip.equally_aligned(settings[:2], settings[2:], apart) == [(settings[2], settings[1])]
+    assert captioned.equally_aligned(settings[:2], settings[2:], apart) == [(settings[2], settings[1])]
 
 
 @pytest.mark.slow
