@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from test_text_study import estimate_of
 
 from bench import captioned, clip_guidance, unclip
 from bench.captioned import Setting
+from bench.cells import Cells
 from bench.judge import GROUPS
+from ddpm.diffusion.plans import SamplingPlan
 
 
 def test_the_spread_is_the_mean_distance_between_samples_of_a_caption():
@@ -53,3 +58,21 @@ def test_the_best_setting_has_the_lowest_figure_or_the_highest():
     table = {setting.key: {"fid": estimate_of(fid)} for setting, fid in zip(settings, (2.0, 1.0, 3.0), strict=True)}
     assert captioned.best(settings, table, "fid", 1) == settings[1]
     assert captioned.best(settings, table, "fid", -1) == settings[2]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"fingerprint": "another"}, {"guide_mark": "clip 12ab"}, {"other_plans": {"upsampler": {"steps": 2}}}]
+)
+def test_samples_of_another_model_guide_or_upsampler_are_drawn_anew(tmp_path: Path, changed: dict[str, Any]):
+    drawn = []
+
+    def draw(count: int, plan: SamplingPlan, **asked: Any) -> np.ndarray:
+        drawn.append(count)
+        return np.zeros((count, 1, 1, 1), np.uint8)
+
+    plan = SimpleNamespace(known=None, timesteps=np.arange(2), table=np.zeros((2, 3)))
+    facts: dict[str, Any] = {"fingerprint": "one", "guide_mark": None, "other_plans": {}}
+    for own in (facts, facts, {**facts, **changed}):
+        drawer = SimpleNamespace(plan=lambda **_: plan, given=lambda *_, **__: {}, draw=draw, **own)
+        Cells(tmp_path).drawn(drawer, 3, 0, {})
+    assert drawn == [3, 3], "the second time what was drawn is read again"

@@ -77,8 +77,6 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
     assert by_clip == pytest.approx(guided, abs=by_clip / steps)
     for row in results["settings"]:
         assert {"clip_score", "r_precision", ALIGNMENT, f"held_out_{ALIGNMENT}"} <= {*row["figures"]}
-    unguided, *others = (row["figures"]["clip_score"]["value"] for row in results["settings"])
-    assert all(value != unguided for value in others), "guidance changes the samples"
     page = markdown(results)
     assert all(claim["claim"] in page for claim in results["claims"])
     assert "CC BY-SA 4.0" in page
