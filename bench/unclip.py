@@ -30,6 +30,7 @@ from bench.captioned import (
 )
 from bench.cells import BATCH
 from bench.claims import Claim, Comparison, below
+from bench.unclip_deployed import deployed
 from bench.unclip_models import ALONE, train_alone, training_facts, training_teraflops
 from bench.unclip_page import markdown
 from ddpm import tracking
@@ -39,7 +40,7 @@ from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.pictures import save_png
 from ddpm.evaluation.prior import prior_figures
 from ddpm.files import write_bytes, write_json
-from ddpm.layout import EMBEDDINGS, MODELS
+from ddpm.layout import DEPLOY, EMBEDDINGS, MODELS
 from ddpm.model import Model
 from ddpm.opening import load
 from ddpm.stages.sample import origin_of
@@ -58,10 +59,11 @@ class Extent:
     asked: Asked = ASKED
     candidates: tuple[int, ...] = (1, 2)  # of the prior
     embeddings: int = 200  # captions of each split that the prior is asked for
+    timed: tuple[int, int] = (8, 7)  # images of a batch, and rounds
 
 
 FULL = Extent()
-QUICK = Extent((1.0, 2.0), Asked(20, 2, 20), (1, 2), 20)
+QUICK = Extent((1.0, 2.0), Asked(20, 2, 20), (1, 2), 20, (2, 2))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         project = arguments.project
         params = load_params(project / "params.yaml")
-        if not (project / MODELS / UNCLIP).is_dir():
-            raise UserError(f"{project / MODELS / UNCLIP} is missing: `make demo-unclip` makes it")
+        for made in (project / MODELS / UNCLIP, project / DEPLOY / UNCLIP):
+            if not made.is_dir():
+                raise UserError(f"{made} is missing: `make demo-unclip` makes it")
         study = UnclipStudy(params, project, FULL)
         study.save_picture(PICTURE)
         results = study.results()
@@ -113,6 +116,7 @@ class UnclipStudy:
             "training": training_facts([self._captioned.clip, *self._parts.values(), captions]),
             "settings": rows(table, {setting.key: self._cost(setting) for setting in settings}),
             "prior": [{"candidates": count, **self._of_prior(count)} for count in self._extent.candidates],
+            "deployed": self._deployed(),
             "claims": [claim.as_dict() for claim in unclip_claims(settings, table, self._again)],
         }
 
@@ -158,6 +162,11 @@ class UnclipStudy:
             batch_size=BATCH,
         )
         return {name: round(value, 4) for name, value in found.items()}
+
+    def _deployed(self) -> dict[str, Any]:
+        count, rounds = self._extent.timed
+        directory = self._root / DEPLOY / UNCLIP
+        return deployed(self._drawers[UNCLIP], directory, prompt="red heart", count=count, rounds=rounds)
 
     def _protocol(self) -> dict[str, Any]:
         protocol = self._captioned.protocol(self._drawers[UNCLIP].attribution)

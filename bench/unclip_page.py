@@ -40,6 +40,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "random training picture's. R@1 and R@5: whether the picture is the nearest, or among the nearest five, of all "
         "real ones by the drawn embedding. In brackets: 95 % intervals. The "
         "prior has not seen the validation captions.",
+        "## As files",
+        *_deployed(results["deployed"]),
         *verdicts(results["claims"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -67,3 +69,18 @@ def _prior(rows: Sequence[Row]) -> str:
         ],
         ([name, *cells(row, split)] for split, name in (("", "validation"), ("train_", "training")) for row in rows),
     )
+
+
+def _deployed(found: Row) -> list[str]:
+    times = found["times"]
+    seconds = times["seconds_per_image"]
+    return [
+        table(
+            ["`deploy/dalle/`", "MB", "largest difference from torch"],
+            ([f"`{row['name']}`", f"{row['megabytes']:.1f}", f"{row['difference']:.1e}"] for row in found["files"]),
+        ),
+        "Differences are of what a file draws or embeds, on the same noise, over a few steps; data are in [−1, 1].",
+        f"An image takes {seconds['ONNX']:.2f} s of one thread in onnxruntime and {seconds['torch']:.2f} s in torch, a "
+        f"ratio of {times['ratio']:.2f}: medians of {times['rounds']} paired rounds of {times['images']} images, in "
+        "CPU time, with the model's own plans.",
+    ]

@@ -17,6 +17,7 @@ from ddpm.config.params import load_params
 from ddpm.model import load
 from ddpm.stages.compose import compose
 from ddpm.stages.embed import embed
+from ddpm.stages.export import export_variant
 from ddpm.stages.extractor import fit_extractor
 from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
@@ -83,6 +84,7 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
         for name in (demo_unclip.PRIOR, demo_unclip.DECODER, demo_unclip.UPSAMPLER):
             train_variant(params, name)
         compose(params, demo_unclip.UNCLIP)
+        export_variant(params, demo_unclip.UNCLIP)
     results = unclip.UnclipStudy(params, project, unclip.QUICK).results()
 
     trained = results["training"]
@@ -95,6 +97,10 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
         assert row["figures"]["spread_pixels"]["value"] > 0
         assert "held_out_retrieval_5_pixels" in row["figures"]
     assert [row["candidates"] for row in results["prior"]] == [1, 2]
+    files = {row["name"]: row for row in results["deployed"]["files"]}
+    assert {"prior/denoiser.onnx", "decoder/image_encoder.onnx", "text_to_image.onnx"} <= {*files}
+    assert all(row["megabytes"] > 0 and row["difference"] < 1e-3 for row in files.values())
+    assert results["deployed"]["times"]["ratio"] > 0
     page = markdown(results)
     assert all(claim["claim"] in page for claim in results["claims"])
     assert "CC BY-SA 4.0" in page
