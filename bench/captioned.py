@@ -32,6 +32,7 @@ from ddpm.model import Model
 
 ALIGNMENT = "retrieval_5_pixels"  # by which settings are called equally aligned: no CLIP has a part in it
 
+Asking = Callable[[Sequence[str]], Mapping[str, Any]]  # captions as values of a drawer's columns
 Figures = Mapping[str, Estimate]
 Table = Mapping[str, Figures]  # by the settings' keys
 
@@ -59,6 +60,11 @@ class Asked:
 ASKED = Asked()
 
 
+def by_prompt(texts: Sequence[str]) -> Mapping[str, Any]:
+    """Captions as prompts."""
+    return {PromptColumn.name: list(texts)}
+
+
 class Captioned:
     """A project's captions and a CLIP that judges, and the figures of what models draw of these captions.
 
@@ -83,10 +89,10 @@ class Captioned:
         assert asked.captions % GROUPS == 0
         self._texts = evenly(self.judge.data.split("train").captions or (), asked.captions) * asked.each
 
-    def figures(self, setting: Setting, drawer: Drawer, seed: int) -> Figures:
+    def figures(self, setting: Setting, drawer: Drawer, seed: int, ask: Asking = by_prompt) -> Figures:
         """FID, precision and recall, how far the samples of a caption are from each other, and how well they show what
         was asked for, by pixels, features and the CLIP."""
-        images, features, right = self._drawn(setting, drawer, seed, self._texts)
+        images, features, right = self._drawn(setting, drawer, seed, self._texts, ask)
         values = {
             **right,
             **alignment(self.space, images, self._texts),
@@ -95,19 +101,19 @@ class Captioned:
         }
         found = self.judge.estimates(features, lambda kept: means(values, kept))
         texts = evenly(self.judge.data.held_out_captions, self._asked.held_out)
-        *_, unseen = self._drawn(setting, drawer, seed, texts)
+        *_, unseen = self._drawn(setting, drawer, seed, texts, ask)
         share = estimate(lambda kept: means(unseen, torch.from_numpy(kept))[ALIGNMENT], len(texts), GROUPS)
         found[f"held_out_{ALIGNMENT}"] = share
         print(f"{setting.key}, seed {seed}: {said(found)}", flush=True)
         return found
 
     def _drawn(
-        self, setting: Setting, drawer: Drawer, seed: int, texts: Sequence[str]
+        self, setting: Setting, drawer: Drawer, seed: int, texts: Sequence[str], ask: Asking
     ) -> tuple[NDArray[np.uint8], Features, dict[str, Tensor]]:
         """A sample of each text, its features, and whether it shows what was asked for."""
         column = prompts(drawer)
         assert column is not None
-        images = self._cells.drawn(drawer, len(texts), seed, setting.plan, prompt=list(texts))
+        images = self._cells.drawn(drawer, len(texts), seed, setting.plan, **ask(texts))
         features = self.judge.features(InMemoryImages(images), len(images))
         return images, features, hits(ranks(self.judge, column, column.tokenizer.encode(texts)[0], images, features))
 
@@ -185,10 +191,10 @@ def prompts(drawer: Drawer) -> PromptColumn | None:
     return next((column for column in drawer.columns if isinstance(column, PromptColumn)), None)
 
 
-def cost(drawer: Drawer, plan: Mapping[str, Any]) -> float:
-    """10⁹ operations of an image of all links."""
+def cost(drawer: Drawer, plan: Mapping[str, Any], *, without: Sequence[str] = ()) -> float:
+    """10⁹ operations of an image of all links, but for some."""
     plans = drawer.plans(drawer.plan(**plan))
-    models = {name: cast(Model, drawer.links[name]) for name in plans}
+    models = {name: cast(Model, drawer.links[name]) for name in plans if name not in without}
     return sum(gigaflops_per_image(model, plans[name]) * model.candidates for name, model in models.items())
 
 

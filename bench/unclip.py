@@ -24,6 +24,7 @@ from bench.captioned import (
     Table,
     as_dear,
     best,
+    by_prompt,
     cost,
     equally_aligned,
     rows,
@@ -34,6 +35,7 @@ from bench.unclip_deployed import deployed
 from bench.unclip_models import ALONE, train_alone, training_facts, training_teraflops
 from bench.unclip_page import markdown
 from ddpm import tracking
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.config.params import Params, load_params
 from ddpm.data.embeddings import Embeddings
 from ddpm.errors import Interrupted, UpstreamError, UserError
@@ -48,6 +50,7 @@ from flows.demo_unclip import ENCODER, UNCLIP, likeness_picture
 
 RESULTS, PAGE = Path("bench/results/unclip.json"), Path("docs/unclip.md")
 PICTURE = PAGE.with_name("unclip.png")
+NO_PRIOR = f"{UNCLIP} without the prior"  # the text's embedding in place of that which the prior draws
 DIVERSITY = ("recall", "spread_pixels", "spread_features")
 
 
@@ -105,7 +108,7 @@ class UnclipStudy:
         unclip = load(root / MODELS / UNCLIP)
         self._parts = {name: cast(Model, link) for name, link in unclip.links.items()}
         equal = sum(training_teraflops(self._parts[link]) for link in ("prior", "decoder"))
-        self._drawers = {UNCLIP: unclip, ALONE: train_alone(params, root, equal)}
+        self._drawers = {UNCLIP: unclip, NO_PRIOR: unclip, ALONE: train_alone(params, root, equal)}
 
     def results(self) -> dict[str, Any]:
         """The tables and the verdicts, as JSON."""
@@ -131,19 +134,27 @@ class UnclipStudy:
         )
 
     def _settings(self) -> list[Setting]:
-        """Both models at each scale, the other one with as many steps as cost what the first one costs; and the other
-        one as it is by itself."""
-        unclip = [Setting(UNCLIP, {"guidance_scale": scale}) for scale in self._extent.scales]
-        return [*unclip, *map(self._as_dear, unclip), Setting(ALONE, {})]
+        """Both models at each scale, the other one with as many steps as cost what the first one costs; the first one
+        without the prior; and the other one as it is by itself."""
+        unclip, no_prior = (
+            [Setting(model, {"guidance_scale": scale}) for scale in self._extent.scales] for model in (UNCLIP, NO_PRIOR)
+        )
+        return [*unclip, *no_prior, *map(self._as_dear, unclip), Setting(ALONE, {})]
 
     def _as_dear(self, unclip: Setting) -> Setting:
         return as_dear(lambda steps: Setting(ALONE, {"steps": steps, **unclip.plan}), self._cost, self._cost(unclip))
 
     def _cost(self, setting: Setting) -> float:
-        return cost(self._drawers[setting.model], setting.plan)
+        without = ["prior"] if setting.model == NO_PRIOR else []
+        return cost(self._drawers[setting.model], setting.plan, without=without)
 
     def _figures(self, setting: Setting, seed: int) -> Figures:
-        return self._captioned.figures(setting, self._drawers[setting.model], seed)
+        ask = self._by_embedding if setting.model == NO_PRIOR else by_prompt
+        return self._captioned.figures(setting, self._drawers[setting.model], seed, ask)
+
+    def _by_embedding(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Captions as prompts, and their embeddings in place of the prior's."""
+        return {**by_prompt(texts), EmbeddingColumn.name: self._captioned.space.texts(texts)}
 
     def _again(self, setting: Setting) -> Figures:
         return self._figures(setting, self._params.seed + 1)
@@ -174,13 +185,13 @@ class UnclipStudy:
 
 
 def unclip_claims(settings: Sequence[Setting], table: Table, again: Callable[[Setting], Figures]) -> list[Claim]:
-    """Of a prior and a decoder (Ramesh et al. 2022, §5.2 and 5.3).
+    """Of a prior and a decoder (Ramesh et al. 2022, §5.1 to 5.3).
 
     Args:
         table: the figures of all settings, by their keys. Best settings are chosen by it.
         again: the figures of a setting on other samples, on which what was chosen is compared.
     """
-    of = {name: [each for each in settings if each.model == name] for name in (UNCLIP, ALONE)}
+    of = {name: [each for each in settings if each.model == name] for name in (UNCLIP, NO_PRIOR, ALONE)}
 
     def lower(figure: str, a: Setting, b: Setting) -> tuple[Comparison, ...]:
         return (below(f"{figure}: {a.key} < {b.key}", again(a)[figure], again(b)[figure]),)
@@ -198,15 +209,18 @@ def unclip_claims(settings: Sequence[Setting], table: Table, again: Callable[[Se
             for a, b in pairs
         )
 
+    def better_than(other: str, text: str) -> list[Claim]:
+        return [
+            Claim(text, lower("fid", best(of[UNCLIP], table, "fid", 1), best(of[other], table, "fid", 1))),
+            Claim(
+                "… and find the asked picture more often",
+                lower(ALIGNMENT, best(of[other], table, ALIGNMENT, -1), best(of[UNCLIP], table, ALIGNMENT, -1)),
+            ),
+        ]
+
     return [
-        Claim(
-            "A prior and a decoder have a lower FID than a model of captions",
-            lower("fid", best(of[UNCLIP], table, "fid", 1), best(of[ALONE], table, "fid", 1)),
-        ),
-        Claim(
-            "… and find the asked picture more often",
-            lower(ALIGNMENT, best(of[ALONE], table, ALIGNMENT, -1), best(of[UNCLIP], table, ALIGNMENT, -1)),
-        ),
+        *better_than(ALONE, "A prior and a decoder have a lower FID than a model of captions"),
+        *better_than(NO_PRIOR, "A prior's embeddings have a lower FID than the texts' own, drawn by the same decoder"),
         *(
             Claim(f"At equal alignment a prior and a decoder are more diverse ({figure})", diversity(figure))
             for figure in DIVERSITY

@@ -31,6 +31,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         settings_table(results["settings"]),
         "`alone` is `text-8` with the upsampler of `dalle`. Both draw with the guidance scale of the row, the first "
         "with as many steps as cost about what the other costs; the last row has the model's own plan.",
+        "`dalle without the prior` has the embedding of the text itself in place of the one that the prior draws of it "
+        "(Ramesh et al. 2022, §5.1). The decoder was trained on embeddings of images alone.",
         "The CLIP score and R-precision are of the CLIP by whose embeddings `dalle` draws: they flatter it. R@1 and "
         "R@5 know no CLIP.",
         "## The prior",

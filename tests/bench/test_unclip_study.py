@@ -40,12 +40,17 @@ def figures_of(aligned: float, **figures: float) -> dict:
 @pytest.fixture
 def table() -> tuple[list[Setting], dict]:
     """Two scales of each model. The second of the one and the first of the other are equally aligned."""
-    settings = settings_of(unclip.UNCLIP, 1, 2) + settings_of(unclip.ALONE, 1, 2)
+    settings = [
+        *settings_of(unclip.UNCLIP, 1, 2),
+        *settings_of(unclip.ALONE, 1, 2),
+        *settings_of(unclip.NO_PRIOR, 1),
+    ]
     aligned = [
         figures_of(0.2, fid=3.0),
         figures_of(0.5, fid=2.0, spread_pixels=0.9, recall=0.3),
         figures_of(0.505, fid=1.0),
         figures_of(0.9, fid=4.0),
+        figures_of(0.3, fid=9.0),
     ]
     return settings, {setting.key: figures for setting, figures in zip(settings, aligned, strict=True)}
 
@@ -53,7 +58,9 @@ def table() -> tuple[list[Setting], dict]:
 def test_diversity_is_compared_where_the_alignment_is_equal(table):
     settings, figures = table
     claims = unclip.unclip_claims(settings, figures, lambda setting: figures[setting.key])
-    lower_fid, more_aligned, recall, pixels, features = claims
+    lower_fid, more_aligned, than_texts, more_than_texts, recall, pixels, features = claims
+    assert than_texts.verdict == more_than_texts.verdict == "holds"
+    assert "`dalle without the prior`, guidance_scale 1" in than_texts.comparisons[0].statement
     assert lower_fid.verdict == "does not hold"
     assert "`dalle`, guidance_scale 2" in lower_fid.comparisons[0].statement
     assert more_aligned.verdict == "does not hold"
@@ -67,7 +74,7 @@ def test_diversity_is_compared_where_the_alignment_is_equal(table):
 def test_without_equal_alignment_the_nearest_settings_are_compared(table):
     settings, figures = table
     apart = {**figures, settings[1].key: figures_of(0.45)}
-    assert captioned.equally_aligned(settings[:2], settings[2:], apart) == [(settings[2], settings[1])]
+    assert captioned.equally_aligned(settings[:2], settings[2:4], apart) == [(settings[2], settings[1])]
 
 
 @pytest.mark.slow
@@ -92,7 +99,9 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
     one = training_teraflops(load(project / "models" / CAPTIONS)) / trained[CAPTIONS]["steps"]
     assert trained[CAPTIONS]["teraflops"] == pytest.approx(equal, abs=one)
     costs = {row["setting"]: row["gflops_per_image"] for row in results["settings"]}
-    assert len(costs) == 2 * len(unclip.QUICK.scales) + 1
+    assert len(costs) == 3 * len(unclip.QUICK.scales) + 1
+    with_prior, without = (costs[f"`{name}`, guidance_scale 1.0"] for name in (unclip.UNCLIP, unclip.NO_PRIOR))
+    assert without < with_prior
     for row in results["settings"]:
         assert row["figures"]["spread_pixels"]["value"] > 0
         assert "held_out_retrieval_5_pixels" in row["figures"]
