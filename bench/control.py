@@ -32,7 +32,8 @@ from ddpm.evaluation.progress import unseen
 from ddpm.figures.figure import Reading, number
 from ddpm.files import write_bytes, write_json
 from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED
-from ddpm.model import Model, columns_for, save
+from ddpm.model import Model, save
+from ddpm.model.network import columns_for
 from ddpm.stages.fingerprint import decisions, fingerprint
 from ddpm.stages.train import data_facts, hashes_of
 from ddpm.training.configured import card_of, initial, train_configured

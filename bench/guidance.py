@@ -35,7 +35,9 @@ from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.export.files import describe_sampler, export_denoiser, export_sampler
 from ddpm.files import write_bytes, write_json
 from ddpm.layout import MODELS
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, load
+from ddpm.model import Model, load
+from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
+from ddpm.model.network import build_network, columns_for
 from ddpm.nets.blocks import ResidualBlock
 from ddpm.nets.unet import UNet
 

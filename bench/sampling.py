@@ -36,7 +36,9 @@ from ddpm.evaluation.features import cached_features, extract
 from ddpm.evaluation.metrics import frechet_distance
 from ddpm.files import write_bytes, write_json
 from ddpm.layout import EXTRACTOR, FEATURES, MODELS, PREPARED
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, load
+from ddpm.model import Model, load
+from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
+from ddpm.model.network import build_network
 
 NEAR = 1.05  # a FID within 5 % of the reference is the same
 RESAMPLES = 200

@@ -15,7 +15,8 @@ from ddpm.config.training import TrainingConfig
 from ddpm.data.store import PreparedData
 from ddpm.drawer.cascade import Cascade
 from ddpm.layout import MODELS, PREPARED
-from ddpm.model import Model, codec_of, columns_for
+from ddpm.model import Model
+from ddpm.model.network import codec_of, columns_for
 from ddpm.nets.clip import CLIP
 from ddpm.stages.compose import open_trained
 from ddpm.stages.memory import without_memory

@@ -24,7 +24,9 @@ from ddpm.config.sampling import SamplingConfig
 from ddpm.config.training import TrainingConfig
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import UserError, brief, listed
-from ddpm.model import DataFacts, Model, columns_for
+from ddpm.model import Model
+from ddpm.model.card import DataFacts
+from ddpm.model.network import columns_for
 from ddpm.training.configured import card_of, initial, train_configured
 from ddpm.training.loop import DivergedError
 from ddpm.training.options import Hooks

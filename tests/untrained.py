@@ -11,7 +11,9 @@ from weights import awake
 
 from ddpm.config.model import VariantConfig
 from ddpm.export.files import describe_sampler, export_decoder, export_denoiser, export_guide, export_sampler
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
+from ddpm.model import Model, save
+from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
+from ddpm.model.network import build_network, columns_for
 from ddpm.nets import build
 from ddpm.nets.autoencoder import Frozen
 

@@ -295,8 +295,8 @@ def columns_of(condition: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[C
 
     Args:
         condition: the section `condition` of params.yaml, as JSON has it.
-        data: what a model knows of its training data (`model.DataFacts`), as JSON has it: `classes` in the order of
-            their numbers, `class_counts`; `text`, the tokenizer and the captions; `encoder`, the CLIP that made the
+        data: what a model knows of its training data (`model.card.DataFacts`), as JSON has it: `classes` in the order
+            of their numbers, `class_counts`; `text`, the tokenizer and the captions; `encoder`, the CLIP that made the
             embeddings.
 
     Raises:

@@ -43,7 +43,7 @@ class ExportedSpace:
     def __init__(self, open_file: Open, data: Mapping[str, Any]) -> None:
         """
         Args:
-            data: of sampler.json, as `model.DataFacts` has it.
+            data: of sampler.json, as `model.card.DataFacts` has it.
 
         Raises:
             ValueError: it does not describe a CLIP.

@@ -16,7 +16,8 @@ from ddpm.data.store import PreparedData
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.errors import UserError
 from ddpm.evaluation.plots import Chart, charts
-from ddpm.model import Model, codec_of
+from ddpm.model import Model
+from ddpm.model.network import codec_of
 
 LEVELS = 10
 

@@ -32,7 +32,7 @@ def check_all_networks(params: Params, *, root: Path = Path()) -> None:
         UserError: a network does not fit the data.
     """
     # These import torch, which takes 2 seconds; plans need none.
-    from ddpm.model import codec_of, columns_for
+    from ddpm.model.network import codec_of, columns_for
     from ddpm.stages.memory import without_memory
     from ddpm.stages.train import data_facts
 

@@ -31,7 +31,8 @@ from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.likelihood import likelihood_evaluations, ode_evaluations
 from ddpm.first_stage import LatentFacts
 from ddpm.layout import PREPARED
-from ddpm.model import check_end, codec_of, columns_for
+from ddpm.model.network import codec_of, columns_for
+from ddpm.model.process import check_end
 from ddpm.stages.encoder import used_encoder
 from ddpm.stages.latents import first_stage
 from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory

@@ -18,7 +18,8 @@ from ddpm.data.store import PreparedData, Split
 from ddpm.evaluation.accessory import open_space
 from ddpm.joint_space import JointSpace
 from ddpm.layout import EMBEDDINGS
-from ddpm.model import DataFacts, EmbeddingFacts, EncoderFacts, Model, TextFacts
+from ddpm.model import Model
+from ddpm.model.card import DataFacts, EmbeddingFacts, EncoderFacts, TextFacts
 
 Config = TypeVar("Config", bound=ModelConfig)
 # What of `condition.prompt` describes the text encoder and the tokenizer.

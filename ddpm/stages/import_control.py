@@ -18,15 +18,10 @@ from ddpm.files import atomic_directory, read_json, sha256_of
 from ddpm.interop import diffusers
 from ddpm.interop.diffusers.control import Found, convert, for_one_channel
 from ddpm.interop.saved import read_saved, tensors_alone
-from ddpm.model import (
-    Model,
-    ModelCard,
-    TrainingFacts,
-    build_network,
-    columns_for,
-    refuse_not_finite_weights,
-    save,
-)
+from ddpm.model import Model, save
+from ddpm.model.card import ModelCard, TrainingFacts
+from ddpm.model.network import build_network, columns_for
+from ddpm.model.weights import refuse_not_finite_weights
 from ddpm.nets.controlled import Controlled
 from ddpm.stages.train import write_curve
 from ddpm.training.configured import parameter_count

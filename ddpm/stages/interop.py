@@ -27,19 +27,10 @@ from ddpm.interop.published import Autoencoder, Classes, Flags, Published
 from ddpm.interop.published import Text as PublishedText
 from ddpm.interop.saved import in_short, must_be_a_file, read_saved, shown, tensors_alone
 from ddpm.layout import MODELS, find_model
-from ddpm.model import (
-    DataFacts,
-    EmbeddingFacts,
-    Model,
-    ModelCard,
-    TextFacts,
-    TrainingFacts,
-    build_network,
-    columns_for,
-    load,
-    refuse_not_finite_weights,
-    save,
-)
+from ddpm.model import Model, load, save
+from ddpm.model.card import DataFacts, EmbeddingFacts, ModelCard, TextFacts, TrainingFacts
+from ddpm.model.network import build_network, columns_for
+from ddpm.model.weights import refuse_not_finite_weights
 from ddpm.stages.train import write_curve
 
 NETWORK = "network."  # before the tensors' names in a conditional model

@@ -18,7 +18,9 @@ from ddpm.config.condition import ConditionConfig, ControlConfig
 from ddpm.errors import UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import find_model
-from ddpm.model import Model, ModelCard, build_network, load, save
+from ddpm.model import Model, load, save
+from ddpm.model.card import ModelCard
+from ddpm.model.network import build_network
 from ddpm.nets.controlled import Controlled
 from ddpm.training.configured import parameter_count
 from ddpm.training.start import check_same_base

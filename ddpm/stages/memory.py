@@ -12,7 +12,7 @@ from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import Column
 from ddpm.config.model import VariantConfig
 from ddpm.errors import UserError, ran_out
-from ddpm.model import build_network
+from ddpm.model.network import build_network
 from ddpm.training.cost import free_bytes, state_bytes
 from ddpm.training.memory import OutOfMemoryError
 

@@ -29,7 +29,10 @@ from ddpm.data.store import PreparedData, Split
 from ddpm.errors import Interrupted, NotFiniteError, UserError
 from ddpm.files import atomic_directory
 from ddpm.layout import MODELS, PREPARED, TRAINING_STATES
-from ddpm.model import DataFacts, Model, TextFacts, check_end, codec_of, columns_for, save
+from ddpm.model import Model, save
+from ddpm.model.card import DataFacts, TextFacts
+from ddpm.model.network import codec_of, columns_for
+from ddpm.model.process import check_end
 from ddpm.stages import fingerprint
 from ddpm.stages.encoder import UsedEncoder, used_encoder
 from ddpm.stages.latents import FirstStage, first_stage

@@ -25,7 +25,9 @@ from ddpm.data.shown import values_of_pictures
 from ddpm.data.store import Split
 from ddpm.diffusion.objectives import Objective
 from ddpm.first_stage import LatentFacts
-from ddpm.model import DataFacts, ModelCard, StartFacts, TrainingFacts, build_network, build_process
+from ddpm.model.card import DataFacts, ModelCard, StartFacts, TrainingFacts
+from ddpm.model.network import build_network
+from ddpm.model.process import build_process
 from ddpm.nets.discriminator import PatchDiscriminator
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.compression import Compress, Weights

@@ -12,7 +12,7 @@ from ddpm.conditioning.network import ConditionalNetwork, columns_in
 from ddpm.config.model import VariantConfig
 from ddpm.errors import UserError
 from ddpm.first_stage import LatentFacts, latents_in_words
-from ddpm.model import StartFacts
+from ddpm.model.card import StartFacts
 from ddpm.nets.controlled import Controlled
 from ddpm.training.start import check_columns, facts_of, opened
 

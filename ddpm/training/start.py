@@ -17,7 +17,8 @@ from ddpm.errors import UserError
 from ddpm.files import combined_sha256, sha256_of
 from ddpm.interop import clip
 from ddpm.layout import find_model
-from ddpm.model import Model, StartFacts, load
+from ddpm.model import Model, load
+from ddpm.model.card import StartFacts
 from ddpm.nets.clip import TextTower
 
 # What widens a network's ports: the maps that it takes beside x, and the keys and values of tokens.

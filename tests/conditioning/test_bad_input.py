@@ -17,7 +17,8 @@ from ddpm.conditioning.columns import LabelColumn
 from ddpm.config.base import validate
 from ddpm.config.model import ModelConfig
 from ddpm.errors import UserError
-from ddpm.model import DataFacts, columns_for
+from ddpm.model.card import DataFacts
+from ddpm.model.network import columns_for
 
 CLASSES = ", ".join("0123456789")
 NOTHING_DROPPED = "guidance_scale must be 1: the model was trained without dropping its condition"

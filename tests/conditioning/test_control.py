@@ -25,7 +25,8 @@ from ddpm.data.images import BadImageError
 from ddpm.diffusion.plans import GUESS_FACTOR, sampling_plan
 from ddpm.diffusion.schedules import Schedule
 from ddpm.files import read_json, sha256_of, write_json
-from ddpm.model import DataFacts, Model, load
+from ddpm.model import Model, load
+from ddpm.model.card import DataFacts
 
 pytest.importorskip("skimage")
 

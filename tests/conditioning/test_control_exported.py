@@ -16,7 +16,8 @@ from ddpm.deploy.runtime import CPU, Sampler
 from ddpm.export.files import activation_bytes, export_half
 from ddpm.export.parity import measure_parity, open_text_to_image
 from ddpm.export.text_to_image import export_text_to_image, link_of
-from ddpm.model import DataFacts, Model, load
+from ddpm.model import Model, load
+from ddpm.model.card import DataFacts
 
 pytest.importorskip("skimage")
 

@@ -23,7 +23,8 @@ from ddpm.diffusion.plans import SAMPLERS
 from ddpm.drawer import Drawer
 from ddpm.errors import UserError
 from ddpm.export.parity import measure_parity
-from ddpm.model import DataFacts, Model
+from ddpm.model import Model
+from ddpm.model.card import DataFacts
 
 WORDS = Words(("blue", "heart", "red"), 4)
 FACTS = DataFacts(

@@ -15,7 +15,8 @@ from ddpm.config.model import VariantConfig
 from ddpm.config.params import load_params
 from ddpm.data.loader import InMemoryImages
 from ddpm.errors import UserError
-from ddpm.model import build_network, build_process
+from ddpm.model.network import build_network
+from ddpm.model.process import build_process
 from ddpm.nets.blocks import ResidualBlock, Style
 from ddpm.nets.condition import Shapes
 from ddpm.nets.embeddings import timestep_embedding

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.codecs.scale import codec_for
 from ddpm.conditioning.columns import LabelColumn
 from ddpm.config.base import INCIDENTAL
 from ddpm.config.condition import LabelConfig
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import load_params
 from ddpm.diffusion.schedules import Schedule
-from ddpm.model import build_network, codec_for
+from ddpm.model.network import build_network
 from ddpm.training.ema import EMA
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

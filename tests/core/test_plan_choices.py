@@ -13,7 +13,7 @@ from ddpm.diffusion.plans import plan_for
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import DdpmWarning, UserError
-from ddpm.model import check_end
+from ddpm.model.process import check_end
 
 PROCESS = {"schedule": "linear", "timesteps": 100, "prediction": "epsilon", "variance": "fixed_small"}
 OWN = {"sampler": "dpmpp_2m", "steps": 5, "eta": 0.5, "variance": "fixed_large", "clip": True}

@@ -17,7 +17,8 @@ from ddpm.diffusion.plans import SAMPLERS, sampling_plan
 from ddpm.diffusion.sampling import sample
 from ddpm.diffusion.schedules import SCHEDULES, Schedule
 from ddpm.errors import UserError
-from ddpm.model import build_network, build_process
+from ddpm.model.network import build_network
+from ddpm.model.process import build_process
 from ddpm.nets import build
 from ddpm.nets.condition import Shapes
 from ddpm.nets.vae import VAE

@@ -24,7 +24,8 @@ from ddpm.evaluation.denoising import (
 )
 from ddpm.evaluation.pictures import WIDTH, as_gif
 from ddpm.evaluation.plots import side_by_side
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts
+from ddpm.model import Model
+from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
 
 POINTS = DataFacts(name="dots", shape=(2,), classes=None, kind="points", low=(-1.0, -1.0), high=(1.0, 1.0))
 

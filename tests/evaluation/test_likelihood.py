@@ -15,7 +15,9 @@ from ddpm.diffusion.likelihood import prior_terms, vlb_terms
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.likelihood import split_bounds
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for
+from ddpm.model import Model
+from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
+from ddpm.model.network import build_network, columns_for
 
 SEED, IMAGES = 5, 7
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ddpm.codecs.scale import ValueCodec
 from ddpm.config.model import VariantConfig
 from ddpm.evaluation.likelihood import gigaflops_per_image
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network
+from ddpm.model import Model
+from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
+from ddpm.model.network import build_network
 
 
 def model(steps: int, width: int = 32, layers: int = 3) -> Model:

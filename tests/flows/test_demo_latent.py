@@ -11,7 +11,7 @@ import torch
 
 from ddpm.config.params import load_params
 from ddpm.first_stage import latent_shape
-from ddpm.model import build_network
+from ddpm.model.network import build_network
 from flows import demo_latent, demo_text
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,8 @@ from ddpm.files import sha256_of
 from ddpm.first_stage import LatentFacts
 from ddpm.interop.diffusers.control import convert, for_one_channel
 from ddpm.interop.diffusers.weights import ours_of
-from ddpm.model import DataFacts, load
+from ddpm.model import load
+from ddpm.model.card import DataFacts
 from ddpm.nets import build
 from ddpm.nets.condition import Condition, Ports
 from ddpm.nets.controlled import Controlled

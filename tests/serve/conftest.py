@@ -30,7 +30,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An upsampler that is conditioned on a prompt too, with noise on its small image."""
     import ddpm
     from ddpm.conditioning.tokenizers import Words
-    from ddpm.model import DataFacts
+    from ddpm.model.card import DataFacts
 
     words = Words(("blue", "heart", "red"), 4)
     text = {"tokenizer": words.as_json(), "captions": ("red heart", "blue heart")}
@@ -53,7 +53,7 @@ def told_server(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def hinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a control that follows edges."""
     import ddpm
-    from ddpm.model import DataFacts
+    from ddpm.model.card import DataFacts
 
     facts, folder = DataFacts(name="dots", shape=(8, 8, 1), classes=None), tmp_path_factory.mktemp("hinted")
     condition = {"control": {"of": "models/base", "hint": "edges", "widths": [4, 8]}}

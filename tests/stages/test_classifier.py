@@ -25,7 +25,7 @@ from ddpm.evaluation.classifier import accuracy_by_noise
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.files import sha256_of
 from ddpm.layout import PREPARED
-from ddpm.model import DataFacts
+from ddpm.model.card import DataFacts
 from ddpm.stages.compare import compare
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.evaluate import evaluate_variant

@@ -33,8 +33,9 @@ from ddpm.export.files import (
 )
 from ddpm.export.parity import measure_parity
 from ddpm.layout import PREPARED
-from ddpm.model import DataFacts, Model
+from ddpm.model import Model
 from ddpm.model import save as save_model
+from ddpm.model.card import DataFacts
 from ddpm.serve.models import load_model
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.export import export_variant

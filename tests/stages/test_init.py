@@ -12,7 +12,7 @@ from ddpm import cli
 from ddpm.codecs.scale import codec_for
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import load_params
-from ddpm.model import build_network
+from ddpm.model.network import build_network
 from ddpm.stages.init import Found, settings
 
 

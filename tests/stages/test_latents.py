@@ -33,7 +33,7 @@ from ddpm.evaluation.reconstruction import ssim
 from ddpm.export.parity import inputs_of
 from ddpm.files import sha256_of
 from ddpm.layout import LATENTS, PREPARED
-from ddpm.model import DataFacts
+from ddpm.model.card import DataFacts
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.encode import encode
 from ddpm.stages.evaluate import evaluate_variant

@@ -13,7 +13,7 @@ import ddpm
 from ddpm import cli
 from ddpm.config.params import load_params
 from ddpm.deploy.runtime import Sampler
-from ddpm.model import DataFacts
+from ddpm.model.card import DataFacts
 
 EDM = {"kind": "edm", "prediction": "edm", "timesteps": 200, "sigma_max": 40.0}
 FLOW = {"kind": "flow", "prediction": "velocity", "timesteps": 200}

@@ -13,7 +13,7 @@ from untrained import untrained
 
 import ddpm
 from ddpm.cli.main import main
-from ddpm.model import DataFacts
+from ddpm.model.card import DataFacts
 
 COLOUR = DataFacts(name="dots", shape=(8, 8, 3), classes=None)
 MODELS = {

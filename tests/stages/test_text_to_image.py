@@ -37,7 +37,8 @@ from ddpm.export.text_to_image import Link, export_text_to_image, link_of, links
 from ddpm.files import sha256_of
 from ddpm.first_stage import LatentFacts
 from ddpm.layout import DEPLOY, MODELS
-from ddpm.model import DataFacts, Model, TextFacts, save
+from ddpm.model import Model, save
+from ddpm.model.card import DataFacts, TextFacts
 from ddpm.stages.compose import compose
 from ddpm.stages.export import export_variant
 

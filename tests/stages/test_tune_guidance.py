@@ -14,7 +14,9 @@ from ddpm.config.params import load_params
 from ddpm.data.store import PreparedData
 from ddpm.errors import UserError
 from ddpm.figures.seeds import seeds_of
-from ddpm.model import DataFacts, Model, ModelCard, TrainingFacts, build_network, columns_for, save
+from ddpm.model import Model, save
+from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
+from ddpm.model.network import build_network, columns_for
 from ddpm.stages.compare import compare
 from ddpm.stages.tune_guidance import tune_guidance
 

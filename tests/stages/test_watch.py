@@ -12,7 +12,7 @@ from tiny import run_cli
 
 from ddpm.config.params import load_params
 from ddpm.data.store import PreparedData
-from ddpm.model import build_network
+from ddpm.model.network import build_network
 from ddpm.stages import dry_run as dry_run_module
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.live_metrics import Watch

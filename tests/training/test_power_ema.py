@@ -19,7 +19,7 @@ from ddpm.data.loader import InMemoryImages
 from ddpm.diffusion.process import GaussianProcess
 from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import Interrupted
-from ddpm.model import DataFacts
+from ddpm.model.card import DataFacts
 from ddpm.nets import build
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.power_ema import (
