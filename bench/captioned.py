@@ -195,7 +195,7 @@ def cost(drawer: Drawer, plan: Mapping[str, Any], *, without: Sequence[str] = ()
     """10⁹ operations of an image of all links, but for some."""
     plans = drawer.plans(drawer.plan(**plan))
     models = {name: cast(Model, drawer.links[name]) for name in plans if name not in without}
-    return sum(gigaflops_per_image(model, plans[name]) * model.candidates for name, model in models.items())
+    return sum(gigaflops_per_image(model, plans[name]) for name, model in models.items())
 
 
 def ranks(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import ddpm
+from ddpm.closure import closure, digest
 from ddpm.conditioning.columns import Given
 from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion.likelihood import likelihood_bound
@@ -26,20 +25,9 @@ from ddpm.drawer import Drawer
 from ddpm.files import atomic_file, sha256_of
 from ddpm.model import Model, load
 
-# What decides samples and bounds beside the weights and the plan, as far as it is ours.
-_CODE = (
-    "codecs/embedding.py",
-    "codecs/latent.py",
-    "codecs/scale.py",
-    "conditioning/columns.py",
-    "conditioning/guidance.py",
-    "conditioning/network.py",
-    "diffusion/likelihood.py",
-    "diffusion/noise.py",
-    "diffusion/process.py",
-    "diffusion/sampling.py",
-    "diffusion/schedules.py",
-)
+# What decides samples and bounds beside the weights and the plan: all that these can reach, but for these.
+_DECISIVE = ("diffusion/likelihood.py", "drawer/cascade.py", "model/__init__.py")
+_NO_PART = ("config/", "errors.py", "files.py", "layout.py")
 
 BATCH = 250  # images; does not change the samples
 
@@ -66,8 +54,8 @@ class Cells:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        package = Path(inspect.getfile(ddpm)).parent
-        self._code = [sha256_of(package / name) for name in _CODE]
+        files = {file for entry in _DECISIVE for file in closure(entry, without=_NO_PART)}
+        self._code = {file: digest(file) for file in sorted(files)}
 
     def samples(self, trained: TrainedModel, count: int, seed: int, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
         """`count` images [count, H, W, C] of a seed, by a plan (overrides of the model's own); a cell a batch."""
@@ -93,7 +81,8 @@ class Cells:
         """
         rows, cells = drawer.plan(**plan), []
         guide = {} if drawer.guide_mark is None else {"guide": drawer.guide_mark}
-        model = {"model": drawer.fingerprint, "other_plans": drawer.other_plans, **guide}
+        choice = {} if drawer.candidates == 1 else {"candidates": drawer.candidates}
+        model = {"model": drawer.fingerprint, "other_plans": drawer.other_plans, **guide, **choice}
         facts = {"seed": seed, **model, **_facts(rows)}
         whole = drawer.given(count, seed=seed, **asked)
         for batch in _batches(count):

@@ -60,6 +60,7 @@ class Alignment:
         self._pool, self._own = np.unique(numbers[: len(known)]), numbers[len(known) :]
         self._cosines: list[float] = []
         self._best: list[bool] = []
+        self._chance: list[float] = []
 
     def add(self, drawn: NDArray[np.uint8]) -> None:
         """Take the next samples into account, [n, H, W, C]."""
@@ -68,7 +69,9 @@ class Alignment:
             own = self._own[place]
             cosine = float(vector @ self._vectors[own])
             self._cosines.append(cosine)
-            self._best.append(bool((self._vectors[self._others(place, own)] @ vector <= cosine).all()))
+            others = self._vectors[self._others(place, own)]
+            self._best.append(bool((others @ vector <= cosine).all()))
+            self._chance.append(1 / (1 + len(others)))
 
     def _others(self, place: int, own: int) -> NDArray[np.int64]:
         """The captions that a sample's own has to be better than."""
@@ -94,8 +97,7 @@ class Alignment:
         figures = {f"clip_score{ending}": score, f"r_precision{ending}": share}
         for key, (low, high) in ends.items():
             figures |= {f"{key}_low": low, f"{key}_high": high}
-        chance = 1 / min(CANDIDATES, len(self._pool))
-        return figures | {f"r_precision{ending}_chance": chance}
+        return figures | {f"r_precision{ending}_chance": float(np.mean(self._chance))}
 
 
 class Judge:

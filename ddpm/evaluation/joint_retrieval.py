@@ -15,7 +15,7 @@ from ddpm.data.store import PreparedData, Split, SplitName
 from ddpm.errors import UserError
 from ddpm.evaluation.bootstrap import share_interval
 from ddpm.evaluation.pictures import SHOWN_SIDE, grid
-from ddpm.evaluation.retrieval import PLACES, AskedPictures, chance, ranks
+from ddpm.evaluation.retrieval import PLACES, ROWS, chance, ranks
 from ddpm.joint_space import BATCH, JointSpace
 
 SHOWN, NEAREST = 12, 6  # captions of the picture, and the images beside each
@@ -59,19 +59,35 @@ def joint_retrieval(space: JointSpace, split: Split) -> Found:
         UserError: the data have no captions.
     """
     captions = _captions(space, split)
-    tokenizer = space.column.tokenizer
-    asked, _ = tokenizer.encode(text for own in captions for text in own)
+    ids, _ = space.column.tokenizer.encode(text for own in captions for text in own)
     # Each caption counts once, however many images have it.
-    asked = np.unique(asked, axis=0)
-    right = AskedPictures(asked, captions, tokenizer).of(0, len(asked))
+    asked, caption = np.unique(ids, axis=0, return_inverse=True)
+    image = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
     texts, images = torch.from_numpy(space.tokens(asked)), torch.from_numpy(_images(space, split))
-    # Of unit vectors the nearest is the one with the largest dot product.
-    return Found(
-        captions_of_images=ranks(images, lambda: [texts], right.T),
-        images_of_captions=ranks(texts, lambda: [images], right),
-        right_captions=right.sum(0),
-        right_images=right.sum(1),
-    )
+    pairs = torch.from_numpy(np.stack([image, caption.reshape(-1)]))
+    captions_of_images, right_captions = _places(images, texts, pairs)
+    images_of_captions, right_images = _places(texts, images, pairs.flip(0))
+    return Found(captions_of_images, images_of_captions, right_captions, right_images)
+
+
+def _places(ones: Tensor, others: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of N unit vectors the place, from 1, of the nearest of the M others that are right for it, and how many
+    are right, [N] each.
+
+    Args:
+        ones: [N, D].
+        others: [M, D]. The nearest of them is the one with the largest dot product.
+        pairs: what belongs together, [2, P]: the rows of one of the N and of one of the M.
+    """
+    places, counts = [], []
+    for first in range(0, len(ones), ROWS):
+        part = ones[first : first + ROWS]
+        row, column = pairs[:, (pairs[0] >= first) & (pairs[0] < first + len(part))]
+        right = torch.zeros(len(part), len(others), dtype=torch.bool)
+        right[row - first, column] = True
+        places.append(ranks(part, lambda: others.split(ROWS), right))
+        counts.append(right.sum(1))
+    return torch.cat(places), torch.cat(counts)
 
 
 def nearest_pictures(space: JointSpace, data: PreparedData) -> Image.Image:

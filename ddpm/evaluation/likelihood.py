@@ -28,8 +28,8 @@ from ddpm.nets.autoencoder import AutoencoderKL
 
 
 def gigaflops_per_image(model: Model, plan: SamplingPlan | None = None) -> float:
-    """10⁹ floating-point operations of an image under a plan, its decoder's among them: convolutions and matrix
-    products, a multiplication and an addition each, as torch counts them.
+    """10⁹ floating-point operations of an image under a plan, its decoder's and those of all its candidates among them:
+    convolutions and matrix products, a multiplication and an addition each, as torch counts them.
 
     Args:
         plan: of the model's; None: its own.
@@ -40,7 +40,7 @@ def gigaflops_per_image(model: Model, plan: SamplingPlan | None = None) -> float
     # Rows that go back into the noise evaluate nothing.
     evaluations, guided = (np.count_nonzero(plan.column(name)) for name in ("x0_from_out", "guidance"))
     decoding = 0 if model.autoencoder is None else _operations(_Decoding(model.autoencoder.network), shape)
-    return float(evaluations * once + guided * guiding + decoding) / 1e9
+    return float(model.candidates * (evaluations * once + guided * guiding) + decoding) / 1e9
 
 
 class _Decoding(nn.Module):

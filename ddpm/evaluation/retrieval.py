@@ -20,7 +20,7 @@ from ddpm.evaluation.bootstrap import share_interval
 PLACES = (1, 5)  # R@1 and R@5
 SPACES = ("pixels", "features")
 
-_ROWS = 500  # samples, and real pictures, between which there are distances at a time
+ROWS = 500  # samples, and real pictures, between which there are distances at a time
 
 # The real pictures in order, [m, D] at a time; each call begins anew.
 Pictures = Callable[[], Iterable[Tensor]]
@@ -114,7 +114,7 @@ class Retrieval:
             features: of them in the same order, [M, F].
         """
         self._asked, self._real = asked, real
-        self._spaces: tuple[Pictures, Pictures] = (self._pixels, lambda: features.split(_ROWS))
+        self._spaces: tuple[Pictures, Pictures] = (self._pixels, lambda: features.split(ROWS))
         self._pictures = len(features)
         self._ranks: list[Tensor] = []
         self._right: list[Tensor] = []
@@ -123,14 +123,14 @@ class Retrieval:
     def _pixels(self) -> Iterator[Tensor]:
         """The levels 0..255 of the real pictures, [m, H·W·C] at a time."""
         for split in self._real:
-            for part in split.batches(_ROWS):
+            for part in split.batches(ROWS):
                 yield torch.from_numpy(part).flatten(1)
 
     def add(self, images: NDArray[np.uint8], features: Tensor) -> None:
         """Take samples [n, H, W, C] with their features [n, F] into account."""
         pixels = torch.from_numpy(images).flatten(1)
-        for first in range(0, len(images), _ROWS):
-            rows = slice(first, first + _ROWS)
+        for first in range(0, len(images), ROWS):
+            rows = slice(first, first + ROWS)
             right = self._asked.of(self._count, len(pixels[rows]))
             both = zip((pixels[rows], features[rows]), self._spaces, strict=True)
             self._ranks.append(torch.stack([ranks(samples, real, right) for samples, real in both]))

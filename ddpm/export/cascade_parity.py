@@ -56,6 +56,7 @@ class _Link:
         assert isinstance(link.drawer, Model)
         self._name, self._model = name, on_cpu(link.drawer)
         self._fed = {column: f"{source}_{cascade.links[source].codec.name}" for column, source in link.fed.items()}
+        self._data = f"{name}_{self._model.codec.name}"
         self._plan = next(iter(plans_of(self._model, min(steps, len(self._model.schedule))).values()))
         self._noise = partial(ImageNoise, seed, samples, self._model.codec.network_shape)
 
@@ -74,7 +75,7 @@ class _Link:
         return {name: values for name, values in named.items() if name in inputs}
 
     def difference(self, drawn: Mapping[str, NDArray[Any]], *, last: bool) -> float:
-        """The largest one between what the link draws in torch and what the file draws.
+        """The largest one between what the link draws in torch and what the file draws, and of what it hands on.
 
         Args:
             drawn: the file's outputs, by their names.
@@ -83,4 +84,14 @@ class _Link:
         draw = self._noise().draw
         given = {**self._given, **{column: drawn[output] for column, output in self._fed.items()}}
         x0 = by_torch(self._model, self._plan, draw(), draw, given)
-        return float(np.abs(x0 - drawn["x0" if last else f"{self._name}_x0"]).max())
+        if last:
+            return float(np.abs(x0 - drawn["x0"]).max())
+        found = drawn[f"{self._name}_x0"]
+        return max(float(np.abs(x0 - found).max()), self._of_data(found, drawn[self._data]))
+
+    def _of_data(self, x0: NDArray[np.float32], data: NDArray[Any]) -> float:
+        """The largest difference between the data that the file makes of x_0, for the next link, and those that the
+        codec makes of it. A level of an image more or less is rounding.
+        """
+        difference = np.abs(self._model.codec.decode(x0).astype(np.float64) - data).max()
+        return float(difference if data.dtype != np.uint8 else max(0.0, difference - 1) / 127.5)

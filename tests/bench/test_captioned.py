@@ -61,9 +61,15 @@ def test_the_best_setting_has_the_lowest_figure_or_the_highest():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"fingerprint": "another"}, {"guide_mark": "clip 12ab"}, {"other_plans": {"upsampler": {"steps": 2}}}]
+    "changed",
+    [
+        {"fingerprint": "another"},
+        {"guide_mark": "clip 12ab"},
+        {"other_plans": {"upsampler": {"steps": 2}}},
+        {"candidates": 2},
+    ],
 )
-def test_samples_of_another_model_guide_or_upsampler_are_drawn_anew(tmp_path: Path, changed: dict[str, Any]):
+def test_samples_of_another_model_guide_upsampler_or_choice_are_drawn_anew(tmp_path: Path, changed: dict[str, Any]):
     drawn = []
 
     def draw(count: int, plan: SamplingPlan, **asked: Any) -> np.ndarray:
@@ -71,7 +77,7 @@ def test_samples_of_another_model_guide_or_upsampler_are_drawn_anew(tmp_path: Pa
         return np.zeros((count, 1, 1, 1), np.uint8)
 
     plan = SimpleNamespace(known=None, timesteps=np.arange(2), table=np.zeros((2, 3)))
-    facts: dict[str, Any] = {"fingerprint": "one", "guide_mark": None, "other_plans": {}}
+    facts: dict[str, Any] = {"fingerprint": "one", "guide_mark": None, "other_plans": {}, "candidates": 1}
     for own in (facts, facts, {**facts, **changed}):
         drawer = SimpleNamespace(plan=lambda **_: plan, given=lambda *_, **__: {}, draw=draw, **own)
         Cells(tmp_path).drawn(drawer, 3, 0, {})

@@ -136,7 +136,8 @@ def test_it_is_measured_by_how_often_it_finds_what_belongs_together(project: Pat
     assert any("embedded" in line for line in dry_run(params(), "clip"))
 
 
-def test_retrieval_counts_each_caption_once_and_every_image_that_has_it(project: Path, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 500])
+def test_retrieval_counts_each_caption_once_and_every_image_that_has_it(project: Path, monkeypatch, rows: int):
     """Of vectors by the brightness of an image and the caption's own words: dark and light are told apart."""
     space, split = opened(), PreparedData.open(PREPARED).split("train")
     light = space.column.read("a light square", 1)[0]
@@ -150,6 +151,7 @@ def test_retrieval_counts_each_caption_once_and_every_image_that_has_it(project:
 
     monkeypatch.setattr(type(space), "images", lambda self, stored: images(stored))
     monkeypatch.setattr(type(space), "tokens", lambda self, ids: tokens(ids))
+    monkeypatch.setattr("ddpm.evaluation.joint_retrieval.ROWS", rows)
     found = joint_retrieval(space, split)
     captions = {text for own in split.captions for text in own}
     dark = sum("night" in own for own in split.captions)
@@ -230,6 +232,14 @@ def test_models_with_captions_have_a_clip_score_and_an_r_precision(drawing: Path
             assert metrics[f"{key}_low"] <= metrics[key] <= metrics[f"{key}_high"]
         assert metrics[f"r_precision{ending}_chance"] == pytest.approx(1 / 3)
     assert 0 <= metrics["clip_score_real"] <= 100
+
+
+def test_guesses_at_a_caption_that_the_data_do_not_have_have_one_more_to_choose_from(project: Path):
+    data = PreparedData.open(PREPARED)
+    for text, choices in (("night", 3), ("a night square", 4)):
+        alignment = Alignment(opened(), [text], data, seed=0)
+        alignment.add(data.split("train").rows(np.array([0])))
+        assert alignment.figures()["r_precision_chance"] == pytest.approx(1 / choices)
 
 
 def test_a_comparison_over_guidance_scales_has_them_too(drawing: Path):

@@ -26,6 +26,7 @@ from ddpm.drawer.cascade import Cascade, Link, link_seed
 from ddpm.drawer.likeness import Likeness
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.accessory import open_space
+from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.files import read_json, sha256_of
 from ddpm.joint_space import JointSpace
 from ddpm.stages.embed import embed
@@ -154,6 +155,7 @@ def test_of_candidates_the_nearest_to_the_text_is_kept(project: Path):
         drawn = chosen.sample(3, seed=4, prompt=texts)
         np.testing.assert_allclose(chosen.sample(3, seed=4, prompt=texts, batch_size=2), drawn, atol=1e-5)
         assert chosen.evaluations(chosen.plan()) == candidates * prior.evaluations(prior.plan())
+        assert gigaflops_per_image(chosen) == pytest.approx(candidates * gigaflops_per_image(prior))
         scores.append((drawn * wanted).sum(1))
     assert (scores[1] >= scores[0] - 1e-6).all()
     assert (scores[2] >= scores[1] - 1e-6).all()

@@ -392,6 +392,15 @@ def test_both_loops_are_held_against_torch(cascade: TwoLinks):
         assert not parity(Cascade.of(*links, low_noise=0.2))["passed"]
 
 
+def test_what_a_link_hands_on_is_held_against_its_codec(cascade: TwoLinks, monkeypatch: pytest.MonkeyPatch):
+    codec = type(cascade.base.codec)
+    decode = codec.decode
+    monkeypatch.setattr(codec, "decode", lambda self, x: decode(self, x) // 2)
+    links = Cascade.of(cascade.base, cascade.upsampler, low_noise=0.2)
+    parity = measure_cascade_parity(links, cascade.path, samples=2, steps=2, tolerance=1e-3)
+    assert not parity["passed"]
+
+
 def test_the_export_of_a_cascade_writes_one_file_of_both_links(cascade: TwoLinks):
     parity = json.loads((cascade.path.parent / "parity.json").read_text())
     assert parity["passed"]
