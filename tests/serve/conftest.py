@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from captioned import write_pictures
-from denoisers import write_conditional, write_deploy
+from denoisers import write_conditional, write_decoder, write_deploy
 from service import Server
-from unclips import unclip_params
 from untrained import export, untrained
 
 
@@ -70,27 +67,7 @@ def hinted_server(hinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported decoder of a few steps of training."""
-    from ddpm.config.params import Params
-    from ddpm.stages.embed import embed
-    from ddpm.stages.export import export_variant
-    from ddpm.stages.fetch import fetch
-    from ddpm.stages.prepare import prepare
-    from ddpm.stages.train import train_variant
-
-    root = tmp_path_factory.mktemp("alike")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        write_pictures(Path("pictures"))
-        Path("params.yaml").write_text(yaml.safe_dump(unclip_params()))
-        params = Params.model_validate(unclip_params())
-        fetch(params)
-        prepare(params)
-        train_variant(params, "clip")
-        embed(params, "clip")
-        train_variant(params, "decoder")
-        export_variant(params, "decoder")
-    return root / "deploy" / "decoder"
+    return write_decoder(tmp_path_factory.mktemp("serve") / "decoder")
 
 
 @pytest.fixture(scope="session")
