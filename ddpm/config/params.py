@@ -217,6 +217,15 @@ class Params(Section):
         return {name for plan in self._plans_of(variant).values() if (name := plan.guide_name) is not None}
 
     @model_validator(mode="after")
+    def _plans_have_no_idle_keys(self) -> Params:
+        """Of params.yaml alone: model.json and sampler.json are read whatever their plans say."""
+        for name in self.models:
+            for key, plan in self._plans_of(name).items():
+                if plan.unused:
+                    raise ValueError(f"{key}.{plan.unused}")
+        return self
+
+    @model_validator(mode="after")
     def _something_is_built(self) -> Params:
         if not self.built:
             raise ValueError(
@@ -312,9 +321,17 @@ class Params(Section):
         except ValueError as error:
             raise ValueError(f"models.{name}.{error}") from None
 
-    def upsamples(self, name: str) -> bool:
-        """Whether a model is the upsampler of a cascade."""
-        return any(name == cascade.upsampler for cascade in self.composed.values())
+    def measured_plan(self, name: str) -> tuple[SamplingConfig, str]:
+        """The plan that a model is measured under, and its key. `evaluation.sampling` is for all but the links of a
+        cascade whose plans users do not choose."""
+        follows = any(
+            model == name and link != cascade.leading
+            for cascade in self.composed.values()
+            for link, model in cascade.links.items()
+        )
+        if self.evaluation.sampling is None or follows:
+            return self.variant(name).sampling, f"models.{name}.sampling"
+        return self.evaluation.sampling, "evaluation.sampling"
 
     @property
     def composed(self) -> dict[str, CompositionConfig]:

@@ -124,6 +124,16 @@ class SamplingConfig(Section):
     )
 
     @property
+    def unused(self) -> str | None:
+        """Why a key that is written decides nothing; None: there is none such."""
+        if self.clip_range is None:
+            return None
+        found = f"clip_range is {self.clip_range:g}"
+        if self.dynamic_threshold is not None:
+            return f"{found}, but dynamic_threshold takes the place of clipping: leave one of them out"
+        return None if self.clip else f"{found}, but clip is false: leave one of them out"
+
+    @property
     def levels(self) -> int:
         """How many levels of the process are visited."""
         return SAMPLERS[self.sampler].levels(Choices(self.steps, langevin_steps=self.langevin_steps))

@@ -405,6 +405,8 @@ def plan_for(
     asked = {key: value for key, value in overrides.items() if value is not None}
     given = {key: value for key, value in {**sampling, **asked}.items() if key not in NO_PART}
     _refuse_unused(asked, given, unguided_scale(by_classifier))
+    if bounded and "clip_range" in asked and given.get("clip") is False:
+        raise ValueError("clip_range is what clip clips to, and clip is false; leave clip_range out")
     if not bounded:
         _refuse_bounds(asked, given)
         given["clip"] = given.get("clip_range") is not None
@@ -439,8 +441,9 @@ def _refuse_unused(asked: Mapping[str, Any], given: Mapping[str, Any], unguided:
         if name in asked and sampler in SAMPLERS and sampler != only:
             whose = "the sampler" if "sampler" in asked else "the model's own sampler"
             raise ValueError(f"{name} is used by the sampler {only} alone, and {whose} is {sampler}; leave {name} out")
-    if "clip" in asked and given.get("dynamic_threshold") is not None:
-        raise ValueError("dynamic_threshold takes the place of clip; leave clip out")
+    for name in ("clip", "clip_range"):
+        if name in asked and given.get("dynamic_threshold") is not None:
+            raise ValueError(f"dynamic_threshold takes the place of clip; leave {name} out")
     for name in ("resamples", "jump"):
         if name in asked and given.get("inpainting") != "repaint":
             raise ValueError(f"{name} is used by inpainting repaint alone; leave {name} out")

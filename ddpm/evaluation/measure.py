@@ -168,6 +168,15 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
         samples.given(1, **one)
     except ValueError as error:
         raise UserError(f"{name} cannot be measured by itself: {error}") from None
+    check_plan(samples, name, plan)
+
+
+def check_plan(samples: Sampled, name: str, plan: str) -> None:
+    """Check that a model can be sampled by its plan; the arguments are those of `check_fit`.
+
+    Raises:
+        UserError: it cannot.
+    """
     try:
         samples.plan()
     except ValueError as error:

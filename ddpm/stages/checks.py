@@ -69,16 +69,10 @@ def check_model(params: Params, variant: str, *, root: Path = Path()) -> None:
 
 
 def _check_plans(params: Params, variant: str) -> None:
-    """The plan that the model is exported with, and the one that it is measured by; an upsampler in a cascade is
-    measured by its own."""
+    """The plan that the model is exported with, and the one that it is measured by; an upsampler or a prior in a
+    cascade is measured by its own."""
     config = params.variant(variant)
-    measured_by = None if params.upsamples(variant) else params.evaluation.sampling
-    for sampling, key in (
-        (config.sampling, f"models.{variant}.sampling"),
-        (measured_by, "evaluation.sampling"),
-    ):
-        if sampling is None:
-            continue
+    for sampling, key in ((config.sampling, f"models.{variant}.sampling"), params.measured_plan(variant)):
         why = config.condition.why_not_guidable
         if sampling.guide is None and sampling.guidance_scale != 1 and why:
             raise UserError(f"{key}.guidance_scale is {sampling.guidance_scale:g}, but models.{variant}.{why}")

@@ -35,7 +35,7 @@ from ddpm.evaluation.likelihood import (
     split_bounds,
     split_ode_likelihoods,
 )
-from ddpm.evaluation.measure import Measurement, asked_for, check_fit, facts_of, finite, measure
+from ddpm.evaluation.measure import Measurement, asked_for, check_fit, check_plan, facts_of, finite, measure
 from ddpm.evaluation.pictures import captioned, credit, in_turn, origin, save_png
 from ddpm.evaluation.prior import prior_figures
 from ddpm.evaluation.reconstruction import reconstruct
@@ -90,16 +90,14 @@ def evaluate_variant(params: Params, variant: str, *, root: Path = Path()) -> Me
 
 def _opened(params: Params, variant: str, device: torch.device, root: Path) -> tuple[Drawer, PreparedData]:
     """The model with the plan it is measured under, and the data that it fits."""
-    sampling, key = params.evaluation.sampling, "evaluation.sampling"
     model: Drawer
     if variant in params.composed:
         model = open_composed(params, variant, device, root=root)
-        key = key if sampling else f"the plan of models/{variant}/{model.leading}"
-        if sampling:
-            model = model.sampled_by(sampling.model_dump())
+        key = f"the plan of models/{variant}/{model.leading}"
+        if params.evaluation.sampling:
+            model, key = model.sampled_by(params.evaluation.sampling.model_dump()), "evaluation.sampling"
     else:
-        if sampling is None:
-            sampling, key = params.variant(variant).sampling, f"models.{variant}.sampling"
+        sampling, key = params.measured_plan(variant)
         model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
         check_base(model, root=root)
     data = PreparedData.open(root / PREPARED)
@@ -155,7 +153,9 @@ def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
     """`evaluate_variant`, of a prior: metrics.json."""
     device, data, options = pick_device(), PreparedData.open(root / PREPARED), params.evaluation
     config = params.variant(variant)
-    model = load(root / MODELS / variant, device).sampled_by(config.sampling, root=root)
+    sampling, key = params.measured_plan(variant)
+    model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
+    check_plan(model, f"models/{variant}", key)
     used = used_encoder(config, data, f"models.{variant}", device, root=root)
     if used is None or used.embeddings is None or model.card.data.encoder is None:
         raise UserError(f"models/{variant} is no prior: it was trained without codec.embedding")
@@ -184,7 +184,7 @@ def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
         "validation_count": counts[SPLITS.index("validation")],
         "train_count": counts[SPLITS.index("train")],
         "seed": params.seed,
-        "sampling": decisive_choices(config.sampling.model_dump(), variance=config.process.variance),
+        "sampling": decisive_choices(sampling.model_dump(), variance=config.process.variance),
     }
     with atomic_directory(root / REPORTS / variant) as out:
         write_json(out / "metrics.json", marks | finite(figures, f"models/{variant}"))

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import cascade_params, write_params
+from tiny import TINY_PARAMS, cascade_params, write_params
+from unclips import unclip_params
 
 import ddpm
 from ddpm.cli.main import main
@@ -574,7 +575,16 @@ def test_the_models_that_the_pipeline_trains_and_builds():
     params = Params.model_validate(cascade_params())
     assert params.trained == ("small", "large")
     assert params.built == ("glide",)
-    assert [params.upsamples(name) for name in params.trained] == [False, True]
+
+
+def test_the_links_that_do_not_lead_are_measured_under_their_own_plans():
+    common = {"evaluation": {**TINY_PARAMS["evaluation"], "sampling": {"steps": 7}}}
+    for raw, leading in ((cascade_params(), "small"), (unclip_params(), "decoder")):
+        params = Params.model_validate({**raw, **common})
+        found = {name: params.measured_plan(name) for name in params.trained if name != "clip"}
+        for name, (plan, key) in found.items():
+            own = (params.models[name].sampling, f"models.{name}.sampling")
+            assert (plan, key) == ((params.evaluation.sampling, "evaluation.sampling") if name == leading else own)
 
 
 def test_composing_says_what_is_missing(project: Path, capsys: pytest.CaptureFixture[str]):

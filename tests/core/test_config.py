@@ -50,6 +50,18 @@ def test_the_cifar10_preset_is_the_papers():
             "`models.a.process.schedule`.*'linear'.*found 'quadratic'",
         ),
         ("models: {a: {process: {timesteps: 10}}}\nvariants: [a]", "sampling.steps is 50, but the process has only 10"),
+        (
+            "models: {a: {sampling: {clip_range: 5, dynamic_threshold: 0.9}}}\nvariants: [a]",
+            "models.a.sampling.clip_range is 5, but dynamic_threshold takes the place of clipping",
+        ),
+        (
+            "models: {a: {sampling: {clip_range: 5, clip: false}}}\nvariants: [a]",
+            "models.a.sampling.clip_range is 5, but clip is false",
+        ),
+        (
+            "models: {a: {}}\nvariants: [a]\nevaluation: {sampling: {clip_range: 2, clip: false}}",
+            "evaluation.sampling.clip_range is 2, but clip is false",
+        ),
         ("models: {a: {}}\nvariants: [b]", "`variants` names 'b', but `models` has only: a"),
         ("models: {a: {}}", "`variants` is not written, which means 'ddpm', but `models` has only: a"),
         ("variants: [a]", "the key `models` is missing"),

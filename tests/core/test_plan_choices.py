@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.config.model import VariantConfig
+from ddpm.config.model import ModelConfig, VariantConfig
 from ddpm.config.process import ProcessConfig
 from ddpm.diffusion.likelihood import gaussian_log_density, vlb_terms
 from ddpm.diffusion.plans import plan_for
@@ -32,6 +32,8 @@ OWN = {"sampler": "dpmpp_2m", "steps": 5, "eta": 0.5, "variance": "fixed_large",
         ({"sampler": "ancestral", "eta": 1.0}, "eta is used by the sampler ddim alone"),
         ({"sampler": "bogus", "eta": 1.0}, "no sampler 'bogus'"),
         ({"clip": False, "dynamic_threshold": 0.9}, "dynamic_threshold takes the place of clip"),
+        ({"clip_range": 2.0, "dynamic_threshold": 0.9}, "dynamic_threshold takes the place of clip; leave clip_range"),
+        ({"clip_range": 2.0, "clip": False}, "clip_range is what clip clips to, and clip is false"),
         ({"guidance_interval": (0, 0.5)}, "not used at guidance_scale 1, .*: set guidance_scale or leave"),
         ({"guidance_interval": (0, 0.5), "guidance_scale": 1.0}, "not used at guidance_scale 1"),
         ({"guidance_interval": (0, 0.5), "guidance_scale": 0, "by_classifier": True}, "not used at guidance_scale 0"),
@@ -40,6 +42,14 @@ OWN = {"sampler": "dpmpp_2m", "steps": 5, "eta": 0.5, "variance": "fixed_large",
 def test_an_override_of_no_use_is_refused(overrides, words):
     with pytest.raises(ValueError, match=words):
         plan_for(PROCESS, OWN, **overrides)
+
+
+@pytest.mark.parametrize("idle", [{"dynamic_threshold": 0.9}, {"clip": False}])
+def test_a_model_of_before_may_have_a_clip_range_without_effect(idle: dict[str, object]):
+    """params.yaml may not; model.json and sampler.json are read."""
+    sampling = ModelConfig.model_validate({"sampling": {"clip_range": 5.0, **idle}}).sampling.model_dump()
+    expected = plan_for(PROCESS, {**sampling, "clip_range": None})
+    np.testing.assert_array_equal(plan_for(PROCESS, sampling).table, expected.table)
 
 
 def test_an_interval_is_used_where_there_is_guidance():

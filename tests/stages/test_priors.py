@@ -184,6 +184,22 @@ def test_the_figures_of_a_prior(project: Path, capsys: pytest.CaptureFixture[str
     assert found["encoder"].startswith("clip ")
 
 
+def test_a_prior_is_measured_under_the_plan_that_all_models_are(project: Path, capsys: pytest.CaptureFixture[str]):
+    raw = raw_params()
+    own, common = PRIOR["sampling"], {"sampler": "ddim", "steps": 3}
+    found = []
+    for sampling in (None, common):
+        raw["evaluation"]["sampling"] = sampling
+        evaluate_variant(Params.model_validate(raw), "prior")
+        found.append(read_json(Path("reports/prior/metrics.json")))
+    assert own.items() <= found[0]["sampling"].items()
+    assert common.items() <= found[1]["sampling"].items()
+    assert found[0]["cosine"] != found[1]["cosine"]
+    raw["evaluation"]["sampling"] = {"steps": 51}
+    with pytest.raises(UserError, match=r"models/prior cannot be sampled by evaluation\.sampling: .*found 51"):
+        evaluate_variant(Params.model_validate(raw), "prior")
+
+
 def test_embeddings_of_another_clip_are_refused(project: Path):
     manifest = Path("embeddings/clip/manifest.json")
     manifest.write_text(json.dumps({**read_json(manifest), "encoder_sha256": "0" * 64}))
@@ -306,7 +322,7 @@ def test_sample_like_with_a_known_part(project: Path):
     ],
 )
 def test_what_sample_refuses(project: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str):
-    assert main(["sample", *options, "--n", "2", "--out", "out.npz"]) == 2
+    assert main(["sample", *options, "--out", "out.npz"]) == 2
     assert said in capsys.readouterr().err
     assert not Path("out.npz").exists()
 
@@ -346,5 +362,5 @@ def test_a_missing_encoder_is_named(exported: Path, template: Path, tmp_path: Pa
     monkeypatch.chdir(template)
     shutil.copytree(exported / "decoder", tmp_path / "decoder")
     (tmp_path / "decoder" / "image_encoder.onnx").unlink()
-    with pytest.raises(UserError, match=r"image_encoder\.onnx is missing; `ddpm export` makes it"):
+    with pytest.raises(UserError, match=r"image_encoder\.onnx is missing: it embeds the pictures"):
         ddpm.load(tmp_path / "decoder").alike(Likeness(pictures()), 1)
