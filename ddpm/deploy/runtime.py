@@ -31,7 +31,6 @@ from ddpm.diffusion.known import Known
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, open_cascade
-from ddpm.drawer.likeness import Encoder
 from ddpm.drawer.parts import Drawn, Part
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.layout import CASCADE
@@ -112,8 +111,9 @@ class Sampler(Drawer):
         """The session of one of the directory's files."""
         onnxruntime = import_onnxruntime()
         path = self._file(name)
-        if self._precision != "fp32" and not path.exists():
-            raise UserError(f"{path} is missing; `ddpm export` makes it where `export.{self._precision}` is true")
+        if not path.exists():
+            where = "" if path.suffixes == [".onnx"] else f" where `export.{self._precision}` is true"
+            raise UserError(f"{path} is missing; `ddpm export` makes it{where}")
         unknown = set(self._providers) - set(onnxruntime.get_available_providers())
         if unknown:
             there = ", ".join(onnxruntime.get_available_providers())
@@ -126,8 +126,26 @@ class Sampler(Drawer):
         except Exception as error:  # onnxruntime's own exception types are not public
             raise UserError(f"{path} does not load: {error}") from None
 
+    def open_files(self) -> None:
+        """Open the files that are otherwise opened when they are first needed, and try the encoders: what is missing is
+        known before anyone asks for it, and the directory may be gone afterwards.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        _ = self._denoiser  # beside sampler.onnx too, which cannot draw all that can be asked for
+        if self._guide is not None:
+            _ = self._guide_session
+        if isinstance(self._codec, Latent):
+            _ = self.decoder
+        if self.encoder is not None:
+            self.encoder.try_out()
+        if self.candidates > 1:
+            (prompt,) = (column for column in self._own if column.name == PromptColumn.name)
+            self._texts.try_out(*prompt.shape, *self.shape)
+
     @cached_property
-    def encoder(self) -> Encoder | None:
+    def encoder(self) -> ExportedSpace | None:
         data = self.facts.get("data", {})
         if all(column.name != EmbeddingColumn.name for column in self._own):
             return None

@@ -174,9 +174,10 @@ def _load(directory: Path, name: str, threads: int, precision: Precision) -> Dra
 
 
 def _try(sampler: Sampler, name: str) -> None:
-    """One step of one image, with guidance if that can be: memory is set aside, and a model that cannot draw is known
-    before it is asked to.
+    """All files are opened, and one step of one image taken, with guidance if that can be: memory is set aside, and a
+    model that cannot draw is known before it is asked to.
     """
+    sampler.open_files()
     noise = ImageNoise(0, 1, sampler.codec.network_shape)
     guidance = {"guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)} if sampler.guidable else {}
     try:
