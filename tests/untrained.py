@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tiny import TINY_PARAMS
-from torch import nn
 from weights import awake
 
 from ddpm.config.model import VariantConfig
-from ddpm.export.encoders import export_encoders
 from ddpm.export.files import describe_sampler, export_decoder, export_denoiser, export_guide, export_sampler
 from ddpm.model import Model, save
 from ddpm.model.card import DataFacts, ModelCard, TrainingFacts
@@ -29,15 +27,8 @@ def untrained(name: str, directory: Path, facts: DataFacts, *, seed: int = 0, **
         height, _, channels = facts.shape
         halves = build(facts.latent.network.model_dump(), image_size=height, channels=channels)
         autoencoder = Frozen(awake(halves, std=0.1, seed=seed + 1))
-    return saved(name, directory, config, facts, network, autoencoder=autoencoder)
-
-
-def saved(
-    name: str, directory: Path, config: VariantConfig, facts: DataFacts, network: nn.Module, **parts: Any
-) -> Path:
-    """The directory of a model of these parts, whose fingerprint is its name."""
     card = ModelCard(variant=name, config=config, data=facts, training=TrainingFacts(fingerprint=name), parameters=1)
-    save(Model(network, card, **parts), directory / name)
+    save(Model(network, card, autoencoder=autoencoder), directory / name)
     return directory / name
 
 
@@ -54,6 +45,5 @@ def export(model: Model, out: Path) -> Path:
         decoder = out / "decoder.onnx"
         export_decoder(model, denoiser, decoder)
     export_sampler(model, denoiser, out / "sampler.onnx", guide, decoder)
-    export_encoders(model, out)
     describe_sampler(model, out)
     return out

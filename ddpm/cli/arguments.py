@@ -9,6 +9,7 @@ from ddpm.layout import COMPARISON
 from ddpm.serve.arguments import add_precision
 
 STRENGTH = 0.4  # of a change by texts, as `drawer.likeness` has it
+SAMPLES = 64  # images of `ddpm sample`
 LARGEST = 2**31 - 1  # what a C int holds, as in params.yaml
 
 
@@ -31,7 +32,7 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument(
         "model", metavar="MODEL", help="V, models/V, deploy/V, or a URI such as models:/ddpm-digits@champion"
     )
-    sample.add_argument("--n", type=_count, default=64, help="how many images (default: %(default)s)")
+    sample.add_argument("--n", type=_count, help=f"how many images (default: {SAMPLES})")
     sample.add_argument(
         "--out",
         type=a_path,
@@ -121,28 +122,29 @@ def add_sample(sample: argparse.ArgumentParser) -> None:
         action="append",
         metavar="FILE",
         help="of a model that draws pictures of CLIP embeddings: a picture to draw variations of; may be given several "
-        "times, then image i is like the one at i modulo their number. It is cropped and resized as in preparation",
+        "times, then image i is like the one at i modulo their number. The centre square is resized to what CLIP takes",
     )
     sample.add_argument(
         "--mix",
         type=_count,
         metavar="N",
         help="draw N images, in place of --n, on the way from the first --like to the second, all of the same noise; "
-        "with --from and --to on the way from the picture to the changed one",
+        "with --from and --to on the way from the one picture of --like to the changed one",
     )
     sample.add_argument(
         "--from",
         dest="change_from",
         metavar="TEXT",
-        help='what --like shows, such as "man"; with --to, which says what it is to become, the picture is changed by '
-        "the difference of the texts",
+        help='what the picture of --like shows, such as "man"; with --to the picture is changed by the difference of '
+        "the two texts, and without --mix one image is drawn, the changed one",
     )
-    sample.add_argument("--to", dest="change_to", metavar="TEXT", help='see --from; such as "woman"')
+    sample.add_argument("--to", dest="change_to", metavar="TEXT", help='what it is to become, such as "woman"')
     sample.add_argument(
         "--strength",
         type=float,
         metavar="S",
-        help=f"how far --from and --to change the picture, above 0 and at most 1 (default: {STRENGTH:g})",
+        help="how far --from and --to change the picture, above 0 and at most 1; at 1 only the difference of the texts "
+        f"is left (default: {STRENGTH:g})",
     )
     sample.add_argument(
         "--control",

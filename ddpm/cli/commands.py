@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpm.cli.arguments import SAMPLES
 from ddpm.errors import UserError, listed
 from ddpm.layout import COMPARISON_PAGE, EMBEDDINGS, LATENTS, REPORTS
 from ddpm.serve.arguments import chosen_settings
@@ -192,7 +193,7 @@ def run_sample(arguments: Arguments) -> None:
     images = sample_to(
         arguments.model,
         arguments.out,
-        count=arguments.n,
+        count=_count(arguments),
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         precision=arguments.precision,
@@ -217,6 +218,17 @@ def run_sample(arguments: Arguments) -> None:
         alike=_alike(arguments),
     )
     print(f"{len(images)} samples of {'×'.join(map(str, images.shape[1:]))} in {arguments.out}")
+
+
+def _count(arguments: Arguments) -> int:
+    """How many images are asked for, where --mix does not say it."""
+    if arguments.n is None:
+        return SAMPLES
+    if arguments.mix not in (None, arguments.n):
+        raise UserError(f"--mix {arguments.mix} says how many images are drawn: leave --n {arguments.n} out")
+    if arguments.mix is None and arguments.change_from is not None and arguments.n != 1:
+        raise UserError(f"--from and --to draw one image, or as many as --mix says: leave --n {arguments.n} out")
+    return arguments.n
 
 
 def _alike(arguments: Arguments) -> Alike | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ddpm.drawer.likeness import Encoder, Likeness
 from ddpm.drawer.parts import Drawn, Float32, Part, data_of, together
 from ddpm.errors import NotFiniteError
 
+_OF_CONTROLS = ("control_scale", "control_interval", "guess")
 _FIRST_CANDIDATE = 100  # purposes of `noise.stream` from here on are of candidates after the first
 
 
@@ -79,9 +80,16 @@ class Drawer(ABC):
         """The link whose plan users choose."""
         return next(iter(self.links))
 
-    def links_for(self, given: Given) -> Set[str]:
-        """The links that have to draw where these values are given: the last, and those that feed one of them."""
+    def links_for(self, given: Collection[str]) -> Set[str]:
+        """The links that have to draw where these columns are given: the last, and those that feed one of them."""
         return self.links.keys()
+
+    @property
+    def without_text(self) -> dict[str, str]:
+        """What is asked for beside an embedding if no text is: the empty prompt; nothing of a model that reads none."""
+        drawing = self.links_for([EmbeddingColumn.name])
+        read = {column.name for name in drawing for column in self.links[name].columns}
+        return {name: "" for name in (PromptColumn.name,) if name in read}
 
     @property
     def other_plans(self) -> Mapping[str, Mapping[str, Any]]:
@@ -260,7 +268,8 @@ class Drawer(ABC):
         plan = plan_for(process, sampling, by_classifier=self.by_classifier, bounded=self.codec.bounded, **overrides)
         if not self.guidable and plan.column("guidance").any():
             raise ValueError(f"guidance_scale must be 1: the model {self.why_not_guidable()}")
-        if plan.control is not None and all(column.name != WEIGHTS for column in self.columns):
+        steered = plan.control is not None or any(overrides.get(name) is not None for name in _OF_CONTROLS)
+        if steered and all(column.name != WEIGHTS for column in self.columns):
             raise ValueError(
                 "control_scale, control_interval and guess are for models with a control; this one has none"
             )
@@ -390,8 +399,7 @@ class Drawer(ABC):
         if self.encoder is None:
             raise ValueError("like: the model is conditioned on no embeddings of pictures (condition.embedding)")
         found = likeness.embeddings(self.encoder)
-        silent = {column.name: "" for column in self.columns if column.name == PromptColumn.name}
-        overrides = {**silent, **{name: value for name, value in overrides.items() if value is not None}}
+        overrides = self.without_text | {name: value for name, value in overrides.items() if value is not None}
         if likeness.steps is None:
             asked = {**overrides, EmbeddingColumn.name: found}
             return self.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **asked)

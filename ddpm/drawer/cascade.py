@@ -6,7 +6,7 @@ Nichol & Dhariwal 2021, appendix C; Ho et al. 2022, "Cascaded diffusion models".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
-from ddpm.conditioning.columns import PICTURES, Column, Derived, Given, needed, united
+from ddpm.conditioning.columns import PICTURES, Column, Derived, needed, united
 from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
@@ -204,13 +204,30 @@ class Cascade(Drawer):
     def plans(self, plan: SamplingPlan) -> dict[str, SamplingPlan]:
         return {name: self._own_plans.get(name, plan) for name in self.wiring}
 
-    def links_for(self, given: Given) -> Set[str]:
+    def links_for(self, given: Collection[str]) -> Set[str]:
         *_, last = self.wiring
         wanted = {last}
         for name, link in reversed(self.wiring.items()):
             if name in wanted:
                 wanted |= {source for column, source in link.fed.items() if column not in given}
         return wanted
+
+    def given(self, count: int, *, seed: int = 0, first: int = 0, **asked: Any) -> dict[str, NDArray[Any]]:
+        """As of `Drawer`.
+
+        Raises:
+            ValueError: also where no link would read a value, since those that do are skipped.
+        """
+        named = [name for name, value in asked.items() if value is not None]
+        drawing = self.links_for(named)
+        for name in named:
+            readers = [link for link, own in self.links.items() if name in {column.name for column in own.columns}]
+            if readers and not drawing & {*readers}:
+                raise ValueError(
+                    f"{name} is read by the {listed(readers)} alone, which does not draw where an embedding is given, "
+                    "such as that of a picture (like): leave one of them out"
+                )
+        return super().given(count, seed=seed, first=first, **asked)
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         *_, last = self.wiring

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.conditioning.columns import PromptColumn
 from ddpm.directions import slerp, unit
 
 MOST_MIXED = 1024
@@ -22,6 +23,11 @@ class Encoder(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a picture, [H, W, C]."""
+        ...
+
+    @property
+    def column(self) -> PromptColumn:
+        """How it reads texts."""
         ...
 
     def images(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -60,8 +66,9 @@ class Likeness:
             raise ValueError(f"a difference of texts (from, to) changes one picture; found {count} in `like`")
         if self.change is None and self.mix is not None and count != 2:
             raise ValueError(f"mix goes from one picture to another; expected two in `like`, found {count}")
-        if self.mix is not None and not 1 <= self.mix <= MOST_MIXED:
-            raise ValueError(f"mix must be in 1..{MOST_MIXED}, found {self.mix}")
+        least = 2 if self.change is None else 1  # one step has no place for the first of two pictures
+        if self.mix is not None and not least <= self.mix <= MOST_MIXED:
+            raise ValueError(f"mix must be in {least}..{MOST_MIXED}, found {self.mix}")
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, found {self.strength:g}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from ddpm.conditioning.columns import PromptColumn
 from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.conditioning.pictures import ImageColumn
 from ddpm.data.given import from_base64
@@ -24,7 +23,15 @@ class Asked(Protocol):
     strength: float | None
 
     @property
+    def model_fields_set(self) -> set[str]:
+        """The keys that the request has."""
+        ...
+
+    @property
     def one_noise(self) -> bool: ...
+
+    @property
+    def count(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ def alike(asked: Asked, drawer: Drawer) -> dict[str, Any]:
         return {}
     if drawer.encoder is None:
         raise ValueError("like: the model draws no pictures of CLIP embeddings")
+    if "n" in asked.model_fields_set and asked.n != asked.count:
+        how_many = "`from` and `to` draw one image, or as many as `mix` says" if asked.mix is None else "`mix` says it"
+        raise ValueError(f"n is how many images are drawn, and {how_many}; leave `n` out")
     most = 2 if asked.one_noise else asked.n
     if isinstance(asked.like, list) and len(asked.like) > most:
         raise ValueError(f"like: the list must have at most {most} entries, found {len(asked.like)}")
@@ -64,5 +74,4 @@ def alike(asked: Asked, drawer: Drawer) -> dict[str, Any]:
     texts = None if change[0] is None or change[1] is None else (change[0], change[1])
     strength = STRENGTH if asked.strength is None else asked.strength
     likeness = Likeness(from_base64(column, asked.like), asked.mix, texts, strength)
-    silent = {column.name: "" for column in drawer.columns if column.name == PromptColumn.name}
-    return {**silent, EmbeddingColumn.name: likeness.embeddings(drawer.encoder)}
+    return {**drawer.without_text, EmbeddingColumn.name: likeness.embeddings(drawer.encoder)}

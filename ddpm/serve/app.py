@@ -145,9 +145,7 @@ class Service:
             expected = " or ".join(sorted(possible, reverse=True))
             raise HTTPException(422, f"`format`: this model draws {codec.name}, expected {expected}, found '{form}'")
         if asked.count > most_images:
-            raise HTTPException(
-                422, f"`{'mix' if asked.mix else 'n'}` must be at most {most_images}, found {asked.count}"
-            )
+            raise HTTPException(422, f"`{asked.counted_by}` must be at most {most_images}, found {asked.count}")
         choice = model.choice(
             asked.sampler,
             asked.steps,
@@ -164,24 +162,26 @@ class Service:
         try:
             refuse_without_mask(choice.inpainting, dict(asked))
             least = model.least_evaluations(choice)
-            self._refuse_costly(asked.count, least, str(least))  # before the plan, which takes time and memory
+            self._refuse_costly(asked, least, str(least))  # before the plan, which takes time and memory
             plan = model.plan(choice)
-            self._refuse_costly(asked.count, model.sampler.evaluations(plan), _evaluations(model, plan))
+            self._refuse_costly(asked, model.sampler.evaluations(plan), _evaluations(model, plan))
             values = asked.given(model.sampler)
             model.sampler.given(1, **values)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         return form, choice, plan, values
 
-    def _refuse_costly(self, n: int, evaluations: int, named: str) -> None:
+    def _refuse_costly(self, asked: ImageRequest, evaluations: int, named: str) -> None:
         """
         Args:
             evaluations: of networks, for an image.
             named: the same as the refusal says it.
         """
         most = self.settings.max_evaluations
-        if n * evaluations > most:
-            raise HTTPException(422, f"`n` × `steps` must be at most {most}, found {n} × {named}")
+        if asked.count * evaluations > most:
+            raise HTTPException(
+                422, f"`{asked.counted_by}` × `steps` must be at most {most}, found {asked.count} × {named}"
+            )
 
 
 def _evaluations(model: ServedModel, plan: SamplingPlan) -> str:

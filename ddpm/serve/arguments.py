@@ -21,7 +21,11 @@ Draw images over HTTP from an exported model. Needs ddpm[serve]; for a registere
                     models of captions: "prompt": a text or a list of them
                     models with a control: "control", "control_scale", "control_interval", "guess"
                     upsamplers: "low"; all models of images: "image" and "mask", of which white is kept;
-                    each a PNG in base64
+                    models of CLIP embeddings: "like": a picture to draw variations of, or a list of them;
+                    "mix": 9 draws 9 images, in place of "n", on the way from the first of two pictures to the second;
+                    "from": "man", "to": "woman" change one picture by the difference of the two texts, and
+                    "strength": 0.4, above 0 and at most 1, says how far; "mix" is then on the way to the changed one
+                    each picture is a PNG in base64, in the size that GET /v1/model has in its "columns"
   GET  /            a page with the pictures and sliders
   GET  /v1/model    the model, its classes, what a request may ask for, and its limits
   GET  /docs        the API; as OpenAPI: /openapi.json

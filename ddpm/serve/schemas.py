@@ -109,24 +109,26 @@ class ImageRequest(BaseModel):
     )
     like: Any = Field(
         None,
-        description="a picture to draw variations of, in the size that the model's card says; as `low`. Of models that "
-        "draw pictures of CLIP embeddings alone",
+        description="a picture to draw variations of, in place of `prompt`, in the size that the model's card says; as "
+        "`low`. Of models that draw pictures of CLIP embeddings alone",
         json_schema_extra=_PICTURES,
     )
     mix: Annotated[int, Field(ge=1, le=MOST_MIXED)] | None = Field(
         None,
-        description="draw so many images, in place of `n`, on the way from the first picture in `like` to the second, "
-        "all of the same noise; with `from` and `to` on the way from the picture to the changed one",
+        description="draw so many images, in place of `n`, on the way from the first of the two pictures in `like` to "
+        "the second, all of the same noise; with `from` and `to` on the way from the one picture to the changed one",
     )
     change_from: str | None = Field(
         None,
         alias="from",
-        description="what `like` shows, such as man; with `to` the picture is changed by the difference of the texts, "
-        "and without `mix` one image is drawn",
+        description="what the picture in `like` shows, such as man; with `to` the picture is changed by the difference "
+        "of the texts, and without `mix` one image is drawn, the changed one",
     )
     change_to: str | None = Field(None, alias="to", description="what it is to become, such as woman")
     strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
-        None, description=f"how far `from` and `to` change the picture; null: {STRENGTH:g}"
+        None,
+        description="how far `from` and `to` change the picture; at 1 only the difference of the texts is left; "
+        f"null: {STRENGTH:g}",
     )
     inpainting: str | None = Field(
         None,
@@ -169,19 +171,25 @@ class ImageRequest(BaseModel):
         """How many images are drawn."""
         return self.mix or 1 if self.one_noise else self.n
 
+    @property
+    def counted_by(self) -> str:
+        """The key that says so."""
+        return "n" if self.mix is None else "mix"
+
     def given(self, model: Drawer) -> dict[str, Any]:
         """What is asked of the model's columns, by their names; pictures as arrays.
 
         Raises:
-            ValueError: a list has more than `n` entries, a picture cannot be read or has another size, or the model has
-                no such column.
+            ValueError: a list has more entries than there are images, a picture cannot be read or has another size, or
+                the model has no such column.
         """
         found = alike(self, model)
         asked = {name: getattr(self, name) for name in (*NAMES, *PICTURE_NAMES)}
         asked = {name: value for name, value in asked.items() if value is not None}
+        most, why = (1, "all images are drawn as one") if self.one_noise else (self.n, "`n`")
         for name, value in asked.items():
-            if isinstance(value, list) and len(value) > self.n:
-                raise ValueError(f"{name}: the list must have at most `n` entries, {self.n}, found {len(value)}")
+            if isinstance(value, list) and len(value) > most:
+                raise ValueError(f"{name}: the list must have at most {most} entries ({why}), found {len(value)}")
         return found | {
             name: from_base64(model.column(name), value) if name in PICTURE_NAMES else value
             for name, value in asked.items()

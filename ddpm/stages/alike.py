@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddpm.drawer import Drawer
 from ddpm.drawer.likeness import STRENGTH, Likeness
-from ddpm.errors import UserError
+from ddpm.errors import UserError, listed
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,20 @@ class Alike:
     mix: int | None = None
     change: tuple[str, str] | None = None
     strength: float | None = None
+
+    @property
+    def in_words(self) -> dict[str, str]:
+        """What files of the drawn pictures say of it."""
+        found = {"Like": listed([*map(str, self.files)])}
+        if self.mix is not None:
+            found["Mix"] = str(self.mix)
+        if self.change is not None:
+            found |= {"From": self.change[0], "To": self.change[1], "Strength": f"{self._strength:g}"}
+        return found
+
+    @property
+    def _strength(self) -> float:
+        return STRENGTH if self.strength is None else self.strength
 
     def likeness(self, drawer: Drawer, model: str) -> Likeness:
         """
@@ -35,9 +49,8 @@ class Alike:
                 f"--like: {model} draws no pictures of CLIP embeddings: it was trained without condition.embedding"
             )
         pictures = np.stack([_read(file, drawer.encoder.shape) for file in self.files])
-        strength = STRENGTH if self.strength is None else self.strength
         try:
-            return Likeness(pictures, self.mix, self.change, strength)
+            return Likeness(pictures, self.mix, self.change, self._strength)
         except ValueError as error:
             raise UserError(f"--like: {error}") from None
 

@@ -69,15 +69,22 @@ def sample_to(
             f"--out {out}: a directory is for images; {model} makes {opened.codec.name}: use FILE.npz or FILE.png"
         )
     likeness = None if alike is None else alike.likeness(opened, model)
+    one_noise = likeness is not None and likeness.steps is not None
+    _refuse_more({"like": [] if alike is None or one_noise else alike.files, **overrides}, count, one_noise=one_noise)
     try:
         overrides |= {name: _pictures_of(opened.column(name), path) for name, path in files.items()}
         if likeness is None:
             opened.check(overrides)
+        if guide is not None:
+            _refuse_unguided(opened, overrides)
     except ValueError as error:
         raise UserError(str(error)) from None
     for column in opened.columns:
         if isinstance(column, PromptColumn) and overrides.get(column.name) is not None:
-            _warn_of_unread(column, overrides[column.name])
+            _warn_of_unread("prompt", column, overrides[column.name])
+    if alike is not None and alike.change is not None and opened.encoder is not None:
+        for option, text in zip(("--from", "--to"), alike.change, strict=True):
+            _warn_of_unread(option, opened.encoder.column, text)
     total = count if likeness is None else likeness.steps or count
     options = {"seed": seed, "batch_size": batch_size, **overrides}
     with _progress(total, opened.codec, f"samples of {model}") as on_batch:
@@ -87,9 +94,41 @@ def sample_to(
             images = _alike(opened, likeness, total, on_batch=on_batch, **options)
     pictured = {_title(name): path.name for name, path in files.items()}
     if alike is not None:
-        pictured["Like"] = listed([*map(str, alike.files)])
+        pictured |= alike.in_words
     write(images, out, opened.codec, {**origin_of(opened, seed, overrides), **pictured})
     return images
+
+
+def _refuse_more(asked: Mapping[str, Any], count: int, *, one_noise: bool) -> None:
+    """
+    Args:
+        asked: values by their options' names; image i gets the one at i modulo their number.
+        count: of the images.
+        one_noise: whether all of them are drawn as image 0.
+
+    Raises:
+        UserError: an option has more values than images get.
+    """
+    for name in ("like", "label", "prompt"):
+        found = len(asked[name]) if isinstance(asked.get(name), (list, tuple)) else 0
+        if one_noise and found > 1:
+            raise UserError(f"--{name}: --mix, --from and --to draw all images with the same one; found {found}")
+        if found > count:
+            raise UserError(f"--{name}: found {found}, more than the images that --n draws, {count}")
+
+
+def _refuse_unguided(opened: Drawer, overrides: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: the plan has no guidance, for which there is a guide.
+        ValueError: there is no plan.
+    """
+    chosen = {name: value for name, value in overrides.items() if name not in (*NAMES, *PICTURES)}
+    if not opened.plan(**chosen).column("guidance").any():
+        raise UserError(
+            f"--guide: no step is guided: --guidance-scale is {opened.unguided_scale:g}, or --guidance-interval leaves "
+            "out all steps"
+        )
 
 
 def _alike(opened: Drawer, likeness: Likeness, count: int, **options: Any) -> NDArray[Any]:
@@ -132,17 +171,17 @@ def _pictures_of(column: Column, path: Path) -> NDArray[Any]:
     return np.stack([read(file) for file in files])
 
 
-def _warn_of_unread(column: PromptColumn, asked: str | Sequence[str]) -> None:
-    """Say which words of the prompts the model cannot read."""
+def _warn_of_unread(option: str, column: PromptColumn, asked: str | Sequence[str]) -> None:
+    """Say which words of an option's texts the model cannot read."""
     for text in dict.fromkeys([asked] if isinstance(asked, str) else asked):
         (cut,) = column.tokenizer.cut([text])
         if cut:
             _warn(
-                f"prompt: the model reads the first {column.tokenizer.length} tokens of {brief(text)}; {cut} more are "
-                "left out"
+                f"{option}: the model reads the first {column.tokenizer.length} tokens of {brief(text)}; {cut} more "
+                "are left out"
             )
         if unknown := column.tokenizer.unknown_words(text):
-            _warn(f"prompt: no training caption has these words of {brief(text)}: {listed(unknown)}")
+            _warn(f"{option}: no training caption has these words of {brief(text)}: {listed(unknown)}")
 
 
 def _warn(text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from denoisers import write_conditional, write_decoder, write_deploy
+from denoisers import write_conditional, write_decoder, write_deploy, write_unclip
 from service import Server
 from untrained import export, untrained
 
@@ -61,6 +61,20 @@ def hinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hinted_server(hinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """As `server`, of that model."""
     server = Server(tmp_path_factory.mktemp("hinted-server"), hinted)
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def unclip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported prior, of several candidates, and such a decoder as one model."""
+    return write_unclip(tmp_path_factory.mktemp("serve") / "unclip", candidates=3)
+
+
+@pytest.fixture(scope="session")
+def unclip_server(unclip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, of that model."""
+    server = Server(tmp_path_factory.mktemp("unclip-server"), unclip)
     yield server
     assert server.stop() == 0
 

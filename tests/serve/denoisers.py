@@ -181,7 +181,7 @@ def _normal(seed: int, *shape: int) -> np.ndarray:
 def _expect_x0(directory: Path, **sampling: Any) -> None:
     facts = json.loads((directory / "sampler.json").read_text())
     facts["process"]["prediction"] = "x0"
-    facts["sampling"] |= sampling
+    facts["sampling"] |= {"variance": None, "dynamic_threshold": None, **sampling}  # as every export names them
     (directory / "sampler.json").write_text(json.dumps(facts))
 
 

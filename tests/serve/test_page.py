@@ -14,9 +14,10 @@ from denoisers import CLASSES
 from PIL import Image
 from service import Server, wait_until
 
+from ddpm import load
 from ddpm.deploy.runtime import Sampler
 from ddpm.diffusion.samplers import SAMPLERS
-from ddpm.drawer.likeness import Likeness
+from ddpm.drawer.likeness import STRENGTH, Likeness
 
 
 @pytest.fixture(scope="module")
@@ -257,19 +258,49 @@ def test_pictures_like_chosen_ones(browser, alike_server, server, decoder):
     choose(browser, "like", two[0].squeeze())
     wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 16)
     close_to(pictures(browser).reshape(16, *drawer.codec.shape), drawer.alike(Likeness(two[:1]), 16))
+    disabled = '[by("n").disabled, by("strength").disabled]'
+    assert browser.run(disabled) == [False, True]
+    assert float(browser.run('by("strength").value')) == STRENGTH
     put(browser, mix=3, **{"from": "night", "to": "a light square"})
+    assert browser.run(disabled) == [True, False]
     browser.run('by("draw").click()')
     wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 3)
     changed = Likeness(two[:1], mix=3, change=("night", "a light square"))
     close_to(pictures(browser).reshape(3, *drawer.codec.shape), drawer.alike(changed, 3))
+    put(browser, mix="", strength=0.75)
+    assert browser.run('by("strength-shown").value') == "0.75"
+    browser.run('by("draw").click()')
+    wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 1)
+    farther = Likeness(two[:1], change=("night", "a light square"), strength=0.75)
+    close_to(pictures(browser).reshape(1, *drawer.codec.shape), drawer.alike(farther, 1))
     choose(browser, "like", two[0].squeeze(), two[1].squeeze())
     put(browser, mix=5, **{"from": "", "to": ""})
     browser.run('by("draw").click()')
     wait_until(lambda: browser.run('document.querySelectorAll("#pictures img").length') == 5)
     close_to(pictures(browser).reshape(5, *drawer.codec.shape), drawer.alike(Likeness(two, mix=5), 5))
+    browser.run('by("forget").click(); by("draw").click()')
+    assert settle(browser) == "Choose a picture: this model draws others like it."
+    assert browser.run(disabled) == [False, True]
     browser.open(server.url)
     settle(browser)
     assert browser.run('by("alike").hidden')
+
+
+def test_what_does_not_go_together_is_said_and_can_be_taken_back(browser, unclip_server, unclip):
+    browser.open(unclip_server.url)
+    settle(browser)
+    drawer, picture = load(unclip), np.full((8, 8), 200, np.uint8)
+    put(browser, prompt="night", n=2)
+    choose(browser, "like", picture)
+    wait_until(lambda: browser.run('by("said").className') == "bad")
+    assert settle(browser).startswith("prompt is read by the prior alone")
+    put(browser, **{"prompt": "", "from": "night"})
+    browser.run('by("draw").click()')
+    assert settle(browser) == "`from` and `to` go together: give both or neither"
+    put(browser, **{"prompt": "night"})
+    browser.run('by("forget").click(); by("draw").click()')
+    assert settle(browser).startswith("2 of seed 0 ")
+    close_to(pictures(browser), drawer.sample(2, prompt="night"))
 
 
 def close_to(found: np.ndarray, expected: np.ndarray) -> None:
