@@ -1,4 +1,4 @@
-"""A tiny project, prepared once a session and copied for every test that needs one."""
+"""A tiny project, prepared once a test run and copied for every test that needs one."""
 
 from __future__ import annotations
 
@@ -6,42 +6,56 @@ import shutil
 from pathlib import Path
 
 import pytest
+from once import entered, made_once
 from tiny import TINY_PARAMS, run_cli, write_params
 
 
-def entered(template: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project `template` at `directory`, which becomes the current one."""
-    shutil.copytree(template, directory)
-    monkeypatch.chdir(directory)
-    return directory
+def run_stages(directory: Path, *commands: list[str]) -> None:
+    """Run these commands of `ddpm` in the project `directory`."""
+    for command in commands:
+        done = run_cli(directory, *command)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")
 def prepared_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits fetched, prepared, and an extractor fitted."""
-    directory = tmp_path_factory.mktemp("template")
-    write_params(directory, TINY_PARAMS)
-    for stage in ("fetch", "prepare", "fit-extractor"):
-        done = run_cli(directory, stage)
-        assert done.returncode == 0, done.stderr
-    return directory
+
+    def make(directory: Path) -> None:
+        write_params(directory, TINY_PARAMS)
+        run_stages(directory, ["fetch"], ["prepare"], ["fit-extractor"])
+
+    return made_once(tmp_path_factory, "prepared", make)
 
 
 @pytest.fixture
-def project(prepared_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the prepared tiny project, and the current directory."""
-    return entered(prepared_template, tmp_path / "project", monkeypatch)
+def template(prepared_template: Path) -> Path:
+    """What `project` is a copy of. A test file whose tests share more than that has a `template` of its own."""
+    return prepared_template
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the test file's `template`, by default the prepared tiny project, and the current directory."""
+    return entered(template, tmp_path / "project", monkeypatch)
+
+
+@pytest.fixture
+def here(template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The `template` itself as the current directory, of tests that leave it fit for the others."""
+    monkeypatch.chdir(template)
+    return template
 
 
 @pytest.fixture(scope="session")
 def trained_template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with its model trained, evaluated and exported."""
-    directory = tmp_path_factory.mktemp("trained") / "project"
-    shutil.copytree(prepared_template, directory)
-    for stage in ("train", "evaluate", "export"):
-        done = run_cli(directory, stage, "tiny")
-        assert done.returncode == 0, done.stderr
-    return directory
+
+    def make(directory: Path) -> None:
+        shutil.copytree(prepared_template, directory, dirs_exist_ok=True)
+        run_stages(directory, ["train", "tiny"], ["evaluate", "tiny"], ["export", "tiny"])
+
+    return made_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture
@@ -60,6 +74,6 @@ def finished(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypat
     for variable in ("MLFLOW_TRACKING_URI", tracking.RUN_ID):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", tmp_path / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", tmp_path / "mlflow")
     write_outputs(tmp_path)
     return tmp_path

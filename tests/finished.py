@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
+from once import made_once
 from onnx import TensorProto, helper, numpy_helper
 
 from ddpm import tracking
@@ -15,12 +17,13 @@ VARIANT = "tiny"
 FINGERPRINT = "f"  # of the training
 
 
-def empty_store(base: Path) -> Path:
-    """A folder with MLflow's tables and nothing in them; they take seconds to make, and so are made once in `base`."""
-    root = base / "empty-store"
-    if not root.exists():
+def empty_store(factory: pytest.TempPathFactory) -> Path:
+    """A folder with MLflow's tables and nothing in them; they take seconds to make."""
+
+    def make(root: Path) -> None:
         tracking.load_mlflow(root).MlflowClient().search_experiments()
-    return root
+
+    return made_once(factory, "empty-store", make)
 
 
 def write_outputs(

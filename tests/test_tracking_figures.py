@@ -36,7 +36,7 @@ def registered(tmp_path, tmp_path_factory, monkeypatch) -> tracking.Registration
     """A version of a model whose stages have all run; its project is the current directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", tmp_path / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", tmp_path / "mlflow")
     write_outputs(tmp_path)
     Path(f"reports/{VARIANT}/nll.csv").write_text("t,train,validation\n0,2.0,2.5\n1,0.5,0.25\n")
     return tracking.register(VARIANT)

@@ -52,7 +52,7 @@ def graph(empty_project, tmp_path, monkeypatch) -> Path:
 def store(graph, tmp_path_factory, monkeypatch) -> Path:
     """MLflow's store in the stand-in project, empty."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", graph / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", graph / "mlflow")
     return graph / "mlflow"
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("server")
 @pytest.fixture
 def project_with_store(trained, tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", trained / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", trained / "mlflow")
     return trained
 
 

@@ -91,7 +91,7 @@ def test_a_champion_whose_files_are_lost_or_unreadable_raises_the_alarm(champion
 @pytest.mark.slow
 def test_a_champion_that_does_not_score_what_is_on_record_raises_the_alarm(trained, tmp_path_factory, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", trained / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", trained / "mlflow")
     stages = ("prepare", "train@tiny", "evaluate@tiny", "export@tiny")
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {stage: {} for stage in stages}}))
     version = tracking.register("tiny")

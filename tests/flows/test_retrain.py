@@ -49,7 +49,7 @@ def after_one_run(server, empty_project, tmp_path_factory) -> Path:
     """A project in which the flow has run once, well; not to be written to."""
     root = tmp_path_factory.mktemp("once") / "project"
     shutil.copytree(empty_project, root)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", root / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", root / "mlflow")
     write_graph(root)
     write_outputs(root / "finished")
     (root / "on" / "train@one").write_text("import os; open('seen', 'w').write(os.environ['MLFLOW_RUN_ID'])")

@@ -30,7 +30,7 @@ def versions(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypat
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv(tracking.RUN_ID, raising=False)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", tmp_path / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", tmp_path / "mlflow")
     for version, answer in enumerate((0.0, 0.9, 0.0), 1):
         write_outputs(tmp_path, lock=str(version))
         onnx.save(network((1, 4, 4), answer=answer), tmp_path / f"deploy/{VARIANT}/denoiser.onnx")

@@ -40,7 +40,7 @@ def test_an_empty_folder_has_its_status_and_stays_empty(bare, capsys):
 
 
 def test_stages_figures_versions_champion_and_unfinished_trainings(bare, tmp_path_factory, capsys):
-    shutil.copytree(empty_store(tmp_path_factory.getbasetemp()) / "mlflow", bare / "mlflow")
+    shutil.copytree(empty_store(tmp_path_factory) / "mlflow", bare / "mlflow")
     write_outputs(bare)
     protocol = Path(f"reports/{VARIANT}/protocol.json")
     write_json(protocol, {**json.loads(protocol.read_text()), "extractor": "classifier"})
