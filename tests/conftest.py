@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
 import pytest
 from once import entered, made_once
 from tiny import TINY_PARAMS, run_cli, write_params
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is imported out of garbage collections, each of which would otherwise walk millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def run_stages(directory: Path, *commands: list[str]) -> None:
