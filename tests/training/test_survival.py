@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,36 +30,25 @@ def test_asked_to_stop_it_saves_and_continues(project: Path, uninterrupted: Path
     assert hashes(project) == hashes(uninterrupted)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(project: Path, uninterrupted: Path):
-    longer(project, 300)
-    process = start_training(project)
-    while len(checkpoints(project)) < 2:
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    newest = checkpoints(project)[-1] / "state.safetensors"
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(killed: Path, uninterrupted: Path):
+    newest = checkpoints(killed)[-1] / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    done = run_cli(project, "train", "tiny")
+    done = run_cli(killed, "train", "tiny")
     assert done.returncode == 0, done.stderr
     assert f"{newest.parent.name} is damaged" in done.stdout
-    assert hashes(project) == hashes(uninterrupted)
+    assert hashes(killed) == hashes(uninterrupted)
 
 
-def test_half_a_checkpoint_is_no_checkpoint(project: Path, uninterrupted: Path):
+def test_half_a_checkpoint_is_no_checkpoint(killed: Path, uninterrupted: Path):
     """What a kill in the middle of writing leaves: a temporary directory that nobody takes for a state."""
-    longer(project, 300)
-    process = start_training(project)
-    wait_for_checkpoint(project, process)
-    process.kill()
-    process.wait()
-    state = checkpoints(project)[-1]
+    state = checkpoints(killed)[-1]
     half = state.with_name(f".{state.name}.half.tmp")
     shutil.copytree(state, half)
     (half / "state.json").unlink()
-    assert run_cli(project, "train", "tiny").returncode == 0
-    assert hashes(project) == hashes(uninterrupted)
+    assert run_cli(killed, "train", "tiny").returncode == 0
+    assert hashes(killed) == hashes(uninterrupted)
 
 
 def test_a_second_run_is_told_who_trains(project: Path):
