@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from finished import empty_store, write_outputs
 from graphs import SCRIPT, STAGE, write_graph
-from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """A Prefect server for all tests that run flows; its start takes seconds."""
+    """A Prefect server for all tests that run flows; its start takes seconds, and so does its import."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
     with prefect_test_harness(server_startup_timeout=180):
         yield PREFECT_API_URL.value()
 
@@ -66,3 +69,23 @@ def before(graph) -> Callable[[str, str], None]:
 def calls(graph) -> Callable[[], list[str]]:
     """The stages that really ran, in order."""
     return lambda: (graph / "calls").read_text().split() if (graph / "calls").exists() else []
+
+
+@pytest.fixture(scope="session")
+def repository(empty_project, tmp_path_factory) -> Callable[..., Path]:
+    """Make a folder with the repository's params.yaml and dvc.yaml, for a demo to be made in.
+
+    With the demo's folder, DVC is there already: `dvc init` takes a second.
+    """
+
+    def make(demo: Path | None = None) -> Path:
+        root = tmp_path_factory.mktemp("repository")
+        for name in ("params.yaml", "dvc.yaml"):
+            shutil.copy(ROOT / name, root)
+        for name in ("ddpm", "flows"):
+            (root / name).mkdir()
+        if demo:
+            shutil.copytree(empty_project / ".dvc", root / demo / ".dvc")
+        return root
+
+    return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,13 +24,10 @@ from flows.demo_text import make_project
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_project_trains_the_base_and_its_control(tmp_path: Path):
-    for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    for name in ("ddpm", "flows"):
-        (tmp_path / name).mkdir()
-    project = make_project(tmp_path, demo_control.DEMO, demo_control.FOLDER)
-    assert project == tmp_path / ".demo-control"
+def test_the_project_trains_the_base_and_its_control(repository: Callable[..., Path]):
+    root = repository(demo_control.FOLDER)
+    project = make_project(root, demo_control.DEMO, demo_control.FOLDER)
+    assert project == root / ".demo-control"
     params = load_params(project / "params.yaml")
     assert params.built == ("emoji", "control-emoji")
     assert params.controls["control-emoji"].of == "emoji"

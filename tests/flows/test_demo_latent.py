@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,10 @@ from ddpm.first_stage import latent_shape
 from ddpm.model.network import build_network
 from flows import demo_latent, demo_text
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("demo")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, root)
-    for name in ("ddpm", "flows"):
-        (root / name).mkdir()
-    return demo_text.make_project(root, demo_latent.DEMO, demo_latent.FOLDER)
+def project(repository: Callable[..., Path]) -> Path:
+    return demo_text.make_project(repository(demo_latent.FOLDER), demo_latent.DEMO, demo_latent.FOLDER)
 
 
 def test_the_project_builds_the_model_of_latents_after_its_autoencoder(project: Path):

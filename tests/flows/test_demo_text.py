@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,21 +28,18 @@ from flows import demo_text
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_project_has_the_repositorys_code_and_its_own_data(tmp_path: Path):
-    for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    for name in ("ddpm", "flows"):
-        (tmp_path / name).mkdir()
-    project = demo_text.make_project(tmp_path)
+def test_the_project_has_the_repositorys_code_and_its_own_data(repository: Callable[..., Path]):
+    root = repository()
+    project = demo_text.make_project(root)
     (project / "kept").touch()
-    assert demo_text.make_project(tmp_path) == project
+    assert demo_text.make_project(root) == project
     assert (project / "kept").exists()
-    assert all((project / name).resolve() == tmp_path / name for name in ("ddpm", "flows", "dvc.yaml"))
+    assert all((project / name).resolve() == root / name for name in ("ddpm", "flows", "dvc.yaml"))
     params = load_params(project / "params.yaml")
     assert params.data.dataset_name == "emoji"
     assert list(params.cascades) == [demo_text.CASCADE]
     assert (project / ".dvc").is_dir()
-    assert (tmp_path / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+    assert (root / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
 
 def test_the_picture_has_a_row_a_prompt_and_the_columns_of_each_scale():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,17 +16,13 @@ from ddpm.data.loader import InMemoryImages
 from flows import demo_unclip
 from flows.demo_text import make_project
 
-ROOT = Path(__file__).parents[2]
 SHAPE = (32, 32, 3)
 
 
-def test_the_project_trains_the_clip_and_what_draws_by_it(tmp_path: Path):
-    for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    for name in ("ddpm", "flows"):
-        (tmp_path / name).mkdir()
-    project = make_project(tmp_path, demo_unclip.DEMO, demo_unclip.FOLDER)
-    assert project == tmp_path / ".demo-unclip"
+def test_the_project_trains_the_clip_and_what_draws_by_it(repository: Callable[..., Path]):
+    root = repository(demo_unclip.FOLDER)
+    project = make_project(root, demo_unclip.DEMO, demo_unclip.FOLDER)
+    assert project == root / ".demo-unclip"
     params = load_params(project / "params.yaml")
     assert params.built == (demo_unclip.UNCLIP,)
     assert params.encoders == (demo_unclip.ENCODER,)

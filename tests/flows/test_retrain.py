@@ -187,6 +187,12 @@ def test_guides_are_trained_and_recorded_before_what_they_guide_is_measured(grap
         ("guide@one-classifier", "evaluate@one"),
     ):
         assert ran.index(earlier) < ran.index(later)
+
+
+@pytest.mark.slow
+def test_a_guide_that_has_changed_is_trained_again(graph, calls):
+    write_graph(graph, ("one",), ("classifier",))
+    assert run().is_completed()
     assert run().message.startswith("Nothing has changed")
     (graph / "dvc.lock").write_text((graph / "dvc.lock").read_text().replace("train-guide@classifier", "other"))
     assert run().is_completed()
