@@ -17,6 +17,9 @@ from ddpm.model.network import build_network, columns_for
 from ddpm.nets import build
 from ddpm.nets.autoencoder import Frozen
 
+# A network of one level, for what does not depend on the network: it is exported in half the time of the tiny one.
+ONE_LEVEL = {"width": 8, "multipliers": [1], "blocks": 1, "attention_resolutions": [], "groups": 4}
+
 
 def untrained(name: str, directory: Path, facts: DataFacts, *, seed: int = 0, **sections: Any) -> Path:
     """A model directory with random weights."""

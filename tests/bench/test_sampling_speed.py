@@ -8,19 +8,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from untrained import ONE_LEVEL, untrained
 
 import ddpm
 from bench import sampling
 from bench.contestants import DIFFUSERS, LUCIDRAINS, RUNTIME, TORCH, ddim, of_all_steps, write_files
 from ddpm.diffusion.sampling import sample
+from ddpm.model.card import DataFacts
 
 
-def test_they_draw_with_one_network_from_one_noise(trained):
+def test_they_draw_with_one_network_from_one_noise(tmp_path):
     """Theirs draw x_T from torch's generator. Every second timestep is the same ones to all."""
-    model = ddpm.load("models/tiny")
+    facts = DataFacts(name="dots", shape=(8, 8, 1), classes=None)
+    model = ddpm.load(untrained("model", tmp_path, facts, network=ONE_LEVEL))
     steps = len(model.schedule) // 2
-    write_files(model, trained / "files")
-    contestants = ddim(model, trained / "files", steps)
+    write_files(model, tmp_path / "files")
+    contestants = ddim(model, tmp_path / "files", steps)
     assert list(contestants) == [RUNTIME, TORCH, DIFFUSERS, LUCIDRAINS]
     torch.manual_seed(0)
     x = torch.randn(3, 1, 8, 8)
@@ -31,7 +34,7 @@ def test_they_draw_with_one_network_from_one_noise(trained):
     torch.manual_seed(0)
     np.testing.assert_allclose(contestants[LUCIDRAINS](3).numpy().transpose(0, 2, 3, 1), expected, atol=1e-4)
     np.testing.assert_allclose(contestants[RUNTIME](3) / 255, contestants[TORCH](3) / 255, atol=1.01 / 255)
-    for draw in of_all_steps(model, trained / "files").values():
+    for draw in of_all_steps(model, tmp_path / "files").values():
         assert np.asarray(draw(2)).size == 2 * 8 * 8
 
 

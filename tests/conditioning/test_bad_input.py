@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from untrained import ONE_LEVEL, export, untrained
 
 import ddpm
 from ddpm.cli.main import main
@@ -47,17 +46,14 @@ def complaint(capsys, *command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def conditional_template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with two conditional models of two steps: one whose labels were dropped, one whose were not."""
-    directory = tmp_path_factory.mktemp("conditional") / "project"
-    shutil.copytree(prepared_template, directory)
-    with contextlib.chdir(directory):
-        for drop in (0.0, 0.1):
-            with_condition(directory, {"label": {"drop": drop}})
-            assert main(["train", "tiny"]) == 0
-            if not drop:
-                Path("models/tiny").rename("models/fixed")
-        assert main(["export", "tiny"]) == 0
+def conditional_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two untrained models of digits: one that drops labels in training, and is exported too, and one that does not."""
+    directory = tmp_path_factory.mktemp("conditional")
+    facts = DataFacts(name="digits", shape=(8, 8, 1), classes=tuple("0123456789"))
+    for name, drop in (("tiny", 0.1), ("fixed", 0.0)):
+        condition = {"label": {"drop": drop}}
+        untrained(name, directory / "models", facts, network=ONE_LEVEL, condition=condition)
+    export(ddpm.load(directory / "models/tiny"), directory / "deploy/tiny")
     return directory
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny import TINY_PARAMS
-from untrained import export, untrained
+from untrained import ONE_LEVEL, export, untrained
 
 from ddpm.conditioning.tokenizers import Words
 from ddpm.deploy.runtime import CPU, Sampler
@@ -50,8 +49,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Model,
         if name == "latents":
             facts = DataFacts.model_validate({**FACTS.model_dump(), "latent": LATENT})
             sections["codec"] = {"latent": {"autoencoder": "models/a"}}
-            sections["network"] = {**TINY_PARAMS["models"]["tiny"]["network"], "attention_resolutions": [2]}
-        model = load(untrained(name, folder, facts, process=PROCESS, **sections))
+        model = load(untrained(name, folder, facts, network=ONE_LEVEL, process=PROCESS, **sections))
         deploy = export(model, folder / f"deploy-{name}")
         if name in WITH_PROMPTS:
             export_text_to_image({name: link_of(model, deploy / "sampler.onnx")}, deploy / "text_to_image.onnx")
@@ -164,7 +162,8 @@ def test_memory_is_counted_in_the_branch_too(exported):
 def test_half_precision(exported, tmp_path):
     model, deploy = exported["edges"]
     export_half(deploy / "denoiser.onnx", tmp_path / "half.onnx")
-    assert (tmp_path / "half.onnx").stat().st_size < 0.7 * (deploy / "denoiser.onnx").stat().st_size
+    # Little more than half of so small a file is weights.
+    assert (tmp_path / "half.onnx").stat().st_size < 0.75 * (deploy / "denoiser.onnx").stat().st_size
     import onnxruntime
 
     half = onnxruntime.InferenceSession(tmp_path / "half.onnx", providers=[CPU])

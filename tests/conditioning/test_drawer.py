@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from untrained import ONE_LEVEL
 
 import ddpm
 from ddpm.cli.main import main
@@ -24,6 +25,7 @@ def exported(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(prepared_template, directory)
     params = yaml.safe_load((directory / "params.yaml").read_text())
     params["models"]["tiny"] |= {
+        "network": ONE_LEVEL,
         "condition": {"label": {"drop": 0.2}},
         "process": {"timesteps": 50, "variance": "learned_range"},
         "objective": {"loss": "hybrid"},

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from untrained import export, untrained
+from untrained import ONE_LEVEL, export, untrained
 
 import ddpm
 from ddpm.cli.main import main
@@ -53,8 +53,9 @@ class Case(NamedTuple):
 def case(request, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A model of random weights, exported, and opened by the three executors."""
     directory = tmp_path_factory.mktemp("pictures")
-    sections = LEARNED if request.param == "mask" else {}
-    model = ddpm.load(untrained("model", directory, FACTS, condition=CONDITIONS[request.param], **sections))
+    sections = dict(LEARNED) if request.param == "mask" else {}
+    sections |= {"network": ONE_LEVEL, "condition": CONDITIONS[request.param]}
+    model = ddpm.load(untrained("model", directory, FACTS, **sections))
     deploy = export(model, directory / "deploy")
     executors = {"torch": model, "numpy": Sampler(deploy, in_graph=False), "graph": Sampler(deploy, in_graph=True)}
     return Case(model, deploy, executors)
@@ -215,7 +216,7 @@ def test_a_damaged_description_is_refused(case: Case, tmp_path: Path):
 @pytest.mark.parametrize("condition", [{"low": {"side": 4, "noise": 0.2}}, {"mask": {}}])
 def test_ddpm_export_and_sample_the_exported(project: Path, capsys, condition: dict):
     facts = DataFacts(name="digits", shape=(8, 8, 1), classes=None)
-    untrained("tiny", Path("models"), facts, condition=condition)
+    untrained("tiny", Path("models"), facts, network=ONE_LEVEL, condition=condition)
     assert main(["export", "tiny"]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "denoiser.onnx is the trained model to" in said

@@ -156,10 +156,7 @@ def test_weights_too_large_for_an_onnx_file_are_beside_it(captioned: Path, monke
     """With a lower threshold, through the stage: written, compared, hashed, and missed where they are not there."""
     params = params_of()
     train_variant(params, "tiny")
-    export_variant(params, "tiny")
-    whole = Sampler("deploy/tiny").sample(2, prompt="night")
-    inside = read_json(Path("deploy/tiny/sampler.json"))["denoiser_sha256"]
-    assert inside == sha256_of(Path("deploy/tiny/denoiser.onnx"))
+    expected = ddpm.load("models/tiny").sample(2, prompt="night").astype(int)
     monkeypatch.setattr("ddpm.export.files.MOST_WEIGHTS", 10_000)
     export_variant(params, "tiny")
     deploy, data = Path("deploy/tiny"), Path("deploy/tiny/denoiser.onnx.data")
@@ -168,7 +165,8 @@ def test_weights_too_large_for_an_onnx_file_are_beside_it(captioned: Path, monke
     assert parity["passed"]
     assert parity["files"].keys() == {"denoiser.onnx", "sampler.onnx"}
     for in_graph in (False, True):
-        np.testing.assert_array_equal(Sampler(deploy, in_graph=in_graph).sample(2, prompt="night"), whole)
+        drawn = Sampler(deploy, in_graph=in_graph).sample(2, prompt="night")
+        np.testing.assert_allclose(drawn.astype(int), expected, atol=1)
     hashes = [parity["files"][name]["sha256"] for name in ("denoiser.onnx", "sampler.onnx")]
     assert hashes == [combined_sha256([deploy / name, data]) for name in ("denoiser.onnx", "sampler.onnx")]
     assert read_json(deploy / "sampler.json")["denoiser_sha256"] == hashes[0]

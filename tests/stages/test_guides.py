@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from test_classifier import CLASSIFIER, with_models
-from untrained import export, untrained
+from untrained import ONE_LEVEL, export, untrained
 
 import ddpm
 from ddpm.cli.main import main
@@ -45,9 +45,8 @@ from ddpm.stages.train import data_facts
 onnxruntime = import_onnxruntime()
 
 FACTS = DataFacts(name="dots", shape=(8, 8, 1), classes=("a", "b", "c"), class_counts=(3, 2, 1))
-SMALL = {"width": 8, "multipliers": [1], "blocks": 1, "attention_resolutions": [], "groups": 4}
-BARE = {**SMALL, "middle_attention": False}
-SMALL_CLASSIFIER = {"kind": "classifier", **SMALL, "head_channels": 8}
+BARE = {**ONE_LEVEL, "middle_attention": False}
+SMALL_CLASSIFIER = {"kind": "classifier", **ONE_LEVEL, "head_channels": 8}
 # A classifier with all that its paper's has.
 ADM = {"scale_shift": True, "resample": "residual", "checkpointing": True}
 PLAIN = {"scale_shift": False, "resample": "plain", "timestep_scale": 0.5}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from untrained import ONE_LEVEL
 
 import ddpm
 from ddpm import cli
@@ -16,6 +17,7 @@ from ddpm.deploy.runtime import Sampler
 def test_a_model_that_learns_its_variance_is_trained_exported_and_sampled(project: Path):
     params = yaml.safe_load((project / "params.yaml").read_text())
     tiny = params["models"]["tiny"]
+    tiny["network"] = ONE_LEVEL
     tiny["process"] = {"timesteps": 20, "schedule": "cosine", "prediction": "v", "variance": "learned_range"}
     tiny["objective"] = {"loss": "hybrid", "weighting": "min_snr", "timestep_sampler": "importance"}
     tiny["sampling"] = {"sampler": "unipc", "steps": 5, "dynamic_threshold": 0.995}

@@ -103,6 +103,8 @@ def test_parity_is_recorded(trained: Path):
         assert file["passed"]
         assert file["max_abs_difference"] <= parity["max_abs_difference"]
         assert file["sha256"] == sha256_of(trained / "deploy/tiny" / name)
+    facts = json.loads((trained / "deploy/tiny/sampler.json").read_text())
+    assert facts["denoiser_sha256"] == parity["files"]["denoiser.onnx"]["sha256"]
 
 
 def test_an_export_that_differs_is_refused_and_the_old_one_stays(trained: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,11 +1,13 @@
 """NaN and infinity are said wherever they would otherwise become black pictures and figures of them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from untrained import ONE_LEVEL, untrained
 
 import ddpm
 from ddpm.codecs.scale import PixelCodec, ValueCodec
@@ -18,6 +20,7 @@ from ddpm.diffusion.schedules import Schedule
 from ddpm.errors import NotFiniteError
 from ddpm.export.files import export_half
 from ddpm.interop.published import Flags
+from ddpm.model.card import DataFacts
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.export import export_variant
 from ddpm.stages.interop import export_diffusers, import_model
@@ -81,8 +84,10 @@ def test_a_model_that_draws_nan_is_not_measured(trained: Path, monkeypatch: pyte
 
 
 def scaled(project: Path, layer: str, factor: float) -> None:
-    """A layer's weights, times a factor."""
-    path = project / "models/tiny/model.safetensors"
+    """A smaller, untrained model in place of the trained one, with a layer's weights times a factor."""
+    shutil.rmtree(project / "models/tiny")
+    facts = DataFacts(name="digits", shape=(8, 8, 1), classes=None)
+    path = untrained("tiny", project / "models", facts, network=ONE_LEVEL) / "model.safetensors"
     weights = load_file(path)
     weights[f"{layer}.weight"] = factor * (weights[f"{layer}.weight"] + 1)
     save_file(weights, path)

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tiny import TINY_PARAMS
-from untrained import export, untrained
+from untrained import ONE_LEVEL, export, untrained
 
 import ddpm
 from ddpm import cli
@@ -26,7 +25,7 @@ FACTS = DataFacts(name="digits", shape=(8, 8, 1), classes=None)
 def test_a_model_in_continuous_time_is_trained_measured_exported_and_sampled(project: Path):
     params = yaml.safe_load((project / "params.yaml").read_text())
     tiny = params["models"]["tiny"]
-    tiny["process"] = EDM
+    tiny["network"], tiny["process"] = ONE_LEVEL, EDM
     tiny["sampling"] = {"sampler": "heun", "steps": 7, "spacing": "native"}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     for stage in ("train", "evaluate", "export"):
@@ -57,7 +56,7 @@ def test_a_model_in_continuous_time_is_trained_measured_exported_and_sampled(pro
     ids=["flow", "ve", "ve told sigma"],
 )
 def test_a_model_of_another_process_draws_the_same_images_exported(process, network, sampling, tmp_path):
-    network = {**TINY_PARAMS["models"]["tiny"]["network"], **network}
+    network = {**ONE_LEVEL, **network}
     model = ddpm.load(untrained("other", tmp_path, FACTS, network=network, process=process, sampling=sampling))
     out = export(model, tmp_path / "deploy")
     ours = model.sample(4, seed=3).astype(int)
