@@ -6,20 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tiny import TINY_PARAMS
+from tiny import LEVELS, TINY_PARAMS
 
 # Trained in a second or two.
 CLIP = {
-    "network": {
-        "kind": "clip",
-        "width": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention_resolutions": [4],
-        "head_channels": 8,
-        "groups": 4,
-        "embedding": 6,
-    },
+    "network": {"kind": "clip", **LEVELS, "attention_resolutions": [4], "head_channels": 8, "embedding": 6},
     "condition": {"prompt": {"length": 4, "width": 16, "layers": 1, "heads": 2, "drop": 0}},
     "objective": {"loss": "contrastive"},
     "training": {**TINY_PARAMS["models"]["tiny"]["training"], "steps": 20, "learning_rate": 5e-3},

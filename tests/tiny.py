@@ -35,6 +35,8 @@ UNET_OF_DIFFUSERS = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
 }
+# The sizes of a small network of any kind, in params.yaml: two levels of 8 and 16 channels.
+LEVELS = {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
 TINY_PARAMS = {
     "seed": 3,
     "data": {"source": "digits"},
@@ -51,14 +53,7 @@ TINY_PARAMS = {
     "controls": {},
     "models": {
         "tiny": {
-            "network": {
-                "width": 8,
-                "multipliers": [1, 2],
-                "blocks": 1,
-                "attention_resolutions": [4],
-                "groups": 4,
-                "dropout": 0.1,
-            },
+            "network": {**LEVELS, "attention_resolutions": [4], "dropout": 0.1},
             "condition": {},
             "codec": {},
             "process": {"timesteps": 50, "variance": "fixed_small"},

@@ -63,14 +63,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, and the current directory."""
-    shutil.copytree(template, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
-
-
 def opened() -> JointSpace:
     return open_space("clip", PreparedData.open(PREPARED).codec, "here", Path(), torch.device("cpu"))[1]
 

@@ -3,6 +3,7 @@ exported."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_latents import AUTOENCODER, OF_LATENTS, params
+from of_latents import AUTOENCODER, OF_LATENTS, params
 from tiny import TINY_PARAMS
 
 import ddpm
@@ -54,33 +55,14 @@ def section(**changes) -> dict:
 
 
 @pytest.fixture(scope="module")
-def template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three trained, and the control exported."""
+def template(latents_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The autoencoder, the model and its control trained, and the control exported."""
     directory = tmp_path_factory.mktemp("latent-controls") / "project"
-    shutil.copytree(prepared_template, directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        train_autoencoder(with_control(), "squeeze")
-        encode(with_control(), "squeeze")
-        for name in ("small", "steered"):
-            train_variant(with_control(), name)
+    shutil.copytree(latents_template, directory)
+    with contextlib.chdir(directory):
+        train_variant(with_control(), "steered")
         export_variant(with_control(), "steered")
     return directory
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, and the current directory."""
-    shutil.copytree(template, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
-
-
-@pytest.fixture
-def here(template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The template itself as the current directory, of tests that change nothing."""
-    monkeypatch.chdir(template)
-    return template
 
 
 def test_the_hints_of_latents_are_those_of_their_pictures(here: Path):

@@ -13,16 +13,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from of_latents import AUTOENCODER, OF_LATENTS, TINY, params
 from PIL import Image
 from pydantic import ValidationError
-from tiny import TINY_PARAMS
 from torchmetrics.functional.image import structural_similarity_index_measure
 from untrained import untrained
 
 import ddpm
 from ddpm.codecs.latent import Latent, StoredLatent
 from ddpm.config.model import VariantConfig
-from ddpm.config.params import Params
 from ddpm.data.latents import Latents
 from ddpm.data.store import PreparedData
 from ddpm.deploy.runtime import Sampler
@@ -41,61 +40,11 @@ from ddpm.stages.export import export_variant
 from ddpm.stages.train import train_variant
 from ddpm.stages.train_autoencoder import train_autoencoder
 
-TINY = TINY_PARAMS["models"]["tiny"]
-LOSS = {"adversarial_from": 20, "discriminator_width": 8, "discriminator_layers": 1}
-AUTOENCODER = {
-    "network": {
-        "kind": "autoencoder",
-        "width": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "latent_channels": 2,
-        "groups": 4,
-    },
-    "objective": {"loss": "reconstruction", "reconstruction": LOSS},
-    "training": {**TINY["training"], "steps": 30, "learning_rate": 5e-3},
-}
-OF_LATENTS = {
-    **TINY,
-    "network": {**TINY["network"], "attention_resolutions": [2]},
-    "codec": {"latent": {"autoencoder": "models/squeeze"}},
-    "condition": {"label": {"drop": 0.2}},
-}
 
-
-def params(**models) -> Params:
-    tiny = copy.deepcopy(TINY_PARAMS)
-    tiny["models"] |= {"squeeze": copy.deepcopy(AUTOENCODER), "small": copy.deepcopy(OF_LATENTS), **models}
-    return Params.model_validate(tiny)
-
-
-@pytest.fixture(scope="module")
-def template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def template(latents_template: Path) -> Path:
     """Both models trained, and the second exported."""
-    directory = tmp_path_factory.mktemp("latents") / "project"
-    shutil.copytree(prepared_template, directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        train_autoencoder(params(), "squeeze")
-        encode(params(), "squeeze")
-        train_variant(params(), "small")
-        export_variant(params(), "small")
-    return directory
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, and the current directory."""
-    shutil.copytree(template, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
-
-
-@pytest.fixture
-def here(template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The template itself as the current directory, of tests that change nothing."""
-    monkeypatch.chdir(template)
-    return template
+    return latents_template
 
 
 def test_an_autoencoder_is_measured(project: Path):

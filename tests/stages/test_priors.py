@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from captioned import write_pictures
+from captioned import CLIP, write_pictures
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY_PARAMS
@@ -36,29 +36,14 @@ from ddpm.stages.fetch import fetch
 from ddpm.stages.prepare import prepare
 from ddpm.stages.train import train_variant
 
-NUMBERS = 8
-CLIP = {
-    "network": {
-        "kind": "clip",
-        "width": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention_resolutions": [4],
-        "head_channels": 4,
-        "groups": 4,
-        "dropout": 0.0,
-        "embedding": NUMBERS,
-    },
-    "condition": {"prompt": {"length": 4, "width": 12, "layers": 1, "heads": 2, "drop": 0}},
-    "objective": {"loss": "contrastive"},
-    "training": {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "checkpoint_every": 4, "log_every": 2},
-}
+SHORT = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "checkpoint_every": 4, "log_every": 2}
+NUMBERS = CLIP["network"]["embedding"]
 PRIOR = {
     "network": {"kind": "prior", "width": 16, "layers": 1, "heads": 2},
     "condition": {"prompt": {"of": "models/clip", "drop": 0.2}},
     "codec": {"embedding": {"encoder": "models/clip"}},
     "process": {"timesteps": 50, "schedule": "cosine", "prediction": "x0", "variance": "fixed_small"},
-    "training": {"steps": 4, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 4, "log_every": 2},
+    "training": {**SHORT, "learning_rate": 1e-2},
     "sampling": {"sampler": "ancestral", "steps": 5, "guidance_scale": 2.0},
 }
 
@@ -70,7 +55,7 @@ def raw_params() -> dict:
     tiny["training"] |= {"steps": 4}
     embedding = {"encoder": "models/clip", "drop": 0.1, "tokens": 2, "width": 12}
     decoder = copy.deepcopy(tiny) | {"condition": {"embedding": embedding}}
-    raw["models"] |= {"clip": CLIP, "prior": PRIOR, "decoder": decoder}
+    raw["models"] |= {"clip": {**CLIP, "training": SHORT}, "prior": PRIOR, "decoder": decoder}
     return raw
 
 
@@ -93,13 +78,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_variant(params(), "prior")
         train_variant(params(), "decoder")
     return root
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(template, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
 
 
 def space() -> JointSpace:
@@ -218,7 +196,7 @@ def test_a_retrained_clip_is_another_training(project: Path):
     """The hash of the frozen weights is a part of the fingerprint."""
     before = read_json(Path("models/prior/model.json"))
     raw = raw_params()
-    raw["models"]["clip"]["training"] = {**CLIP["training"], "steps": 5}
+    raw["models"]["clip"]["training"] = {**SHORT, "steps": 5}
     again = Params.model_validate(raw)
     train_variant(again, "clip")
     embed(again, "clip")
