@@ -98,7 +98,8 @@ def images_in(answer: httpx.Response) -> np.ndarray:
     return np.load(io.BytesIO(answer.content))
 
 
-@pytest.mark.parametrize("name", ["sd", "steered"])
+# `steered` is `sd` with a control, and goes the same way.
+@pytest.mark.parametrize("name", [pytest.param("sd", marks=pytest.mark.slow), "steered"])
 def test_it_is_measured_exported_registered_and_served(here: Path, name, tmp_path: Path, capsys):
     for command in ("evaluate", "export", "register"):
         assert main([command, name]) == 0, command

@@ -304,7 +304,13 @@ def test_any_tensor_may_have_any_shape(saved, tmp_path: Path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "flags"), [("images", ("--image-size", "8")), ("sequences", ("--seq-length", "16"))])
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("images", ("--image-size", "8")),
+        pytest.param("sequences", ("--seq-length", "16"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_trainers_checkpoint_is_imported_sampled_evaluated_and_exported(
     kind: str, flags: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
