@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from draws import assert_the_same_in_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,12 +73,7 @@ def test_a_class_without_data_is_never_drawn(counts, seed):
 @given(seeds, st.integers(1, 40), st.integers(1, 40))
 @settings(max_examples=30)
 def test_the_label_of_an_image_does_not_depend_on_its_batch(seed, count, batch_size):
-    whole = COLUMN.draw(count, seed=seed)
-    parts = [
-        COLUMN.draw(min(batch_size, count - first), seed=seed, first=first) for first in range(0, count, batch_size)
-    ]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert (whole.dtype, whole.shape) == (np.int64, (count,))
+    assert_the_same_in_batches(COLUMN, count, batch_size, seed=seed)
 
 
 def test_drawing_labels_leaves_the_noise_as_it_was_before_models_had_conditions():

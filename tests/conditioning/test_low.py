@@ -299,20 +299,14 @@ def test_derived_columns_are_told_from_those_that_data_have():
 
 
 @pytest.fixture(scope="module")
-def trained_project(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with an upsampler of digits from 4×4, that predicts x_0."""
     return trained_with(
         {"low": {"side": 4, "noise": 0.2}, "label": {"drop": 0.2}}, prepared_template, tmp_path_factory.mktemp("low")
     )
 
 
-@pytest.fixture
-def project_of_low(trained_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(trained_project)
-    return trained_project
-
-
-def test_a_trained_upsampler_draws_pictures_of_its_low_ones(project_of_low: Path):
+def test_a_trained_upsampler_draws_pictures_of_its_low_ones(here: Path):
     """Real images of 4×4 come back as images whose 4×4 are near them; nearer than to each other's."""
     model, data = ddpm.load("models/tiny"), PreparedData.open(Path("prepared"))
     full = data.split("validation").rows(np.arange(8))
@@ -329,7 +323,7 @@ def test_a_trained_upsampler_draws_pictures_of_its_low_ones(project_of_low: Path
     assert np.abs(whole.astype(int) - drawn).max() > 1, "noise on the low image"
 
 
-def test_guidance_leaves_the_low_image_on_both_sides(project_of_low: Path):
+def test_guidance_leaves_the_low_image_on_both_sides(here: Path):
     model, low = ddpm.load("models/tiny"), pictures(2, 4, 4, 1)
     network = model.network
     given = {name: torch.from_numpy(values) for name, values in model.given(2, low=low, label=3).items()}
@@ -340,7 +334,7 @@ def test_guidance_leaves_the_low_image_on_both_sides(project_of_low: Path):
     torch.testing.assert_close(guided, told + 2 * (told - weak))
 
 
-def test_what_a_user_of_an_upsampler_is_told(project_of_low: Path, capsys):
+def test_what_a_user_of_an_upsampler_is_told(here: Path, capsys):
     model = ddpm.load("models/tiny")
     with pytest.raises(ValueError, match="low: the model needs a picture of 4×4×1, found none"):
         model.sample(2)
@@ -349,7 +343,7 @@ def test_what_a_user_of_an_upsampler_is_told(project_of_low: Path, capsys):
     assert load_params().variant("tiny").condition.low.noise == 0.2
 
 
-def test_an_exported_upsampler_knows_its_columns(project_of_low: Path, tmp_path: Path):
+def test_an_exported_upsampler_knows_its_columns(here: Path, tmp_path: Path):
     from ddpm.export.files import facts
 
     model = ddpm.load("models/tiny")
@@ -369,7 +363,7 @@ def test_a_side_that_does_not_fit_the_data_is_refused_before_training(project: P
     )
 
 
-def test_it_is_measured_on_the_low_images_of_the_validation_split(project_of_low: Path):
+def test_it_is_measured_on_the_low_images_of_the_validation_split(here: Path):
     assert main(["evaluate", "tiny"]) == 0
     metrics, protocol = (read_json(Path(f"reports/tiny/{name}.json")) for name in ("metrics", "protocol"))
     assert (protocol["lows"], protocol["labels"]) == ("validation at 4×4", "validation")

@@ -211,18 +211,12 @@ def test_glide_for_inpainting_has_its_published_sizes(multipliers, blocks, side,
 
 
 @pytest.fixture(scope="module")
-def trained_project(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with a model that fills in digits."""
     return trained_with({"mask": {}}, prepared_template, tmp_path_factory.mktemp("mask"))
 
 
-@pytest.fixture
-def filled(trained_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(trained_project)
-    return trained_project
-
-
-def test_a_trained_model_keeps_its_condition(filled: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_trained_model_keeps_its_condition(here: Path, monkeypatch: pytest.MonkeyPatch):
     """The known half of a digit comes back nearer to it than that of other digits, also where nothing puts its pixels
     back: the model has learned it."""
     monkeypatch.setattr("ddpm.model.known_part", lambda given: None)
@@ -238,13 +232,13 @@ def test_a_trained_model_keeps_its_condition(filled: Path, monkeypatch: pytest.M
     assert np.abs(parts - drawn).max() <= 1
 
 
-def test_without_an_image_it_draws_all_of_one(filled: Path):
+def test_without_an_image_it_draws_all_of_one(here: Path):
     model = ddpm.load("models/tiny")
     nothing = {"image": np.zeros((8, 8, 1), np.uint8), "mask": np.zeros((8, 8), bool)}
     np.testing.assert_array_equal(model.sample(3, seed=1), model.sample(3, seed=1, **nothing))
 
 
-def test_what_a_user_is_told(filled: Path):
+def test_what_a_user_is_told(here: Path):
     model = ddpm.load("models/tiny")
     with pytest.raises(ValueError, match="image needs mask as well: give both or neither"):
         model.sample(1, image=np.zeros((8, 8, 1), np.uint8))
@@ -256,7 +250,7 @@ def test_what_a_user_is_told(filled: Path):
         model.sample(1, guidance_scale=2.0)
 
 
-def test_it_is_measured_as_a_model_that_draws_all_and_by_the_parts_that_it_draws_again(filled: Path):
+def test_it_is_measured_as_a_model_that_draws_all_and_by_the_parts_that_it_draws_again(here: Path):
     assert main(["evaluate", "tiny"]) == 0
     metrics, protocol = (read_json(Path(f"reports/tiny/{name}.json")) for name in ("metrics", "protocol"))
     assert protocol["inpainted"] == 64

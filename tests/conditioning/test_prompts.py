@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from draws import assert_the_same_in_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,12 +76,7 @@ def test_the_empty_prompt_is_the_null_condition():
 @given(seeds, st.integers(1, 40), st.integers(1, 40))
 @settings(max_examples=30)
 def test_the_caption_of_an_image_does_not_depend_on_its_batch(seed, count, batch_size):
-    whole = COLUMN.draw(count, seed=seed)
-    parts = [
-        COLUMN.draw(min(batch_size, count - first), seed=seed, first=first) for first in range(0, count, batch_size)
-    ]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert (whole.dtype, whole.shape) == (np.int64, (count, 3))
+    assert_the_same_in_batches(COLUMN, count, batch_size, seed=seed)
 
 
 def test_captions_are_drawn_as_often_as_the_data_have_them():

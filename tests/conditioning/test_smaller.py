@@ -19,19 +19,13 @@ from ddpm.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
-def trained_project(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with a model of digits in 4×4, conditioned on their classes."""
     folder = tmp_path_factory.mktemp("smaller")
     return trained_with({"label": {"drop": 0.2}}, prepared_template, folder, {"side": 4})
 
 
-@pytest.fixture
-def project_of_four(trained_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(trained_project)
-    return trained_project
-
-
-def test_it_draws_small_images_that_are_like_the_real_ones(project_of_four: Path):
+def test_it_draws_small_images_that_are_like_the_real_ones(here: Path):
     model, data = ddpm.load("models/tiny"), PreparedData.open(Path("prepared"))
     assert (data.codec.shape, model.shape) == ((8, 8, 1), (4, 4, 1))
     assert (model.card.config.codec.side, model.card.data.shape) == (4, (4, 4, 1))
@@ -41,7 +35,7 @@ def test_it_draws_small_images_that_are_like_the_real_ones(project_of_four: Path
     assert np.abs(drawn.mean(0) - real.mean(0)).mean() < np.abs(real.mean(0).mean() - real.mean(0)).mean()
 
 
-def test_it_is_exported_like_others(project_of_four: Path):
+def test_it_is_exported_like_others(here: Path):
     assert main(["export", "tiny"]) == 0
     model, sampler = ddpm.load("models/tiny"), ddpm.load("deploy/tiny")
     assert sampler.shape == (4, 4, 1)
@@ -49,7 +43,7 @@ def test_it_is_exported_like_others(project_of_four: Path):
     assert np.abs(model.sample(4, **told).astype(int) - sampler.sample(4, **told)).max() <= 1
 
 
-def test_a_dry_run_counts_the_small_images(project_of_four: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_dry_run_counts_the_small_images(here: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", "tiny", "--dry-run"]) == 0
     small = capsys.readouterr().out
     _with_codec({})
@@ -59,12 +53,12 @@ def test_a_dry_run_counts_the_small_images(project_of_four: Path, capsys: pytest
     assert operations[0] < 0.5 * operations[1]
 
 
-def test_it_is_not_measured_against_larger_images(project_of_four: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_is_not_measured_against_larger_images(here: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", "tiny"]) == 2
     assert "models/tiny makes images of 4×4×1, but the prepared data are of 8×8×1" in capsys.readouterr().err
 
 
-def test_a_side_that_does_not_fit_is_named(project_of_four: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_side_that_does_not_fit_is_named(here: Path, capsys: pytest.CaptureFixture[str]):
     _with_codec({"side": 3})
     assert main(["train", "tiny"]) == 2
     error = capsys.readouterr().err
@@ -73,7 +67,7 @@ def test_a_side_that_does_not_fit_is_named(project_of_four: Path, capsys: pytest
     _with_codec({"side": 4})
 
 
-def test_a_card_of_before_has_no_such_section(project_of_four: Path, tmp_path: Path):
+def test_a_card_of_before_has_no_such_section(here: Path, tmp_path: Path):
     shutil.copytree("models/tiny", tmp_path / "old")
     card = read_json(tmp_path / "old" / "model.json")
     assert card["config"].pop("codec") == {"side": 4, "latent": None, "embedding": None}

@@ -55,7 +55,6 @@ PUBLISHED = {
         "condition.label": (None, "y is None", HO_UNET),
         "process.timesteps": (1000, "num_diffusion_timesteps=1000", HO),
         "process.schedule": ("linear", "beta_schedule='linear', 0.0001 to 0.02", HO),
-        "process.betas": (None, "by the schedule", HO),
         "process.prediction": ("epsilon", "model_mean_type='eps'", HO),
         "process.variance": ("fixed_large", "model_var_type='fixedlarge'", HO),
         "objective.loss": ("simple", "loss_type='mse'", HO),
@@ -75,10 +74,7 @@ PUBLISHED = {
         "sampling.steps": (1000, "all timesteps", HO),
         "sampling.clip": (True, "clip_denoised=True", "Ho: diffusion_tf/diffusion_utils_2.py"),
         "sampling.variance": (None, "the process's, fixedlarge", HO),
-        "sampling.dynamic_threshold": (None, "none", HO),
         "sampling.guidance_scale": (1.0, "none", HO),
-        "sampling.guide": (None, "none among its own settings", "another model"),
-        "sampling.guidance_interval": (None, "none", HO),
     },
     "improved-ddpm-cifar10": {
         "network.kind": ("unet", "UNetModel", ND_UNET),
@@ -102,7 +98,6 @@ PUBLISHED = {
         "condition.label": (None, "class_cond=False", ND_SCRIPT),
         "process.timesteps": (4000, "--diffusion_steps 4000", ND),
         "process.schedule": ("cosine", "--noise_schedule cosine", ND),
-        "process.betas": (None, "by the schedule", ND),
         "process.prediction": ("epsilon", "predict_xstart=False", ND_SCRIPT),
         "process.variance": ("learned_range", "--learn_sigma True", ND),
         "objective.loss": ("hybrid", "rescale_learned_sigmas=True: RESCALED_MSE, vb * T / 1000", ND_SCRIPT),
@@ -122,10 +117,7 @@ PUBLISHED = {
         "sampling.steps": (4000, 'timestep_respacing=""', ND_SCRIPT),
         "sampling.clip": (True, "clip_denoised=True", "ND: scripts/image_sample.py"),
         "sampling.variance": (None, "the process's, learned", ND_SCRIPT),
-        "sampling.dynamic_threshold": (None, "none", "ND: scripts/image_sample.py"),
         "sampling.guidance_scale": (1.0, "none", "ND: scripts/image_sample.py"),
-        "sampling.guide": (None, "none among its own settings", "another model"),
-        "sampling.guidance_interval": (None, "none", "ND: scripts/image_sample.py"),
     },
     # For ImageNet at 64×64, `64x64_diffusion.pt`.
     "adm-conditional": {
@@ -150,7 +142,6 @@ PUBLISHED = {
         "condition.label": (LabelConfig(drop=0.0), "--class_cond True; label_emb has no null class", DN),
         "process.timesteps": (1000, "--diffusion_steps 1000", DN),
         "process.schedule": ("cosine", "--noise_schedule cosine", DN),
-        "process.betas": (None, "by the schedule", DN),
         "process.prediction": ("epsilon", "predict_xstart=False", DN_SCRIPT),
         "process.variance": ("learned_range", "--learn_sigma True", DN),
         "objective.loss": ("hybrid", "MSE + vb, which at T = 1000 is RESCALED_MSE", "DN: gaussian_diffusion.py"),
@@ -171,17 +162,20 @@ PUBLISHED = {
         "sampling.spacing": ("even", "space_timesteps: from 0 to T - 1 in equal strides", "DN: respace.py"),
         "sampling.clip": (True, "clip_denoised=True", DN),
         "sampling.variance": (None, "the process's, learned", DN_SCRIPT),
-        "sampling.dynamic_threshold": (None, "none", DN),
         "sampling.guidance_scale": (1.0, "by a classifier, which is another model", DN),
-        "sampling.guide": (None, "none among its own settings", "another model"),
-        "sampling.guidance_interval": (None, "none", DN),
     },
 }
-# What these models are not told, and what follows from that.
+# What these models are not told, and what none of them has.
 for _preset in PUBLISHED.values():
     _preset |= {f"condition.{key}": (None, "no such input", "the networks above") for key in ("prompt", "mask", "low")}
-    _preset |= {"training.start_from": (None, "random weights", "the training scripts above")}
-    _preset |= {"codec.side": (None, "the images as they are", "the training scripts above")}
+    _preset |= {
+        "codec.side": (None, "the images as they are", "the training scripts above"),
+        "process.betas": (None, "by the schedule", "the training scripts above"),
+        "training.start_from": (None, "random weights", "the training scripts above"),
+        "sampling.dynamic_threshold": (None, "none", "the sampling scripts above"),
+        "sampling.guidance_interval": (None, "none", "the sampling scripts above"),
+        "sampling.guide": (None, "none among its own settings", "another model"),
+    }
 # Where the presets differ on purpose, or a key says nothing.
 DIFFERENT = {
     "training.precision": "auto: bf16 where the GPU has it. Ho trained on TPUs, ND in float32; set fp32 for theirs",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from networks import UNET_CONDITION, WIDTH
 from recorded import assert_equal
 from untrained import untrained
 from weights import moved
@@ -22,8 +23,9 @@ from ddpm.nets import build
 from ddpm.nets.condition import Condition, Ports
 from ddpm.nets.controlled import Controlled
 
-WIDTH, SIDE = 10, 8
-UNET = {
+SIDE = UNET_CONDITION["sample_size"]
+OF_THE_UNET_ALONE = ("sample_size", "out_channels", "up_block_types")
+NET = {
     "sample_size": SIDE,
     "in_channels": 4,
     "out_channels": 4,
@@ -35,7 +37,9 @@ UNET = {
     "cross_attention_dim": WIDTH,
     "attention_head_dim": 2,
 }
-NET = {key: value for key, value in UNET.items() if key not in ("sample_size", "out_channels", "up_block_types")}
+NET = {
+    key: value for key, value in UNET_CONDITION.items() if key not in ("sample_size", "out_channels", "up_block_types")
+}
 NETS = {
     "rgb": {**NET, "conditioning_embedding_out_channels": (4, 4, 8, 8)},
     "bgr, two blocks": {
@@ -49,7 +53,7 @@ NETS = {
 
 def peers(options) -> tuple[UNet2DConditionModel, ControlNetModel]:
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**{**UNET, "layers_per_block": options["layers_per_block"]})
+    unet = UNet2DConditionModel(**{**UNET_CONDITION, "layers_per_block": options["layers_per_block"]})
     return moved(unet), moved(ControlNetModel(**options))
 
 

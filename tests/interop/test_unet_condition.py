@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from networks import UNET_CONDITION, WIDTH
 from recorded import assert_equal
 from weights import moved
 
@@ -13,25 +14,12 @@ from ddpm.interop.published import network_of
 from ddpm.nets import build
 from ddpm.nets.condition import Condition, Ports
 
-WIDTH = 10
-SMALL = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "cross_attention_dim": WIDTH,
-    "attention_head_dim": 2,
-}
 PEERS = {
-    "Stable Diffusion 1, small": SMALL,
-    "Stable Diffusion 2, small": {**SMALL, "attention_head_dim": (2, 4), "use_linear_projection": True},
-    "deep, two blocks": {**SMALL, "transformer_layers_per_block": 2, "layers_per_block": 2, "dropout": 0.1},
+    "Stable Diffusion 1, small": UNET_CONDITION,
+    "Stable Diffusion 2, small": {**UNET_CONDITION, "attention_head_dim": (2, 4), "use_linear_projection": True},
+    "deep, two blocks": {**UNET_CONDITION, "transformer_layers_per_block": 2, "layers_per_block": 2, "dropout": 0.1},
     "attention at the bottom, AdaGN": {
-        **SMALL,
+        **UNET_CONDITION,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "resnet_time_scale_shift": "scale_shift",
@@ -39,7 +27,7 @@ PEERS = {
         "freq_shift": 1,
         "norm_eps": 1e-6,
     },
-    "asymmetric": {**SMALL, "downsample_padding": 0},
+    "asymmetric": {**UNET_CONDITION, "downsample_padding": 0},
 }
 
 
@@ -90,7 +78,7 @@ def test_it_is_the_same_network_and_goes_back_as_it_came(name):
     ],
 )
 def test_what_ours_lacks_is_named(options, words):
-    config = UNet2DConditionConfig.model_validate({**SMALL, "_class_name": "UNet2DConditionModel", **options})
+    config = UNet2DConditionConfig.model_validate({**UNET_CONDITION, "_class_name": "UNet2DConditionModel", **options})
     with pytest.raises(UserError, match=words):
         network_config(config, 8, "test")
 
@@ -107,6 +95,6 @@ def test_what_ours_lacks_is_named(options, words):
     ],
 )
 def test_what_theirs_lacks_is_named(options, key):
-    network = network_config(config_of(peer(SMALL)), 8, "test").model_copy(update=options)
+    network = network_config(config_of(peer(UNET_CONDITION)), 8, "test").model_copy(update=options)
     with pytest.raises(UserError, match=rf"network\.{key} is .*, which diffusers' UNet2DConditionModel does not have"):
         their_config(network, 8, 4, 4, WIDTH)

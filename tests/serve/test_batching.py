@@ -55,6 +55,18 @@ def submit(
     return batcher.submit(model, choice, model.plan(choice), seed=seed, count=count, asked=asked)
 
 
+def assert_as_alone(model: ServedModel, asked: list[tuple[int, int, dict[str, Any]]], batch_size: int) -> None:
+    """Each of these requests, a count, a seed and options, is answered as it would be alone."""
+
+    async def test(batcher: Batcher) -> Any:
+        jobs = (submit(batcher, model, count, seed, **options) for count, seed, options in asked)
+        return await asyncio.gather(*jobs)
+
+    drawn = with_batcher(test, batch_size=batch_size, window=0.0, queue=len(asked))
+    for images, (count, seed, options) in zip(drawn, asked, strict=True):
+        np.testing.assert_array_equal(images, model.sampler.sample(count, seed=seed, **options))
+
+
 class Gate:
     """Draws when it is opened, and remembers what."""
 
@@ -94,14 +106,7 @@ def told(conditional: Path) -> ServedModel:
     batch_size=st.integers(1, 8),
 )
 def test_whatever_classes_share_a_batch_each_request_gets_its_own(told, asked, batch_size):
-    async def test(batcher: Batcher) -> Any:
-        jobs = (submit(batcher, told, n, seed, guidance_scale=s, label=label) for n, seed, label, s in asked)
-        return await asyncio.gather(*jobs)
-
-    drawn = with_batcher(test, batch_size=batch_size, window=0.0, queue=len(asked))
-    for images, (count, seed, label, scale) in zip(drawn, asked, strict=True):
-        alone = told.sampler.sample(count, seed=seed, label=label, guidance_scale=scale)
-        np.testing.assert_array_equal(images, alone)
+    assert_as_alone(told, [(n, seed, {"label": label, "guidance_scale": s}) for n, seed, label, s in asked], batch_size)
 
 
 def test_classes_share_a_batch_and_scales_do_not(told):
@@ -149,13 +154,7 @@ def test_steps_with_guidance_count_twice(told):
     batch_size=st.integers(1, 8),
 )
 def test_every_request_gets_what_it_would_get_alone(model, asked, batch_size):
-    async def test(batcher: Batcher) -> Any:
-        return await asyncio.gather(*(submit(batcher, model, *each) for each in asked))
-
-    drawn = with_batcher(test, batch_size=batch_size, window=0.0, queue=len(asked))
-    for images, (count, seed, steps, sampler) in zip(drawn, asked, strict=True):
-        alone = model.sampler.sample(count, seed=seed, steps=steps, sampler=sampler)
-        np.testing.assert_array_equal(images, alone)
+    assert_as_alone(model, [(n, seed, {"steps": steps, "sampler": name}) for n, seed, steps, name in asked], batch_size)
 
 
 def test_those_that_wait_together_are_drawn_together_and_no_batch_is_larger_than_its_bound(model):
