@@ -1,4 +1,4 @@
-"""Trainings of 300 steps: one undisturbed, and one that was killed."""
+"""Trainings of `LONG` steps: one undisturbed, and one that was killed."""
 
 import shutil
 import time
@@ -12,11 +12,11 @@ from trainings import checkpoints, longer, start_training
 
 @pytest.fixture(scope="session")
 def uninterrupted(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with its model trained for 300 steps, undisturbed."""
+    """The tiny project with its model trained for `LONG` steps, undisturbed."""
 
     def make(directory: Path) -> None:
         shutil.copytree(prepared_template, directory, dirs_exist_ok=True)
-        longer(directory, 300)
+        longer(directory)
         assert run_cli(directory, "train", "tiny").returncode == 0
 
     return made_once(tmp_path_factory, "uninterrupted", make)
@@ -24,11 +24,11 @@ def uninterrupted(prepared_template: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def killed_template(prepared_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with a training of 300 steps that was killed after its second checkpoint."""
+    """The tiny project with a training of `LONG` steps that was killed after its second checkpoint."""
 
     def make(directory: Path) -> None:
         shutil.copytree(prepared_template, directory, dirs_exist_ok=True)
-        longer(directory, 300)
+        longer(directory)
         process = start_training(directory)
         while len(checkpoints(directory)) < 2:
             assert process.poll() is None, process.stdout.read()

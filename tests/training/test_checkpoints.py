@@ -83,7 +83,7 @@ def test_a_damaged_state_is_said_in_a_line_and_the_one_before_it_used(tmp_path: 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_is_said_and_the_state_before_it_is_whole(project: Path, uninterrupted: Path):
-    longer(project, 300)
+    longer(project)
     process = start_training(project)
     wait_for_checkpoint(project, process)
     # From now on the kernel lets it write no file of more than a kilobyte.

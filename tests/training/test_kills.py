@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny import run_cli
-from trainings import checkpoints, hashes, leftovers, longer, start_training, wait_for_checkpoint
+from trainings import LONG, checkpoints, hashes, leftovers, longer, start_training, wait_for_checkpoint
 
 
 def let_start(project: Path, process: subprocess.Popen[str], chance: random.Random) -> None:
@@ -52,10 +52,10 @@ def assert_finishes_alike(project: Path, uninterrupted: Path) -> None:
 
 
 def test_kill_9_three_times_and_the_bytes_are_the_same(project: Path, uninterrupted: Path):
-    longer(project, 300)
+    longer(project)
     killed(project, [let_step, let_write, let_step], seed=5)
     assert_finishes_alike(project, uninterrupted)
-    assert checkpoints(project)[-1].name == "step-000000300", "DVC may yet be killed: it stays"
+    assert checkpoints(project)[-1].name == f"step-{LONG:09d}", "DVC may yet be killed: it stays"
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import yaml
 from tiny import run_cli
-from trainings import checkpoints, hashes, longer, set_training, start_training, wait_for_checkpoint
+from trainings import LONG, checkpoints, hashes, longer, set_training, start_training, wait_for_checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_and_continues(project: Path, uninterrupted: Path, number: signal.Signals):
-    longer(project, 300)
+    longer(project)
     process = start_training(project)
     wait_for_checkpoint(project, process)
     process.send_signal(number)
@@ -66,11 +66,11 @@ def test_a_second_run_is_told_who_trains(project: Path):
 
 def test_killed_after_the_last_step_nothing_is_trained_again(project: Path, uninterrupted: Path):
     """DVC removes the outputs of a stage that it does not know to have ended."""
-    longer(project, 300)
+    longer(project)
     assert run_cli(project, "train", "tiny").returncode == 0
     shutil.rmtree(project / "models")
     done = run_cli(project, "train", "tiny")
-    assert "continuing tiny from step 300 of 300" in done.stdout
+    assert f"continuing tiny from step {LONG} of {LONG}" in done.stdout
     assert hashes(project) == hashes(uninterrupted)
 
 

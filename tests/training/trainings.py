@@ -11,6 +11,8 @@ import yaml
 
 from ddpm.files import sha256_of
 
+LONG = 200
+"""Steps in which there is time for three lives that are ended, each some tens of steps after it began."""
 OUTPUTS = ("model.safetensors", "model.json", "loss.csv")
 
 
@@ -53,6 +55,6 @@ def set_training(project: Path, **options: object) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def longer(project: Path, steps: int) -> None:
+def longer(project: Path, steps: int = LONG) -> None:
     """More steps, so that there is time to be killed in."""
     set_training(project, steps=steps, checkpoint_every=10)
