@@ -79,5 +79,5 @@ class Steered:
         return self._as_given.guided(x, t, weight)
 
     def gradient(self, x: Any, t: Any) -> Any:
-        """As of `conditioning.guidance.ClassifierGradient`."""
+        """As of `conditioning.guidance.Gradient`."""
         return self._as_given.gradient(x, t)

@@ -128,11 +128,6 @@ class Params(Section):
                         f"models/NAME of a NAME in `guides`, found there: {listed(self.guides) or 'none'}"
                     )
                 self._check_process(variant, str(guide))
-                if self.models[str(guide)].contrasts and key != "evaluation.sampling":
-                    raise ValueError(
-                        f"{key}.guide is {brief(sampling.guide)}, a CLIP, with which a model cannot be exported: name "
-                        "it in evaluation.sampling.guide, or sample with --guide"
-                    )
         return self
 
     @model_validator(mode="after")

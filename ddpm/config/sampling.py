@@ -89,7 +89,7 @@ class SamplingConfig(Section):
         ge=0,
         le=1000,
         description="of a conditional model, or one with a guide. 1: as trained; 0: without its condition, or as the "
-        "guide; above 1: more typical. Of a classifier as guide: what multiplies its gradient, 0: none",
+        "guide; above 1: more typical. Of a classifier or a CLIP as guide: what multiplies its gradient, 0: none",
     )
     guidance_interval: tuple[Float, Float] | None = Field(
         None,
@@ -99,8 +99,8 @@ class SamplingConfig(Section):
 
     guide: FilePath | None = Field(
         None,
-        description="a model directory such as models/classifier: a classifier of the same classes, or a weaker model "
-        "to move away from (autoguidance); null: the model itself without its condition",
+        description="a model directory such as models/classifier: a classifier of the same classes, a CLIP of noisy "
+        "images, or a weaker model to move away from (autoguidance); null: the model itself without its condition",
     )
 
     control_scale: Float = Field(

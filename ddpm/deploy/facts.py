@@ -30,18 +30,18 @@ _KEYS: dict[str, type] = {
     "sampling.sampler": str,
     "sampling.steps": int,
 }
-# Of what guides it; whether that is a classifier.
-_GUIDES = {"classifier": True, "model": False}
+# Of what guides it: the column whose gradient it gives; None: it is a weaker model.
+_GUIDES = {"classifier": "label", "clip": "prompt", "model": None}
 _NAMES = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
 
 
 class GuideFacts(NamedTuple):
     """The model whose graph is guide.onnx."""
 
-    classifies: bool
-    """Whether its graph is of a classifier's gradient; else it is a weaker model."""
+    by_gradient: bool
+    """Whether its graph is of the gradient of a classifier or a CLIP; else it is a weaker model."""
     columns: tuple[Column, ...]
-    """That it is conditioned on."""
+    """That it is conditioned on, or whose values it tells of data."""
 
 
 def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], GuideFacts | None]:
@@ -60,7 +60,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Codec, tuple[Column, ...], G
         _check(facts)
         guide = _guide(facts.get("guide"), facts.get("data", {}))
         codec = _kind(facts)
-        by_classifier = guide is not None and guide.classifies
+        by_classifier = guide is not None and guide.by_gradient
         plan = plan_for(facts["process"], facts["sampling"], by_classifier=by_classifier, bounded=codec.bounded)
         columns = _columns(facts)
         _check_condition(columns, guide)
@@ -130,9 +130,10 @@ def _guide(described: Any, data: Mapping[str, Any]) -> GuideFacts | None:
         columns = _columns({**described, "data": {**size, **described.get("data", {})}})
     except ValueError as error:
         raise ValueError(f"`guide`: {error}") from None
-    if _GUIDES[kind] and not columns:
-        raise ValueError("`guide.condition`: expected the label of a classifier")
-    return GuideFacts(_GUIDES[kind], columns)
+    told = _GUIDES[kind]
+    if told is not None and [column.name for column in columns] != [told]:
+        raise ValueError(f"`guide.condition`: expected the {told} of a {kind}")
+    return GuideFacts(told is not None, columns)
 
 
 def _check_condition(columns: tuple[Column, ...], guide: GuideFacts | None) -> None:
@@ -142,12 +143,17 @@ def _check_condition(columns: tuple[Column, ...], guide: GuideFacts | None) -> N
     """
     if guide is None:
         return
-    shared = [each for each in columns if not guide.classifies or each.name in {own.name for own in guide.columns}]
-    if guide.classifies and not shared:
+    shared = [each for each in columns if not guide.by_gradient or each.name in {own.name for own in guide.columns}]
+    if guide.by_gradient and not shared:
         return
-    model, other = ([(each.name, getattr(each, "classes", ())) for each in some] for some in (shared, guide.columns))
+    model, other = ([_meaning(each) for each in some] for some in (shared, guide.columns))
     if model != other:
-        raise ValueError("`guide.condition`: expected the columns and classes of the model")
+        raise ValueError("`guide.condition`: expected the columns of the model, with its classes and its tokenizer")
+
+
+def _meaning(column: Column) -> tuple[Any, ...]:
+    """What a column has to have in common with another one for their values to mean the same."""
+    return column.name, getattr(column, "classes", ()), getattr(column, "tokenizer", None)
 
 
 def _columns(facts: Mapping[str, Any]) -> tuple[Column, ...]:

@@ -52,14 +52,15 @@ class Autoguidance:
         return _away_from(self._strong(x, t), self._weak(x, t), weight, x.shape[1])
 
 
-class ClassifierGradient:
-    """It moves along a classifier's gradient."""
+class Gradient:
+    """It moves along the gradient of a classifier or a CLIP."""
 
     def __init__(self, denoise: Denoise, session: Any, given: Given) -> None:
         """
         Args:
-            session: of guide.onnx: (x, t, `label`) → `gradient`, ∇_x log p(label | x_t) [N, C, ...], and `scale`
-                [N, 1, ...]: at weight w the output moves by w · scale · gradient.
+            session: of guide.onnx: (x, t, and `label` or `prompt`) → `gradient`, ∇_x f(x_t, t) [N, C, ...], and
+                `scale` [N, 1, ...]: at weight w the output moves by w · scale · gradient.
+            given: the label or the prompt.
         """
         self._denoise, self._session, self._given = denoise, session, given
 

@@ -26,7 +26,7 @@ from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.encoders import ExportedSpace, ExportedTexts, opener
 from ddpm.deploy.facts import GuideFacts, read_facts
-from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, ClassifierGradient, Float32
+from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, Float32, Gradient
 from ddpm.diffusion.known import Known
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
@@ -179,7 +179,7 @@ class Sampler(Drawer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Those that its network is conditioned on, and those that a classifier guides it by."""
+        """Those that its network is conditioned on, and those that a classifier or a CLIP guides it by."""
         return united(self._guide.columns if self._guide else (), self._own)
 
     @property
@@ -204,7 +204,7 @@ class Sampler(Drawer):
 
     @property
     def by_classifier(self) -> bool:
-        return self._guide is not None and self._guide.classifies
+        return self._guide is not None and self._guide.by_gradient
 
     @property
     def guide_mark(self) -> str | None:
@@ -269,22 +269,22 @@ class Sampler(Drawer):
         """One evaluation of the network: its input x [N, C, H, W], t [N], given as for `run`."""
         return self._bound(blank(self.columns, len(x)) if given is None else given)(x, t)
 
-    def _bound(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient | Steered:
+    def _bound(self, given: Given) -> ClassifierFree | Autoguidance | Gradient | Steered:
         """The networks with their conditions, as torch's `Model.denoiser`."""
         if WEIGHTS not in given:
             return self._guided(given)
         return Steered(lambda weights: self._guided({**given, **weights_of(given, weights)}))
 
-    def _guided(self, given: Given) -> ClassifierFree | Autoguidance | ClassifierGradient:
+    def _guided(self, given: Given) -> ClassifierFree | Autoguidance | Gradient:
         """`_bound`, with the control's weights as they are given."""
         own = {column.name: given[column.name] for column in self._own}
         if self._guide is None:
             return ClassifierFree(self._denoiser, own, unconditional(self._own, own))
         denoise = Bound(self._denoiser, own)
         guiding = {column.name: given[column.name] for column in self._guide.columns}
-        if not self._guide.classifies:
+        if not self._guide.by_gradient:
             return Autoguidance(denoise, Bound(self._guide_session, guiding))
-        return ClassifierGradient(denoise, self._guide_session, guiding)
+        return Gradient(denoise, self._guide_session, guiding)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Take one step with such a batch: the first run of a shape plans memory, and on a GPU picks convolutions."""
@@ -412,7 +412,7 @@ def _denoised(
 
 
 def _mean_shift(denoise: Any, x: Float32, t: NDArray[Any], row: Row, v: Float32) -> Float32:
-    """w Σ ∇_x log p(y | x_t); only a `ClassifierGradient` is given such rows."""
+    """w Σ ∇_x f(x_t, t); only a `Gradient` is given such rows."""
     shift = row.mean_shift * denoise.gradient(x, t)
     return shift * np.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift
 

@@ -105,7 +105,7 @@ def _evaluated(denoise: Denoiser, x: Tensor, t: Tensor, weight: float) -> Tensor
 
 
 def _mean_shift(denoise: Denoiser, x: Tensor, t: Tensor, row: Row, v: Tensor) -> Tensor:
-    """w Σ ∇_x log p(y | x_t); only a `conditioning.guidance.ClassifierGradient` is given such rows."""
+    """w Σ ∇_x f(x_t, t); only a `conditioning.guidance.Gradient` is given such rows."""
     shift = row.mean_shift * denoise.gradient(x, t)  # type: ignore[attr-defined]
     return shift * torch.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift
 

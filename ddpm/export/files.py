@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 from torch import Tensor
 
-from ddpm.conditioning.columns import blank
+from ddpm.conditioning.columns import Column, blank
 from ddpm.conditioning.guidance import from_score
-from ddpm.conditioning.network import ConditionalNetwork, bind, columns_in
+from ddpm.conditioning.network import ConditionalNetwork, answered_by, bind, columns_in
 from ddpm.deploy.facts import FORMAT
 from ddpm.diffusion.plans import COLUMNS, SamplingPlan
 from ddpm.errors import UserError
 from ddpm.export.control import RESIDUAL, branched
-from ddpm.export.gradient import add_scale, log_p_gradient
+from ddpm.export.gradient import add_scale, agreement_gradient, log_p_gradient
 from ddpm.export.half import in_half_precision
 from ddpm.export.loop import sampler_model
 from ddpm.files import combined_sha256, write_json
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
+from ddpm.nets.clip import CLIP
 from ddpm.nets.controlled import Control, Controlled
 
 # The newest whose operators onnxruntime 1.31 all has kernels for on the CPU: docs/onnx.md.
@@ -62,27 +63,24 @@ def export_denoiser(model: Model, path: Path) -> None:
 def export_guide(model: Model, denoiser: Path, path: Path) -> None:
     """Write what guides a model: a weaker model as `export_denoiser` does; a classifier as (x float32 [N, C, ...], t
     int64 [N], label int64 [N]) → `gradient` [N, C, ...], ∇_x log p(label | x_t), and `scale` [N, 1, ...]: at guidance
-    weight w the model's output moves by w · scale · gradient.
+    weight w the model's output moves by w · scale · gradient. A CLIP takes the caption's tokens, prompt int64 [N, L],
+    and its gradient is that of the embeddings' dot product, times its scale.
 
     Args:
         denoiser: the model's own file, with whose weights these have to fit into one sampler.onnx.
 
     Raises:
-        UserError: the gradient of one of the classifier's operators is not known, or the guide is a CLIP.
+        UserError: the gradient of one of the operators of the classifier or the CLIP is not known.
     """
     assert model.guide is not None
-    if model.guide.card.config.contrasts:
-        raise UserError(
-            f"{model.variant} is guided by {model.guide.variant}, a CLIP, whose gradient cannot be exported: set "
-            "sampling.guide to null"
-        )
-    proto = _exported(model.guide)
     if model.by_classifier:
         try:
-            proto = log_p_gradient(proto)
+            proto = _GRADIENTS[model.guide.card.config.network.kind](model.guide)
         except ValueError as error:
             raise UserError(f"{model.guide.card.variant} cannot be exported as a guide: {error}") from None
         add_scale(proto, _scales(model))
+    else:
+        proto = _exported(model.guide)
     set_metadata(proto, {**facts(model.guide), "guides": model.card.variant})
     write(proto, path, most_weights=MOST_WEIGHTS - denoiser.stat().st_size)
 
@@ -116,17 +114,27 @@ class _Decoder(torch.nn.Module):
 def _exported(model: Model) -> ModelProto:
     """The network as ONNX: (x, t, columns) → out; of a classifier its logits."""
     network = _flat(copy.deepcopy(model.network).to("cpu").eval())
-    columns = columns_in(model.network)
+    proto = _of_noisy_data(model, network, columns_in(model.network), ["out", *network.residuals])
+    if network.residuals:
+        branched(proto)
+    return proto
+
+
+def _of_noisy_data(
+    model: Model, network: torch.nn.Module, columns: Sequence[Column], outputs: Sequence[str]
+) -> ModelProto:
+    """A module of (x, t, columns) as ONNX.
+
+    Args:
+        model: whose data and whose times they are.
+    """
     given = [torch.from_numpy(values) for values in blank(columns, 2).values()]
     time = torch.float32 if model.schedule.coordinates.continuous else torch.int64
     example = (torch.zeros(2, *model.codec.network_shape), torch.zeros(2, dtype=time), *given)
     names = ["x", "t", *(column.name for column in columns)]
     batch = torch.export.Dim("N", min=1)
     shapes = ({0: batch}, {0: batch}, *([tuple({0: batch} for _ in given)] if given else []))
-    proto = to_onnx(network, example, names, ["out", *network.residuals], shapes)
-    if network.residuals:
-        branched(proto)
-    return proto
+    return to_onnx(network, example, names, [*outputs], shapes)
 
 
 def to_onnx(
@@ -161,9 +169,33 @@ def to_onnx(
     return proto
 
 
+class _Towers(torch.nn.Module):
+    """A CLIP's two towers: of images the embedding, of texts the unit vector times the scale."""
+
+    def __init__(self, clip: CLIP) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, x: Tensor, t: Tensor, *ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.clip.image(x, t), self.clip.scale * self.clip.texts(*ids)
+
+
+def _classifier_gradient(guide: Model) -> ModelProto:
+    return log_p_gradient(_exported(guide))
+
+
+def _clip_gradient(guide: Model) -> ModelProto:
+    towers = _Towers(copy.deepcopy(cast(CLIP, guide.network)).to("cpu").eval())
+    return agreement_gradient(_of_noisy_data(guide, towers, answered_by(guide.network), ["image", "text"]))
+
+
+# By the guide's network.kind, as `conditioning.guidance.GRADIENTS`.
+_GRADIENTS = {"classifier": _classifier_gradient, "clip": _clip_gradient}
+
+
 def _scales(model: Model) -> NDArray[np.float32]:
-    """By which the model's output moves along a classifier's gradient at weight 1, [T]: as of
-    `conditioning.guidance.ClassifierGradient`."""
+    """By which the model's output moves along a guide's gradient at weight 1, [T]: as of
+    `conditioning.guidance.Gradient`."""
     return from_score(model.process()).cpu().numpy()
 
 
@@ -249,15 +281,19 @@ def facts(model: Model) -> dict[str, Any]:
 
 
 def _guide_facts(guide: Model) -> dict[str, Any]:
-    """What the files say of the model that guides: `kind` is `classifier`, or `model` of a weaker one."""
+    """What the files say of the model that guides: `kind` is `classifier`, `clip`, or `model` of a weaker one."""
     card = guide.card
     return {
-        "kind": "classifier" if card.config.classifies else "model",
+        "kind": card.config.network.kind if card.config.guides_by_gradient else "model",
         "variant": card.variant,
         "condition": card.config.condition.model_dump(mode="json"),
-        "data": card.data.model_dump(mode="json", include={"name", "classes", "class_counts"}),
+        "data": card.data.model_dump(mode="json", include=_OF_GUIDE),
         "training": card.training.model_dump(mode="json"),
     }
+
+
+# Of what a guide knows of its data. Of `text` the same holds as of the model's own.
+_OF_GUIDE = {"name", "classes", "class_counts"}
 
 
 def describe_sampler(model: Model, directory: Path) -> None:
@@ -268,10 +304,13 @@ def describe_sampler(model: Model, directory: Path) -> None:
     beside = {name: directory / f"{name}.onnx" for name, network in others.items() if network is not None}
     # Guidance without a guide evaluates a datum twice at once.
     memory = _activation_bytes(denoiser) * (2 if model.guidable and model.guide is None else 1)
+    about = facts(model)
+    if model.guide is not None:
+        about["guide"]["data"] = model.guide.card.data.model_dump(mode="json", include={*_OF_GUIDE, "text"})
     write_json(
         directory / "sampler.json",
         {
-            **facts(model),
+            **about,
             "data": model.card.data.model_dump(mode="json"),
             "sampling": model.card.config.sampling.model_dump(mode="json"),
             "activation_bytes": max([memory, *map(_activation_bytes, beside.values())]),

@@ -1,4 +1,5 @@
-"""The gradient of an exported classifier, ∇_x log p(y | x_t), as forward operators.
+"""The gradient of an exported guide as forward operators: ∇_x log p(y | x_t) of a classifier, and of a CLIP that of how
+well a noisy image and a caption agree.
 
 `torch.onnx.export` exports no backward pass. So the exported graph itself is differentiated: from the last node to the
 first, each operator that depends on x adds the operators of its vector-Jacobian product. Weights are used in place, so
@@ -27,6 +28,7 @@ from onnx.numpy_helper import from_array, to_array
 
 _OPSET = 20
 _SMALL = 512  # bytes of a tensor, its name included, that may be a shape, an axis or a bound
+_LEAST_LENGTH = 1e-12  # that a vector is divided by, as of `torch.nn.functional.normalize`
 _ANY_BATCH = 2  # shapes are inferred at this N
 
 
@@ -41,14 +43,42 @@ def log_p_gradient(classifier: ModelProto) -> ModelProto:
     """
     made = ModelProto()
     made.CopyFrom(classifier)
+    batch = made.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    made.graph.input.append(make_tensor_value_info("label", TensorProto.INT64, [batch]))
+    return _differentiated(made, _of_log_softmax)
+
+
+def agreement_gradient(towers: ModelProto) -> ModelProto:
+    """(x [N, C, ...], t [N], ...) → image, text [N, D], as the same inputs → `gradient` [N, C, ...] of
+    text · image / ‖image‖.
+
+    Args:
+        towers: with two outputs, of which the first alone depends on x; of opset 20.
+
+    Raises:
+        ValueError: as `log_p_gradient`.
+    """
+    made = ModelProto()
+    made.CopyFrom(towers)
+    return _differentiated(made, _of_agreement)
+
+
+def _differentiated(made: ModelProto, of_first: Callable[..., str]) -> ModelProto:
+    """The model with `gradient` in place of its outputs: that of a function of theirs with respect to x, its first
+    input.
+
+    Args:
+        made: is changed.
+        of_first: (backward pass, the outputs' names) → the function's gradient with respect to the first output.
+    """
     graph = made.graph
-    x, (logits,) = graph.input[0], graph.output
+    x, outputs = graph.input[0], [*graph.output]
+    names = [each.name for each in outputs]
     backward = _Backward(graph)
-    gradient = backward.to(x.name, logits.name, _of_log_softmax(backward, logits.name))
+    gradient = backward.to(x.name, names[0], of_first(backward, *names))
     graph.node.extend([*backward.nodes, make_node("Identity", [gradient], ["gradient"])])
     graph.initializer.extend(backward.constants)
-    graph.input.append(make_tensor_value_info("label", TensorProto.INT64, [x.type.tensor_type.shape.dim[0].dim_param]))
-    graph.value_info.append(logits)
+    graph.value_info.extend(outputs)
     output = ValueInfoProto()
     output.CopyFrom(x)
     output.name = "gradient"
@@ -143,6 +173,15 @@ def _of_log_softmax(backward: _Backward, logits: str) -> str:
     classes = np.arange(backward.shapes[logits][1])
     chosen = backward.op("Equal", backward.op("Unsqueeze", "label", backward.ints(1)), backward.constant(classes))
     return backward.op("Sub", backward.op("Cast", chosen, to=TensorProto.FLOAT), backward.op("Softmax", logits, axis=1))
+
+
+def _of_agreement(backward: _Backward, image: str, text: str) -> str:
+    """The gradient of text · y, with y = image / ‖image‖: (text − y (y · text)) / ‖image‖."""
+    axis = backward.ints(1)
+    length = backward.op("Max", backward.op("ReduceL2", image, axis, keepdims=1), backward.floats(_LEAST_LENGTH))
+    unit = backward.op("Div", image, length)
+    product = backward.op("ReduceSum", backward.op("Mul", unit, text), axis, keepdims=1)
+    return backward.op("Div", backward.op("Sub", text, backward.op("Mul", unit, product)), length)
 
 
 # --- vector-Jacobian products: (node, which of its inputs, gradient of its output) → gradient of the input

@@ -106,7 +106,7 @@ def away_from(out: FLOAT, weak: FLOAT, row: FLOAT) -> FLOAT:
 
 @script(default_opset=op)
 def along(out: FLOAT, v: FLOAT, gradient: FLOAT, scale: FLOAT, row: FLOAT) -> tuple[FLOAT, FLOAT]:
-    """As `conditioning.guidance.ClassifierGradient`: the guided output, and what x moves by. A row that moves x leaves
+    """As `conditioning.guidance.Gradient`: the guided output, and what x moves by. A row that moves x leaves
     the output alone."""
     slope, moves, weight = op.Gather(row, SLOPE), op.Gather(row, SHIFT), op.Gather(row, WEIGHT)
     guided = out + op.Where(op.Equal(moves, 0.0), weight, 0.0) * scale * gradient
@@ -179,8 +179,9 @@ class Autoguidance(Unguided):
         return [*nodes, *(make_node("Identity", ["all.v"], ["v"]) for name in _outputs(learned) if name == "v")]
 
 
-class ClassifierGradient(Unguided):
-    """The output, or x itself, moves along a classifier's gradient: the `gradient` and `scale` of the `guide`."""
+class Gradient(Unguided):
+    """The output, or x itself, moves along the gradient of a classifier or a CLIP: the `gradient` and `scale` of the
+    `guide`."""
 
     def __init__(self, guide: ModelProto) -> None:
         super().__init__()
@@ -198,7 +199,7 @@ class ClassifierGradient(Unguided):
 
 
 # By what a guide's file gives.
-_BY_GUIDE = {("out",): Autoguidance, ("gradient", "scale"): ClassifierGradient}
+_BY_GUIDE = {("out",): Autoguidance, ("gradient", "scale"): Gradient}
 
 
 def guidance_of(columns: Sequence[Column], guide: ModelProto | None) -> Unguided:

@@ -14,6 +14,7 @@ from captioned import CLIP, write_pictures
 from tiny import TINY_PARAMS
 from torch import nn
 
+from ddpm.cli.main import main
 from ddpm.conditioning.guidance import CLIPGradient
 from ddpm.config.cascade import CascadeConfig
 from ddpm.config.params import Params
@@ -25,7 +26,6 @@ from ddpm.evaluation.alignment import Alignment
 from ddpm.evaluation.joint_retrieval import joint_retrieval
 from ddpm.evaluation.measure import captioned_of
 from ddpm.evaluation.scores import scores_of
-from ddpm.export.files import export_guide
 from ddpm.files import read_json, sha256_of
 from ddpm.joint_space import JointSpace
 from ddpm.layout import EMBEDDINGS, PREPARED
@@ -33,6 +33,7 @@ from ddpm.model import load
 from ddpm.stages.dry_run import dry_run
 from ddpm.stages.embed import embed
 from ddpm.stages.evaluate import evaluate_variant
+from ddpm.stages.export import export_variant
 from ddpm.stages.fetch import fetch
 from ddpm.stages.guide import record_judge
 from ddpm.stages.prepare import prepare
@@ -331,9 +332,29 @@ def test_its_gradient_is_that_of_the_cosine_times_the_scale(guided: Path):
     torch.testing.assert_close(guide.gradient(x, t), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_it_is_exported_with_the_model_that_it_guides(guided: Path, capsys: pytest.CaptureFixture[str]):
+    raw = params().model_dump(mode="json", exclude_unset=True)
+    raw["models"]["tiny"]["sampling"] = {"steps": 5, "guide": "models/clip", "guidance_scale": 10.0}
+    raw |= {"encoders": [], "guides": ["clip"]}
+    export_variant(Params.model_validate(raw), "tiny")
+    assert "text_to_image.onnx is the trained model" in capsys.readouterr().out
+    asked = ["--prompt", "night", "--guidance-scale", "20", "--n", "3", "--steps", "5"]
+    assert main(["sample", "deploy/tiny", *asked, "--out", "a.npz"]) == 0
+    assert main(["sample", "models/tiny", "--guide", "models/clip", *asked, "--out", "b.npz"]) == 0
+    exported, trained = (np.load(f"{name}.npz")["images"].astype(int) for name in "ab")
+    assert np.abs(exported - trained).max() <= 1
+
+
+def test_a_clip_with_another_tokenizer_cannot_guide(guided: Path):
+    raw = params().model_dump(mode="json", exclude_unset=True)
+    raw["models"]["tiny"]["condition"] = {"prompt": {**CLIP["condition"]["prompt"], "length": 3, "drop": 0}}
+    shutil.rmtree("models/tiny")
+    train_variant(Params.model_validate(raw), "tiny")
+    with pytest.raises(UserError, match="models/clip cannot guide tiny: it was trained with another tokenizer"):
+        load("models/tiny").guided_by("models/clip")
+
+
 def test_a_clip_that_cannot_guide_says_why(guided: Path):
-    with pytest.raises(UserError, match="guided by clip, a CLIP, whose gradient cannot be exported"):
-        export_guide(load("models/tiny").guided_by("models/clip"), Path("none"), Path("none"))
     train_variant(params(), "clip")
     with pytest.raises(UserError, match=r"cannot guide tiny: it was trained with|it has seen no noisy images"):
         load("models/tiny").guided_by("models/clip")

@@ -124,6 +124,15 @@ def test_what_cannot_be_built(changes: dict, words: str):
     assert "\n" not in str(caught.value)
 
 
+def test_a_clip_guides_as_a_classifier_does():
+    clip = {
+        "network": {"kind": "clip"},
+        "condition": {"prompt": {"drop": 0}},
+        "objective": {"loss": "contrastive", "noised": True},
+    }
+    assert params(models=MODELS | {"classifier": clip}).guides_of("guided") == {"classifier"}
+
+
 def test_a_model_that_is_not_built_may_have_any_guide():
     known = params(variants=["plain"], guides=[])
     assert known.guides_of("moved") == {"weak"}
