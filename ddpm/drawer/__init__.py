@@ -110,7 +110,7 @@ class Drawer(ABC):
 
     @property
     def by_classifier(self) -> bool:
-        """Whether guidance is by a classifier, whose scale is counted from 0."""
+        """Whether guidance is by a classifier or a CLIP, whose scale is counted from 0."""
         return False
 
     @property

@@ -11,7 +11,7 @@ the other. Its inputs:
 - `z`: as in sampler.onnx; not needed for a plan without noise.
 - `control_plan`, of a model with a control: as in sampler.onnx; one row stands for all. By default the plan's.
 - `guidance_scale`: float32 [], of the rows of the plan that are guided, or of all rows if none is; by default the
-  plan's. Of models that can be guided without a classifier.
+  plan's. Of models that can be guided without a classifier or a CLIP.
 
 In a cascade the inputs of a link begin with its name, such as `base_x` and `upsampler_x`; only `prompt` and `label` are
 common to all links. The outputs are `images` and `x0` as of sampler.onnx; of a cascade those of the last link, and of

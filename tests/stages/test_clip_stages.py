@@ -298,12 +298,14 @@ def test_the_record_of_a_judge_changes_with_it_alone(project: Path):
 # --- as a guide
 
 
+NOISED = {"process": TINY["process"], "objective": {"loss": "contrastive", "noised": True}}
+
+
 @pytest.fixture
 def guided(project: Path) -> Path:
     """With an unconditional model, and a CLIP of noisy images."""
     train_variant(params(), "tiny")
-    noised = {"process": TINY["process"], "objective": {"loss": "contrastive", "noised": True}}
-    train_variant(params(**noised), "clip")
+    train_variant(params(**NOISED), "clip")
     return project
 
 
@@ -333,7 +335,7 @@ def test_its_gradient_is_that_of_the_cosine_times_the_scale(guided: Path):
 
 
 def test_it_is_exported_with_the_model_that_it_guides(guided: Path, capsys: pytest.CaptureFixture[str]):
-    raw = params().model_dump(mode="json", exclude_unset=True)
+    raw = params(**NOISED).model_dump(mode="json", exclude_unset=True)
     raw["models"]["tiny"]["sampling"] = {"steps": 5, "guide": "models/clip", "guidance_scale": 10.0}
     raw |= {"encoders": [], "guides": ["clip"]}
     export_variant(Params.model_validate(raw), "tiny")
