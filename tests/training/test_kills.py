@@ -1,5 +1,6 @@
 """kill -9 at moments drawn at random, in the start, in the steps and in the writing of a checkpoint."""
 
+import copy
 import random
 import shutil
 import signal
@@ -8,8 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import run_cli
+from captioned import write_pictures
+from tiny import run_cli, write_params
 from trainings import LONG, checkpoints, hashes, leftovers, longer, start_training, wait_for_checkpoint
+from unclips import unclip_params
+
+from ddpm.config.params import load_params
+from ddpm.stages.embed import embed
+from ddpm.stages.fetch import fetch
+from ddpm.stages.prepare import prepare
+from ddpm.stages.train import train_variant
 
 
 def let_start(project: Path, process: subprocess.Popen[str], chance: random.Random) -> None:
@@ -56,6 +65,34 @@ def test_kill_9_three_times_and_the_bytes_are_the_same(project: Path, uninterrup
     killed(project, [let_step, let_write, let_step], seed=5)
     assert_finishes_alike(project, uninterrupted)
     assert checkpoints(project)[-1].name == f"step-{LONG:09d}", "DVC may yet be killed: it stays"
+
+
+@pytest.fixture(params=["clip", "prior"])
+def of_captions(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which `tiny` is a CLIP, or a prior of the embeddings of one."""
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    write_pictures(Path("pictures"))
+    params = unclip_params()
+    params["models"]["tiny"] = copy.deepcopy(params["models"][request.param])
+    write_params(project, {**params, "variants": ["larger"], "unclips": {}})
+    fetch(load_params())
+    prepare(load_params())
+    if request.param == "prior":
+        train_variant(load_params(), "clip")
+        embed(load_params(), "clip")
+    return project
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_clip_and_of_a_prior_and_the_bytes_are_the_same(of_captions: Path):
+    longer(of_captions, 600)
+    undisturbed = of_captions.with_name("undisturbed")
+    shutil.copytree(of_captions, undisturbed)
+    assert run_cli(undisturbed, "train", "tiny").returncode == 0
+    killed(of_captions, [let_step, let_write, let_step], seed=7)
+    assert_finishes_alike(of_captions, undisturbed)
 
 
 @pytest.mark.slow
