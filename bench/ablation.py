@@ -23,16 +23,16 @@ from bench.claims import Estimate, better_fixed_variance, estimate, model_claims
 from bench.guided import GuidanceStudy, Subjects
 from bench.judge import GROUPS, Judge
 from bench.page import markdown
-from ddpm import tracking
+from bench.study import publish, run
 from ddpm.compute.device import pick_device
 from ddpm.config.data import DataConfig
 from ddpm.config.model import VariantConfig
 from ddpm.config.objective import ObjectiveConfig
 from ddpm.config.params import Params, load_params
 from ddpm.config.sampling import SamplingConfig
-from ddpm.errors import Interrupted, UpstreamError, UserError
+from ddpm.errors import UserError
 from ddpm.evaluation.distances import chosen
-from ddpm.files import read_json, write_bytes, write_json
+from ddpm.files import read_json
 from ddpm.layout import EXTRACTOR, MODELS
 from ddpm.stages.extractor import fit_extractor
 from ddpm.stages.fetch import fetch
@@ -136,23 +136,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     scale = QUICK if arguments.quick else FULL
-    try:
-        params = load_params()
-        results = _read(scale.results) if arguments.guidance else study(params, scale)
-        data = GUIDANCE_DATA if arguments.guidance in (None, "all") else (arguments.guidance,)
-        results["guidance"] = guidance(params, scale, arguments.fashion, data, results.get("guidance", []))
-        write_json(scale.results, results)
-        write_bytes(scale.page, markdown(results).encode())
-        print(f"\n{scale.page.read_text(encoding='utf-8')}\n{scale.results} and {scale.page} written", flush=True)
-        run = tracking.log_study(scale.name, results["protocol"], _points(results), [scale.results, scale.page])
-        print(f"in MLflow: {tracking.run_url(run)}")
-    except (UserError, UpstreamError, Interrupted) as error:
-        print(f"ablation: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("ablation: interrupted; the same command goes on from here", file=sys.stderr)
-        return Interrupted.exit_code
-    return 0
+    return run("ablation", lambda: write_study(scale, arguments.guidance, arguments.fashion))
+
+
+def write_study(scale: Scale, guidance_of: str | None, fashion: Path) -> None:
+    """Train and measure what is not there yet, and write it.
+
+    Args:
+        guidance_of: as the option `--guidance`.
+        fashion: as the option.
+    """
+    params = load_params()
+    results = _read(scale.results) if guidance_of else study(params, scale)
+    data = GUIDANCE_DATA if guidance_of in (None, "all") else (guidance_of,)
+    results["guidance"] = guidance(params, scale, fashion, data, results.get("guidance", []))
+    publish(scale.name, results, markdown(results), (scale.results, scale.page), points=_points(results))
 
 
 def study(params: Params, scale: Scale) -> dict[str, Any]:
@@ -280,8 +278,8 @@ def name_of(loss: str, schedule: str) -> str:
     return f"{loss}-{schedule}"
 
 
-class _Study:
-    """The prepared project, its models as they are asked for, and the measures."""
+class DigitsStudy:
+    """A prepared project of the digits, its models as they are asked for, and their FID."""
 
     def __init__(self, params: Params, scale: Scale) -> None:
         self._params, self._scale = params, scale
@@ -290,11 +288,41 @@ class _Study:
         self._data = self._judge.data
         self._cells = Cells(scale.folder / "cells")
 
+    def fid(self, what: str, trained: TrainedModel, plan: Mapping[str, Any]) -> Estimate:
+        """Of samples from the same noise.
+
+        Args:
+            what: they are of, for the line that is printed.
+            plan: keys of `sampling` in which it differs from the model's own plan.
+        """
+        images = self._cells.samples(trained, self._scale.samples, self._params.seed, plan)
+        figure = self._judge.fid(images)
+        print(f"{what}: FID {figure.value:.2f} ± {figure.error:.2f}", flush=True)
+        return figure
+
+    def fid_protocol(self) -> dict[str, Any]:
+        """What the FIDs depend on, and that of real images."""
+        train, validation = self._data.split("train"), self._data.split("validation")
+        floor = self._judge.distance(validation, len(validation))
+        return {
+            "data": self._data.manifest.name,
+            "extractor": read_json(self._scale.folder / EXTRACTOR / "extractor.json"),
+            "reference": {"split": "train", "images": len(train), "sha256": train.sha256},
+            "fid_floor": {"images": len(validation), "value": round(floor, 4)},
+            "seed": self._params.seed,
+            "samples": self._scale.samples,
+            "groups": GROUPS,
+        }
+
+
+class _Study(DigitsStudy):
+    """The six models, and their measures."""
+
     def samplers(self) -> dict[tuple[str, str, int], Estimate]:
         """FID by spacing, sampler and S, of the preset itself."""
         trained = self._trained(*PRESET_AS)
         return {
-            (spacing, name, steps): self._fid(
+            (spacing, name, steps): self.fid(
                 f"{spacing}, {name}, S = {steps}", trained, {**plan, "spacing": spacing, "steps": steps}
             )
             for spacing in SPACINGS
@@ -310,7 +338,7 @@ class _Study:
                 trained = self._trained(loss, schedule)
                 for steps in self._scale.few_steps:
                     what = f"{name_of(loss, schedule)}, S = {steps}"
-                    fid[loss, schedule, steps] = self._fid(what, trained, {**MODEL_PLAN, "steps": steps})
+                    fid[loss, schedule, steps] = self.fid(what, trained, {**MODEL_PLAN, "steps": steps})
                 process = trained.model.card.config.process
                 learned = process.variance == "learned_range"
                 for variance in ("learned_range",) if learned else ("fixed_large", "fixed_small"):
@@ -322,16 +350,8 @@ class _Study:
     def protocol(self) -> dict[str, Any]:
         """What the figures depend on."""
         scale, preset = self._scale, self._params.variant(name_of(*PRESET_AS))
-        train, validation = self._data.split("train"), self._data.split("validation")
-        floor = self._judge.distance(validation, len(validation))
         return {
-            "data": self._data.manifest.name,
-            "extractor": read_json(scale.folder / EXTRACTOR / "extractor.json"),
-            "reference": {"split": "train", "images": len(train), "sha256": train.sha256},
-            "fid_floor": {"images": len(validation), "value": round(floor, 4)},
-            "seed": self._params.seed,
-            "samples": scale.samples,
-            "groups": GROUPS,
+            **self.fid_protocol(),
             "likelihood": {"images": scale.likelihood_images, "groups": scale.likelihood_groups},
             "spacing": {"samplers": list(SPACINGS), "models": MODEL_PLAN["spacing"]},
             "clip": SamplingConfig().clip,
@@ -344,12 +364,6 @@ class _Study:
         """A model of the study."""
         name, root = name_of(loss, schedule), self._scale.folder
         return TrainedModel.read(root / MODELS / name, self._device, SamplingConfig())
-
-    def _fid(self, what: str, trained: TrainedModel, plan: Mapping[str, Any]) -> Estimate:
-        images = self._cells.samples(trained, self._scale.samples, self._params.seed, plan)
-        figure = self._judge.fid(images)
-        print(f"{what}: FID {figure.value:.2f} ± {figure.error:.2f}", flush=True)
-        return figure
 
     def _bits(self, what: str, trained: TrainedModel, variance: str, steps: int) -> Estimate:
         scale, split = self._scale, self._data.split("validation")

@@ -1,4 +1,4 @@
-"""What the pages of the studies of `bench.captioned` share."""
+"""What the pages of the studies of captions share."""
 
 from __future__ import annotations
 
@@ -57,14 +57,19 @@ def training_table(training: Mapping[str, Row]) -> str:
     return table(["trained once", "steps", "TFLOP"], body)
 
 
-def settings_table(rows: Sequence[Row]) -> str:
-    """The figures of each setting."""
+def settings_table(rows: Sequence[Row], names: Mapping[str, str] = NAMES, digits: int = 3) -> str:
+    """The figures of each setting.
+
+    Args:
+        names: which figures, with the heads of their columns; one that a setting does not have stays empty.
+    """
 
     def cells(row: Row) -> Iterable[str]:
-        return (number(row["figures"][name], 3) for name in NAMES)
+        figures = row["figures"]
+        return (number(figures[name], digits) if name in figures else "" for name in names)
 
     return table(
-        ["", "GFLOP an image", *NAMES.values()],
+        ["", "GFLOP an image", *names.values()],
         ([row["setting"], f"{row['gflops_per_image']:.2f}", *cells(row)] for row in rows),
     )
 

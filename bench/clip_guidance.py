@@ -30,18 +30,17 @@ from bench.captioned import (
 )
 from bench.claims import Claim, Comparison, below
 from bench.clip_guidance_page import markdown
+from bench.study import add_project, must_have_run, publish, run
 from bench.unclip_models import training_facts
-from ddpm import tracking
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params, load_params
-from ddpm.errors import Interrupted, UpstreamError, UserError
-from ddpm.files import write_bytes, write_json
 from ddpm.layout import MODELS
 from ddpm.model import Model
 from ddpm.opening import load
 from ddpm.stages.train import train_variant
 from flows.demo_unclip import ENCODER
 
+DEMO = "demo-unclip"
 CAPTIONS, GUIDE = "text-emoji", "clip-noised-emoji"
 FREE, BY_CLIP = CAPTIONS, f"{CAPTIONS} by CLIP"  # how it is guided, in the settings
 
@@ -64,27 +63,16 @@ QUICK = Extent((1.0, 2.0), (5.0,), Asked(20, 2, 20))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.clip_guidance", description=__doc__)
-    parser.add_argument(
-        "--project",
-        type=Path,
-        default=Path(".demo-unclip"),
-        help="where `make demo-unclip` has run (default: %(default)s)",
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        project = arguments.project
-        if not (project / MODELS / ENCODER).is_dir():
-            raise UserError(f"{project / MODELS / ENCODER} is missing: `make demo-unclip` makes it")
-        results = GuidanceStudy(load_params(project / "params.yaml"), project, FULL).results()
-        write_json(RESULTS, results)
-        write_bytes(PAGE, markdown(results).encode())
-        print(f"\n{PAGE.read_text(encoding='utf-8')}\n{RESULTS} and {PAGE} written", flush=True)
-        run = tracking.log_study("clip-guidance", results["protocol"], [], [RESULTS, PAGE])
-        print(f"in MLflow: {tracking.run_url(run)}")
-    except (UserError, UpstreamError, Interrupted) as error:
-        print(f"bench.clip_guidance: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    add_project(parser, DEMO)
+    project = parser.parse_args(argv).project
+    return run("bench.clip_guidance", lambda: write_study(project))
+
+
+def write_study(project: Path) -> None:
+    """Measure what is not there yet, and write it."""
+    must_have_run(DEMO, project, ENCODER)
+    results = GuidanceStudy(load_params(project / "params.yaml"), project, FULL).results()
+    publish("clip-guidance", results, markdown(results), (RESULTS, PAGE))
 
 
 class GuidanceStudy:

@@ -35,20 +35,20 @@ from bench.latent_models import (
     unseen_by_losses,
 )
 from bench.latent_page import markdown, picture
-from ddpm import tracking
+from bench.study import add_project, must_have_run, publish, run
 from ddpm.compute.device import pick_device
 from ddpm.config.model import VariantConfig
 from ddpm.config.params import PARAMS_FILE, Params, load_params
-from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.extractor import load_extractor
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.evaluation.pictures import credit, save_png
 from ddpm.evaluation.reconstruction import reconstruct
-from ddpm.files import read_json, write_bytes, write_json
+from ddpm.files import read_json
 from ddpm.layout import EXTRACTOR, MODELS, PREPARED
 from ddpm.model import load
 
+DEMO = "demo-latent"
 RESULTS, PAGE = Path("bench/results/latent.json"), Path("docs/latent-diffusion.md")
 PICTURE = PAGE.with_name("latents.png")
 LATENTS, PIXELS = "latents", "pixels"
@@ -88,12 +88,7 @@ Rows = list[tuple[str, NDArray[np.uint8]]]  # of the picture: a name and images 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.latent", description=__doc__)
-    parser.add_argument(
-        "--project",
-        type=Path,
-        default=Path(".demo-latent"),
-        help="where `make demo-latent` has run (default: %(default)s)",
-    )
+    add_project(parser, DEMO)
     parser.add_argument(
         "--fashion",
         type=Path,
@@ -103,21 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "out (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    try:
-        if not (arguments.project / MODELS / EMOJI.autoencoder).is_dir():
-            raise UserError(f"{arguments.project / MODELS / EMOJI.autoencoder} is missing: `make demo-latent` makes it")
-        results, rows = study(arguments.project, arguments.fashion, FULL)
-        write_json(RESULTS, results)
-        write_bytes(PAGE, markdown(results).encode())
-        credits = [found["protocol"]["attribution"] for found in results["studies"] if "protocol" in found]
-        save_png(picture(rows), PICTURE, credit(next(filter(None, credits), None)), optimize=True)
-        print(f"\n{PAGE.read_text(encoding='utf-8')}\n{RESULTS}, {PAGE} and {PICTURE} written", flush=True)
-        run = tracking.log_study("latent", {}, [], [RESULTS, PAGE])
-        print(f"in MLflow: {tracking.run_url(run)}")
-    except (UserError, UpstreamError, Interrupted) as error:
-        print(f"bench.latent: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run("bench.latent", lambda: write_study(arguments.project, arguments.fashion))
+
+
+def write_study(project: Path, fashion: Path) -> None:
+    """Train and measure what is not there yet, and write it."""
+    must_have_run(DEMO, project, EMOJI.autoencoder)
+    results, rows = study(project, fashion, FULL)
+    credits = [found["protocol"]["attribution"] for found in results["studies"] if "protocol" in found]
+    save_png(picture(rows), PICTURE, credit(next(filter(None, credits), None)), optimize=True)
+    publish("latent", results, markdown(results), (RESULTS, PAGE), pictures=[PICTURE])
 
 
 def study(project: Path, fashion: Path, extent: Extent) -> tuple[dict[str, Any], Rows]:

@@ -14,18 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.ablation import FULL, QUICK, Scale, changed, on_digits, prepared
-from bench.cells import Cells, TrainedModel
+from bench.ablation import FULL, QUICK, DigitsStudy, Scale, changed, on_digits, prepared
+from bench.cells import TrainedModel
 from bench.claims import Comparison, Estimate, below
-from bench.judge import GROUPS, Judge
 from bench.page import table
-from ddpm import tracking
-from ddpm.compute.device import pick_device
+from bench.study import publish, run
 from ddpm.config.params import Params, load_params
-from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.likelihood import split_bounds, split_ode_likelihoods
-from ddpm.files import read_json, write_bytes, write_json
-from ddpm.layout import EXTRACTOR, MODELS
+from ddpm.layout import MODELS
 
 PROCESSES = {"ddpm": "VP, ε (DDPM)", "ncsn": "VE, score (NCSN)", "edm": "EDM", "flow": "rectified flow"}
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -63,21 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.processes", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the whole way in seconds; the figures mean nothing")
     scale = SHORT if parser.parse_args(argv).quick else WHOLE
-    try:
-        results = study(load_params(), scale)
-        write_json(scale.results, results)
-        write_bytes(scale.page, markdown(results).encode())
-        print(f"\n{scale.page.read_text(encoding='utf-8')}\n{scale.results} and {scale.page} written", flush=True)
-        points = [(row["steps"], {f"fid/{row['process']}/{row['sampler']}": row["value"]}) for row in results["fid"]]
-        run = tracking.log_study(scale.name, results["protocol"], points, [scale.results, scale.page])
-        print(f"in MLflow: {tracking.run_url(run)}")
-    except (UserError, UpstreamError, Interrupted) as error:
-        print(f"processes: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("processes: interrupted; the same command goes on from here", file=sys.stderr)
-        return Interrupted.exit_code
-    return 0
+    return run("processes", lambda: write_study(scale))
+
+
+def write_study(scale: Scale) -> None:
+    """Measure what is not there yet, and write it."""
+    results = study(load_params(), scale)
+    points = [(row["steps"], {f"fid/{row['process']}/{row['sampler']}": row["value"]}) for row in results["fid"]]
+    publish(scale.name, results, markdown(results), (scale.results, scale.page), points=points)
 
 
 def models(params: Params, scale: Scale) -> Params:
@@ -90,7 +79,7 @@ def study(params: Params, scale: Scale) -> dict[str, Any]:
     params = models(params, scale)
     prepared(params, scale.folder)
     measured = _Study(params, scale)
-    fid = {cell: measured.fid(*cell) for cell in measured.cells()}
+    fid = {cell: measured.cell(*cell) for cell in measured.cells()}
     return {
         "protocol": measured.protocol(),
         "fid": [{"process": p, "sampler": s, "steps": n, **figure.as_dict()} for (p, s, n), figure in fid.items()],
@@ -128,15 +117,11 @@ def _named(cell: Cell) -> str:
     return f"{cell[0]} by {cell[1]}"
 
 
-class _Study:
-    """The prepared project, its models as they are asked for, and the measures."""
+class _Study(DigitsStudy):
+    """The four models, and their measures."""
 
     def __init__(self, params: Params, scale: Scale) -> None:
-        self._params, self._scale = params, scale
-        self._device = pick_device()
-        self._judge = Judge(scale.folder, seed=params.seed)
-        self._data = self._judge.data
-        self._cells = Cells(scale.folder / "cells")
+        super().__init__(params, scale)
         self._models = {name: self._read(name) for name in PROCESSES}
 
     def _read(self, name: str) -> TrainedModel:
@@ -154,13 +139,10 @@ class _Study:
                     if plan.levels <= config.process.timesteps:
                         yield name, sampler, steps
 
-    def fid(self, name: str, sampler: str, steps: int) -> Estimate:
+    def cell(self, name: str, sampler: str, steps: int) -> Estimate:
         """Of samples from the same noise."""
         plan = {**_plan(sampler), "steps": steps, "spacing": _spacing(name, sampler), "clip": True}
-        images = self._cells.samples(self._models[name], self._scale.samples, self._params.seed, plan)
-        figure = self._judge.fid(images)
-        print(f"{name}, {sampler}, S = {steps}: FID {figure.value:.2f} ± {figure.error:.2f}", flush=True)
-        return figure
+        return self.fid(f"{name}, {sampler}, S = {steps}", self._models[name], plan)
 
     def likelihood(self, name: str) -> dict[str, Any]:
         """The NLL of validation images by the ODE, and the bound where there is one."""
@@ -178,18 +160,10 @@ class _Study:
 
     def protocol(self) -> dict[str, Any]:
         """What the figures depend on."""
-        scale, preset = self._scale, self._params.variant("ddpm")
-        train, validation = self._data.split("train"), self._data.split("validation")
-        floor = self._judge.distance(validation, len(validation))
+        preset = self._params.variant("ddpm")
         return {
-            "data": self._data.manifest.name,
-            "extractor": read_json(scale.folder / EXTRACTOR / "extractor.json"),
-            "reference": {"split": "train", "images": len(train), "sha256": train.sha256},
-            "fid_floor": {"images": len(validation), "value": round(floor, 4)},
-            "seed": self._params.seed,
-            "samples": scale.samples,
-            "groups": GROUPS,
-            "likelihood_images": scale.likelihood_images,
+            **self.fid_protocol(),
+            "likelihood_images": self._scale.likelihood_images,
             "network": preset.network.model_dump(mode="json"),
             "training": preset.training.model_dump(mode="json"),
             "processes": {n: self._params.variant(n).process.model_dump(mode="json") for n in PROCESSES},

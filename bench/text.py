@@ -21,19 +21,19 @@ from bench.captioned import Setting, cost, hits, means, prompts, ranks, rows, sa
 from bench.cells import Cells
 from bench.claims import Claim, Comparison, Estimate, below, estimate
 from bench.judge import GROUPS, Judge
+from bench.study import add_project, must_have_run, publish, run
 from bench.text_page import markdown
-from ddpm import tracking
 from ddpm.conditioning.columns import PromptColumn
 from ddpm.config.params import Params, load_params
 from ddpm.data.loader import InMemoryImages
-from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.image_to_image import masked_validation
 from ddpm.evaluation.retrieval import evenly
-from ddpm.files import read_json, write_bytes, write_json
+from ddpm.files import read_json
 from ddpm.layout import EXTRACTOR, MODELS
 from ddpm.opening import load
 from ddpm.stages.train import train_variant
 
+DEMO = "demo-text"
 CASCADE, SINGLE, UNCONDITIONAL, PAINTER = "glide", "text-emoji", "emoji", "inpaint-emoji"
 TRAINED = (UNCONDITIONAL, SINGLE, PAINTER)  # in this order: the last begins with the weights of the first
 SAME_COST = {SINGLE: 5, UNCONDITIONAL: 10}  # steps with which an image costs what it costs the cascade
@@ -59,28 +59,20 @@ QUICK = Extent((1.0, 2.0), 40, 20, 20, {"steps": 4, "resamples": 2, "jump": 2})
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.text", description=__doc__)
-    parser.add_argument(
-        "--project", type=Path, default=Path(".demo-text"), help="where `make demo-text` has run (default: %(default)s)"
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        project = arguments.project
-        params = load_params(project / "params.yaml")
-        if not (project / MODELS / CASCADE).is_dir():
-            raise UserError(f"{project / MODELS / CASCADE} is missing: `make demo-text` makes it")
-        for name in TRAINED:
-            if not (project / MODELS / name).is_dir():
-                train_variant(params, name, root=project)
-        results = TextStudy(params, project, FULL).results()
-        write_json(RESULTS, results)
-        write_bytes(PAGE, markdown(results).encode())
-        print(f"\n{PAGE.read_text(encoding='utf-8')}\n{RESULTS} and {PAGE} written", flush=True)
-        run = tracking.log_study("text", results["protocol"], [], [RESULTS, PAGE])
-        print(f"in MLflow: {tracking.run_url(run)}")
-    except (UserError, UpstreamError, Interrupted) as error:
-        print(f"bench.text: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    add_project(parser, DEMO)
+    project = parser.parse_args(argv).project
+    return run("bench.text", lambda: write_study(project))
+
+
+def write_study(project: Path) -> None:
+    """Train and measure what is not there yet, and write it."""
+    params = load_params(project / "params.yaml")
+    must_have_run(DEMO, project, CASCADE)
+    for name in TRAINED:
+        if not (project / MODELS / name).is_dir():
+            train_variant(params, name, root=project)
+    results = TextStudy(params, project, FULL).results()
+    publish("text", results, markdown(results), (RESULTS, PAGE))
 
 
 class TextStudy:

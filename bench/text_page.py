@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from bench.page import comparisons, number, table
+from bench.captioned_page import settings_table, verdicts
 
 Row = Mapping[str, Any]
 
@@ -29,31 +29,17 @@ def markdown(results: Mapping[str, Any]) -> str:
         "`bench/results/text.json`.",
         _protocol(results["protocol"]),
         "## Guidance, one stage or two, with captions or without",
-        _table(results["settings"], NAMES, 3),
+        settings_table(results["settings"], NAMES),
         "`glide` is the cascade of `text-8` and `text-32`. `text-emoji` is one stage with captions and `emoji` one "
         "stage without, each trained with as many operations as the two stages together; with 5 and 10 steps an image "
         "of theirs costs as much as one of the cascade's.",
         "## A part of an image drawn again",
-        _table(results["inpainting"], FILLED, 2),
+        settings_table(results["inpainting"], FILLED, 2),
         "Errors are in levels of 255. `trained` is `inpaint-emoji`; `replace` and `repaint` draw with `emoji`, which "
         "was not trained for it.",
-        "## What holds",
-        table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in results["claims"])),
-        "Comparison by comparison, with the margin by which the inequality is true:",
-        *(comparisons(row) for row in results["claims"]),
+        *verdicts(results["claims"]),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(rows: Sequence[Row], names: Mapping[str, str], digits: int) -> str:
-    def cells(row: Row) -> Iterable[str]:
-        figures = row["figures"]
-        return (number(figures[name], digits) if name in figures else "" for name in names)
-
-    return table(
-        ["", "GFLOP an image", *names.values()],
-        ([row["setting"], f"{row['gflops_per_image']:.2f}", *cells(row)] for row in rows),
-    )
 
 
 def _protocol(protocol: Row) -> str:
