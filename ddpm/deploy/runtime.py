@@ -397,11 +397,7 @@ def _denoised(
     x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
     if known is not None:
         x0 = np.where(known.mask, known.x0, x0)
-    x = row.to_x0 * x0 + row.to_x * x
-    if row.to_prev:
-        x += row.to_prev * before[0]
-    if row.to_prev2:
-        x += row.to_prev2 * before[1]
+    x = row.mean(x0, x, before)
     if row.log_noise_from_out and row.to_noise:
         x += row.to_noise * np.exp(row.log_noise_from_out * out[:, channels:]) * z
     elif row.to_noise:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from ddpm.data.store import PreparedData
 from ddpm.diffusion.noise import ImageNoise
 from ddpm.errors import UserError
 from ddpm.evaluation.plots import Chart, charts
+from ddpm.evaluation.tables import csv_table
 from ddpm.model import Model
 from ddpm.model.network import codec_of
 
@@ -99,11 +98,7 @@ def accuracy_by_noise(
 
 def table(levels: Sequence[Level]) -> str:
     """As CSV, a row a level."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Level._fields)
-    writer.writerows(levels)
-    return text.getvalue()
+    return csv_table(Level._fields, levels)
 
 
 def picture(levels: Sequence[Level]) -> Image.Image:

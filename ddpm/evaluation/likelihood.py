@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -23,6 +21,7 @@ from ddpm.diffusion.ode_likelihood import OdeLikelihood, ode_likelihood
 from ddpm.diffusion.plans import SamplingPlan
 from ddpm.evaluation.distances import chosen
 from ddpm.evaluation.progress import Show, unseen
+from ddpm.evaluation.tables import csv_table
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
 
@@ -215,11 +214,9 @@ def likelihood_table(bounds: Mapping[SplitName, LikelihoodBound]) -> str:
     2021, figure 2, shows those between). Only of the timesteps that were computed, and a heading alone where there are
     no bounds.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["t", "train", "validation"])
+    rows: list[tuple[float, ...]] = []
     columns = [[*bound.terms.tolist(), bound.prior] for bound in bounds.values()]
     for bound in list(bounds.values())[:1]:
         steps = [*bound.timesteps, sum(stratum.size for stratum in bound.strata)]
-        writer.writerows((t, *terms) for t, *terms in zip(steps, *columns, strict=True))
-    return text.getvalue()
+        rows = list(zip(steps, *columns, strict=True))
+    return csv_table(("t", "train", "validation"), rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -22,6 +20,7 @@ from ddpm.evaluation.features import extract
 from ddpm.evaluation.image_to_image import psnr
 from ddpm.evaluation.metrics import frechet_distance
 from ddpm.evaluation.pictures import in_turn
+from ddpm.evaluation.tables import csv_table
 from ddpm.model import Model
 from ddpm.nets.autoencoder import AutoencoderKL
 
@@ -146,8 +145,4 @@ def _picture(model: Model, images: NDArray[np.uint8]) -> Image.Image:
 
 def table(channels: list[Channel]) -> str:
     """As CSV, a row a channel."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Channel._fields)
-    writer.writerows(channels)
-    return text.getvalue()
+    return csv_table(Channel._fields, channels)

@@ -8,7 +8,8 @@ import numpy as np
 
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
-from ddpm.data.embeddings import MANIFEST, VECTORS, EmbeddingManifest
+from ddpm.data.derived import MANIFEST
+from ddpm.data.embeddings import VECTORS, EmbeddingManifest
 from ddpm.data.store import PreparedData, RowWriter, array_name, read_chunks
 from ddpm.evaluation.accessory import open_space
 from ddpm.files import atomic_directory, sha256_of, write_json

@@ -10,7 +10,8 @@ import torch
 
 from ddpm.compute.device import pick_device
 from ddpm.config.params import Params
-from ddpm.data.latents import MANIFEST, MOMENTS, LatentManifest
+from ddpm.data.derived import MANIFEST
+from ddpm.data.latents import MOMENTS, LatentManifest
 from ddpm.data.store import PreparedData, RowWriter, Split, array_name, read_chunks
 from ddpm.errors import UserError
 from ddpm.evaluation.accessory import open_accessory

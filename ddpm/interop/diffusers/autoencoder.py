@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ddpm.config.base import Positive, validate
 from ddpm.config.network import AutoencoderConfig
+from ddpm.interop.diffusers.levels import Blocks
 from ddpm.interop.diffusers.names import new_name
 from ddpm.interop.published import fused_names, parts_of, refuse_other_keys, shaped_like
 from ddpm.nets.autoencoder import AutoencoderKL
@@ -21,7 +22,7 @@ _RESIDUAL = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "con
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 
 
-class AutoencoderKLConfig(BaseModel, frozen=True):
+class AutoencoderKLConfig(Blocks, frozen=True):
     """What decides the network in their config.json, with AutoencoderKL's defaults and as far as ours has a
     counterpart; other keys are passed over."""
 
@@ -30,7 +31,6 @@ class AutoencoderKLConfig(BaseModel, frozen=True):
     out_channels: Literal[1, 3] = 3
     down_block_types: tuple[Literal["DownEncoderBlock2D"], ...]
     up_block_types: tuple[Literal["UpDecoderBlock2D"], ...]
-    block_out_channels: tuple[Positive, ...]
     layers_per_block: Positive = 1
     act_fn: Literal["silu", "swish"] = "silu"
     latent_channels: Positive = 4
@@ -45,14 +45,7 @@ class AutoencoderKLConfig(BaseModel, frozen=True):
     mid_block_add_attention: bool = True
 
     @model_validator(mode="after")
-    def _ours_has_a_counterpart(self) -> AutoencoderKLConfig:
-        widths = self.block_out_channels
-        alike = len(self.down_block_types) == len(self.up_block_types) == len(widths) > 0
-        if not alike or any(c % widths[0] for c in widths):
-            raise ValueError(
-                f"down_block_types, up_block_types and block_out_channels {list(widths)} must be as many, and the "
-                "channels multiples of the first"
-            )
+    def _pictures_come_back_as_they_were(self) -> AutoencoderKLConfig:
         if self.in_channels != self.out_channels:
             raise ValueError(
                 f"in_channels is {self.in_channels} and out_channels {self.out_channels}; expected as many"

@@ -23,20 +23,13 @@ _ALWAYS = {
 }
 
 
-class Levels(BaseModel, frozen=True):
-    """What the configurations of their U-Nets have in common."""
+class Blocks(BaseModel, frozen=True):
+    """What says the levels of any network of theirs."""
 
     class_name: str = Field(alias="_class_name")
-    sample_size: Positive | None = None
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     block_out_channels: tuple[Positive, ...]
-
-    @field_validator("sample_size", mode="before")
-    @classmethod
-    def _a_square_has_one_side(cls, value: Any) -> Any:
-        sides = value if isinstance(value, list | tuple) else ()
-        return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
 
     @model_validator(mode="after")
     def _levels_are_told_alike(self) -> Self:
@@ -48,6 +41,18 @@ class Levels(BaseModel, frozen=True):
                 "channels multiples of the first"
             )
         return self
+
+
+class Levels(Blocks, frozen=True):
+    """What the configurations of their U-Nets have in common."""
+
+    sample_size: Positive | None = None
+
+    @field_validator("sample_size", mode="before")
+    @classmethod
+    def _a_square_has_one_side(cls, value: Any) -> Any:
+        sides = value if isinstance(value, list | tuple) else ()
+        return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
 
     @property
     def pairs(self) -> list[Pair]:
