@@ -81,11 +81,12 @@ class CompositionConfig(Section):
         """
 
     @abstractmethod
-    def check(self, models: Mapping[str, VariantConfig]) -> None:
+    def check(self, models: Mapping[str, VariantConfig], encoders: Mapping[str, VariantConfig]) -> None:
         """Check that the models fit together.
 
         Args:
             models: of params.yaml, by the links' names.
+            encoders: of params.yaml, by their own names: those that are trained before the links.
 
         Raises:
             ValueError: they do not; the message goes on after the name of the composition.
@@ -110,7 +111,7 @@ class CompositionConfig(Section):
             )
 
     def _check_alone(self, models: Mapping[str, VariantConfig], fed: Collection[str]) -> None:
-        """Check that no link needs a picture that no link draws, or a guide, and that all read captions alike.
+        """Check that no link needs a picture that no link draws, or a guide.
 
         Args:
             fed: links whose `low` an earlier link draws.
@@ -121,13 +122,22 @@ class CompositionConfig(Section):
                 raise ValueError(f"has {self.links[link]}, with condition.{pictures[0]}: no link draws what it needs")
             if model.sampling.guide is not None:
                 raise ValueError(f"has {self.links[link]}, whose sampling.guide must be null")
-        prompts = [prompt for model in models.values() if (prompt := model.condition.prompt) and not prompt.of]
+
+    def _check_prompts(self, models: Mapping[str, VariantConfig]) -> None:
+        """Check that all read captions alike.
+
+        Args:
+            models: by their names. Those with a CLIP's own text encoder read as the CLIP does.
+        """
+        own = {name: model.condition.prompt for name, model in models.items()}
+        prompts = {name: prompt for name, prompt in own.items() if prompt is not None and not prompt.of}
         for key in ("tokenizer", "length", "minimum_count", "vocabulary_size", "vocabulary"):
-            first, *others = [getattr(prompt, key) for prompt in prompts] or [None]
-            for other in others:
-                if other != first:
+            (first, expected), *others = [(name, getattr(each, key)) for name, each in prompts.items()] or [("", None)]
+            for name, found in others:
+                if found != expected:
                     raise ValueError(
-                        f"has links with condition.prompt.{key} {first} and {other}: the two must be equal"
+                        f"has {first} with condition.prompt.{key} {expected}, and {name} with {found}: the two must be "
+                        "equal"
                     )
 
 
@@ -145,9 +155,10 @@ class CascadeConfig(CompositionConfig):
     def wiring(self, models: Mapping[str, VariantConfig]) -> dict[str, Wires]:
         return {"base": Wires(), "upsampler": Wires({"low": "base"}, {"low_noise": self.low_noise})}
 
-    def check(self, models: Mapping[str, VariantConfig]) -> None:
+    def check(self, models: Mapping[str, VariantConfig], encoders: Mapping[str, VariantConfig]) -> None:
         self._check_upsampling("base", models)
         self._check_alone(models, fed=["upsampler"])
+        self._check_prompts({self.links[link]: model for link, model in models.items()})
 
 
 class UnclipConfig(CompositionConfig):
@@ -179,7 +190,7 @@ class UnclipConfig(CompositionConfig):
             "upsampler": Wires(enlarging, {"low_noise": self.low_noise}),
         }
 
-    def check(self, models: Mapping[str, VariantConfig]) -> None:
+    def check(self, models: Mapping[str, VariantConfig], encoders: Mapping[str, VariantConfig]) -> None:
         encoder = f"{{embedding: {{encoder: models/{self.encoder}}}}}"
         if models["prior"].codec.embedding is None:
             raise ValueError(f"has the prior {self.prior}, which needs `codec: {encoder}`")
@@ -194,6 +205,7 @@ class UnclipConfig(CompositionConfig):
                     )
         self._check_upsampling("decoder", models)
         self._check_alone(models, fed=["upsampler"])
+        self._check_prompts({**encoders, **{self.links[link]: model for link, model in models.items()}})
 
 
 COMPOSITIONS: tuple[type[CompositionConfig], ...] = (CascadeConfig, UnclipConfig)

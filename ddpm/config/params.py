@@ -236,6 +236,19 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _models_of_embeddings_are_of_unclips(self) -> Params:
+        """DVC knows only of those that their CLIP comes first."""
+        links = {f"cascades.{key}": config.links.values() for key, config in self.cascades.items()}
+        for key, names in {"variants": self.variants, "guides": self.guides, "latents": self.latents, **links}.items():
+            for name in names:
+                if name in self.models and (found := self.models[name].encoders):
+                    raise ValueError(
+                        f"`{key}` names {brief(name)}, with {next(iter(found))}: name it in `unclips`, so that the "
+                        f"CLIP is trained before it, or train it with `ddpm train {name}`"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _cascades_are_of_models(self) -> Params:
         places = {name: key for key in ("guides", "variants", "latents") for name in getattr(self, key)}
         if both := [name for name in self.cascades if name in self.unclips]:
@@ -267,7 +280,7 @@ class Params(Section):
             if self.evaluation.sampling and self.evaluation.sampling.guide:
                 raise ValueError(f"evaluation.sampling.guide must be null: the cascade {cascade} has no guide")
             try:
-                config.check(self.links(cascade))
+                config.check(self.links(cascade), {name: self.models[name] for name in config.encoders})
             except ValueError as error:
                 raise ValueError(f"the cascade {cascade} {error}") from None
         return self

@@ -191,6 +191,11 @@ class Sampler(Drawer):
         return str(self.facts.get("training", {}).get("fingerprint", ""))
 
     @property
+    def embedded_by(self) -> str | None:
+        encoder = self.facts.get("data", {}).get("encoder") or {}
+        return encoder.get("sha256")
+
+    @property
     def weights(self) -> str:
         return str(self.facts.get("training", {}).get("weights", "ema"))
 

@@ -131,6 +131,12 @@ class Drawer(ABC):
         return None
 
     @property
+    def embedded_by(self) -> str | None:
+        """The SHA-256 of the weights of the CLIP whose embeddings the model draws or is conditioned on; None: it has
+        none, or does not say."""
+        return None
+
+    @property
     def candidates(self) -> int:
         """Data drawn for each that is kept: the one with the highest of `scores`."""
         return int(self.choices[1].get("candidates", 1))
@@ -313,12 +319,14 @@ class Drawer(ABC):
 
         Args:
             asked: what is asked for, by the column's name; None, or left out: drawn as often as in the training data,
-                by the datum's own seed.
+                by the datum's own seed. A prompt beside an embedding is the empty one unless it is asked for.
 
         Raises:
             ValueError: it is not a value of the column, or the model has no such column.
         """
         asked = {name: value for name, value in asked.items() if value is not None}
+        if EmbeddingColumn.name in asked:
+            asked = {**self.without_text, **asked}
         own = {column.name: column for column in self.columns} | {name: self.column(name) for name in asked}
         for name in asked:
             other = getattr(own[name], "goes_with", name)

@@ -294,6 +294,7 @@ def _check_inputs(name: str, link: Link, earlier: Mapping[str, Link]) -> None:
         if shape != wanted:
             drawn, expected = ("×".join(map(str, each)) for each in (shape, wanted))
             raise ValueError(f"the {source} draws data of {drawn}, and the {name} needs {fed} of {expected}")
+        _check_space(name, link.drawer, source, earlier[source].drawer)
     for fixed, value in link.fixed.items():
         if fixed in own:
             own[fixed].read(value, 1)
@@ -302,6 +303,20 @@ def _check_inputs(name: str, link: Link, earlier: Mapping[str, Link]) -> None:
     shown = needed(link.asked)
     if pictures := [column.name for column in link.asked if isinstance(column, Derived) or column in shown]:
         raise ValueError(f"the {name} needs a picture that no link draws: {pictures[0]}")
+
+
+def _check_space(name: str, link: Drawer, source: str, drawing: Drawer) -> None:
+    """Check that an embedding is read in the space in which it was drawn.
+
+    Raises:
+        ValueError: it is of another CLIP.
+    """
+    drawn, read = drawing.embedded_by, link.embedded_by
+    if drawn is not None and read is not None and drawn != read:
+        raise ValueError(
+            f"the {source} draws embeddings of the CLIP with SHA-256 {drawn[:12]}…, and the {name} was trained on "
+            f"those of another, {read[:12]}…: train both after `ddpm embed` of the same CLIP"
+        )
 
 
 def _check_common(columns: Sequence[Column], others: Sequence[Column]) -> None:

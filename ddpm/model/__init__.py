@@ -71,6 +71,11 @@ class Model(Drawer):
         return JointSpace(cast(CLIP, self.clip.network), self.clip.codec, facts.variant, facts.sha256)
 
     @property
+    def embedded_by(self) -> str | None:
+        facts = self.card.data.encoder
+        return None if facts is None else facts.sha256
+
+    @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 

@@ -572,8 +572,33 @@ def test_captions_are_read_in_the_same_way_by_both():
     params = copy.deepcopy(cascade_params())
     for name, length in (("small", 8), ("large", 16)):
         params["models"][name]["condition"]["prompt"] = {"length": length, "width": 8, "layers": 1, "heads": 1}
-    with pytest.raises(ValueError, match=r"condition.prompt.length 8 and 16: the two must be equal"):
+    with pytest.raises(ValueError, match=r"condition.prompt.length 8, and \w+ with 16: the two must be equal"):
         Params.model_validate(params)
+
+
+def test_the_upsampler_of_an_unclip_reads_captions_as_its_clip_does():
+    params = unclip_params()
+    prompt = {"length": 5, "width": 8, "layers": 1, "heads": 1}
+    params["models"]["larger"]["condition"]["prompt"] = prompt
+    expected = params["models"]["clip"]["condition"]["prompt"]["length"]
+    with pytest.raises(ValueError, match=rf"has clip with condition.prompt.length {expected}, and larger with 5"):
+        Params.model_validate(params)
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({"variants": ["prior"]}, r"`variants` names 'prior', with codec.embedding.encoder: name it in `unclips`"),
+        ({"guides": ["prior"]}, r"`guides` names 'prior', with codec.embedding.encoder"),
+        (
+            {"cascades": {"glide": {"base": "decoder", "upsampler": "larger"}}},
+            r"`cascades.glide` names 'decoder', with condition.embedding.encoder",
+        ),
+    ],
+)
+def test_models_of_embeddings_are_built_where_their_clip_comes_first(places, words):
+    with pytest.raises(ValueError, match=words):
+        Params.model_validate(unclip_params() | {"unclips": {}, "variants": ["larger"]} | places)
 
 
 def test_the_models_that_the_pipeline_trains_and_builds():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from denoisers import NUMBERS, WORDS, write_decoder
 from PIL import Image
 
+import ddpm
 from ddpm.cli.main import main
 
 LIKE = ["--like", "a.png"]
@@ -94,3 +97,18 @@ def test_a_missing_encoder_is_named_by_what_needs_it_alone(
     assert main(["sample", "unclip", *LIKE, "--n", "2", "--out", "alike.npz"]) == 2
     said = capsys.readouterr().err
     assert "unclip/decoder/image_encoder.onnx is missing: it embeds the pictures that others are drawn like" in said
+
+
+def test_beside_an_embedding_a_prompt_that_nobody_asks_for_is_the_empty_one(tmp_path: Path):
+    """Of a model that reads both, a caption that is drawn would contradict the embedding."""
+    directory = write_decoder(tmp_path / "decoder")
+    facts = json.loads((directory / "sampler.json").read_text())
+    facts["condition"]["prompt"] = {"drop": 0.1}
+    facts["data"]["text"] = {"tokenizer": WORDS.as_json(), "captions": ["night"]}
+    (directory / "sampler.json").write_text(json.dumps(facts))
+    drawer = ddpm.load(directory)
+    (column,) = (column for column in drawer.columns if column.name == "prompt")
+    embedding = np.ones(NUMBERS, np.float32)
+    for prompt, expected in ((None, ""), ("a night", "a night")):
+        given = drawer.given(3, embedding=embedding, prompt=prompt)
+        np.testing.assert_array_equal(given["prompt"], column.read(expected, 3))

@@ -27,7 +27,7 @@ from ddpm.drawer.likeness import Likeness
 from ddpm.errors import NotFiniteError, UserError
 from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.likelihood import gigaflops_per_image
-from ddpm.files import read_json, sha256_of
+from ddpm.files import read_json, sha256_of, write_json
 from ddpm.joint_space import JointSpace
 from ddpm.stages.embed import embed
 from ddpm.stages.evaluate import evaluate_variant
@@ -90,6 +90,16 @@ def unclip() -> Cascade:
         "decoder": Link(ddpm.load("models/decoder"), {"embedding": "prior"}),
     }
     return Cascade(links, name="unclip")
+
+
+def test_a_prior_and_a_decoder_of_two_clips_do_not_fit_together(project: Path):
+    """The CLIP was trained anew in between, and embeds in another space."""
+    path = Path("models/decoder/model.json")
+    card = read_json(path)
+    card["data"]["encoder"]["sha256"] = "0" * 64
+    write_json(path, card)
+    with pytest.raises(ValueError, match=r"the prior draws embeddings of the CLIP .* those of another, 000000000000…"):
+        unclip()
 
 
 # --- the prior
