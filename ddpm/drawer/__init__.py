@@ -84,8 +84,19 @@ class Drawer(ABC):
         """The links that have to draw where these columns are given: the last, and those that feed one of them."""
         return self.links.keys()
 
+    def refuse_unread(self, asked: Collection[str]) -> None:
+        """Refuse what is asked beside a picture's embedding and has no effect.
+
+        Args:
+            asked: names of columns.
+
+        Raises:
+            ValueError: no link reads one of them, since those that do have nothing to draw.
+        """
+        return
+
     @property
-    def without_text(self) -> dict[str, str]:
+    def _without_text(self) -> dict[str, str]:
         """What is asked for beside an embedding if no text is: the empty prompt; nothing of a model that reads none."""
         drawing = self.links_for([EmbeddingColumn.name])
         read = {column.name for name in drawing for column in self.links[name].columns}
@@ -326,7 +337,7 @@ class Drawer(ABC):
         """
         asked = {name: value for name, value in asked.items() if value is not None}
         if EmbeddingColumn.name in asked:
-            asked = {**self.without_text, **asked}
+            asked = {**self._without_text, **asked}
         own = {column.name: column for column in self.columns} | {name: self.column(name) for name in asked}
         for name in asked:
             other = getattr(own[name], "goes_with", name)
@@ -407,7 +418,8 @@ class Drawer(ABC):
         if self.encoder is None:
             raise ValueError("like: the model is conditioned on no embeddings of pictures (condition.embedding)")
         found = likeness.embeddings(self.encoder)
-        overrides = self.without_text | {name: value for name, value in overrides.items() if value is not None}
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        self.refuse_unread(overrides)
         if likeness.steps is None:
             asked = {**overrides, EmbeddingColumn.name: found}
             return self.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **asked)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import PICTURES, Column, Derived, needed, united
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.conditioning.pictures import LowColumn, LowNoiseColumn, known_in_fewer_pixels
 from ddpm.diffusion.plans import SamplingPlan, decisive_choices
 from ddpm.drawer import Drawer
@@ -212,22 +213,15 @@ class Cascade(Drawer):
                 wanted |= {source for column, source in link.fed.items() if column not in given}
         return wanted
 
-    def given(self, count: int, *, seed: int = 0, first: int = 0, **asked: Any) -> dict[str, NDArray[Any]]:
-        """As of `Drawer`.
-
-        Raises:
-            ValueError: also where no link would read a value, since those that do are skipped.
-        """
-        named = [name for name, value in asked.items() if value is not None]
-        drawing = self.links_for(named)
-        for name in named:
+    def refuse_unread(self, asked: Collection[str]) -> None:
+        drawing = self.links_for([*asked, EmbeddingColumn.name])
+        for name in asked:
             readers = [link for link, own in self.links.items() if name in {column.name for column in own.columns}]
             if readers and not drawing & {*readers}:
                 raise ValueError(
-                    f"{name} is read by the {listed(readers)} alone, which does not draw where an embedding is given, "
-                    "such as that of a picture (like): leave one of them out"
+                    f"{name} is read by the {listed(readers)} alone, which draws nothing where pictures are like given "
+                    "ones (like): leave one of them out"
                 )
-        return super().given(count, seed=seed, first=first, **asked)
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
         *_, last = self.wiring

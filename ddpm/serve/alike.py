@@ -74,4 +74,4 @@ def alike(asked: Asked, drawer: Drawer) -> dict[str, Any]:
     texts = None if change[0] is None or change[1] is None else (change[0], change[1])
     strength = STRENGTH if asked.strength is None else asked.strength
     likeness = Likeness(from_base64(column, asked.like), asked.mix, texts, strength)
-    return {**drawer.without_text, EmbeddingColumn.name: likeness.embeddings(drawer.encoder)}
+    return {EmbeddingColumn.name: likeness.embeddings(drawer.encoder)}

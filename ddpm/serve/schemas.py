@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddpm.conditioning.columns import NAMES, PICTURE_NAMES, Column
+from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.data.given import from_base64
 from ddpm.diffusion.plans import INPAINTING, MOST_CONTROL, MOST_GUIDANCE, MOST_JUMP, MOST_RESAMPLES
 from ddpm.diffusion.samplers import SAMPLERS
@@ -190,6 +191,8 @@ class ImageRequest(BaseModel):
         for name, value in asked.items():
             if isinstance(value, list) and len(value) > most:
                 raise ValueError(f"{name}: the list must have at most {most} entries ({why}), found {len(value)}")
+        if EmbeddingColumn.name in found:
+            model.refuse_unread(asked)
         return found | {
             name: from_base64(model.column(name), value) if name in PICTURE_NAMES else value
             for name, value in asked.items()

@@ -77,7 +77,7 @@ def test_the_whole_graph_with_a_kill_and_what_a_change_reruns(pipeline: Path, mo
     trained, exported = ddpm.load("models/dalle"), ddpm.load("deploy/dalle")
     drawn = [each.sample(3, seed=1, prompt="night").astype(int) for each in (trained, exported)]
     assert np.abs(drawn[0] - drawn[1]).max() <= 2
-    given = trained.sample(3, seed=1, embedding=np.ones(CLIP["network"]["embedding"]))
+    given = trained.sample(3, seed=1, prompt="night", embedding=np.ones(CLIP["network"]["embedding"]))
     assert (given != drawn[0]).any()
     assert main(["sample", "deploy/dalle", "--prompt", "night", "--n", "2", "--out", "x.png"]) == 0
 

@@ -59,7 +59,7 @@ def test_how_many_are_drawn(decoder: Path, options: list[str], count: int):
         ([*LIKE, "--control-scale", "1"], "are for models with a control; this one has none"),
         ([*LIKE, "--label", "3"], "label: the model takes no such input"),
         ([*LIKE, "--resamples", "2"], "resamples is used by inpainting repaint alone"),
-        ([*LIKE, "--prompt", "night"], "prompt is read by the prior alone, which does not draw where an embedding"),
+        ([*LIKE, "--prompt", "night"], "prompt is read by the prior alone, which draws nothing where pictures"),
         (["--prompt", "night", "--prompt", "a", "--n", "1"], "--prompt: found 2, more than the images that --n draws"),
         (
             [*TWO, "--mix", "3", "--prompt", "night", "--prompt", "a"],
@@ -73,6 +73,13 @@ def test_an_option_without_effect_is_refused(
     assert main(["sample", str(unclip), *options, "--out", "out.npz"]) == 2
     assert said in capsys.readouterr().err
     assert not Path("out.npz").exists()
+
+
+def test_in_python_an_embedding_may_stand_beside_a_prompt(unclip: Path):
+    """Who compares models asks the same of all of them."""
+    drawer, embedding = ddpm.load(unclip), np.eye(6)[0]
+    found = drawer.sample(2, embedding=embedding, prompt="night")
+    np.testing.assert_array_equal(found, drawer.sample(2, embedding=embedding))
 
 
 def test_words_that_the_encoder_cannot_read_are_said(decoder: Path, capsys: pytest.CaptureFixture[str]):
