@@ -53,7 +53,7 @@ _STAGES = {
     "export": ("stages/export.py", {"export", "sampling"}),
 }
 _SAMPLING = (
-    *("diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
+    *("diffusion/executor.py", "diffusion/noise.py", "diffusion/plans.py", "diffusion/sampling.py"),
     *("drawer/__init__.py", "drawer/parts.py"),
 )
 # What a stage can reach but does not use.

@@ -27,6 +27,7 @@ from ddpm.conditioning.pictures import known_part
 from ddpm.deploy.encoders import ExportedSpace, ExportedTexts, opener
 from ddpm.deploy.facts import GuideFacts, read_facts
 from ddpm.deploy.guidance import Autoguidance, Bound, ClassifierFree, Float32, Gradient
+from ddpm.diffusion import executor
 from ddpm.diffusion.known import Known
 from ddpm.diffusion.plans import Row, SamplingPlan
 from ddpm.drawer import Drawer
@@ -369,53 +370,13 @@ def run(
     known: Known[Float32] | None = None,
 ) -> Float32:
     """The numpy executor of a sampling plan; `diffusion.sampling.sample` is torch's, with the same arguments."""
-    x0 = previous = np.zeros_like(x)
-    for t, row in plan.rows():
-        z = draw() if row.to_noise or row.known_noise else np.float32(0)
-        if row.x0_from_out:
-            after, found = _denoised(denoise, t, row, x, (x0, previous), z, known)
-            x, x0, previous = after, found, x0
-        else:  # back into the noise
-            x = row.to_x * x + row.to_noise * z
-        if known is not None and row.known_x0:
-            x = np.where(known.mask, row.known_x0 * known.x0 + row.known_noise * z, x)
-    return x
+    for state, _ in executor.trajectory(_NUMPY, denoise, plan, x, draw, known):
+        result = state
+    return result
 
 
-def _denoised(
-    denoise: Any,
-    t: float,
-    row: Row,
-    x: Float32,
-    before: tuple[Float32, Float32],
-    z: Float32 | np.float32,
-    known: Known[Float32] | None,
-) -> tuple[Float32, Float32]:
-    """As of `diffusion.sampling`."""
-    times = np.full(len(x), t, dtype=np.float32 if isinstance(t, float) else np.int64)
-    seen, channels = x if row.input_scale == 1 else row.input_scale * x, x.shape[1]
-    if row.control is not None:
-        denoise = denoise.controlled(row.control)
-    weight = 0.0 if row.mean_shift else row.guidance
-    out = denoise.guided(seen, times, weight) if weight else denoise(seen, times)
-    shift = _mean_shift(denoise, seen, times, row, out[:, channels:]) if row.mean_shift else None
-    x0 = _hold(row.x0_from_x * x + row.x0_from_out * out[:, :channels], row)
-    if known is not None:
-        x0 = np.where(known.mask, known.x0, x0)
-    x = row.mean(x0, x, before)
-    if row.log_noise_from_out and row.to_noise:
-        x += row.to_noise * np.exp(row.log_noise_from_out * out[:, channels:]) * z
-    elif row.to_noise:
-        x += row.to_noise * z
-    if shift is not None:
-        x += shift
-    return x, x0
-
-
-def _mean_shift(denoise: Any, x: Float32, t: NDArray[Any], row: Row, v: Float32) -> Float32:
-    """w Σ ∇_x f(x_t, t); only a `Gradient` is given such rows."""
-    shift = row.mean_shift * denoise.gradient(x, t)
-    return shift * np.exp(2 * row.log_noise_from_out * v) if row.log_noise_from_out else shift
+def _times(x: Float32, t: float) -> NDArray[Any]:
+    return np.full(len(x), t, dtype=np.float32 if isinstance(t, float) else np.int64)
 
 
 def _hold(x0: Float32, row: Row) -> Float32:
@@ -428,6 +389,9 @@ def _hold(x0: Float32, row: Row) -> Float32:
     bound = np.quantile(magnitudes, row.quantile, axis=1).clip(1, row.clip).astype(x0.dtype)
     bound = bound.reshape(-1, *[1] * (x0.ndim - 1))
     return np.clip(x0, -bound, bound) / bound + unbounded
+
+
+_NUMPY = executor.Library(np.zeros_like, np.exp, np.where, _times, _hold)
 
 
 def _rows_at_once(plan: SamplingPlan, row_bytes: int) -> int:

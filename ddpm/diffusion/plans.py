@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +54,6 @@ RESAMPLES, JUMP = 10, 10  # where none are asked for, as in the paper
 MOST_CONTROL = 10.0
 NO_PART = ("guide", "candidates")  # keys of `sampling` that are no part of a plan
 GUESS_FACTOR = 0.825  # of guess mode, as in the code of Zhang et al. 2023
-
-Array = TypeVar("Array", bound=Any)  # of numpy or of torch
 
 
 class Row(NamedTuple):
@@ -78,20 +76,6 @@ class Row(NamedTuple):
     known_x0: float = 0.0
     known_noise: float = 0.0
     control: tuple[float, float, float] | None = None
-
-    def mean(self, x0: Array, x: Array, before: tuple[Array, Array]) -> Array:
-        """x after the row but for its noise, [N, ...].
-
-        Args:
-            x0: the row's x̂_0.
-            before: x̂_0 of the row before it, and of the one before that.
-        """
-        mean: Any = self.to_x0 * x0 + self.to_x * x
-        if self.to_prev:
-            mean += self.to_prev * before[0]
-        if self.to_prev2:
-            mean += self.to_prev2 * before[1]
-        return mean
 
 
 COLUMNS = Row._fields[:-3]

@@ -49,7 +49,7 @@ INPUT_SCALE = COLUMNS.index("input_scale")
 def update(
     x: FLOAT, previous: FLOAT, earlier: FLOAT, row: FLOAT, z: FLOAT, out: FLOAT, v: FLOAT
 ) -> tuple[FLOAT, FLOAT, FLOAT]:
-    """One row, as in `runtime.run`: the next x, and its x̂_0 and the previous one to remember."""
+    """One row, as in `diffusion.executor`: the next x, and its x̂_0 and the previous one to remember."""
     (
         x0_from_x, x0_from_out, clip, quantile, to_x0, to_x, to_prev, to_prev2, to_noise, log_noise_from_out, _, _, _,
     ) = op.Split(row, num_outputs=len(COLUMNS))  # fmt: skip
