@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ddpm.config.params import Params
 from ddpm.config.training import TrainingConfig
 from ddpm.data.store import PreparedData
 from ddpm.drawer.cascade import Cascade
+from ddpm.errors import UserError
 from ddpm.layout import MODELS, PREPARED
 from ddpm.model import Model
 from ddpm.model.network import codec_of, columns_for
@@ -31,6 +33,9 @@ ALONE = "alone"  # the cascade of that model and the upsampler of the other one
 def train_alone(params: Params, root: Path, teraflops: float) -> Cascade:
     """The model of captions with the upsampler. It is trained, if it is not there, in as many steps as take so many
     operations.
+
+    Raises:
+        UserError: it is there, and was trained with more or fewer of them.
     """
     if not (root / MODELS / CAPTIONS).is_dir():
         preset = params.variant(CAPTIONS)
@@ -38,6 +43,12 @@ def train_alone(params: Params, root: Path, teraflops: float) -> Cascade:
         models = {**params.models, CAPTIONS: changed(preset, {"training": {"steps": steps}})}
         train_variant(params.model_copy(update={"models": models}), CAPTIONS, root=root)
     base, upsampler = (open_trained(params, name, pick_device(), root=root) for name in (CAPTIONS, UPSAMPLER))
+    found = training_teraflops(cast(Model, base))
+    if abs(found - teraflops) > training_teraflops_a_step(cast(Model, base)):
+        raise UserError(
+            f"{MODELS / CAPTIONS} was trained with {found:.1f} TFLOP, expected {teraflops:.1f} as of the prior and the "
+            "decoder together: remove its directory, and it is trained again"
+        )
     return Cascade.of(base, upsampler, name=ALONE, low_noise=LOW_NOISE)
 
 
@@ -51,9 +62,13 @@ def _operations(params: Params, name: str, root: Path) -> int:
 
 def training_teraflops(model: Model) -> float:
     """10¹² operations of the training of a model, as `ddpm.training.cost` counts them."""
-    training = training_of(model)
+    return training_teraflops_a_step(model) * training_of(model).steps
+
+
+def training_teraflops_a_step(model: Model) -> float:
+    """Of a step of the training."""
     network = Contrasted(model.network) if isinstance(model.network, CLIP) else model.network
-    return training_flops(network, model.codec.network_shape) * training.steps * training.batch_size / 1e12
+    return training_flops(network, model.codec.network_shape) * training_of(model).batch_size / 1e12
 
 
 def training_facts(models: Iterable[Model]) -> dict[str, dict[str, float]]:

@@ -124,9 +124,10 @@ def main() -> int:
     if code := retrain.main([]):
         return code
     drawer, data = ddpm.load(MODELS / UNCLIP), PreparedData.open(PREPARED)
-    picture = likeness_picture(drawer, data, seed=load_params().seed)
+    seed = load_params().seed
+    picture = likeness_picture(drawer, data, seed=seed)
     with atomic_file(PICTURE) as temporary:
-        save_png(picture, temporary, origin_of(drawer, 0, {}), optimize=True)
+        save_png(picture, temporary, origin_of(drawer, seed, {}), optimize=True)
     save_given(data, VARIED[0], GIVEN)
     print(
         f"\n{project / PICTURE}: variations of real emoji, what is between two, and differences of texts. Others:\n"

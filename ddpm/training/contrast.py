@@ -69,6 +69,7 @@ class Contrast:
         return self.process.timesteps if self.noised else 1
 
     def losses(self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        """As of `Task`. A scale that the last step took above its limit is set back first."""
         clip = cast(CLIP, network)
         clip.limit_scale()
         (column,) = self.columns

@@ -11,9 +11,10 @@ from test_text_study import estimate_of, quick
 
 from bench import captioned, unclip
 from bench.captioned import Setting
-from bench.unclip_models import CAPTIONS, training_teraflops
+from bench.unclip_models import CAPTIONS, train_alone, training_teraflops
 from bench.unclip_page import markdown
 from ddpm.config.params import load_params
+from ddpm.errors import UserError
 from ddpm.model import load
 from ddpm.stages.compose import compose
 from ddpm.stages.embed import embed
@@ -113,6 +114,9 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
     page = markdown(results)
     assert all(claim["claim"] in page for claim in results["claims"])
     assert "CC BY-SA 4.0" in page
+
+    with pytest.raises(UserError, match="text-8 was trained with .* as of the prior and the decoder"):
+        train_alone(params, project, 10 * equal)
 
     monkeypatch.setattr(unclip, "prior_figures", lambda *_, **__: {})  # draws again
     monkeypatch.setattr("ddpm.drawer.Drawer.draw", lambda *_, **__: pytest.fail("drawn again"))
