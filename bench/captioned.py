@@ -83,6 +83,7 @@ class Captioned:
         self.judge, self._asked = Judge(root, seed=seed), asked
         self._root, self._seed, self._encoder = root, seed, encoder
         self._cells = Cells(root / ".ddpm" / f"{study}-cells")
+        self._found: dict[tuple[str, int], Figures] = {}
         where = f"{MODELS}/{encoder}"
         self.clip, self.space = open_space(encoder, self.judge.data.codec, where, root, pick_device())
         # Groups of the jackknife are every so many samples: a caption's are all in one.
@@ -92,6 +93,13 @@ class Captioned:
     def figures(self, setting: Setting, drawer: Drawer, seed: int, ask: Asking = by_prompt) -> Figures:
         """FID, precision and recall, how far the samples of a caption are from each other, and how well they show what
         was asked for, by pixels, features and the CLIP."""
+        key = (setting.key, seed)
+        if key not in self._found:
+            self._found[key] = self._measured(setting, drawer, seed, ask)
+            print(f"{setting.key}, seed {seed}: {said(self._found[key])}", flush=True)
+        return self._found[key]
+
+    def _measured(self, setting: Setting, drawer: Drawer, seed: int, ask: Asking) -> Figures:
         images, features, right = self._drawn(setting, drawer, seed, self._texts, ask)
         values = {
             **right,
@@ -103,9 +111,7 @@ class Captioned:
         texts = evenly(self.judge.data.held_out_captions, self._asked.held_out)
         *_, unseen = self._drawn(setting, drawer, seed, texts, ask)
         share = estimate(lambda kept: means(unseen, torch.from_numpy(kept))[ALIGNMENT], len(texts), GROUPS)
-        found[f"held_out_{ALIGNMENT}"] = share
-        print(f"{setting.key}, seed {seed}: {said(found)}", flush=True)
-        return found
+        return found | {f"held_out_{ALIGNMENT}": share}
 
     def _drawn(
         self, setting: Setting, drawer: Drawer, seed: int, texts: Sequence[str], ask: Asking

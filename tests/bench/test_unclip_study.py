@@ -115,7 +115,7 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
     assert all(claim["claim"] in page for claim in results["claims"])
     assert "CC BY-SA 4.0" in page
 
-    with pytest.raises(UserError, match="text-8 was trained with .* as of the prior and the decoder"):
+    with pytest.raises(UserError, match=r"text-8 was trained with .* as of the prior and the decoder"):
         train_alone(params, project, 10 * equal)
 
     monkeypatch.setattr(unclip, "prior_figures", lambda *_, **__: {})  # draws again
