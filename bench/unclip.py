@@ -31,23 +31,22 @@ from bench.captioned import (
 )
 from bench.cells import BATCH
 from bench.claims import Claim, Comparison, below
+from bench.study import add_project, must_have_run, publish, run
 from bench.unclip_deployed import deployed
 from bench.unclip_models import ALONE, train_alone, training_facts, training_teraflops
 from bench.unclip_page import markdown
-from ddpm import tracking
 from ddpm.conditioning.image_embedding import EmbeddingColumn
 from ddpm.config.params import Params, load_params
 from ddpm.data.embeddings import Embeddings
-from ddpm.errors import Interrupted, UpstreamError, UserError
 from ddpm.evaluation.pictures import save_png
 from ddpm.evaluation.prior import prior_figures
-from ddpm.files import write_bytes, write_json
 from ddpm.layout import DEPLOY, EMBEDDINGS, MODELS
 from ddpm.model import Model
 from ddpm.opening import load
 from ddpm.stages.sample import origin_of
 from flows.demo_unclip import ENCODER, UNCLIP, likeness_picture
 
+DEMO = "demo-unclip"
 RESULTS, PAGE = Path("bench/results/unclip.json"), Path("docs/unclip.md")
 PICTURE = PAGE.with_name("unclip.png")
 NO_PRIOR = f"{UNCLIP} without the prior"  # the text's embedding in place of that which the prior draws
@@ -72,31 +71,18 @@ QUICK = Extent((1.0, 2.0), Asked(20, 2, 20), (1, 2), 20, (2, 2))
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or continue the study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.unclip", description=__doc__)
-    parser.add_argument(
-        "--project",
-        type=Path,
-        default=Path(".demo-unclip"),
-        help="where `make demo-unclip` has run (default: %(default)s)",
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        project = arguments.project
-        params = load_params(project / "params.yaml")
-        for made in (project / MODELS / UNCLIP, project / DEPLOY / UNCLIP):
-            if not made.is_dir():
-                raise UserError(f"{made} is missing: `make demo-unclip` makes it")
-        study = UnclipStudy(params, project, FULL)
-        study.save_picture(PICTURE)
-        results = study.results()
-        write_json(RESULTS, results)
-        write_bytes(PAGE, markdown(results).encode())
-        print(f"\n{PAGE.read_text(encoding='utf-8')}\n{RESULTS}, {PAGE} and {PICTURE} written", flush=True)
-        run = tracking.log_study("unclip", results["protocol"], [], [RESULTS, PAGE, PICTURE])
-        print(f"in MLflow: {tracking.run_url(run)}")
-    except (UserError, UpstreamError, Interrupted) as error:
-        print(f"bench.unclip: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    add_project(parser, DEMO)
+    project = parser.parse_args(argv).project
+    return run("bench.unclip", lambda: write_study(project))
+
+
+def write_study(project: Path) -> None:
+    """Measure what is not there yet, and write it."""
+    must_have_run(DEMO, project, UNCLIP)
+    study = UnclipStudy(load_params(project / "params.yaml"), project, FULL)
+    study.save_picture(PICTURE)
+    results = study.results()
+    publish("unclip", results, markdown(results), (RESULTS, PAGE), pictures=[PICTURE])
 
 
 class UnclipStudy:
