@@ -141,22 +141,23 @@ def guidance_claims(settings: Sequence[Setting], table: Table, again: Callable[[
         best_one, best_other = (best(each, table, figure, -1) for each in (ones, others))
         return Claim(text, lower(figure, best_other, best_one))
 
-    def at_equal_alignment(figure: str) -> tuple[Comparison, ...]:
-        return tuple(
-            below(f"{figure}: {a.key} < {b.key}", table[a.key][figure], table[b.key][figure])
-            for a, b in equally_aligned(by_clip, free, table)
-        )
+    pairs = equally_aligned(by_clip, free, table)  # of classifier-free guidance and a CLIP's
+    fid, recall = (
+        tuple(below(f"{figure}: {a.key} < {b.key}", table[a.key][figure], table[b.key][figure]) for a, b in ordered)
+        for figure, ordered in (("fid", pairs), ("recall", [(b, a) for a, b in pairs]))
+    )
 
     return [
         higher("A CLIP's guidance makes pictures show their captions more often", ALIGNMENT, by_clip, [plain]),
-        higher("Classifier-free guidance does", ALIGNMENT, free, [plain]),
-        higher("Classifier-free guidance does it more than a CLIP's", ALIGNMENT, free, by_clip),
-        higher("… and for captions that training has not seen", f"held_out_{ALIGNMENT}", free, by_clip),
+        higher("Classifier-free guidance makes pictures show them more often", ALIGNMENT, free, [plain]),
+        higher("… more often than a CLIP's", ALIGNMENT, free, by_clip),
+        higher("… also of captions that training has not seen", f"held_out_{ALIGNMENT}", free, by_clip),
         Claim(
             "Classifier-free guidance has a lower FID than a CLIP's",
             lower("fid", best(free, table, "fid", 1), best(by_clip, table, "fid", 1)),
         ),
-        Claim("… at equal alignment", at_equal_alignment("fid")),
+        Claim("… also at equal alignment", fid),
+        Claim("At equal alignment classifier-free guidance has a higher recall than a CLIP's", recall),
         higher("A CLIP's guidance reaches a higher CLIP score", "clip_score", by_clip, free),
     ]
 

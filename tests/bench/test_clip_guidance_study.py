@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_best_scale_of_either_way_is_compared_on_other_samples():
     def figures_of(aligned: float, fid: float, clip_score: float) -> dict:
         held_out = f"held_out_{ALIGNMENT}"
-        values = {ALIGNMENT: aligned, held_out: 1 - aligned, "fid": fid, "clip_score": clip_score}
+        values = {ALIGNMENT: aligned, held_out: 1 - aligned, "fid": fid, "clip_score": clip_score, "recall": 0.1 * fid}
         return {name: estimate_of(value) for name, value in values.items()}
 
     plain, weak, strong = (Setting(FREE, {"guidance_scale": scale}) for scale in (1.0, 2.0, 3.0))
@@ -46,13 +46,14 @@ def test_the_best_scale_of_either_way_is_compared_on_other_samples():
         return table[setting.key]
 
     claims = clip_guidance.guidance_claims([plain, weak, strong, low, high], table, again)
-    by_clip, free, more, unseen, fid, at_equal, score = claims
+    by_clip, free, more, unseen, fid, at_equal, recall, score = claims
     assert [claim.verdict for claim in (by_clip, free, more, fid, at_equal, score)] == ["holds"] * 6
-    assert unseen.verdict == "does not hold"
+    assert unseen.verdict == recall.verdict == "does not hold"
     assert by_clip.comparisons[0].statement == f"{ALIGNMENT}: {plain.key} < {high.key}"
     assert more.comparisons[0].statement == f"{ALIGNMENT}: {high.key} < {weak.key}"
     assert fid.comparisons[0].statement == f"fid: {weak.key} < {low.key}"
     assert [each.statement for each in at_equal.comparisons] == [f"fid: {strong.key} < {high.key}"]
+    assert [each.statement for each in recall.comparisons] == [f"recall: {high.key} < {strong.key}"]
     assert score.comparisons[0].statement == f"clip_score: {strong.key} < {high.key}"
     assert {plain.key, weak.key, strong.key, low.key, high.key} == {*asked}
 
