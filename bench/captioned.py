@@ -167,7 +167,7 @@ def spread(points: Tensor, each: int) -> Tensor:
 
 def equally_aligned(ones: Sequence[Setting], others: Sequence[Setting], table: Table) -> list[tuple[Setting, Setting]]:
     """For each setting of the first the one of the second whose alignment is nearest, as pairs of the second and the
-    first: those whose difference is within the noise, or if there are none, the nearest pair.
+    first: those whose difference is within the noise.
     """
 
     def gap(pair: tuple[Setting, Setting]) -> float:
@@ -178,7 +178,7 @@ def equally_aligned(ones: Sequence[Setting], others: Sequence[Setting], table: T
         return below("", a, b).outcome == "within the noise"
 
     nearest = [min(((other, own) for other in others), key=gap) for own in ones]
-    return [pair for pair in nearest if equal(pair)] or [min(nearest, key=gap)]
+    return [pair for pair in nearest if equal(pair)]
 
 
 def best(settings: Sequence[Setting], table: Table, figure: str, sign: int) -> Setting:

@@ -34,7 +34,7 @@ def protocol_lines(protocol: Row) -> str:
         f"table is of seed {first}. What is best in the table is compared on samples of seed {second}.",
         "R@1 and R@5: the share of samples for which a picture with the asked caption is the nearest, or among the 5 "
         "nearest, of all real pictures, by distance in pixels. Settings whose R@5 differs within the noise are equally "
-        "aligned.",
+        "aligned; where there are none such, nothing is compared at equal alignment.",
         f"CLIP score: the cosine of an image to its caption in the space of `{protocol['clip']['name']}` (SHA-256 "
         f"{protocol['clip']['sha256'][:12]}…). R-precision: the share of samples for which none of the "
         f"{protocol['captions']} captions is nearer than the asked one.",
@@ -80,5 +80,5 @@ def verdicts(claims: Sequence[Row]) -> list[str]:
         "## What holds",
         table(["claim", "verdict"], ([row["claim"], f"**{row['verdict']}**"] for row in claims)),
         "Comparison by comparison, with the margin by which the inequality is true:",
-        *(comparisons(row) for row in claims),
+        *(comparisons(row) for row in claims if row["comparisons"]),
     ]

@@ -89,6 +89,8 @@ class Claim:
     @property
     def verdict(self) -> str:
         """What the outcomes of the comparisons amount to."""
+        if not self.comparisons:
+            return "not compared"
         words = {"yes": "holds", "no": "does not hold", "within the noise": "undecided"}
         outcomes = [comparison.outcome for comparison in self.comparisons]
         counts = [(word, outcomes.count(outcome)) for outcome, word in words.items() if outcome in outcomes]

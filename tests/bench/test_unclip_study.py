@@ -49,7 +49,7 @@ def table() -> tuple[list[Setting], dict]:
     aligned = [
         figures_of(0.2, fid=3.0),
         figures_of(0.5, fid=2.0, spread_pixels=0.9, recall=0.3),
-        figures_of(0.505, fid=1.0),
+        figures_of(0.5, fid=1.0),
         figures_of(0.9, fid=4.0),
         figures_of(0.3, fid=9.0),
     ]
@@ -72,10 +72,12 @@ def test_diversity_is_compared_where_the_alignment_is_equal(table):
     )
 
 
-def test_without_equal_alignment_the_nearest_settings_are_compared(table):
+def test_without_equal_alignment_nothing_is_compared(table):
     settings, figures = table
     apart = {**figures, settings[1].key: figures_of(0.45)}
-    assert captioned.equally_aligned(settings[:2], settings[2:4], apart) == [(settings[2], settings[1])]
+    assert captioned.equally_aligned(settings[:2], settings[2:4], apart) == []
+    claims = unclip.unclip_claims(settings, apart, lambda setting: apart[setting.key])
+    assert [claim.verdict for claim in claims[-3:]] == ["not compared"] * 3
 
 
 @pytest.mark.slow
