@@ -38,7 +38,7 @@ from ddpm.layout import MODELS
 from ddpm.model import Model
 from ddpm.opening import load
 from ddpm.stages.train import train_variant
-from flows.demo_unclip import ENCODER
+from flows.demo_unclip import ENCODER, UNCLIP
 
 DEMO = "demo-unclip"
 CAPTIONS, GUIDE = "text-emoji", "clip-noised-emoji"
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_study(project: Path) -> None:
     """Measure what is not there yet, and write it."""
-    must_have_run(DEMO, project, ENCODER)
+    must_have_run(DEMO, project, UNCLIP)
     results = GuidanceStudy(load_params(project / "params.yaml"), project, FULL).results()
     publish("clip-guidance", results, markdown(results), (RESULTS, PAGE))
 

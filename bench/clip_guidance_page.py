@@ -23,7 +23,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "`clip-noised-emoji`, a CLIP that was trained on noisy images. It has as many steps as make an image about as "
         "dear as classifier-free guidance does.",
         "The CLIP score and R-precision are of `clip-emoji`, which was trained on the same pictures and captions as "
-        "the CLIP that guides: they flatter it. R@1 and R@5 know no CLIP.",
+        "the CLIP that guides, so they favour `text-emoji by CLIP`. R@1 and R@5 know no CLIP.",
         *verdicts(results["claims"]),
     ]
     return "\n\n".join(parts) + "\n"

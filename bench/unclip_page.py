@@ -33,8 +33,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "with as many steps as cost about what the other costs; the last row has the model's own plan.",
         "`dalle without the prior` has the embedding of the text itself in place of the one that the prior draws of it "
         "(Ramesh et al. 2022, §5.1). The decoder was trained on embeddings of images alone.",
-        "The CLIP score and R-precision are of the CLIP by whose embeddings `dalle` draws: they flatter it. R@1 and "
-        "R@5 know no CLIP.",
+        "The CLIP score and R-precision are of the CLIP by whose embeddings `dalle` draws, so they favour `dalle`. R@1 "
+        "and R@5 know no CLIP.",
         "## The prior",
         _prior(results["prior"]),
         f"Of {protocol['embeddings']} captions of each split: the cosine of the embedding that is drawn of a caption "

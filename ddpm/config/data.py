@@ -106,9 +106,14 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _image_rules_are_for_images(self) -> DataConfig:
         for key in ("image_size", "channels"):
-            if self.source in ("swiss-roll", "sequences") and getattr(self, key) is not None:
+            if not self.of_images and getattr(self, key) is not None:
                 raise ValueError(f"`{key}` is for images, which `source: {self.source}` has none of")
         return self
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the data are images, which have bounds; others are points or sequences."""
+        return self.source not in ("swiss-roll", "sequences")
 
     @property
     def dataset_name(self) -> str:

@@ -214,10 +214,24 @@ class Params(Section):
     @model_validator(mode="after")
     def _plans_have_no_idle_keys(self) -> Params:
         """Of params.yaml alone: model.json and sampler.json are read whatever their plans say."""
-        for name in self.models:
+        for name, model in self.models.items():
+            bounded = self.data.of_images and model.codec.latent is None and model.codec.embedding is None
             for key, plan in self._plans_of(name).items():
-                if plan.unused:
-                    raise ValueError(f"{key}.{plan.unused}")
+                if unused := plan.unused(bounded=bounded):
+                    raise ValueError(f"{key}.{unused}")
+        return self
+
+    @model_validator(mode="after")
+    def _models_of_embeddings_are_of_unclips(self) -> Params:
+        """DVC knows only of those that their CLIP comes first."""
+        links = {f"cascades.{key}": config.links.values() for key, config in self.cascades.items()}
+        for key, names in {"variants": self.variants, "guides": self.guides, "latents": self.latents, **links}.items():
+            for name in names:
+                if name in self.models and (found := self.models[name].encoders):
+                    raise ValueError(
+                        f"`{key}` names {brief(name)}, with {next(iter(found))}: name it in `unclips`, so that the "
+                        f"CLIP is trained before it, or train it with `ddpm train {name}`"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -233,19 +247,6 @@ class Params(Section):
                     f"`variants` names {brief(name)}, whose codec.side is {side}; what the pipeline measures has the "
                     "side of the data: name it as the `base` of a cascade"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _models_of_embeddings_are_of_unclips(self) -> Params:
-        """DVC knows only of those that their CLIP comes first."""
-        links = {f"cascades.{key}": config.links.values() for key, config in self.cascades.items()}
-        for key, names in {"variants": self.variants, "guides": self.guides, "latents": self.latents, **links}.items():
-            for name in names:
-                if name in self.models and (found := self.models[name].encoders):
-                    raise ValueError(
-                        f"`{key}` names {brief(name)}, with {next(iter(found))}: name it in `unclips`, so that the "
-                        f"CLIP is trained before it, or train it with `ddpm train {name}`"
-                    )
         return self
 
     @model_validator(mode="after")

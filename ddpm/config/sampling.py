@@ -123,15 +123,18 @@ class SamplingConfig(Section):
         "DALL-E 2: 2",
     )
 
-    @property
-    def unused(self) -> str | None:
-        """Why a key that is written decides nothing; None: there is none such."""
+    def unused(self, *, bounded: bool) -> str | None:
+        """Why a key that is written decides nothing; None: there is none such.
+
+        Args:
+            bounded: whether the data have bounds. Where they have none, as of latents, `clip_range` clips by itself.
+        """
         if self.clip_range is None:
             return None
         found = f"clip_range is {self.clip_range:g}"
         if self.dynamic_threshold is not None:
             return f"{found}, but dynamic_threshold takes the place of clipping: leave one of them out"
-        return None if self.clip else f"{found}, but clip is false: leave one of them out"
+        return None if self.clip or not bounded else f"{found}, but clip is false: leave one of them out"
 
     @property
     def levels(self) -> int:

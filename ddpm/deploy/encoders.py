@@ -70,7 +70,9 @@ class ExportedSpace:
             self._numbers = int(data["encoder"]["numbers"])
             tokenizer = tokenizer_of(own["text"]["tokenizer"])
         except (KeyError, TypeError):
-            raise ValueError("`data.encoder`: expected the shape and the tokenizer of a CLIP") from None
+            raise ValueError(
+                "`data.encoder`: expected the shape, the tokenizer and the numbers of a CLIP's embedding"
+            ) from None
         self.column, self._texts = PromptColumn(tokenizer, ("",)), ExportedTexts(open_file)
         self._open = open_file
 

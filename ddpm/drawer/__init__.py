@@ -143,8 +143,8 @@ class Drawer(ABC):
 
     @property
     def embedded_by(self) -> str | None:
-        """The SHA-256 of the weights of the CLIP whose embeddings the model draws or is conditioned on; None: it has
-        none, or does not say."""
+        """The SHA-256 of the weights of the CLIP whose embeddings the model draws or is conditioned on, or whose text
+        encoder it has; None: it has none, or does not say."""
         return None
 
     @property
@@ -424,6 +424,9 @@ class Drawer(ABC):
             asked = {**overrides, EmbeddingColumn.name: found}
             return self.sample(count, seed=seed, batch_size=batch_size, on_batch=on_batch, **asked)
         asked, plan = self._split(overrides)
+        for name, value in asked.items():
+            if isinstance(value, (list, tuple)) and len(value) > 1:
+                raise ValueError(f"{name}: with mix, or from and to, all images have the same; found {len(value)}")
         batch_size, drawn = self._at_once(batch_size), []
         for first in range(0, len(found), batch_size):
             parts = [

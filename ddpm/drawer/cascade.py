@@ -219,8 +219,8 @@ class Cascade(Drawer):
             readers = [link for link, own in self.links.items() if name in {column.name for column in own.columns}]
             if readers and not drawing & {*readers}:
                 raise ValueError(
-                    f"{name} is read by the {listed(readers)} alone, which draws nothing where pictures are like given "
-                    "ones (like): leave one of them out"
+                    f"{name} has no effect with `like`: only the {listed(readers)} reads it, which is skipped then; "
+                    f"leave out {name} or like"
                 )
 
     def draw_parts(self, plan: SamplingPlan, parts: Sequence[Part]) -> list[Drawn]:
@@ -288,7 +288,8 @@ def _check_inputs(name: str, link: Link, earlier: Mapping[str, Link]) -> None:
         if shape != wanted:
             drawn, expected = ("×".join(map(str, each)) for each in (shape, wanted))
             raise ValueError(f"the {source} draws data of {drawn}, and the {name} needs {fed} of {expected}")
-        _check_space(name, link.drawer, source, earlier[source].drawer)
+        if fed == EmbeddingColumn.name:
+            _check_space(name, link.drawer, source, earlier[source].drawer)
     for fixed, value in link.fixed.items():
         if fixed in own:
             own[fixed].read(value, 1)

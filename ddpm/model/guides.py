@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 
@@ -55,10 +54,7 @@ def _check_clip(model: ModelCard, guide: ModelCard, whose: str) -> None:
     objective = guide.config.objective
     if objective is None or not objective.noised:
         raise UserError(f"{whose}: it has seen no noisy images; train a CLIP with objective.noised true")
-    (caption,) = guide.columns
-    for column in model.columns:
-        if isinstance(column, PromptColumn) and column.tokenizer != cast(PromptColumn, caption).tokenizer:
-            raise UserError(f"{whose}: it was trained with another tokenizer than the model")
+    _check_tokenizer(model, guide, whose)
 
 
 def _check_classifier(model: ModelCard, guide: ModelCard, whose: str) -> None:
@@ -80,6 +76,14 @@ def _check_weaker(model: ModelCard, guide: ModelCard, whose: str) -> None:
     own_names, its_names = ([column.name for column in card.columns] for card in (model, guide))
     if own_names != its_names:
         raise UserError(f"{whose}: it is conditioned on {_listed(its_names)}, and the model on {_listed(own_names)}")
+    _check_tokenizer(model, guide, whose)
+
+
+def _check_tokenizer(model: ModelCard, guide: ModelCard, whose: str) -> None:
+    """A model without a prompt has none."""
+    own, its = ([each.tokenizer for each in card.columns if isinstance(each, PromptColumn)] for card in (model, guide))
+    if own and its and own != its:
+        raise UserError(f"{whose}: it was trained with another tokenizer than the model")
 
 
 def _classes(columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:

@@ -58,7 +58,8 @@ class ImageRequest(BaseModel):
     prompt: Any = Field(
         None,
         description="what to draw, a text or a list of at most n of them: image i gets the one at i modulo their "
-        "number; null: a training caption for each image. Of models that were trained on captions alone",
+        "number; null: a training caption for each image. Of models that were trained on captions, or that a CLIP "
+        "guides",
         json_schema_extra=_PROMPT,
     )
     low: Any = Field(
@@ -149,8 +150,9 @@ class ImageRequest(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=MOST_GUIDANCE, allow_inf_nan=False)] | None = Field(
         None,
         description="how strongly the images follow their class; 1: no guidance, 0: the class is ignored; of a model "
-        "that a classifier guides, what multiplies the gradient, 0: no guidance; a step with guidance evaluates the "
-        "network twice, or the network and its guide; null: the model's own. Of models that can be guided alone",
+        "that a classifier or a CLIP guides, what multiplies the gradient, 0: no guidance; a step with guidance "
+        "evaluates the network twice, or the network and its guide; null: the model's own. Of models that can be "
+        "guided alone",
     )
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None,
@@ -187,10 +189,13 @@ class ImageRequest(BaseModel):
         found = alike(self, model)
         asked = {name: getattr(self, name) for name in (*NAMES, *PICTURE_NAMES)}
         asked = {name: value for name, value in asked.items() if value is not None}
-        most, why = (1, "all images are drawn as one") if self.one_noise else (self.n, "`n`")
+        most, why = self.n, "`n`"
+        if self.one_noise:
+            most, why = 1, "with `mix`, or `from` and `to`, all images have the same"
         for name, value in asked.items():
             if isinstance(value, list) and len(value) > most:
-                raise ValueError(f"{name}: the list must have at most {most} entries ({why}), found {len(value)}")
+                entries = "entry" if most == 1 else "entries"
+                raise ValueError(f"{name}: the list must have at most {most} {entries} ({why}), found {len(value)}")
         if EmbeddingColumn.name in found:
             model.refuse_unread(asked)
         return found | {

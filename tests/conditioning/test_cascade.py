@@ -589,6 +589,10 @@ def test_the_upsampler_of_an_unclip_reads_captions_as_its_clip_does():
     ("places", "words"),
     [
         ({"variants": ["prior"]}, r"`variants` names 'prior', with codec.embedding.encoder: name it in `unclips`"),
+        (
+            {"variants": ["decoder"]},
+            r"`variants` names 'decoder', with condition.embedding.encoder: name it in `unclips`",
+        ),
         ({"guides": ["prior"]}, r"`guides` names 'prior', with codec.embedding.encoder"),
         (
             {"cascades": {"glide": {"base": "decoder", "upsampler": "larger"}}},
@@ -596,9 +600,22 @@ def test_the_upsampler_of_an_unclip_reads_captions_as_its_clip_does():
         ),
     ],
 )
-def test_models_of_embeddings_are_built_where_their_clip_comes_first(places, words):
+def test_models_of_embeddings_are_built_where_their_clip_comes_first(places: dict, words: str):
     with pytest.raises(ValueError, match=words):
         Params.model_validate(unclip_params() | {"unclips": {}, "variants": ["larger"]} | places)
+
+
+def test_embeddings_have_no_bounds_that_clip_would_hold_them_to():
+    """There `clip_range` clips by itself."""
+    params = unclip_params()
+    for name in ("prior", "larger"):
+        changed = copy.deepcopy(params)
+        changed["models"][name]["sampling"] |= {"clip": False, "clip_range": 3.0}
+        if name == "prior":
+            Params.model_validate(changed)
+        else:
+            with pytest.raises(ValueError, match=r"models\.larger\.sampling\.clip_range is 3, but clip is false"):
+                Params.model_validate(changed)
 
 
 def test_the_models_that_the_pipeline_trains_and_builds():

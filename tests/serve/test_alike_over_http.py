@@ -100,7 +100,7 @@ def test_an_unclip_draws_of_a_text_or_like_a_picture(unclip_server: Server, uncl
     assert np.abs(alike - drawer.alike(Likeness(one), 2)).max() <= 1
     both = unclip_server.draw(like=png(one[0]), prompt="night")
     assert both.status_code == 422
-    assert both.json()["detail"].startswith("prompt is read by the prior alone, which draws nothing where pictures")
+    assert both.json()["detail"].startswith("prompt has no effect with `like`: only the prior reads it")
 
 
 ENCODERS = {"image_encoder.onnx": "it embeds the pictures", "text_encoder.onnx": "it embeds texts"}

@@ -293,7 +293,7 @@ def test_what_does_not_go_together_is_said_and_can_be_taken_back(browser, unclip
     put(browser, prompt="night", n=2)
     choose(browser, "like", picture)
     wait_until(lambda: browser.run('by("said").className') == "bad")
-    assert settle(browser).startswith("prompt is read by the prior alone")
+    assert settle(browser).startswith("prompt has no effect with `like`")
     put(browser, **{"prompt": "", "from": "night"})
     browser.run('by("draw").click()')
     assert settle(browser) == "`from` and `to` go together: give both or neither"

@@ -59,7 +59,7 @@ def test_how_many_are_drawn(decoder: Path, options: list[str], count: int):
         ([*LIKE, "--control-scale", "1"], "are for models with a control; this one has none"),
         ([*LIKE, "--label", "3"], "label: the model takes no such input"),
         ([*LIKE, "--resamples", "2"], "resamples is used by inpainting repaint alone"),
-        ([*LIKE, "--prompt", "night"], "prompt is read by the prior alone, which draws nothing where pictures"),
+        ([*LIKE, "--prompt", "night"], "prompt has no effect with `like`: only the prior reads it"),
         (["--prompt", "night", "--prompt", "a", "--n", "1"], "--prompt: found 2, more than the images that --n draws"),
         (
             [*TWO, "--mix", "3", "--prompt", "night", "--prompt", "a"],

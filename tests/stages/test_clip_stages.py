@@ -347,13 +347,16 @@ def test_it_is_exported_with_the_model_that_it_guides(guided: Path, capsys: pyte
     assert np.abs(exported - trained).max() <= 1
 
 
-def test_a_clip_with_another_tokenizer_cannot_guide(guided: Path):
+def test_a_clip_or_a_weaker_model_with_another_tokenizer_cannot_guide(guided: Path):
     raw = params().model_dump(mode="json", exclude_unset=True)
-    raw["models"]["tiny"]["condition"] = {"prompt": {**CLIP["condition"]["prompt"], "length": 3, "drop": 0}}
-    shutil.rmtree("models/tiny")
-    train_variant(Params.model_validate(raw), "tiny")
-    with pytest.raises(UserError, match="models/clip cannot guide tiny: it was trained with another tokenizer"):
-        load("models/tiny").guided_by("models/clip")
+    for length, place in ((4, "models/weak"), (3, "models/last")):
+        raw["models"]["tiny"]["condition"] = {"prompt": {**CLIP["condition"]["prompt"], "length": length, "drop": 0}}
+        shutil.rmtree("models/tiny")
+        train_variant(Params.model_validate(raw), "tiny")
+        shutil.copytree("models/tiny", place)
+    for guide in ("models/clip", "models/weak"):
+        with pytest.raises(UserError, match=f"{guide} cannot guide tiny: it was trained with another tokenizer"):
+            load("models/tiny").guided_by(guide)
 
 
 def test_a_clip_that_cannot_guide_says_why(guided: Path):

@@ -102,6 +102,13 @@ def test_a_prior_and_a_decoder_of_two_clips_do_not_fit_together(project: Path):
         unclip()
 
 
+def test_with_one_noise_a_list_of_prompts_is_refused(project: Path):
+    decoder = ddpm.load("models/decoder")
+    pictures = np.zeros((2, *decoder.encoder.shape), np.uint8)
+    with pytest.raises(ValueError, match=r"label: with mix, or from and to, all images have the same; found 2"):
+        decoder.alike(Likeness(pictures, mix=3), 3, label=["a", "b"])
+
+
 # --- the prior
 
 
