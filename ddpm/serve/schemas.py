@@ -13,7 +13,7 @@ from ddpm.diffusion.plans import INPAINTING, MOST_CONTROL, MOST_GUIDANCE, MOST_J
 from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.drawer import Drawer
 from ddpm.drawer.likeness import MOST_MIXED, STRENGTH
-from ddpm.serve.alike import alike
+from ddpm.serve.alike import alike, refuse_longer
 
 Format = Literal["png", "npy", "json"]
 
@@ -193,9 +193,7 @@ class ImageRequest(BaseModel):
         if self.one_noise:
             most, why = 1, "with `mix`, or `from` and `to`, all images have the same"
         for name, value in asked.items():
-            if isinstance(value, list) and len(value) > most:
-                entries = "entry" if most == 1 else "entries"
-                raise ValueError(f"{name}: the list must have at most {most} {entries} ({why}), found {len(value)}")
+            refuse_longer(name, value, most, why)
         if EmbeddingColumn.name in found:
             model.refuse_unread(asked)
         return found | {

@@ -44,7 +44,7 @@ def refusal(service: Service, **asked: Any) -> str:
 @pytest.mark.parametrize("name", ["label", "prompt", "low", "image", "mask"])
 def test_a_list_that_is_longer_than_n_is_refused_before_it_is_read(service, monkeypatch, name):
     monkeypatch.setattr(schemas, "from_base64", lambda column, asked: pytest.fail("decoded"))
-    expected = f"{name}: the list must have at most `n` entries, 2, found 3"
+    expected = f"{name}: the list must have at most 2 entries (`n`), found 3"
     assert refusal(service, n=2, **{name: ["cat"] * 3}) == expected
 
 

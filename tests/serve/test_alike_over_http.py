@@ -62,7 +62,7 @@ def test_what_does_not_go_together_is_refused_in_a_line(alike_server: Server, de
     one, small = png(given(decoder, 1)[0]), png(np.zeros((4, 4), np.uint8))
     for asked, words in [
         ({"like": one, "mix": 3}, "mix goes from one picture to another; expected two in `like`, found 1"),
-        ({"like": [one, one]}, "like: the list must have at most 1 entries, found 2"),
+        ({"like": [one, one]}, "like: the list must have at most 1 entry (`n`), found 2"),
         ({"like": one, "from": "night"}, "`from` and `to` go together"),
         ({"like": one, "strength": 0.3}, "strength is how far `from` and `to`"),
         ({"mix": 3}, "mix, from and to need a picture"),

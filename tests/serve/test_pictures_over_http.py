@@ -110,7 +110,7 @@ def bomb(side: int) -> str:
         ({"low": "data:image/svg+xml;base64,AAAA"}, "low: expected a PNG image in base64"),
         ({"low": "äöü"}, "low: expected a PNG image in base64"),
         ({"low": ""}, "low: empty"),
-        ({"low": ["cat.png"] * 2}, "low: the list must have at most `n` entries, 1, found 2"),
+        ({"low": ["cat.png"] * 2}, "low: the list must have at most 1 entry (`n`), found 2"),
         ({"low": []}, "low: expected at least one picture, found none"),
         ({"low": 7}, "low: expected a PNG image in base64, found 7"),
         ({"low": [[1]]}, "low: expected a PNG image in base64, found [1]"),
