@@ -58,6 +58,7 @@ class Extent:
     """How much is measured."""
 
     scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    weaker: tuple[float, ...] = (0.25, 0.5)  # of the model of captions alone, at which it follows them less
     asked: Asked = ASKED
     candidates: tuple[int, ...] = (1, 2)  # of the prior
     embeddings: int = 200  # captions of each split that the prior is asked for
@@ -65,7 +66,7 @@ class Extent:
 
 
 FULL = Extent()
-QUICK = Extent((1.0, 2.0), Asked(20, 2, 20), (1, 2), 20, (2, 2))
+QUICK = Extent((1.0, 2.0), (0.5,), Asked(20, 2, 20), (1, 2), 20, (2, 2))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,15 +121,17 @@ class UnclipStudy:
         )
 
     def _settings(self) -> list[Setting]:
-        """Both models at each scale, the other one with as many steps as cost what the first one costs; the first one
-        without the prior; and the other one as it is by itself."""
-        unclip, no_prior = (
-            [Setting(model, {"guidance_scale": scale}) for scale in self._extent.scales] for model in (UNCLIP, NO_PRIOR)
-        )
-        return [*unclip, *no_prior, *map(self._as_dear, unclip), Setting(ALONE, {})]
+        """Both models at each scale, the other one with as many steps as cost what the first one costs, and also at
+        weaker scales; the first one without the prior; and the other one as it is by itself."""
+        unclip, no_prior = (_at(model, self._extent.scales) for model in (UNCLIP, NO_PRIOR))
+        guided = next(each for each in unclip if each.plan["guidance_scale"] > 1)
+        weaker = [self._as_dear(each, guided) for each in _at(ALONE, self._extent.weaker)]
+        strong = [self._as_dear(each, each) for each in unclip]
+        return [*unclip, *no_prior, *weaker, *strong, Setting(ALONE, {})]
 
-    def _as_dear(self, unclip: Setting) -> Setting:
-        return as_dear(lambda steps: Setting(ALONE, {"steps": steps, **unclip.plan}), self._cost, self._cost(unclip))
+    def _as_dear(self, plan: Setting, wanted: Setting) -> Setting:
+        """The model of captions alone by the plan of one setting, as dear as another one."""
+        return as_dear(lambda steps: Setting(ALONE, {"steps": steps, **plan.plan}), self._cost, self._cost(wanted))
 
     def _cost(self, setting: Setting) -> float:
         without = ["prior"] if setting.model == NO_PRIOR else []
@@ -168,6 +171,10 @@ class UnclipStudy:
     def _protocol(self) -> dict[str, Any]:
         protocol = self._captioned.protocol(self._drawers[UNCLIP].attribution)
         return protocol | {"embeddings": self._extent.embeddings}
+
+
+def _at(model: str, scales: Sequence[float]) -> list[Setting]:
+    return [Setting(model, {"guidance_scale": scale}) for scale in scales]
 
 
 def unclip_claims(settings: Sequence[Setting], table: Table, again: Callable[[Setting], Figures]) -> list[Claim]:

@@ -102,7 +102,7 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
     one = training_teraflops(load(project / "models" / CAPTIONS)) / trained[CAPTIONS]["steps"]
     assert trained[CAPTIONS]["teraflops"] == pytest.approx(equal, abs=one)
     costs = {row["setting"]: row["gflops_per_image"] for row in results["settings"]}
-    assert len(costs) == 3 * len(unclip.QUICK.scales) + 1
+    assert len(costs) == 3 * len(unclip.QUICK.scales) + len(unclip.QUICK.weaker) + 1
     with_prior, without = (costs[f"`{name}`, guidance_scale 1.0"] for name in (unclip.UNCLIP, unclip.NO_PRIOR))
     assert without < with_prior
     for row in results["settings"]:
