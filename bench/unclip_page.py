@@ -30,8 +30,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "top: it can be shared by other models, as the upsampler is.",
         settings_table(results["settings"]),
         "`alone` is `text-8` with the upsampler of `dalle`. Both draw with the guidance scale of the row, the first "
-        "with as many steps as cost about what the other costs. At scales below 1 `text-8` follows its captions less, so "
-        "that both can be equally aligned. The last row has the model's own plan.",
+        "with as many steps as cost about what the other costs. At scales below 1 `text-8` follows its captions less, "
+        "so that both can be equally aligned. The last row has the model's own plan.",
         "`dalle without the prior` has the embedding of the text itself in place of the one that the prior draws of it "
         "(Ramesh et al. 2022, §5.1). The decoder was trained on embeddings of images alone.",
         "The CLIP score and R-precision are of the CLIP by whose embeddings `dalle` draws, so they favour `dalle`. R@1 "
