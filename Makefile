@@ -32,7 +32,7 @@ $(STAMP): requirements.lock requirements-uv.lock pyproject.toml
 	@$(PYTHON) -m venv $(MOVED) $(VENV)
 	@echo 'relocatable = true' >> $(VENV)/pyvenv.cfg  # commands that start whatever is in the folder's name
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m flows.plots_page  # the page of `dvc plots show`, with its scripts in it
 	@touch $@
