@@ -120,6 +120,7 @@ def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monk
     with pytest.raises(UserError, match=r"text-8 was trained with .* as of the prior and the decoder"):
         train_alone(params, project, 10 * equal)
 
-    monkeypatch.setattr(unclip, "prior_figures", lambda *_, **__: {})  # draws again
+    for name in ("prior_figures", "deployed"):
+        monkeypatch.setattr(unclip, name, lambda *_, **__: {})  # draws again
     monkeypatch.setattr("ddpm.drawer.Drawer.draw", lambda *_, **__: pytest.fail("drawn again"))
     assert unclip.UnclipStudy(params, project, unclip.QUICK).results()["settings"] == results["settings"]
