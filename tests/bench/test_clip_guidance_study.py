@@ -59,6 +59,7 @@ def test_the_best_scale_of_either_way_is_compared_on_other_samples():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_study_runs_to_its_page_and_draws_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
