@@ -89,7 +89,8 @@ def first_complaint(errors: Sequence[Mapping[str, Any]]) -> str:
     Args:
         errors: of a ValidationError's `errors()`.
     """
-    first, *others = errors
+    # An unknown key goes first: it is often the misspelt one of those that are missing.
+    first, *others = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
     # A part in angle brackets is the name of a union's member, which is not in the input.
     key = ".".join(_key(part) for part in first["loc"] if not str(part).startswith("<"))
     if first["type"] == "extra_forbidden":

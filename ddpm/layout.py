@@ -57,7 +57,8 @@ def find_model(model: str | Path, *, trained: bool = True, exported: bool = True
     expected += " or a URI such as models:/ddpm-digits@champion" if exported else ""
     without = "neither file" if len(kinds) > 1 else f"no {kinds[0][1]}"
     found = f"it has {without}" if given.is_dir() else "no such directory"
-    raise UserError(f"{model}: expected {expected}; {found}{made_by(places[1] if is_name else given)}")
+    wanted = places[1] if is_name else given if trained else root / DEPLOY / given.name
+    raise UserError(f"{model}: expected {expected}; {found}{made_by(wanted)}")
 
 
 def made_by(directory: Path) -> str:

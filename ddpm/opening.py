@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.errors import UserError
+from ddpm.errors import DdpmWarning, UserError
+from ddpm.files import read_json
 from ddpm.layout import CASCADE, MODELS, find_model, is_uri
 
 if TYPE_CHECKING:
@@ -56,8 +58,26 @@ def load(
     if (directory / CASCADE).is_file():
         from ddpm.drawer.cascade import open_cascade
 
+        _warn_of_older_links(directory)
         return open_cascade(directory, lambda link: _single(link, device, precision))
     return _single(directory, device, precision)
+
+
+def _warn_of_older_links(directory: Path) -> None:
+    """Warn of a cascade of models/ whose models have been trained again since it was composed."""
+    from ddpm.drawer.cascade import CascadeFacts
+
+    if directory.absolute().parent.name != MODELS.name:
+        return
+    for link, own in CascadeFacts.read(directory).links.items():
+        card = directory.parent / own.variant / "model.json"
+        if card.is_file() and read_json(card)["training"]["fingerprint"] != own.fingerprint:
+            warnings.warn(
+                f"{directory / link} is not the model {own.variant} as it is now: `ddpm compose {directory.name}` "
+                "makes the cascade of the new one",
+                DdpmWarning,
+                stacklevel=3,
+            )
 
 
 def _single(directory: Path, device: torch.device | str | None, precision: Precision) -> Model | Sampler:

@@ -52,7 +52,10 @@ class EmbeddingColumn:
         Raises:
             ValueError: always: a prior draws embeddings, or they are of a picture.
         """
-        raise ValueError(f"{self.name}: the model needs the embedding of a picture, or a prior; found none")
+        raise ValueError(
+            f"{self.name}: the model draws of the embedding of a picture, and found none: give a picture (like), or "
+            "compose the model with a prior"
+        )
 
     def example(self, count: int) -> NDArray[np.float32]:
         """Embeddings of random directions, always the same, [count, D]."""

@@ -120,6 +120,13 @@ class PromptConfig(Section):
         return self
 
 
+# Keys of `prompt` that describe its tokenizer and its text encoder.
+OF_TEXT = (
+    *("tokenizer", "length", "minimum_count", "vocabulary_size", "vocabulary"),
+    *("encoder", "width", "layers", "heads", "activation", "filler"),
+)
+
+
 class EmbeddingConfig(Section):
     """The embedding of the image by a CLIP, of a decoder (Ramesh et al. 2022, DALL-E 2, §2.1)."""
 

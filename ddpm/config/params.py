@@ -15,6 +15,7 @@ from pydantic import (
 
 from ddpm.config.base import Section, Seed, validate
 from ddpm.config.cascade import CascadeConfig, CompositionConfig, UnclipConfig
+from ddpm.config.condition import OF_TEXT
 from ddpm.config.data import DataConfig
 from ddpm.config.evaluation import EvaluationConfig
 from ddpm.config.export import ExportConfig
@@ -27,6 +28,7 @@ from ddpm.config.yaml_file import aliases, read_yaml
 from ddpm.errors import UserError, brief, listed
 
 PARAMS_FILE = Path("params.yaml")
+TRACKED = ("seed", "data", "extractor", "evaluation", "export")  # what stages of dvc.yaml depend on, beside models
 DVC_STAGE = "DVC_STAGE"  # DVC sets it in the environment of a stage's command
 # A name becomes a path, a word of a command and a part of a DVC key.
 VARIANT_NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -222,6 +224,20 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _text_encoders_of_a_clip_are_described_once(self) -> Params:
+        """Of params.yaml alone: in model.json they are described."""
+        for name, model in self.models.items():
+            prompt = model.condition.prompt
+            if prompt is None or prompt.of is None:
+                continue
+            if idle := [key for key in OF_TEXT if getattr(prompt, key) != type(prompt).model_fields[key].default]:
+                raise ValueError(
+                    f"models.{name}.condition.prompt.{idle[0]} has no effect beside `of`: the text encoder is that of "
+                    f"{prompt.of}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _models_of_embeddings_are_of_unclips(self) -> Params:
         """DVC knows only of those that their CLIP comes first."""
         links = {f"cascades.{key}": config.links.values() for key, config in self.cascades.items()}
@@ -386,7 +402,17 @@ class Params(Section):
         return f"ddpm-{self.data.dataset_name}"
 
     def variant(self, name: str) -> VariantConfig:
-        """The named model's configuration, or a UserError that lists those there are."""
+        """The named model's configuration.
+
+        Raises:
+            UserError: there is none; it lists those there are, or says of which models a cascade is composed.
+        """
+        if name in self.composed:
+            links = self.composed[name].links
+            raise UserError(
+                f"{name} is put together of the models {listed(links.values())} (`{self.composed[name].key}`), which "
+                f"are configured and trained one by one; then `ddpm compose {name}` makes it"
+            )
         if name not in self.models:
             raise UserError(f"there is no model {name!r} in {PARAMS_FILE}; it has: {listed(self.models)}")
         return self.models[name]
@@ -444,14 +470,17 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def check_sections(params: Params, path: Path = PARAMS_FILE) -> None:
-    """Check that each model that the pipeline trains has every section. DVC tracks sections one by one and stops at
-    one that is not written; without DVC they may be left out.
+    """Check that there is every section that a stage of dvc.yaml depends on, and that each model which the pipeline
+    trains has all of its own. DVC tracks sections one by one and stops at one that is not written; without DVC they may
+    be left out.
 
     Raises:
         UserError: a section is missing; it names all of them.
     """
+    tops = [f"`{key}: {'0' if key == 'seed' else '{}'}`" for key in TRACKED if key not in params.model_fields_set]
+    places = {" beside `models`": tops}
     for name in params.trained:
-        missing = [key for key in VariantConfig.model_fields if key not in params.models[name].model_fields_set]
-        if missing:
-            lines = ", ".join(f"`{section}: {{}}`" for section in missing)
-            raise UserError(f"{path}: DVC needs every section of a model: add {lines} under models.{name}")
+        own = params.models[name].model_fields_set
+        places[f" under models.{name}"] = [f"`{key}: {{}}`" for key in VariantConfig.model_fields if key not in own]
+    if missing := [f"{', '.join(keys)}{place}" for place, keys in places.items() if keys]:
+        raise UserError(f"{path}: DVC needs every section that it tracks: add {'; '.join(missing)}")

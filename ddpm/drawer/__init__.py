@@ -322,6 +322,7 @@ class Drawer(ABC):
             if column.name == name:
                 return column
         names = [each for each in (*NAMES, *PICTURE_NAMES) if each in {column.name for column in self.askable}]
+        names += ["like"] if self.encoder is not None else []
         raise ValueError(f"{name}: the model takes no such input; it takes: {', '.join(names) or 'none'}")
 
     def given(self, count: int, *, seed: int = 0, first: int = 0, **asked: Any) -> dict[str, NDArray[Any]]:

@@ -40,7 +40,7 @@ def open_accessory(
         directory = find_model(name, exported=False, root=root)
         model = load(directory, device)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(str(error) if Path(where).name == name else f"{where}: {error}") from None
     found = model.card.config.network.kind
     if found != kind:
         raise UserError(f"{where}: {name} is no {called.partition(' ')[2]} but of network.kind {found}")

@@ -48,11 +48,22 @@ class Alike:
             raise UserError(
                 f"--like: {model} draws no pictures of CLIP embeddings: it was trained without condition.embedding"
             )
-        pictures = np.stack([_read(file, drawer.encoder.shape) for file in self.files])
+        return self._like(np.stack([_read(file, drawer.encoder.shape) for file in self.files]))
+
+    def check(self) -> None:
+        """Refuse, before a model is opened, what is wrong whatever the pictures are.
+
+        Raises:
+            UserError: the options do not go together.
+        """
+        self._like(np.zeros((len(self.files), 1, 1, 1), np.uint8))
+
+    def _like(self, pictures: NDArray[np.uint8]) -> Likeness:
         try:
             return Likeness(pictures, self.mix, self.change, self._strength)
         except ValueError as error:
-            raise UserError(f"--like: {error}") from None
+            option = "" if str(error).startswith(("mix", "strength")) else "like: "
+            raise UserError(f"--{option}{error}") from None
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -35,6 +35,7 @@ def compose(params: Params, name: str, *, root: Path = Path()) -> None:
         Cascade({link: Link(model, *wiring[link]) for link, model in models.items()}, leading=config.leading)
     except ValueError as error:
         raise UserError(f"{config.key}.{name}: {error}") from None
+    check_encoders(config, models, f"{config.key}.{name}", root)
     trained_on = {link: model.card.data.train_sha256 for link, model in models.items()}
     if len({*trained_on.values()}) > 1:
         names = listed(config.links.values())
@@ -48,6 +49,27 @@ def compose(params: Params, name: str, *, root: Path = Path()) -> None:
             write_json(out / link / "model.json", model.card.model_dump(mode="json"))
             links[link] = LinkFacts(model.variant, model.fingerprint, sha256_of(source), *wiring[link])
         CascadeFacts(name, config.leading, links).write(out)
+
+
+def check_encoders(config: CompositionConfig, links: Mapping[str, Drawer], where: str, root: Path) -> None:
+    """Check that links of embeddings are of a CLIP as it is now.
+
+    Args:
+        links: by their keys.
+
+    Raises:
+        UserError: one was trained with other weights of the CLIP, which has been trained again since.
+    """
+    for encoder in config.encoders:
+        weights = root / MODELS / encoder / WEIGHTS
+        now = sha256_of(weights) if weights.is_file() else None
+        for link, variant in config.links.items():
+            used = links[link].embedded_by
+            if None not in (used, now) and used != now:
+                raise UserError(
+                    f"{where}: {variant} was trained with {encoder} {str(used)[:12]}, which is {str(now)[:12]} now: "
+                    f"run `ddpm embed {encoder}` and `ddpm train {variant}`"
+                )
 
 
 def _sampled(params: Params, variant: str, root: Path) -> Model:
@@ -82,6 +104,7 @@ def open_composed(params: Params, name: str, device: torch.device | str = "cpu",
     cascade = open_cascade(directory, lambda link: load(link, device))
     config = params.cascade(name)
     _check_wiring(cascade, config, config.wiring(params.links(name)), directory)
+    check_encoders(config, cascade.links, f"{config.key}.{name}", root)
     for link, variant in config.links.items():
         card = root / MODELS / variant / "model.json"
         own = cast(Model, cascade.links[link])

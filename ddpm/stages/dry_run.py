@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ddpm.codecs.embedding import Embedding
 from ddpm.codecs.scale import Codec
 from ddpm.compute.device import pick_device, resolve_precision
 from ddpm.conditioning.columns import Column
 from ddpm.config.model import VariantConfig
-from ddpm.config.params import Params
+from ddpm.config.params import PARAMS_FILE, Params
 from ddpm.data.store import PreparedData, Split
 from ddpm.diffusion.coordinates import Coordinates
 from ddpm.diffusion.langevin import enough_levels
@@ -33,7 +34,7 @@ from ddpm.first_stage import LatentFacts
 from ddpm.layout import PREPARED
 from ddpm.model.network import codec_of, columns_for
 from ddpm.model.process import check_end
-from ddpm.stages.encoder import used_encoder
+from ddpm.stages.encoder import used_encoder, warn_of_pairs_twice
 from ddpm.stages.latents import first_stage
 from ddpm.stages.memory import fewer_values, free_memory, mib, no_room_for_one, smaller, without_memory
 from ddpm.stages.train import data_facts
@@ -70,8 +71,9 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
             used.train_split(split),
             used.told(facts),
         )
+    warn_of_pairs_twice(config, len(split), where)
     columns = columns_for(config, facts, where)
-    unreal, shape = without_memory(config, codec, columns), codec.network_shape
+    unreal, shape = without_memory(config, codec, columns, f"{PARAMS_FILE}: {where}"), codec.network_shape
     flops, needed, free = training_flops(unreal, shape), state_bytes(unreal), free_bytes(device)
     tried = None
     if free is None or needed <= free:
@@ -94,7 +96,7 @@ def dry_run(params: Params, variant: str, *, root: Path = Path()) -> list[str]:
         *(
             tried
             or [
-                f"  operations     {flops / 1e9:.3g} GFLOP for one of the {codec.name}, forward and backward",
+                f"  operations     {flops / 1e9:.3g} GFLOP for one of the {_kind(codec)}, forward and backward",
                 f"  memory         {mib(needed)} for weights, gradients, moments and averages, {advice}",
             ]
         ),
@@ -125,8 +127,10 @@ def _tried(
     Raises:
         MemoryError, RuntimeError, OutOfMemoryError: the memory does not suffice for one datum.
     """
-    options, shape, kind = config.training, codec.network_shape, codec.name
-    network, device, precision, *_ = initial(params.seed, config, codec, columns, root=root, latent=latent)
+    options, shape, kind = config.training, codec.network_shape, _kind(codec)
+    network, device, precision, *_ = initial(
+        params.seed, config, codec, columns, where=f"{PARAMS_FILE}: models.{variant}", root=root, latent=latent
+    )
     weights, activations = training_bytes(network, shape, options.batch_size, precision)
     make_fast(network, options, codec, precision)
     asked = options.micro_batch_size if isinstance(options.micro_batch_size, int) else options.batch_size
@@ -149,6 +153,11 @@ def _tried(
         f"  {options.steps:,} steps  {duration(options.steps * trial.step)}",
         f"  evaluation     {_evaluation(params, config, data, _forward(network, shape, trial.at_once, device))}",
     ]
+
+
+def _kind(codec: Codec) -> str:
+    """What the data are, in the plural."""
+    return codec.unit if isinstance(codec, Embedding) else codec.name
 
 
 def _techniques(config: VariantConfig, data: PreparedData, codec: Codec) -> list[str]:
@@ -240,6 +249,8 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     """
     kinds = {"classifier": _accuracy, "autoencoder": _reconstruction, "clip": _embedding}
     what, total = kinds.get(config.network.kind, _drawing)(params, config, data)
+    if not total:
+        return what
     return f"{what}: {total:,} evaluations of the network, {duration(total * each)}, and the figures"
 
 
@@ -265,6 +276,8 @@ def _embedding(params: Params, config: VariantConfig, data: PreparedData) -> tup
 def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
     """As `_accuracy`, of a model that draws."""
     options = params.evaluation
+    if config.codec.side is not None:
+        return "as a part of a cascade", 0
     sampling = options.sampling or config.sampling
     try:
         chosen, bounded = sampling.model_dump(exclude={"guide"}), config.codec.bounded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +13,11 @@ from torch import nn
 from ddpm.codecs.embedding import Embedding
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.text import Text
+from ddpm.config.condition import OF_TEXT
 from ddpm.config.model import ModelConfig
 from ddpm.data.embeddings import Embeddings
 from ddpm.data.store import PreparedData, Split
+from ddpm.errors import DdpmWarning
 from ddpm.evaluation.accessory import open_space
 from ddpm.joint_space import JointSpace
 from ddpm.layout import EMBEDDINGS
@@ -22,11 +25,6 @@ from ddpm.model import Model
 from ddpm.model.card import DataFacts, EmbeddingFacts, EncoderFacts, TextFacts
 
 Config = TypeVar("Config", bound=ModelConfig)
-# What of `condition.prompt` describes the text encoder and the tokenizer.
-OF_TEXT = (
-    *("tokenizer", "length", "minimum_count", "vocabulary_size", "vocabulary"),
-    *("encoder", "width", "layers", "heads", "activation", "filler"),
-)
 
 
 @dataclass(frozen=True)
@@ -137,3 +135,20 @@ def used_encoder(
     if config.codec.embedding is not None or config.condition.embedding is not None:
         embeddings = Embeddings.open(root / EMBEDDINGS / space.variant, data, space.sha256)
     return UsedEncoder(config, model, space, embeddings)
+
+
+def warn_of_pairs_twice(config: ModelConfig, count: int, where: str) -> None:
+    """Warn of a CLIP whose batches are larger than its training data, so that a pair is told apart from itself.
+
+    Args:
+        count: of the training images.
+        where: the key of the model.
+    """
+    batch = config.training.batch_size if config.training else 0
+    if config.network.kind == "clip" and batch > count:
+        warnings.warn(
+            f"{where}.training.batch_size is {batch}, more than the {count} training images: a pair that is in a batch "
+            "twice counts as a wrong answer to itself",
+            DdpmWarning,
+            stacklevel=2,
+        )

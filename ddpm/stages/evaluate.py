@@ -97,6 +97,11 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
         if params.evaluation.sampling:
             model, key = model.sampled_by(params.evaluation.sampling.model_dump()), "evaluation.sampling"
     else:
+        if (side := params.variant(variant).codec.side) is not None:
+            raise UserError(
+                f"models.{variant}.codec.side is {side}: it draws smaller pictures than the prepared ones, which are "
+                "measured as a part of a cascade"
+            )
         sampling, key = params.measured_plan(variant)
         model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
         check_base(model, root=root)
@@ -188,8 +193,23 @@ def _evaluate_prior(params: Params, variant: str, root: Path) -> None:
     }
     with atomic_directory(root / REPORTS / variant) as out:
         write_json(out / "metrics.json", marks | finite(figures, f"models/{variant}"))
-    shown = ("cosine", "cosine_text", "cosine_random", "r_1", "r_5", "r_1_chance")
-    print(f"{variant}: " + ", ".join(f"{name} {figures[name]:.3g}" for name in shown))
+    print(f"{variant}: {_of_embeddings(figures)}")
+
+
+def _of_embeddings(figures: Mapping[str, float]) -> str:
+    """The figures of a prior in words, those of the validation captions."""
+
+    def within(key: str) -> str:
+        value, low, high = (figures[f"{key}{end}"] for end in ("", "_low", "_high"))
+        return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+    shares = ", ".join(
+        f"R@{place} {within(f'r_{place}')}, at random {figures[f'r_{place}_chance']:.2g}" for place in PLACES
+    )
+    return (
+        f"cosine to the embedding of the true picture {within('cosine')}, of the caption's own embedding "
+        f"{figures['cosine_text']:.3g}, of a random picture's {figures['cosine_random']:.3g}; {shares}"
+    )
 
 
 def _evaluate_clip(params: Params, variant: str, root: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.codecs.embedding import Embedding
 from ddpm.codecs.scale import Codec
 from ddpm.conditioning.columns import NAMES, PICTURES, Column, PromptColumn
 from ddpm.drawer import Drawer
@@ -57,8 +58,12 @@ def sample_to(
         raise UserError(f"--batch-size must be at least 1, found {batch_size}")
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed must be in 0..2**64-1, found {seed}")
+    if alike is not None:
+        alike.check()
     write = _writer(out)
     opened = open_model(model, precision)
+    if write is _write_picture and isinstance(opened.codec, Embedding):
+        raise UserError(f"--out {out}: {model} draws embeddings, which no picture shows: use FILE.npz")
     if guide is not None:
         if not hasattr(opened, "guided_by"):
             what = "a cascade" if len(opened.links) > 1 else "an exported one"

@@ -23,7 +23,7 @@ from ddpm.compute.parallel import Ranks, check_devices, joined, launch, launched
 from ddpm.conditioning.tokenizers import fit_tokenizer
 from ddpm.config.condition import PromptConfig
 from ddpm.config.model import ModelConfig, VariantConfig
-from ddpm.config.params import Params
+from ddpm.config.params import PARAMS_FILE, Params
 from ddpm.config.sampling import SamplingConfig
 from ddpm.data.store import PreparedData, Split
 from ddpm.errors import Interrupted, NotFiniteError, UserError
@@ -34,7 +34,7 @@ from ddpm.model.card import DataFacts, TextFacts
 from ddpm.model.network import codec_of, columns_for
 from ddpm.model.process import check_end
 from ddpm.stages import fingerprint
-from ddpm.stages.encoder import UsedEncoder, used_encoder
+from ddpm.stages.encoder import UsedEncoder, used_encoder, warn_of_pairs_twice
 from ddpm.stages.latents import FirstStage, first_stage
 from ddpm.stages.live_metrics import Watch
 from ddpm.stages.memory import check_room, explained
@@ -89,6 +89,7 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
     split = (data if first is None else first.latents).split("train")
     if used is not None:
         split = used.train_split(split)
+    warn_of_pairs_twice(config, len(split), f"models.{variant}")
     material = _Material(data, codec, split, first, perceptual, used)
     with joined() as ranks, explained(config, codec, pick_device(), variant):
         _train(params, config, material, ranks, variant, root)
@@ -125,7 +126,8 @@ def _train(
         facts = facts.model_copy(update={"latent": first.facts})
     facts = facts if used is None else used.told(facts)
     columns = columns_for(config, facts, f"models.{variant}")
-    start = initial(params.seed, config, codec, columns, root=root, latent=facts.latent)
+    where = f"{PARAMS_FILE}: models.{variant}"
+    start = initial(params.seed, config, codec, columns, where=where, root=root, latent=facts.latent)
     network, device, precision, base, text_encoder, controlled = start
     if used is not None:
         used.fill(network)

@@ -27,7 +27,7 @@ from ddpm.diffusion.noise import ImageNoise
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, CascadeFacts, Link, link_seed
 from ddpm.drawer.parts import Part
-from ddpm.errors import NotFiniteError, UserError
+from ddpm.errors import DdpmWarning, NotFiniteError, UserError
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.figures.protocol import EvaluationProtocol, other_links
 from ddpm.files import read_json
@@ -235,6 +235,10 @@ def test_a_link_of_another_training_asks_to_be_composed_again(
     for command in ("evaluate", "export"):
         assert main([command, "glide"]) == 2
         assert "is not the model small as it is now: run `ddpm compose glide`" in capsys.readouterr().err
+    with pytest.warns(
+        DdpmWarning, match=r"models/glide/base is not the model small as it is now: `ddpm compose glide`"
+    ):
+        ddpm.load("models/glide")
 
 
 def test_it_is_measured_on_what_its_base_draws(composed: Path):

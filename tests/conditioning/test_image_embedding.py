@@ -45,7 +45,7 @@ def test_what_is_no_embedding_is_refused(asked):
 
 
 def test_nothing_is_drawn_of_nothing():
-    with pytest.raises(ValueError, match="needs the embedding of a picture"):
+    with pytest.raises(ValueError, match="draws of the embedding of a picture"):
         column().draw(1, seed=0)
 
 

@@ -98,10 +98,14 @@ def test_sections_may_be_left_out_but_where_dvc_tracks_them(tmp_path: Path, monk
     assert load_params(path).models["other"] == Params.model_validate({"models": {"ddpm": {}}}).models["ddpm"]
     monkeypatch.setenv("DVC_STAGE", "fetch")
     missing = "`condition: {}`, `codec: {}`, `process: {}`, `objective: {}`, `sampling: {}`"
-    with pytest.raises(UserError, match=rf"add {missing} under models\.ddpm$"):
+    tops = "`seed: 0`, `data: {}`, `extractor: {}`, `evaluation: {}`, `export: {}` beside `models`"
+    with pytest.raises(UserError, match=rf"add {tops}; {missing} under models\.ddpm$"):
         load_params(path)
     sections = ", ".join(f"{name}: {{}}" for name in VariantConfig.model_fields)
-    path.write_text(f"models: {{ddpm: {{{sections}}}, other: {{}}}}")
+    path.write_text(
+        f"seed: 0\ndata: {{}}\nextractor: {{}}\nevaluation: {{}}\nexport: {{}}\n"
+        f"models: {{ddpm: {{{sections}}}, other: {{}}}}"
+    )
     assert set(load_params(path).models) == {"ddpm", "other"}
 
 

@@ -51,7 +51,7 @@ def test_how_many_are_drawn(decoder: Path, options: list[str], count: int):
         ([*TWO, "--mix", "3", "--n", "4"], "--mix 3 says how many images are drawn: leave --n 4 out"),
         ([*LIKE, *CHANGE, "--n", "4"], "--from and --to draw one image, or as many as --mix says: leave --n 4 out"),
         ([*LIKE, *CHANGE, "--mix", "3", "--n", "4"], "--mix 3 says how many images are drawn"),
-        ([*TWO, "--mix", "1"], "--like: mix must be in 2..1024, found 1"),
+        ([*TWO, "--mix", "1"], "--mix must be in 2..1024, found 1"),
         ([*TWO, "--n", "1"], "--like: found 2, more than the images that --n draws, 1"),
         ([*LIKE, "--strength", "0.3"], "--strength is how far --from and --to change the picture"),
         ([*LIKE, "--to", "night"], "--from and --to go together"),

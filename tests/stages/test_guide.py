@@ -142,5 +142,5 @@ def test_a_model_that_is_not_built_may_have_any_guide():
 def test_dvc_needs_every_section_of_a_guide():
     sections = {name: {} for name in ("network", "condition", "codec", "process", "objective", "training", "sampling")}
     known = params(variants=["plain"], guides=["weak"], models={"plain": sections, "weak": {}})
-    with pytest.raises(UserError, match=r"add `network: \{\}`, .* under models.weak"):
+    with pytest.raises(UserError, match=r"add `seed: 0`, .* beside `models`; `network: \{\}`, .* under models.weak$"):
         check_sections(known)

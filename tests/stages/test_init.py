@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm import cli
 from ddpm.codecs.scale import codec_for
 from ddpm.config.model import VariantConfig
-from ddpm.config.params import load_params
+from ddpm.config.params import check_sections, load_params
 from ddpm.model.network import build_network
 from ddpm.stages.init import Found, settings
 
@@ -77,6 +77,12 @@ def test_nested_folders_are_read_too(tmp_path: Path, files: tuple[str, ...], exp
         Image.new("L", (8, 8)).save(path)
     assert cli.main(["init", str(tmp_path / "new"), "--images", str(tmp_path / "images")]) == 0
     assert load_params(tmp_path / "new/params.yaml").data.subfolders == expected
+
+
+def test_dvc_finds_every_section_that_it_tracks(tmp_path: Path):
+    images = write_images(tmp_path / "images", 10)
+    assert cli.main(["init", str(tmp_path / "new"), "--images", str(images)]) == 0
+    check_sections(load_params(tmp_path / "new/params.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,22 +14,26 @@ import torch
 import yaml
 from captioned import CLIP, write_pictures
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from tiny import TINY_PARAMS
 
 import ddpm
 from ddpm.cli.main import main
 from ddpm.codecs.embedding import Embedding
+from ddpm.config.cascade import UnclipConfig
 from ddpm.config.params import Params
 from ddpm.data.store import PreparedData
 from ddpm.deploy.integrity import Fingerprint, find_fault
 from ddpm.drawer.cascade import Cascade, Link, link_seed
 from ddpm.drawer.likeness import Likeness
-from ddpm.errors import NotFiniteError, UserError
+from ddpm.errors import DdpmWarning, NotFiniteError, UserError
 from ddpm.evaluation.accessory import open_space
 from ddpm.evaluation.likelihood import gigaflops_per_image
 from ddpm.files import read_json, sha256_of, write_json
 from ddpm.joint_space import JointSpace
+from ddpm.stages.compose import check_encoders
+from ddpm.stages.dry_run import dry_run
 from ddpm.stages.embed import embed
 from ddpm.stages.evaluate import evaluate_variant
 from ddpm.stages.export import export_variant
@@ -100,6 +105,20 @@ def test_a_prior_and_a_decoder_of_two_clips_do_not_fit_together(project: Path):
     write_json(path, card)
     with pytest.raises(ValueError, match=r"the prior draws embeddings of the CLIP .* those of another, 000000000000…"):
         unclip()
+
+
+def test_parts_of_a_clip_that_has_been_trained_again_are_not_composed(project: Path):
+    config = UnclipConfig(encoder="clip", prior="prior", decoder="decoder", upsampler="larger")
+    links = {name: ddpm.load(f"models/{name}") for name in ("prior", "decoder")}
+    links["upsampler"] = SimpleNamespace(embedded_by=None)
+    check_encoders(config, links, "unclips.dalle", Path())
+    path = Path("models/clip/model.safetensors")
+    path.write_bytes(path.read_bytes() + b" ")
+    now = sha256_of(path)[:12]
+    with pytest.raises(
+        UserError, match=rf"unclips\.dalle: prior was trained with clip \w{{12}}, which is {now} now: run"
+    ):
+        check_encoders(config, links, "unclips.dalle", Path())
 
 
 def test_with_one_noise_a_list_of_prompts_is_refused(project: Path):
@@ -175,7 +194,9 @@ def test_the_figures_of_a_prior(project: Path, capsys: pytest.CaptureFixture[str
         assert -1 <= found[f"{name}cosine_low"] <= found[f"{name}cosine"] <= found[f"{name}cosine_high"] <= 1
         assert 0 <= found[f"{name}r_1"] <= found[f"{name}r_5"] <= 1
         assert 0 < found[f"{name}r_1_chance"] < found[f"{name}r_5_chance"] < 1
-    assert "cosine_text" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cosine to the embedding of the true picture" in said
+    assert "R@5" in said
     assert found["encoder"].startswith("clip ")
 
 
@@ -193,6 +214,24 @@ def test_a_prior_is_measured_under_the_plan_that_all_models_are(project: Path, c
     raw["evaluation"]["sampling"] = {"steps": 51}
     with pytest.raises(UserError, match=r"models/prior cannot be sampled by evaluation\.sampling: .*found 51"):
         evaluate_variant(Params.model_validate(raw), "prior")
+
+
+def test_a_text_encoder_of_a_clip_has_no_keys_of_its_own():
+    raw = raw_params()
+    raw["models"]["prior"] = copy.deepcopy(PRIOR)
+    raw["models"]["prior"]["condition"]["prompt"]["width"] = 64
+    with pytest.raises(ValidationError, match=r"models\.prior\.condition\.prompt\.width has no effect beside `of`"):
+        Params.model_validate(raw)
+
+
+def test_a_batch_of_a_clip_that_is_larger_than_its_data_is_warned_of(project: Path):
+    raw = raw_params()
+    raw["models"]["clip"] = copy.deepcopy(raw["models"]["clip"])
+    raw["models"]["clip"]["training"]["batch_size"] = 64
+    with pytest.warns(
+        DdpmWarning, match=r"models\.clip\.training\.batch_size is 64, more than the \d+ training"
+    ):
+        dry_run(Params.model_validate(raw), "clip")
 
 
 def test_embeddings_of_another_clip_are_refused(project: Path):
@@ -257,7 +296,7 @@ def test_an_interpolation_is_of_one_noise(project: Path):
 
 
 def test_without_an_embedding_a_decoder_draws_nothing(project: Path):
-    with pytest.raises(ValueError, match="needs the embedding of a picture, or a prior"):
+    with pytest.raises(ValueError, match="draws of the embedding of a picture"):
         ddpm.load("models/decoder").sample(1)
 
 
@@ -312,12 +351,20 @@ def test_sample_like_with_a_known_part(project: Path):
         (["decoder", "--like", "pictures/00.png", "--strength", "0.3"], "--strength is how far --from and --to"),
         (["decoder", "--like", "pictures/00.txt"], "--like pictures/00.txt: "),
         (["decoder", "--like", "none.png"], "none.png: No such file"),
+        (["decoder", "--like", "none.png", "--mix", "3"], "--mix goes from one picture to another; expected two in"),
+        (
+            ["decoder", "--like", "none.png", "--from", "a", "--to", "b", "--strength", "2"],
+            "--strength must be above 0",
+        ),
+        (["prior", "--prompt", "night", "--out", "out.png"], "--out out.png: prior draws embeddings, which no"),
+        (["decoder", "--prompt", "night"], "prompt: the model takes no such input; it takes: image, mask, like"),
         (["prior", "--like", "pictures/00.png"], "prior draws no pictures of CLIP embeddings"),
-        (["decoder"], "needs the embedding of a picture, or a prior"),
+        (["decoder"], "draws of the embedding of a picture"),
     ],
 )
 def test_what_sample_refuses(project: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str):
-    assert main(["sample", *options, "--out", "out.npz"]) == 2
+    out = [] if "--out" in options else ["--out", "out.npz"]
+    assert main(["sample", *options, *out]) == 2
     assert said in capsys.readouterr().err
     assert not Path("out.npz").exists()
 
