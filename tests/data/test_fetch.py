@@ -222,7 +222,9 @@ def test_a_damaged_record(root: Path, params: Callable, text: str) -> None:
 def test_inside_a_pipeline_with_a_remote(root: Path, photos: Callable) -> None:
     """As the DVC stage: recorded, pushed, and restored from the remote on a machine without the folder."""
     sections = ", ".join(f"{name}: {{}}" for name in VariantConfig.model_fields)
-    (root / "params.yaml").write_text(f"data: {{source: folder, path: ../photos}}\nmodels: {{ddpm: {{{sections}}}}}\n")
+    others = "seed: 0\nextractor: {}\nevaluation: {}\nexport: {}\n"
+    data = "data: {source: folder, path: ../photos}\n"
+    (root / "params.yaml").write_text(f"{others}{data}models: {{ddpm: {{{sections}}}}}\n")
     (root / "stage.py").write_text(
         "from ddpm.config.params import load_params\nfrom ddpm.stages.fetch import fetch\nfetch(load_params())\n"
     )

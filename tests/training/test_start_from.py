@@ -201,7 +201,7 @@ def test_another_base_is_another_training(started: Path, capsys):
         ("models/none", "training.start_from: models/none: expected a model directory"),
         ("filler", "models.filler.training.start_from names the model itself"),
         ("models/filler", "models.filler.training.start_from names the model itself"),
-        ("other", "params.yaml: training.start_from: other is of another network: "),
+        ("other", "params.yaml: models.filler: training.start_from: other is of another network: "),
         ("prepared", "training.start_from: prepared: expected a model directory"),
     ],
 )
