@@ -228,9 +228,7 @@ def test_a_batch_of_a_clip_that_is_larger_than_its_data_is_warned_of(project: Pa
     raw = raw_params()
     raw["models"]["clip"] = copy.deepcopy(raw["models"]["clip"])
     raw["models"]["clip"]["training"]["batch_size"] = 64
-    with pytest.warns(
-        DdpmWarning, match=r"models\.clip\.training\.batch_size is 64, more than the \d+ training"
-    ):
+    with pytest.warns(DdpmWarning, match=r"models\.clip\.training\.batch_size is 64, more than the \d+ training"):
         dry_run(Params.model_validate(raw), "clip")
 
 
