@@ -174,6 +174,7 @@ class UnclipStudy:
 
 
 def _at(model: str, scales: Sequence[float]) -> list[Setting]:
+    """A setting of the model for each guidance scale."""
     return [Setting(model, {"guidance_scale": scale}) for scale in scales]
 
 

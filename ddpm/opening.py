@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.errors import DdpmWarning, UserError
-from ddpm.files import read_json
 from ddpm.layout import CASCADE, MODELS, find_model, is_uri
 
 if TYPE_CHECKING:
@@ -70,8 +69,7 @@ def _warn_of_older_links(directory: Path) -> None:
     if directory.absolute().parent.name != MODELS.name:
         return
     for link, own in CascadeFacts.read(directory).links.items():
-        card = directory.parent / own.variant / "model.json"
-        if card.is_file() and read_json(card)["training"]["fingerprint"] != own.fingerprint:
+        if not own.is_current(directory.parent):
             warnings.warn(
                 f"{directory / link} is not the model {own.variant} as it is now: `ddpm compose {directory.name}` "
                 "makes the cascade of the new one",

@@ -347,6 +347,11 @@ class LinkFacts:
     fed: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
 
+    def is_current(self, models: Path) -> bool:
+        """Whether the model of this name below `models` is of the same training, or is not there."""
+        card = models / self.variant / "model.json"
+        return not card.is_file() or read_json(card)["training"]["fingerprint"] == self.fingerprint
+
     def __post_init__(self) -> None:
         """
         Raises:

@@ -63,7 +63,7 @@ class Likeness:
         """
         count = len(self.pictures)
         if self.change is not None and count != 1:
-            raise ValueError(f"a difference of texts (from, to) changes one picture; found {count} in `like`")
+            raise ValueError(f"like: a difference of texts (from, to) changes one picture; found {count}")
         if self.change is None and self.mix is not None and count != 2:
             raise ValueError(f"mix goes from one picture to another; expected two in `like`, found {count}")
         least = 2 if self.change is None else 1  # one step has no place for the first of two pictures

@@ -40,7 +40,8 @@ def open_accessory(
         directory = find_model(name, exported=False, root=root)
         model = load(directory, device)
     except UserError as error:
-        raise UserError(str(error) if Path(where).name == name else f"{where}: {error}") from None
+        named = Path(where).name == name  # by the error itself
+        raise UserError(str(error) if named else f"{where}: {error}") from None
     found = model.card.config.network.kind
     if found != kind:
         raise UserError(f"{where}: {name} is no {called.partition(' ')[2]} but of network.kind {found}")

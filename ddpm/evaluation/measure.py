@@ -155,7 +155,10 @@ def check_fit(samples: Sampled, data: PreparedData, name: str, plan: str) -> Non
         raise UserError(f"{name} makes {samples.codec.name}, but the prepared data are {data.codec.name}")
     if samples.codec.shape != data.codec.shape:
         made, prepared = ("×".join(map(str, shape)) for shape in (samples.codec.shape, data.codec.shape))
-        raise UserError(f"{name} makes {data.codec.name} of {made}, but the prepared data are of {prepared}")
+        advice = ""
+        if data.codec.pictures and samples.codec.shape[0] < data.codec.shape[0]:
+            advice = "; a model of smaller images is measured as a part of a cascade"
+        raise UserError(f"{name} makes {data.codec.name} of {made}, but the prepared data are of {prepared}{advice}")
     for column in samples.columns:
         if isinstance(column, LabelColumn) and column.classes != data.manifest.classes:
             raise UserError(f"{name} was trained on other classes than the prepared data have")

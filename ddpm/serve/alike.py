@@ -67,27 +67,8 @@ def alike(asked: Asked, drawer: Drawer) -> dict[str, Any]:
     if "n" in asked.model_fields_set and asked.n != asked.count:
         how_many = "`from` and `to` draw one image, or as many as `mix` says" if asked.mix is None else "`mix` says it"
         raise ValueError(f"n is how many images are drawn, and {how_many}; leave `n` out")
-    most, why = (2, "with `mix`, or `from` and `to`") if asked.one_noise else (asked.n, "`n`")
-    refuse_longer("like", asked.like, most, why)
     (column,) = like_columns(drawer)
     texts = None if change[0] is None or change[1] is None else (change[0], change[1])
     strength = STRENGTH if asked.strength is None else asked.strength
     likeness = Likeness(from_base64(column, asked.like), asked.mix, texts, strength)
     return {EmbeddingColumn.name: likeness.embeddings(drawer.encoder)}
-
-
-def refuse_longer(name: str, value: Any, most: int, why: str) -> None:
-    """Refuse a list with more entries than are used.
-
-    Args:
-        name: the key.
-        value: what it has: a value, or a list of values.
-        most: entries.
-        why: what sets `most`.
-
-    Raises:
-        ValueError: it has more.
-    """
-    if isinstance(value, list) and len(value) > most:
-        entries = "entry" if most == 1 else "entries"
-        raise ValueError(f"{name}: the list must have at most {most} {entries} ({why}), found {len(value)}")

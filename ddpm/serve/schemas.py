@@ -13,7 +13,7 @@ from ddpm.diffusion.plans import INPAINTING, MOST_CONTROL, MOST_GUIDANCE, MOST_J
 from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.drawer import Drawer
 from ddpm.drawer.likeness import MOST_MIXED, STRENGTH
-from ddpm.serve.alike import alike, refuse_longer
+from ddpm.serve.alike import alike
 
 Format = Literal["png", "npy", "json"]
 
@@ -186,20 +186,30 @@ class ImageRequest(BaseModel):
             ValueError: a list has more entries than there are images, a picture cannot be read or has another size, or
                 the model has no such column.
         """
+        self._refuse_long_lists()
         found = alike(self, model)
         asked = {name: getattr(self, name) for name in (*NAMES, *PICTURE_NAMES)}
         asked = {name: value for name, value in asked.items() if value is not None}
-        most, why = self.n, "`n`"
-        if self.one_noise:
-            most, why = 1, "with `mix`, or `from` and `to`, all images have the same"
-        for name, value in asked.items():
-            refuse_longer(name, value, most, why)
         if EmbeddingColumn.name in found:
             model.refuse_unread(asked)
         return found | {
             name: from_base64(model.column(name), value) if name in PICTURE_NAMES else value
             for name, value in asked.items()
         }
+
+    def _refuse_long_lists(self) -> None:
+        """
+        Raises:
+            ValueError: a list has more entries than are used.
+        """
+        for name in (*NAMES, *PICTURE_NAMES, "like"):
+            value, most, why = getattr(self, name), self.n, "`n`"
+            if self.one_noise:
+                why = "with `mix`, or `from` and `to`"
+                most, why = (2, why) if name == "like" else (1, f"{why}, all images have the same")
+            if isinstance(value, list) and len(value) > most:
+                entries = "entry" if most == 1 else "entries"
+                raise ValueError(f"{name}: the list must have at most {most} {entries} ({why}), found {len(value)}")
 
 
 EXAMPLES: dict[str, Any] = {

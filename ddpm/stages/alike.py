@@ -62,8 +62,7 @@ class Alike:
         try:
             return Likeness(pictures, self.mix, self.change, self._strength)
         except ValueError as error:
-            option = "" if str(error).startswith(("mix", "strength")) else "like: "
-            raise UserError(f"--{option}{error}") from None
+            raise UserError(f"--{error}") from None  # begins with the name of the option
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

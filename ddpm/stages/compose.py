@@ -14,7 +14,7 @@ from ddpm.config.params import Params
 from ddpm.drawer import Drawer
 from ddpm.drawer.cascade import Cascade, CascadeFacts, Link, LinkFacts, open_cascade
 from ddpm.errors import UserError, listed
-from ddpm.files import atomic_directory, read_json, sha256_of, write_json
+from ddpm.files import atomic_directory, sha256_of, write_json
 from ddpm.layout import MODELS
 from ddpm.model import Model, load
 
@@ -105,11 +105,10 @@ def open_composed(params: Params, name: str, device: torch.device | str = "cpu",
     config = params.cascade(name)
     _check_wiring(cascade, config, config.wiring(params.links(name)), directory)
     check_encoders(config, cascade.links, f"{config.key}.{name}", root)
+    facts = CascadeFacts.read(directory)
     for link, variant in config.links.items():
-        card = root / MODELS / variant / "model.json"
         own = cast(Model, cascade.links[link])
-        now = read_json(card)["training"]["fingerprint"] if card.is_file() else own.fingerprint
-        if (own.variant, own.fingerprint) != (variant, now):
+        if own.variant != variant or not facts.links[link].is_current(root / MODELS):
             raise UserError(f"{directory / link} is not the model {variant} as it is now: run `ddpm compose {name}`")
         if own.card.config.sampling != params.variant(variant).sampling:
             raise UserError(

@@ -247,10 +247,10 @@ def _evaluation(params: Params, config: VariantConfig, data: PreparedData, each:
     Args:
         each: seconds of an evaluation of the network for a datum.
     """
+    if config.codec.side is not None:
+        return "as a part of a cascade"
     kinds = {"classifier": _accuracy, "autoencoder": _reconstruction, "clip": _embedding}
     what, total = kinds.get(config.network.kind, _drawing)(params, config, data)
-    if not total:
-        return what
     return f"{what}: {total:,} evaluations of the network, {duration(total * each)}, and the figures"
 
 
@@ -276,8 +276,6 @@ def _embedding(params: Params, config: VariantConfig, data: PreparedData) -> tup
 def _drawing(params: Params, config: VariantConfig, data: PreparedData) -> tuple[str, int]:
     """As `_accuracy`, of a model that draws."""
     options = params.evaluation
-    if config.codec.side is not None:
-        return "as a part of a cascade", 0
     sampling = options.sampling or config.sampling
     try:
         chosen, bounded = sampling.model_dump(exclude={"guide"}), config.codec.bounded

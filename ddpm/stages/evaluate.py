@@ -97,11 +97,6 @@ def _opened(params: Params, variant: str, device: torch.device, root: Path) -> t
         if params.evaluation.sampling:
             model, key = model.sampled_by(params.evaluation.sampling.model_dump()), "evaluation.sampling"
     else:
-        if (side := params.variant(variant).codec.side) is not None:
-            raise UserError(
-                f"models.{variant}.codec.side is {side}: it draws smaller pictures than the prepared ones, which are "
-                "measured as a part of a cascade"
-            )
         sampling, key = params.measured_plan(variant)
         model = load(root / MODELS / variant, device).sampled_by(sampling, root=root)
         check_base(model, root=root)

@@ -155,18 +155,16 @@ def _check(files: Mapping[str, Mapping[str, Any]], name: str, run: str) -> None:
     """
     for file_name, file in files.items():
         found, allowed = file["max_abs_difference"], file["tolerance"]
+        how = "" if file_name in WITHOUT_STEPS else f" {run}"
         if not math.isfinite(found):
             advice = "; fp16 overflows with this model: set export.fp16 to false" if ".fp16." in file_name else ""
-            raise NotFiniteError(
-                f"{name}: {file_name} draws NaN or infinite values {run}{advice}; nothing was exported"
-            )
+            raise NotFiniteError(f"{name}: {file_name} draws NaN or infinite values{how}{advice}; nothing was exported")
         if not file["passed"]:
             raise UserError(
-                f"{name}: {file_name} differs from the trained model by {found:.3g} {run}, more than "
+                f"{name}: {file_name} differs from the trained model by {found:.3g}{how}, more than "
                 f"{'export.fp16_tolerance' if '.fp16.' in file_name else 'export.parity_tolerance'} {allowed:g}; "
                 "nothing was exported"
             )
-        how = "" if file_name in WITHOUT_STEPS else f" {run}"
         print(f"{name}: {file_name} is the trained model to {found:.1e}{how} (allowed: {allowed:g})")
 
 

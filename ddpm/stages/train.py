@@ -80,6 +80,8 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
             f"models.{variant}.training.horizontal_flip mirrors images, but not the hints that lie beside them: set it "
             "to false"
         )
+    if not launched():  # the processes of one training say it once
+        warn_of_pairs_twice(config, len(data.split("train")), f"models.{variant}")
     if config.training.devices > 1 and not launched():
         check_devices(config.training.devices, f"models.{variant}.training.devices")
         check_room(config, codec, pick_device(), variant)  # if it cannot be, one process says so
@@ -89,7 +91,6 @@ def train_variant(params: Params, variant: str, *, root: Path = Path(), perceptu
     split = (data if first is None else first.latents).split("train")
     if used is not None:
         split = used.train_split(split)
-    warn_of_pairs_twice(config, len(split), f"models.{variant}")
     material = _Material(data, codec, split, first, perceptual, used)
     with joined() as ranks, explained(config, codec, pick_device(), variant):
         _train(params, config, material, ranks, variant, root)

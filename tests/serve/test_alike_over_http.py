@@ -72,7 +72,7 @@ def test_what_does_not_go_together_is_refused_in_a_line(alike_server: Server, de
         ({"like": [one, one], "mix": 3, "n": 4}, "n is how many images are drawn, and `mix` says it; leave `n` out"),
         ({"like": one, "from": "night", "to": "a", "n": 2}, "n is how many images are drawn, and `from` and `to` draw"),
         ({"like": [one, one], "mix": 1}, "mix must be in 2..1024, found 1"),
-        ({"like": [one, one], "from": "night", "to": "a"}, "a difference of texts (from, to) changes one picture"),
+        ({"like": [one, one], "from": "night", "to": "a"}, "like: a difference of texts (from, to) changes one"),
         ({"like": one, "from": "night", "to": "night"}, "`from` and `to` are the same to the model"),
         ({"like": [one, one], "mix": 3, "image": [small, small], "mask": small}, "image: the list must have at most 1"),
         ({"like": one, "steps": 5, "prompt": "night"}, "prompt: the model takes no such input"),
